@@ -1,0 +1,37 @@
+"""The errors that a user can cause and mend.
+
+    AwqEdgeError                 anything below; the CLI prints its text in one line, exit code 2
+    ├── ConfigError              a recipe, a flag or a combination of flags is wrong
+    ├── ModelError               a model or checkpoint cannot be read, or is not supported
+    ├── ArtifactError            a checkpoint, bundle or engine is damaged or does not match
+    ├── RuntimeUnavailableError  this machine cannot execute what was asked for
+    └── ResourceError            not enough disk, memory or context
+
+Every message says what failed, with the actual values, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class AwqEdgeError(Exception):
+    """Base of all errors that are the input's or the machine's, not this program's."""
+
+
+class ConfigError(AwqEdgeError):
+    """A recipe, a flag or a combination of flags is wrong."""
+
+
+class ModelError(AwqEdgeError):
+    """A model or a checkpoint cannot be read, or is not supported."""
+
+
+class ArtifactError(AwqEdgeError):
+    """A checkpoint, bundle or engine is damaged, incomplete or does not match its manifest."""
+
+
+class RuntimeUnavailableError(AwqEdgeError):
+    """This machine cannot execute the runtime that was asked for."""
+
+
+class ResourceError(AwqEdgeError):
+    """Not enough disk space, memory or context length for what was asked."""
