@@ -1,0 +1,12 @@
+"""Qwen2, Qwen2.5."""
+
+from __future__ import annotations
+
+from awq_edge.archs.base import Architecture
+
+ARCHITECTURE = Architecture(
+    model_type="qwen2",
+    examples="Qwen2, Qwen2.5",
+    qkv_bias=True,
+    window_rule="layer_types",
+)

@@ -1,0 +1,278 @@
+"""Artefacts on disk: directories with a manifest, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from awq_edge.errors import ArtifactError, ConfigError, ResourceError
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 22  # bytes read at a time when hashing
+
+
+class FileEntry(BaseModel):
+    """size: bytes. sha256: hexadecimal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    sha256: str
+
+
+class TensorPort(BaseModel):
+    """One input or output of the graph. shape: integers, or names of dimensions that vary."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class BundleManifest(BaseModel):
+    """manifest.json of a bundle: what the runtime must know before it opens the graph.
+
+    *_bytes: what each part occupies in the weight file. context: tokens the KV cache holds.
+    runtime: backend that the graph was lowered for. source: what the bundle was made from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["awq-edge-bundle"] = "awq-edge-bundle"
+    format_version: Literal[1] = 1
+    awq_edge_version: str
+    commit: str | None
+    model_name: str
+    model_type: str
+    runtime: str
+    opset: int
+    graph: str
+    weights: str
+    context: int
+    prefill_chunk: int
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    activation_dtype: str
+    accuracy_level: int
+    method: str
+    bits: int
+    group_size: int
+    scheme: str
+    lm_head_bits: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    # Bytes in the weight file by part: "embedding", "blocks", "lm_head", "tables".
+    part_bytes: dict[str, int]
+    # Bytes of weights that one decoded token reads (the embedding counts one row).
+    bytes_per_token: int
+    unquantized: dict[str, str]
+    inputs: tuple[TensorPort, ...]
+    outputs: tuple[TensorPort, ...]
+    source: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+class Bundle:
+    """A bundle directory, opened: its manifest read and its files checked."""
+
+    def __init__(self, path: Path, manifest: BundleManifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = True) -> Bundle:
+        """Read manifest.json and check every file's size and sha256.
+
+        Raises ArtifactError naming the file that is missing, truncated or changed.
+        """
+        manifest_path = path / MANIFEST
+        if not path.is_dir():
+            raise ArtifactError(f"bundle {path} does not exist; make it with `awq-edge export`")
+        try:
+            text = manifest_path.read_text(encoding="utf-8")
+        except OSError:
+            raise ArtifactError(
+                f"{path} has no readable {MANIFEST}: it is not a bundle made by `awq-edge export`"
+            ) from None
+        try:
+            manifest = BundleManifest.model_validate_json(text)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(str(part) for part in problem["loc"])
+            raise ArtifactError(
+                f"{manifest_path} is not a valid bundle manifest ({place}: {problem['msg']}); "
+                "export the bundle again with this version"
+            ) from None
+        if verify:
+            verify_files(path, manifest.files)
+        return cls(path, manifest)
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    size = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(size=size, sha256=digest.hexdigest())
+
+
+def hash_files(directory: Path) -> dict[str, FileEntry]:
+    """Every file below `directory` except the manifest, by relative name."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(directory).as_posix(): hash_file(p) for p in files}
+
+
+def verify_files(directory: Path, files: dict[str, FileEntry]) -> None:
+    """Compare files with a manifest's sizes and hashes.
+
+    A large file that was verified before and has the same size, inode and modification time is
+    not read again. Raises ArtifactError naming the first file that differs.
+    """
+    for name, entry in files.items():
+        path = directory / name
+        try:
+            stat = path.stat()
+        except OSError:
+            raise ArtifactError(f"{path} is missing; copy or export {directory} again") from None
+        if stat.st_size != entry.size:
+            raise ArtifactError(
+                f"{path} has {stat.st_size} bytes, its manifest says {entry.size}; "
+                f"copy or export {directory} again"
+            )
+        stamp = _stamp(path, stat, entry)
+        if stamp.exists():
+            continue
+        found = hash_file(path).sha256
+        if found != entry.sha256:
+            raise ArtifactError(
+                f"{path} was changed: sha256 {found[:12]}..., its manifest says "
+                f"{entry.sha256[:12]}...; copy or export {directory} again"
+            )
+        with contextlib.suppress(OSError):
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
+
+
+def _stamp(path: Path, stat: os.stat_result, entry: FileEntry) -> Path:
+    key = (
+        f"{path.resolve()}:{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:"
+        f"{entry.sha256}"
+    )
+    return cache_directory() / "verified" / hashlib.sha256(key.encode()).hexdigest()
+
+
+def cache_directory() -> Path:
+    """Where this tool keeps what can be made again: $AWQ_EDGE_CACHE, or the user's cache folder."""
+    explicit = os.environ.get("AWQ_EDGE_CACHE")
+    if explicit:
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "awq-edge"
+
+
+@contextlib.contextmanager
+def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new directory beside `final` that takes its name when the block ends well.
+
+    On an exception, and on the next run after a kill, the unfinished directory is removed. Raises
+    ConfigError when `final` exists and is not to be overwritten.
+    """
+    refuse_existing(final, overwrite=overwrite)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(final)
+    work = final.parent / f".{final.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    work.mkdir()
+    try:
+        yield work
+        publish_directory(work, final, overwrite=overwrite)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def refuse_existing(final: Path, *, overwrite: bool) -> None:
+    """Raise ConfigError when `final` holds something that must not be replaced."""
+    if final.is_dir() and not any(final.iterdir()):
+        return
+    if final.exists() and not overwrite:
+        raise ConfigError(f"{final} exists; choose another --out or give --overwrite")
+
+
+def publish_directory(work: Path, final: Path, *, overwrite: bool) -> None:
+    """Rename a finished directory to its final name, after flushing it to disk."""
+    for path in work.rglob("*"):
+        if path.is_file():
+            flush(path)
+    flush(work)
+    refuse_existing(final, overwrite=overwrite)
+    old = None
+    if final.exists():
+        old = final.parent / f".{final.name}.old-{uuid.uuid4().hex[:8]}"
+        final.rename(old)
+    work.rename(final)
+    flush(final.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_abandoned(final: Path) -> None:
+    for path in final.parent.glob(f".{final.name}.partial-*"):
+        match = re.search(r"\.partial-(\d+)-[0-9a-f]{8}$", path.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `final` that replaces it when the block ends well."""
+    work = final.parent / f".{final.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        yield work
+        flush(work)
+        work.replace(final)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON to `path` atomically, indented, keys in the order given."""
+    with atomic_file(path) as work:
+        work.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def require_disk(directory: Path, needed: int, what: str) -> None:
+    """Raise ResourceError when `directory` has fewer than `needed` bytes free."""
+    existing = directory.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ResourceError(
+            f"{what} needs {needed / 1e6:,.0f} MB in {directory}, {free / 1e6:,.0f} MB are free; "
+            "free some space or choose another --out"
+        )

@@ -1,0 +1,241 @@
+"""A Hugging Face model directory: config.json, tokenizer files, and tensors read one at a time.
+
+Tensors are read with pread into fresh arrays, never mapped: a mapped page counts as resident, so a
+streaming pass over a large checkpoint would look as large as the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from awq_edge.errors import ModelError
+
+Array = npt.NDArray[Any]
+
+# safetensors dtype -> NumPy dtype. bf16 has no NumPy dtype: its bits come as uint16.
+_NUMPY_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_MAX_HEADER_BYTES = 100_000_000
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies. dtype: safetensors name ("F16"). offset, size: bytes in the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+class ModelFiles:
+    """A local model or checkpoint directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Read config.json and the safetensors headers.
+
+        Raises ModelError when the directory, config.json or the weights are missing or damaged.
+        """
+        self.path = path
+        if not path.is_dir():
+            raise ModelError(f"model directory {path} does not exist")
+        self.config = read_json(path / "config.json")
+        self.entries = dict(sorted(_entries(path)))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def read(self, name: str) -> Array:
+        """One tensor as a fresh array; bfloat16 comes as float32, other dtypes as stored.
+
+        Raises ModelError when it is missing or the file is shorter than its header says.
+        """
+        entry = self._entry(name)
+        array = self._read_bits(entry)
+        if entry.dtype == "BF16":
+            wide = array.astype(np.uint32)
+            wide <<= 16
+            return wide.view(np.float32)
+        return array
+
+    def read_bits(self, name: str) -> tuple[Array, str]:
+        """One tensor as stored, with its safetensors dtype; bfloat16 as uint16 bits."""
+        entry = self._entry(name)
+        return self._read_bits(entry), entry.dtype
+
+    def _entry(self, name: str) -> TensorEntry:
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ModelError(f"{self.path}: weight '{name}' is missing")
+        return entry
+
+    def _read_bits(self, entry: TensorEntry) -> Array:
+        array: Array = np.empty(entry.shape, dtype=_NUMPY_DTYPES[entry.dtype])
+        view = array.reshape(-1).view(np.uint8).data
+        with open(entry.file, "rb", buffering=0) as file:
+            file.seek(entry.offset)
+            done = 0
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise ModelError(f"{entry.file} is truncated; copy or download it again")
+                done += count
+        return array
+
+    def generation_config(self) -> Mapping[str, Any]:
+        """generation_config.json, or an empty mapping where there is none."""
+        path = self.path / "generation_config.json"
+        return read_json(path) if path.exists() else {}
+
+    def tokenizer_files(self) -> list[Path]:
+        """The tokenizer, chat template and generation files that exist."""
+        return [self.path / name for name in TOKENIZER_FILES if (self.path / name).exists()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError when it is missing or not an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _entries(path: Path) -> Iterator[tuple[str, TensorEntry]]:
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ModelError(f"{index} has no weight_map")
+        files = [path / name for name in sorted(set(weight_map.values()))]
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    if not files:
+        hint = ""
+        if list(path.glob("*.bin")):
+            hint = (
+                "; it has PyTorch .bin files: convert them with transformers' "
+                "save_pretrained(..., safe_serialization=True)"
+            )
+        raise ModelError(f"{path} has no *.safetensors files{hint}")
+    for file in files:
+        yield from read_header(file)
+
+
+def read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
+    """Names and places of the tensors of one safetensors file.
+
+    Raises ModelError when the file is missing, damaged or truncated. Format: the safetensors
+    README: an 8-byte little-endian header length, the JSON header, then the bytes.
+    """
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise ValueError("its header length does not fit the file")
+            header = json.loads(stream.read(length))
+        for name, info in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = info["data_offsets"]
+            shape = tuple(int(n) for n in info["shape"])
+            dtype = info["dtype"]
+            if dtype not in _NUMPY_DTYPES:
+                raise ValueError(f"tensor '{name}' has dtype {dtype}")
+            wanted = math.prod(shape) * np.dtype(_NUMPY_DTYPES[dtype]).itemsize
+            if end - begin != wanted or begin < 0 or 8 + length + end > size:
+                raise ValueError(f"tensor '{name}' does not fit the file of {size} bytes")
+            yield name, TensorEntry(file, dtype, shape, 8 + length + begin, wanted)
+    except FileNotFoundError:
+        raise ModelError(f"{file} does not exist, although the index names it") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{file} is not a valid safetensors file ({error}); copy or download it again"
+        ) from None
+
+
+def resolve_model(name: str, *, weights: bool = True) -> Path:
+    """The local directory of MODEL: `demo`, an existing directory, or a Hugging Face hub id.
+
+    A hub id is downloaded into the hub's cache (HF_TOKEN is respected); weights=False takes the
+    configuration and tokenizer only. Raises ModelError when it cannot be had.
+    """
+    if name == "demo":
+        return Path(__file__).parent / "data" / "demo"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a file; give the model's directory")
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_like_path or os.sep in name[name.find("/") + 1 :]:
+        raise ModelError(
+            f"model directory {path} does not exist; give a directory, a hub id "
+            "(organization/name) or 'demo'"
+        )
+    return _download(name, weights)
+
+
+def _download(name: str, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    patterns = ["config.json", *TOKENIZER_FILES]
+    if weights:
+        patterns += ["*.safetensors", "model.safetensors.index.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except GatedRepoError:
+        raise ModelError(
+            f"hub model '{name}' is gated: accept its licence on its page, then set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"there is no directory and no hub model '{name}' (a private one needs HF_TOKEN)"
+        ) from None
+    except HFValidationError as error:
+        raise ModelError(f"'{name}' is no directory and no hub id: {error}") from None
+    except Exception as error:
+        raise ModelError(
+            f"hub model '{name}' cannot be downloaded ({type(error).__name__}); check the network, "
+            "or copy the model here and give its directory"
+        ) from None
