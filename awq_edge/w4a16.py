@@ -95,7 +95,8 @@ def scales_and_zeros(
         span = np.maximum(-low / np.float32(zero), high / np.float32(levels - zero))
     else:
         span = (high - low) / np.float32(levels)
-    scales = np.maximum(span, SMALLEST_SCALE).astype(np.float16)
+    with np.errstate(over="ignore"):  # refused below, with the value
+        scales = np.maximum(span, SMALLEST_SCALE).astype(np.float16)
     if not np.isfinite(scales).all():
         raise ValueError(f"a scale of {span.max():.3g} overflows fp16")
     if scheme == "symmetric":
