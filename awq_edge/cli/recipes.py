@@ -1,0 +1,118 @@
+"""`awq-edge recipes`: the target devices, in a table; `awq-edge recipes show NAME`: one of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from awq_edge.recipe import Device, Recipe
+
+recipes_app = typer.Typer(
+    name="recipes",
+    help="The target devices and their defaults.",
+    rich_markup_mode=None,
+)
+
+_PIPE_WIDTH = 140  # columns where there is no terminal to ask: no row is broken
+
+
+@recipes_app.callback(invoke_without_command=True)
+def list_all(context: typer.Context) -> None:
+    """The target devices and their defaults: a table of all of them."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from awq_edge.recipe import list_recipes
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("runtime")
+    for heading in ("CUDA arch", "SMs", "memory", "bandwidth", "weights", "lm_head", "context"):
+        table.add_column(heading, justify="right")
+    for recipe in list_recipes():
+        device, quantization = recipe.device, recipe.quantization
+        table.add_row(
+            recipe.name,
+            f"{recipe.runtime.backend} {recipe.runtime.version}",
+            device.compute_capability or "-",
+            str(device.sm_count or "-"),
+            _memory(device),
+            _bandwidth(device),
+            f"{quantization.bits}-bit {quantization.method}",
+            f"{quantization.lm_head_bits}-bit",
+            str(recipe.export.context),
+        )
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+
+
+@recipes_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a recipe, or path of a .toml file.")],
+    json_to: Annotated[
+        str | None,
+        typer.Option(
+            "--json", metavar="-|FILE", help="Write it as JSON to a file or, with -, out."
+        ),
+    ] = None,
+) -> None:
+    """Print one recipe with everything that it takes from others."""
+    from awq_edge.artifacts import atomic_file
+    from awq_edge.errors import ConfigError
+    from awq_edge.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    if json_to is None:
+        typer.echo(_readable(recipe))
+        return
+    text = recipe.model_dump_json(indent=2)
+    if json_to == "-":
+        typer.echo(text)
+        return
+    try:
+        with atomic_file(Path(json_to)) as work:
+            work.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json {json_to}: cannot be written: {error.strerror}") from None
+
+
+def _memory(device: Device) -> str:
+    from awq_edge.units import format_size
+
+    return "detected" if device.memory_bytes is None else format_size(device.memory_bytes)
+
+
+def _bandwidth(device: Device) -> str:
+    from awq_edge.units import format_bandwidth
+
+    if device.memory_bandwidth is None:
+        return "detected"
+    return format_bandwidth(device.memory_bandwidth)
+
+
+def _readable(recipe: Recipe) -> str:
+    """The recipe as `key  value unit` lines under one heading per table."""
+    from awq_edge.units import format_bandwidth
+
+    units = {"context": "tokens", "prefill_chunk": "tokens", "length": "tokens"}
+    lines = [f"{recipe.name}: {recipe.description}"]
+    data = recipe.model_dump(mode="json", exclude={"name", "description"})
+    for section, keys in data.items():
+        lines += ["", section]
+        for key, value in keys.items():
+            if key == "power_modes" or value is None:
+                continue
+            text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+            lines.append(f"  {key:<24}{text} {units.get(key, '')}".rstrip())
+        if section == "device":
+            for mode in recipe.device.power_modes:
+                watts = f"{mode.watts} W" if mode.watts else "no limit"
+                default = "  (default)" if mode.default else ""
+                rate = format_bandwidth(mode.memory_bandwidth)
+                lines.append(f"  power mode {mode.name:<13}{watts:<10}{rate}{default}")
+    return "\n".join(lines)
