@@ -57,11 +57,22 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, ModuleNotFoundError):
+            _fail_missing(error)
         _fail(
             f"unexpected {type(error).__name__}: {error} "
             "(a defect of awq-edge: run again with --debug and report the traceback)",
             1,
         )
+
+
+def _fail_missing(error: ModuleNotFoundError) -> None:
+    """Say which extra to install, if `error` is about a package of one."""
+    from awq_edge.extras import missing_extra
+
+    missing = missing_extra(error)
+    if missing is not None:
+        _fail(str(missing), 2)
 
 
 def _fail(message: str, code: int) -> None:
