@@ -14,9 +14,7 @@ HOST_PACKAGES = {"torch", "transformers", "onnx", "onnx-graphsurgeon", "ml-dtype
 
 def _on_disk(folder: str) -> set[str]:
     files = (path for path in (ROOT / folder).rglob("*") if path.is_file())
-    return {
-        path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts
-    }
+    return {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
 
 
 def test_wheel_holds_the_package_the_recipes_and_the_licence(wheel: Path) -> None:
