@@ -1,0 +1,52 @@
+"""Backends, one file each, found by import.
+
+To add one: write `backends/<name>.py` with `open_session(bundle, options) -> Session`, where
+<name> is the bundle's `runtime` with `-` as `_`. Nothing else changes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+from awq_edge.errors import RuntimeUnavailableError
+
+if TYPE_CHECKING:
+    from awq_edge.artifacts import Bundle
+    from awq_edge.runtime.session import Session, SessionOptions
+
+__all__ = ["backend_names", "open_session"]
+
+
+def backend_names() -> tuple[str, ...]:
+    """The runtimes that have a backend here, whether or not this machine can execute them."""
+    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)))
+
+
+def open_session(bundle: Bundle, options: SessionOptions) -> Session:
+    """Load a bundle into the backend of its runtime.
+
+    Raises RuntimeUnavailableError, naming both ways out, when this machine cannot execute it;
+    ConfigError for options that the bundle cannot meet.
+    """
+    runtime = bundle.manifest.runtime
+    if runtime not in backend_names():
+        raise RuntimeUnavailableError(_ways_out(bundle, "this version has no backend for it"))
+    backend = importlib.import_module(f"{__name__}.{runtime.replace('-', '_')}")
+    try:
+        session: Session = backend.open_session(bundle, options)
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            _ways_out(bundle, f"its library is not installed ({error})")
+        ) from None
+    return session
+
+
+def _ways_out(bundle: Bundle, reason: str) -> str:
+    runtime = bundle.manifest.runtime
+    return (
+        f"{bundle.path} was exported for runtime '{runtime}', which this machine cannot execute: "
+        f"{reason}; build and run it on its target device, or export the model with "
+        "`--runtime onnxruntime` to run it here"
+    )

@@ -1,0 +1,257 @@
+"""The onnxruntime backend: CPU, KV cache in place.
+
+One array per layer holds the keys and one the values of the whole context; each is bound as input
+`past.{i}.*` and as output `present.{i}.*`, and GroupQueryAttention writes the new positions into
+it. Nothing is copied or allocated between decode steps.
+
+                     ┌──────────────── KV cache, [1, kv_heads, context, head_size] ◄─┐
+    input_ids  [1,S] │                                                               │
+    past_length  [1] ┴─► graph ─► present.{i}.key/value ────────────────────────────┘
+    logits_positions [1,P]    └─► logits [1,P,vocab]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from awq_edge.artifacts import Bundle
+from awq_edge.device.cpu import describe_cpu
+from awq_edge.errors import ArtifactError, ConfigError, ResourceError, RuntimeUnavailableError
+from awq_edge.runtime.session import (
+    Float32,
+    SessionBase,
+    SessionInfo,
+    SessionMemory,
+    SessionOptions,
+)
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+}
+_LOG_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeSession(SessionBase):
+    """A bundle of runtime `onnxruntime`, loaded."""
+
+    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        """Load weights and allocate the KV cache.
+
+        Raises ConfigError for impossible options, RuntimeUnavailableError when this onnxruntime
+        cannot execute the graph, ArtifactError when the graph is not what the manifest says,
+        ResourceError when memory runs out.
+        """
+        import onnxruntime
+
+        super().__init__(bundle, options)
+        manifest = bundle.manifest
+        cpu = describe_cpu()
+        self._threads = _check_threads(options.threads, cpu.cores)
+        self._info = SessionInfo(
+            backend="onnxruntime",
+            device=cpu.name,
+            threads=self._threads,
+            versions={"onnxruntime": onnxruntime.__version__},
+        )
+        self._session: ort.InferenceSession | None = _load(bundle, self._threads)
+        dtype = _DTYPES[manifest.activation_dtype]
+        shape = (1, manifest.num_kv_heads, self._context, manifest.head_size)
+        self._cache = _allocate_cache(manifest.num_layers, shape, dtype)
+        # Inputs and outputs that live as long as the session, bound once for decoding.
+        self._past = np.zeros(1, dtype=np.int64)
+        self._token = np.zeros((1, 1), dtype=np.int64)
+        self._first = np.zeros((1, 1), dtype=np.int64)
+        self._last_logits = np.zeros((1, 1, self._vocab_size), dtype=dtype)
+        self._decode_binding = self._binding()
+        self._bind_step(self._decode_binding, self._token, self._first, self._last_logits)
+        self._prefill_binding = self._binding()
+
+    @property
+    def info(self) -> SessionInfo:
+        return self._info
+
+    @property
+    def memory(self) -> SessionMemory:
+        return SessionMemory(kv_cache=sum(array.nbytes for array in self._cache.values()))
+
+    def prefill(self, ids: Sequence[int]) -> Float32:
+        """Append ids in chunks; logits after the last: float32 [vocab]. See `Session`."""
+        self._require(ids)
+        for start in range(0, len(ids), self._prefill_chunk):
+            chunk = ids[start : start + self._prefill_chunk]
+            positions = np.array([[len(chunk) - 1]], dtype=np.int64)
+            self._execute(chunk, positions, self._last_logits)
+        return _as_float32(self._last_logits[0, 0])
+
+    def decode(self, token_id: int) -> Float32:
+        """Append one id; logits after it: float32 [vocab]. See `Session`."""
+        self._require((token_id,))
+        assert self._session is not None
+        self._token[0, 0] = token_id
+        self._past[0] = len(self._ids)
+        self._session.run_with_iobinding(self._decode_binding)
+        self._ids.append(token_id)
+        return _as_float32(self._last_logits[0, 0])
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Float32:
+        """Append ids; logits at some: float32 [len(positions), vocab]. See `Session`."""
+        self._require(ids)
+        wanted = np.asarray(positions, dtype=np.int64).reshape(-1)
+        if len(wanted) and (
+            wanted[0] < 0 or wanted[-1] >= len(ids) or (np.diff(wanted) <= 0).any()
+        ):
+            raise ConfigError(
+                f"positions must be increasing and within 0..{len(ids) - 1} (there are {len(ids)} "
+                f"ids); they run from {wanted[0]} to {wanted[-1]}"
+            )
+        found = np.empty((len(wanted), self._vocab_size), dtype=np.float32)
+        for start in range(0, len(ids), self._prefill_chunk):
+            chunk = ids[start : start + self._prefill_chunk]
+            begin, end = np.searchsorted(wanted, [start, start + len(chunk)])
+            if begin == end:  # the graph computes one position at least
+                self._execute(chunk, self._first, self._last_logits)
+                continue
+            here = wanted[None, begin:end] - start
+            if self._last_logits.dtype == np.float32:
+                self._execute(chunk, here, found[None, begin:end])
+            else:
+                part = np.empty((1, end - begin, self._vocab_size), self._last_logits.dtype)
+                self._execute(chunk, here, part)
+                found[begin:end] = part[0]
+        return found
+
+    def close(self) -> None:
+        """Free weights and KV cache."""
+        super().close()
+        self._session = None
+        self._cache.clear()
+        for name in ("_decode_binding", "_prefill_binding"):
+            self.__dict__.pop(name, None)
+
+    def _execute(
+        self, ids: Sequence[int], positions: npt.NDArray[np.int64], out: npt.NDArray[Any]
+    ) -> None:
+        """Append ids with one run of the graph. out: [1, P, vocab], written."""
+        assert self._session is not None
+        input_ids = np.asarray(ids, dtype=np.int64)[None, :]  # [1, S]
+        self._past[0] = len(self._ids)
+        self._bind_step(self._prefill_binding, input_ids, positions, out)
+        self._session.run_with_iobinding(self._prefill_binding)
+        self._ids.extend(ids)
+
+    def _binding(self) -> ort.IOBinding:
+        """A binding with the KV cache as past and present, and past_length."""
+        assert self._session is not None
+        binding = self._session.io_binding()
+        for name, array in self._cache.items():
+            _bind(binding.bind_input, f"past.{name}", array)
+            _bind(binding.bind_output, f"present.{name}", array)
+        _bind(binding.bind_input, "past_length", self._past)
+        return binding
+
+    @staticmethod
+    def _bind_step(
+        binding: ort.IOBinding,
+        input_ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        logits: npt.NDArray[Any],
+    ) -> None:
+        """Bind what changes from run to run. The arrays must outlive the run."""
+        _bind(binding.bind_input, "input_ids", input_ids)
+        _bind(binding.bind_input, "logits_positions", positions)
+        _bind(binding.bind_output, "logits", logits)
+
+
+def open_session(bundle: Bundle, options: SessionOptions) -> OnnxRuntimeSession:
+    """Load a bundle; see `OnnxRuntimeSession`."""
+    return OnnxRuntimeSession(bundle, options)
+
+
+def _check_threads(threads: int | None, cores: int) -> int:
+    if threads is None:
+        return cores
+    if threads < 1:
+        raise ConfigError(f"--threads {threads}: must be 1 or more")
+    return threads
+
+
+def _load(bundle: Bundle, threads: int) -> ort.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    path = bundle.path / bundle.manifest.graph
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except MemoryError:
+        raise ResourceError(
+            f"memory ran out while {path} was loaded; choose a smaller model"
+        ) from None
+    except Exception as error:  # onnxruntime's own exceptions have no common base
+        text = str(error)
+        if "bad_alloc" in text or "Failed to allocate memory" in text:
+            raise ResourceError(
+                f"memory ran out while {path} was loaded; choose a smaller model"
+            ) from None
+        raise RuntimeUnavailableError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path} (opset "
+            f"{bundle.manifest.opset}): {text}; update onnxruntime or export the bundle again"
+        ) from None
+    _check_ports(bundle, session)
+    return session
+
+
+def _check_ports(bundle: Bundle, session: ort.InferenceSession) -> None:
+    """Raise ArtifactError when the graph's inputs and outputs are not the manifest's."""
+    for kind, found, ports in (
+        ("inputs", session.get_inputs(), bundle.manifest.inputs),
+        ("outputs", session.get_outputs(), bundle.manifest.outputs),
+    ):
+        names, wanted = {port.name for port in found}, {port.name for port in ports}
+        if names != wanted:
+            raise ArtifactError(
+                f"{bundle.path / bundle.manifest.graph}: its {kind} differ from the manifest's in "
+                f"{', '.join(sorted(names ^ wanted))}; export the bundle again"
+            )
+
+
+def _allocate_cache(
+    layers: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> dict[str, npt.NDArray[Any]]:
+    """Keys and values by name: "0.key". Every page is touched: memory that is not there shows
+    now and not in the middle of an answer."""
+    cache = {}
+    try:
+        for layer in range(layers):
+            for part in ("key", "value"):
+                cache[f"{layer}.{part}"] = np.full(shape, 0, dtype=dtype)
+    except MemoryError:
+        size = 2 * layers * int(np.prod(shape)) * dtype.itemsize
+        raise ResourceError(
+            f"the KV cache of {shape[2]} tokens needs {size / 1e6:,.0f} MB, which this machine "
+            "does not have; choose a smaller --context"
+        ) from None
+    return cache
+
+
+def _bind(bind: Any, name: str, array: npt.NDArray[Any]) -> None:
+    """Bind a contiguous array's own memory, without a copy."""
+    assert array.flags.c_contiguous
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _as_float32(logits: npt.NDArray[Any]) -> Float32:
+    """float32 without a copy where it is float32 already."""
+    return logits.astype(np.float32, copy=False)

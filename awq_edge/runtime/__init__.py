@@ -1,0 +1,1 @@
+"""Running a bundle: sessions, the token loop, tokenizing, sampling, metrics, memory accounting."""

@@ -1,0 +1,234 @@
+"""The token loop: the same over every backend.
+
+prompt ids ─► prefill in chunks ─► sample ─► decode ─► sample ─► ... ─► text as it comes
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from awq_edge.errors import ConfigError
+from awq_edge.runtime.metrics import Timings
+from awq_edge.runtime.sampling import Sampler, Sampling
+from awq_edge.runtime.session import Float32, Session
+from awq_edge.runtime.tokenizer import Tokenizer
+
+# stop: a stop token or string came. length: max_new_tokens were generated. context: the KV cache
+# is full. cancelled: the caller asked to end.
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The outcome of one request. text: what was streamed. ids: what the model generated, without
+    the stop token. seed: the one that repeats it. prompt_ids: everything before the answer."""
+
+    text: str
+    ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_string: str | None
+    seed: int
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. max_new_tokens: None means until a stop or the end of the context.
+
+    stop: texts that end the answer, not part of it. stop_token_ids: ids that do.
+    cancelled: asked before every execution of the graph.
+    """
+
+    prompt_ids: Sequence[int]
+    max_new_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    cancelled: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a request that cannot be met whatever the model."""
+        if not self.prompt_ids:
+            raise ConfigError("the prompt is empty; give at least one token of text")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be 1 or more")
+        if "" in self.stop:
+            raise ConfigError("a stop string is empty; give texts of one character or more")
+
+
+class TokenLoop:
+    """Runs one request on a session. Iterate it; `timings` and `finish_reason` fill as it goes.
+
+    The session keeps the prompt and all but the last generated token in its cache.
+    """
+
+    def __init__(self, session: Session, request: Request, *, started: float | None = None) -> None:
+        """started: perf_counter() of the request, for TTFT; now when it is not given."""
+        self._session = session
+        self._request = request
+        self._started = time.perf_counter() if started is None else started
+        self.sampler = Sampler(request.sampling)
+        self.timings = Timings(prompt_tokens=len(request.prompt_ids))
+        self.finish_reason: FinishReason = "cancelled"
+
+    def __iter__(self) -> Iterator[int]:
+        try:
+            yield from self._tokens()
+        finally:
+            self.timings.total = time.perf_counter() - self._started
+
+    def _tokens(self) -> Iterator[int]:
+        session, request, timings = self._session, self._request, self.timings
+        logits = self._prefill()
+        if logits is None:
+            return
+        self.sampler.observe(list(request.prompt_ids))
+        token = self.sampler.choose(logits)
+        timings.ttft = time.perf_counter() - self._started
+        while True:
+            if token in request.stop_token_ids:
+                self.finish_reason = "stop"
+                return
+            timings.generated_tokens += 1
+            yield token
+            if timings.generated_tokens == request.max_new_tokens:
+                self.finish_reason = "length"
+                return
+            if session.past_length == session.context:
+                self.finish_reason = "context"
+                return
+            if self._cancelled():
+                return
+            start = time.perf_counter()
+            token = self.sampler.choose(session.decode(token))
+            timings.steps.append(time.perf_counter() - start)
+
+    def _prefill(self) -> Float32 | None:
+        """Logits after the prompt; None when cancelled. What the cache holds already is kept."""
+        session, ids = self._session, self._request.prompt_ids
+        # The last id is always run: its logits are needed.
+        kept = min(_common_prefix(session.cached_ids, ids), len(ids) - 1)
+        session.truncate(kept)
+        self.timings.reused_tokens = kept
+        logits: Float32 | None = None
+        for begin in range(kept, len(ids), session.prefill_chunk):
+            if self._cancelled():
+                return None
+            chunk = ids[begin : begin + session.prefill_chunk]
+            start = time.perf_counter()
+            logits = session.prefill(chunk)
+            self.timings.chunks.append((len(chunk), time.perf_counter() - start))
+        return logits
+
+    def _cancelled(self) -> bool:
+        return self._request.cancelled is not None and self._request.cancelled()
+
+
+class TextStream:
+    """The text of one generation, piece by piece; `result` once the iteration has ended."""
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        request: Request,
+        *,
+        started: float | None = None,
+    ) -> None:
+        self._loop = TokenLoop(session, request, started=started)
+        self._request = request
+        self._decoder = tokenizer.stream(request.prompt_ids)
+        self._stops = StopStrings(request.stop)
+        self._ids: list[int] = []
+        self._pieces: list[str] = []
+        self._iterator = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._iterator
+
+    @property
+    def result(self) -> Generation:
+        """What was generated so far; final when the iteration has ended."""
+        loop = self._loop
+        return Generation(
+            text="".join(self._pieces),
+            ids=tuple(self._ids),
+            prompt_ids=tuple(self._request.prompt_ids),
+            finish_reason="stop" if self._stops.found is not None else loop.finish_reason,
+            stop_string=self._stops.found,
+            seed=loop.sampler.seed,
+            timings=loop.timings,
+        )
+
+    def finish(self) -> Generation:
+        """Run to the end and return the result."""
+        for _ in self._iterator:
+            pass
+        return self.result
+
+    def _run(self) -> Iterator[str]:
+        tokens = iter(self._loop)
+        for token in tokens:
+            self._ids.append(token)
+            yield from self._give(self._stops.push(self._decoder.push(token)))
+            if self._stops.found is not None:
+                break
+        else:
+            yield from self._give(self._stops.push(self._decoder.flush()))
+            yield from self._give(self._stops.flush())
+        # A generator that is left early ends its `finally` (the total time) here.
+        tokens.close()  # type: ignore[attr-defined]
+
+    def _give(self, piece: str) -> Iterator[str]:
+        if piece:
+            self._pieces.append(piece)
+            yield piece
+
+
+class StopStrings:
+    """Finds stop strings in a stream and holds back what may be the beginning of one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.found: str | None = None
+
+    def push(self, piece: str) -> str:
+        """The text that is certain not to belong to a stop string; the earliest stop wins."""
+        if self.found is not None:
+            return ""
+        text = self._held + piece
+        hits = [(text.find(stop), -len(stop), stop) for stop in self._stops if stop in text]
+        if hits:
+            place, _, self.found = min(hits)
+            self._held = ""
+            return text[:place]
+        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def flush(self) -> str:
+        """What was held back, when the text has ended."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop` without being all of it."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -1,0 +1,83 @@
+"""Memory: what a bundle will need, and what a process took.
+
+Predicted from the manifest alone:
+
+    weights + KV cache + activations + runtime overhead
+
+Measured as resident memory (RSS). It has two parts that mean different things. Anonymous pages are
+allocations: they stay until they are freed, and count against the device. File-backed pages are
+parts of mapped files (libraries, the weight file): the system drops them when memory runs short
+and reads them again. A peak that holds the weights twice, once mapped and once copied, is possible
+for a moment on a machine with memory to spare; the anonymous part is what must fit.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from awq_edge.artifacts import BundleManifest
+
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class PredictedMemory:
+    """Bytes by part."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.overhead
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes of this process now: rss = anonymous + file_backed (+ shared), and rss at its peak.
+
+    None where the system does not tell (anonymous and file_backed: Linux only).
+    """
+
+    rss: int | None
+    peak_rss: int | None
+    anonymous: int | None
+    file_backed: int | None
+
+
+def kv_cache_bytes(manifest: BundleManifest, context: int) -> int:
+    """Bytes of keys and values of `context` positions of one sequence."""
+    per_position = 2 * manifest.num_layers * manifest.num_kv_heads * manifest.head_size
+    return per_position * context * _ITEM_BYTES[manifest.activation_dtype]
+
+
+def read_process_memory() -> ProcessMemory:
+    """This process's memory from /proc/self/status; the peak alone where there is no /proc."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ProcessMemory(None, _peak_from_rusage(), None, None)
+    fields = {
+        key: int(value.split()[0]) * 1024
+        for key, _, value in (line.partition(":") for line in text.splitlines())
+        if key.startswith(("Vm", "Rss"))
+    }
+    return ProcessMemory(
+        rss=fields.get("VmRSS"),
+        peak_rss=fields.get("VmHWM"),
+        anonymous=fields.get("RssAnon"),
+        file_backed=fields.get("RssFile"),
+    )
+
+
+def _peak_from_rusage() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

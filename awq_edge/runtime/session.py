@@ -1,0 +1,209 @@
+"""The protocol that every backend implements, and the one place that opens a backend.
+
+A session executes one bundle for one sequence at a time. Its KV cache holds `context` positions,
+of which the first `past_length` are filled:
+
+    prefill(ids)   appends ids, gives the logits after the last one
+    decode(id)     appends one id, gives the logits after it
+    truncate(n)    forgets all but the first n positions (a chat that goes back)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from awq_edge.artifacts import Bundle
+from awq_edge.errors import ConfigError, ResourceError
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a bundle is opened. None means the backend's or the bundle's own choice.
+
+    context: positions of the KV cache, at most the bundle's. threads: CPU threads that compute.
+    """
+
+    context: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What executes the model. versions: of the libraries, by name. device: in words."""
+
+    backend: str
+    device: str
+    threads: int | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SessionMemory:
+    """Bytes that a session allocated for itself, as far as the backend knows them."""
+
+    kv_cache: int
+
+
+class Session(Protocol):
+    """One loaded bundle. Not safe for use from several threads at once."""
+
+    @property
+    def info(self) -> SessionInfo: ...
+
+    @property
+    def memory(self) -> SessionMemory: ...
+
+    @property
+    def context(self) -> int:
+        """Positions that the KV cache holds."""
+        ...
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Tokens that one execution of a prefill takes at most."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def cached_ids(self) -> Sequence[int]:
+        """The token ids whose keys and values the cache holds, in order."""
+        ...
+
+    @property
+    def past_length(self) -> int:
+        """Positions of the KV cache that are filled: len(cached_ids)."""
+        ...
+
+    def prefill(self, ids: Sequence[int]) -> Float32:
+        """Append one or more ids; logits after the last: float32 [vocab].
+
+        The array belongs to the session: the next call may overwrite it. Raises ResourceError
+        when the ids do not fit the context; the cache is then unchanged.
+        """
+        ...
+
+    def decode(self, token_id: int) -> Float32:
+        """Append one id; logits after it: float32 [vocab]. As prefill([token_id]), but faster."""
+        ...
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Float32:
+        """Append ids; logits at some of them: float32 [len(positions), vocab], a fresh array.
+
+        positions: indices into `ids`, increasing. Only these are computed, so a long text costs
+        no more memory than what is asked for: call it with one piece after the other.
+        """
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` positions."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything."""
+        ...
+
+    def close(self) -> None:
+        """Free weights and cache. A closed session refuses to run."""
+        ...
+
+
+class SessionBase:
+    """The bookkeeping that sessions share: what is filled, what fits, use as a context manager."""
+
+    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        manifest = bundle.manifest
+        self._context = check_context(bundle, options.context)
+        self._prefill_chunk = max(1, min(manifest.prefill_chunk, self._context))
+        self._vocab_size = manifest.vocab_size
+        self._ids: list[int] = []
+        self._closed = False
+
+    @property
+    def context(self) -> int:
+        return self._context
+
+    @property
+    def prefill_chunk(self) -> int:
+        return self._prefill_chunk
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def cached_ids(self) -> Sequence[int]:
+        return self._ids
+
+    @property
+    def past_length(self) -> int:
+        return len(self._ids)
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first `length` positions. Raises ConfigError when there are fewer."""
+        if not 0 <= length <= len(self._ids):
+            raise ConfigError(
+                f"the session holds {len(self._ids)} positions and cannot be cut to {length}"
+            )
+        del self._ids[length:]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._ids.clear()
+
+    def close(self) -> None:
+        """A closed session refuses to run."""
+        self._closed = True
+        self._ids.clear()
+
+    def __enter__(self) -> SessionBase:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _require(self, ids: Sequence[int]) -> None:
+        """Raise ConfigError or ResourceError when these ids cannot be appended."""
+        if self._closed:
+            raise ConfigError("the session is closed; open the bundle again")
+        if not ids:
+            raise ConfigError("there are no token ids to run; give at least one")
+        if len(self._ids) + len(ids) > self._context:
+            raise ResourceError(
+                f"{len(self._ids)} + {len(ids)} tokens do not fit the context of "
+                f"{self._context}; shorten the prompt or export with a larger --context"
+            )
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
+            raise ConfigError(
+                f"token ids {min(ids)}..{max(ids)} are not all within the model's vocabulary of "
+                f"{self._vocab_size}; tokenizer and model do not belong together"
+            )
+
+
+def check_context(bundle: Bundle, context: int | None) -> int:
+    """The context to use. Raises ConfigError when it is not within what was exported."""
+    exported = bundle.manifest.context
+    if context is None:
+        return exported
+    if context < 1:
+        raise ConfigError(f"--context {context}: must be 1 or more")
+    if context > exported:
+        raise ConfigError(
+            f"--context {context} is beyond the {exported} tokens that {bundle.path} was exported "
+            f"with; export it again with --context {context}"
+        )
+    return context

@@ -1,0 +1,169 @@
+"""Text to token ids and back, with `tokenizers` and the files of a bundle; no transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from awq_edge.errors import ModelError
+from awq_edge.model_files import read_json
+
+# What a decoder writes for bytes that are not (yet) valid UTF-8.
+_REPLACEMENT = "\ufffd"
+# Tokens of the prompt that the decoder of a continuation sees before it: enough that a decoder
+# which strips the space of a text's first word does not strip the continuation's.
+_CONTEXT_TOKENS = 6
+_UTF8_BYTES = 4  # of one character, at most
+
+
+class Tokenizer:
+    """tokenizer.json with the special tokens that tokenizer_config.json names."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the tokenizer files of a bundle or a model directory.
+
+        Raises ModelError when tokenizer.json is missing or damaged.
+        """
+        path = directory / "tokenizer.json"
+        if not path.exists():
+            raise ModelError(
+                f"{directory} has no tokenizer.json; convert the tokenizer with transformers' "
+                "AutoTokenizer.save_pretrained and export again"
+            )
+        try:
+            self._backend = Backend.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise ModelError(f"{path} is not a valid tokenizer.json: {error}") from None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.directory = directory
+        self.config = _optional_json(directory / "tokenizer_config.json")
+        self.special_tokens = _special_tokens(directory, self.config)
+        self.bos_token_id = self._special_id("bos_token")
+        self.eos_token_id = self._special_id("eos_token")
+        # The tokenizer.json of some older models has no rule for the BOS that this key asks for.
+        self._ensure_bos = self.config.get("add_bos_token") is True
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`; with add_special_tokens, as the model expects a text to begin.
+
+        A text that a chat template made has its special tokens already.
+        """
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        bos = self.bos_token_id
+        if add_special_tokens and self._ensure_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; ids that are in no vocabulary give nothing."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token by its text, or None."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def starts_with_special_token(self, text: str) -> bool:
+        """Whether the tokenizer splits `text` behind an added token at its very beginning."""
+        tokens = self._backend.get_added_tokens_decoder().values()
+        return any(text.startswith(token.content) for token in tokens)
+
+    def stream(self, before: Sequence[int] = ()) -> TokenStream:
+        """A decoder of the ids that follow `before`, one by one."""
+        return TokenStream(self, before)
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self.token_id(token)
+
+
+class TokenStream:
+    """Incremental detokenization: the pieces join to what decoding everything at once gives.
+
+    A piece is held back while it may still change: while it ends inside a UTF-8 character. Each
+    step decodes a window that begins with text already given out, because what a token's text is
+    depends on its neighbours (the space before a word, byte tokens). Bytes that are no UTF-8 at
+    all come out as U+FFFD, not always as many as when everything is decoded at once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._window, self._shown = _tail(tokenizer, before)
+        self._known = len(self._window)  # tokens of the window whose text was given out
+
+    def push(self, token_id: int) -> str:
+        """The text that has become certain with this token; often one word, at times nothing."""
+        self._window.append(token_id)
+        text = self._tokenizer.decode(self._window)
+        if text.endswith(_REPLACEMENT) or len(text) <= len(self._shown):
+            return ""
+        piece = text[len(self._shown) :]
+        # What was just given out is where the next window begins, unless it has no text alone:
+        # special tokens are not shown, and the first word of a window may lose its space.
+        following = self._window[self._known :]
+        shown = self._tokenizer.decode(following)
+        if shown and not shown.startswith(_REPLACEMENT):
+            self._window, self._shown = following, shown
+        else:
+            self._shown = text
+        self._known = len(self._window)
+        return piece
+
+    def flush(self) -> str:
+        """What was held back at the end of the text, invalid bytes as U+FFFD."""
+        text = self._tokenizer.decode(self._window)
+        piece = text[len(self._shown) :]
+        self._shown, self._known = text, len(self._window)
+        return piece
+
+
+def _tail(tokenizer: Tokenizer, before: Sequence[int]) -> tuple[list[int], str]:
+    """The last few tokens of `before`, from the beginning of a character, and their text."""
+    for count in range(_CONTEXT_TOKENS, _CONTEXT_TOKENS + _UTF8_BYTES):
+        window = list(before[-count:])
+        shown = tokenizer.decode(window)
+        if _REPLACEMENT not in shown:
+            return window, shown
+    return window, shown  # a prompt that holds U+FFFD itself
+
+
+def stop_token_ids(tokenizer: Tokenizer, manifest_ids: Iterable[int]) -> frozenset[int]:
+    """Ids that end an answer: the manifest's, generation_config.json's and the tokenizer's.
+
+    Chat models often end a turn with a token that only one of the three names.
+    """
+    ids = set(manifest_ids)
+    eos = _optional_json(tokenizer.directory / "generation_config.json").get("eos_token_id")
+    if isinstance(eos, int):
+        ids.add(eos)
+    elif isinstance(eos, list):
+        ids.update(int(i) for i in eos)
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return frozenset(ids)
+
+
+def _optional_json(path: Path) -> Mapping[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of bos_token, eos_token and the like; a token is a string or {"content": string}."""
+    found: dict[str, str] = {}
+    for source in (_optional_json(directory / "special_tokens_map.json"), config):
+        for name, value in source.items():
+            if not name.endswith("_token"):
+                continue
+            content = value.get("content") if isinstance(value, dict) else value
+            if isinstance(content, str):
+                found[name] = content
+    return found
