@@ -4,7 +4,7 @@
 
 `asymmetric`: the range of a group is [min(w, 0), max(w, 0)], so that 0 is always representable.
 `symmetric`: z = 2**(bits - 1); the range is [-max|w|, max|w|].
-`awq_edge.quantize.rounding` is the same arithmetic in torch; a test holds the two to equal bits.
+`awq_edge.quantizer.rounding` is the same arithmetic in torch; a test holds the two to equal bits.
 
 The AutoAWQ `gemm` layout packs eight 4-bit codes of neighbouring output channels into an int32.
 Bits 4i..4i+3 of word c hold output channel 8c + GEMM_ORDER[i]:

@@ -1,0 +1,101 @@
+"""AWQ of one scale group: scale search, clip search, and the comparison with plain rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from awq_edge.quantizer.clipping import search_clips
+from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
+from awq_edge.quantizer.scales import Tie, search_scales
+from awq_edge.quantizer.statistics import InputStatistics
+
+# From the wanted scale [in] to the one that the stored weights realise exactly.
+Realise = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GroupChoice:
+    """What was found for one scale group.
+
+    scale: s, float32 [in], None for s = 1. clips: by linear, float32 [out, in / group], absent
+    where nothing is clipped. exponent, weight_aware: of the scale's form, see
+    `awq_edge.quantizer.scales`. fell_back: no scale was better than plain rounding.
+    """
+
+    scale: torch.Tensor | None
+    clips: Mapping[str, torch.Tensor]
+    exponent: float
+    weight_aware: bool
+    fell_back: bool
+
+
+def search_group(
+    weights: Mapping[str, torch.Tensor],
+    statistics: InputStatistics,
+    number_format: NumberFormat,
+    *,
+    tie: Tie,
+    realise: Realise,
+    seed: int,
+) -> GroupChoice:
+    """Scale and clips of the linears that read one input; never worse than round-to-nearest.
+
+    weights: float32 [out, in] by name. The squared output error over the calibration tokens, on
+    all rows and the whole G, is what decides.
+    """
+    choice = search_scales(list(weights.values()), statistics, number_format, tie=tie, seed=seed)
+    scale = realise(choice.scale)
+    scaled, clips = _with_clips(weights, scale, statistics, number_format)
+    plain = sum(
+        output_error(weight, None, None, statistics, number_format) for weight in weights.values()
+    )
+    is_one = choice.exponent == 0 and not choice.weight_aware
+    if scaled < plain and not is_one:
+        return GroupChoice(scale, clips, choice.exponent, choice.weight_aware, False)
+    _, clips = _with_clips(weights, None, statistics, number_format)
+    return GroupChoice(None, clips, 0.0, False, not is_one)
+
+
+def output_error(
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    clip: torch.Tensor | None,
+    statistics: InputStatistics,
+    number_format: NumberFormat,
+) -> float:
+    """Squared error of a linear's output over all calibration tokens, quantized so.
+
+    weight: float32 [out, in], before scaling. clip: float32 [out, in / group], of W s.
+    """
+    scaled = weight if scale is None else weight * scale
+    rounded = fake_quantize(scaled, number_format, clip)
+    if scale is not None:
+        rounded.div_(scale)
+    return float(statistics.errors(rounded.sub_(weight)).sum())
+
+
+def _with_clips(
+    weights: Mapping[str, torch.Tensor],
+    scale: torch.Tensor | None,
+    statistics: InputStatistics,
+    number_format: NumberFormat,
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The group's error with the best clips, and those clips that lower a linear's error."""
+    blocks = statistics.diagonal_blocks(number_format.group_size)
+    if scale is not None:
+        per_group = scale.reshape(len(blocks), -1)
+        blocks = blocks / (per_group[:, :, None] * per_group[:, None, :])
+    total = 0.0
+    clips = {}
+    for name, weight in weights.items():
+        error = output_error(weight, scale, None, statistics, number_format)
+        clip = search_clips(weight if scale is None else weight * scale, blocks, number_format)
+        clipped = output_error(weight, scale, clip, statistics, number_format)
+        if clipped < error:
+            clips[name] = clip
+            error = clipped
+        total += error
+    return total, clips

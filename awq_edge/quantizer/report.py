@@ -1,0 +1,112 @@
+"""quantization_report.json: what the quantizer chose, and what it cost.
+
+Errors are relative: squared error over squared output, over all calibration tokens. SQNR is
+-10 log10 of it, in dB. `rtn_*` is what round-to-nearest in the same format would have given.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+REPORT_FILE = "quantization_report.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LinearReport(_Part):
+    """One linear. exponent: a of s = mean|x|^a, None for s = 1. weight_aware: the form with
+    mean|w| in it. clip_share: groups whose range was shrunk, 0..1. fell_back: the search found
+    nothing better than s = 1. reason: why it stays in 16 bits, None where it is quantized."""
+
+    name: str
+    quantized: bool
+    reason: str | None = None
+    exponent: float | None = None
+    weight_aware: bool = False
+    fell_back: bool = False
+    clip_share: float = 0.0
+    relative_mse: float | None = None
+    sqnr_db: float | None = None
+    rtn_relative_mse: float | None = None
+    rtn_sqnr_db: float | None = None
+
+
+class BlockReport(_Part):
+    """One decoder block. fold_change: relative change of the block's float32 output by the folds.
+    sampled_inputs: scale groups whose statistics are a token sample instead of G."""
+
+    layer: int
+    seconds: float
+    fold_change: float | None
+    sampled_inputs: tuple[str, ...]
+    linears: tuple[LinearReport, ...]
+
+
+class CalibrationReport(_Part):
+    """source: in words. sha256: of the token ids, int64 little-endian."""
+
+    source: str
+    samples: int
+    length: int
+    seed: int
+    sha256: str
+
+
+class SummaryReport(_Part):
+    """Means over the quantized linears, in dB, and how many groups of parameters there are."""
+
+    quantized_linears: int
+    unquantized_linears: int
+    mean_sqnr_db: float | None
+    mean_rtn_sqnr_db: float | None
+
+
+class QuantizationReport(_Part):
+    """The whole file. errors_of: "outputs" over the calibration tokens, or "weights" where there
+    was no calibration (rtn). peak_*: bytes. device: that computed."""
+
+    format: Literal["awq-edge-quantization-report"] = "awq-edge-quantization-report"
+    format_version: Literal[1] = 1
+    model_name: str
+    model_type: str
+    method: Literal["rtn", "awq"]
+    bits: int
+    group_size: int
+    scheme: Literal["asymmetric", "symmetric"]
+    errors_of: Literal["outputs", "weights"]
+    calibration: CalibrationReport | None
+    summary: SummaryReport
+    unquantized: dict[str, str]
+    seconds: float
+    peak_host_bytes: int | None
+    peak_cuda_bytes: int | None
+    device: str
+    threads: int
+    versions: dict[str, str]
+    commit: str | None
+    time: str
+    blocks: tuple[BlockReport, ...]
+
+
+def sqnr_db(relative_mse: float) -> float:
+    """Signal over quantization noise in dB; 300 where there is no noise that float32 can tell."""
+    return -10 * math.log10(max(relative_mse, 1e-30))
+
+
+def summarise(blocks: tuple[BlockReport, ...]) -> SummaryReport:
+    """Counts and means over all linears."""
+    linears = [linear for block in blocks for linear in block.linears]
+    own = [linear.sqnr_db for linear in linears if linear.sqnr_db is not None]
+    rtn = [linear.rtn_sqnr_db for linear in linears if linear.rtn_sqnr_db is not None]
+    quantized = sum(linear.quantized for linear in linears)
+    return SummaryReport(
+        quantized_linears=quantized,
+        unquantized_linears=len(linears) - quantized,
+        mean_sqnr_db=sum(own) / len(own) if own else None,
+        mean_rtn_sqnr_db=sum(rtn) / len(rtn) if rtn else None,
+    )

@@ -1,0 +1,86 @@
+"""The number format of `awq_edge.w4a16` in torch, on any device: equal bits, tested.
+
+All shapes: weight float32 [out, in]; one scale, zero point and clip ratio per group of a row,
+[out, in / group].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from awq_edge.w4a16 import SMALLEST_SCALE, Scheme
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """bits of a code, input channels of a group, and the scheme (see `awq_edge.w4a16`)."""
+
+    bits: int
+    group_size: int
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """codes: uint8 [out, in]. scales: float16 [out, in / group]. zeros: uint8, like scales."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+    def dequantize(self) -> torch.Tensor:
+        """The weight that the codes stand for: float32 [out, in]."""
+        out_features = self.codes.shape[0]
+        codes = self.codes.reshape(out_features, self.scales.shape[1], -1).float()
+        weight = (codes - self.zeros.float()[:, :, None]) * self.scales.float()[:, :, None]
+        return weight.reshape(out_features, -1)
+
+
+def round_to_nearest(
+    weight: torch.Tensor, number_format: NumberFormat, ratio: torch.Tensor | None = None
+) -> Rounded:
+    """Round to nearest in groups whose range is first shrunk by `ratio`.
+
+    weight: float32 [out, in]. ratio: float32 [out, in / group] in (0, 1], None for 1.
+    Raises ValueError when a scale overflows fp16.
+    """
+    groups, scales, zeros = _ranges(weight, number_format, ratio)
+    codes = torch.round(groups / scales.float()[:, :, None]) + zeros[:, :, None]
+    codes = codes.clamp(0, 2**number_format.bits - 1).to(torch.uint8)
+    return Rounded(codes.reshape(weight.shape), scales, zeros.to(torch.uint8))
+
+
+def fake_quantize(
+    weight: torch.Tensor, number_format: NumberFormat, ratio: torch.Tensor | None = None
+) -> torch.Tensor:
+    """round_to_nearest(...).dequantize(), without the codes: float32 [out, in]."""
+    groups, scales, zeros = _ranges(weight, number_format, ratio)
+    steps = scales.float()[:, :, None]
+    zeros = zeros[:, :, None]
+    codes = torch.round(groups / steps).add_(zeros).clamp_(0, 2**number_format.bits - 1)
+    return codes.sub_(zeros).mul_(steps).reshape(weight.shape)
+
+
+def _ranges(
+    weight: torch.Tensor, number_format: NumberFormat, ratio: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Groups float32 [out, in / group, group]; scales float16, zeros float32 [out, in / group]."""
+    levels = 2**number_format.bits - 1
+    groups = weight.reshape(weight.shape[0], -1, number_format.group_size)
+    low = groups.amin(dim=2).clamp(max=0)
+    high = groups.amax(dim=2).clamp(min=0)
+    if ratio is not None:
+        low, high = low * ratio, high * ratio
+    if number_format.scheme == "symmetric":
+        zero = 2 ** (number_format.bits - 1)
+        span = torch.maximum(-low / zero, high / (levels - zero))
+    else:
+        span = (high - low) / levels
+    scales = span.clamp(min=float(SMALLEST_SCALE)).half()
+    if not torch.isfinite(scales).all():
+        raise ValueError(f"a scale of {span.max().item():.3g} overflows fp16")
+    if number_format.scheme == "symmetric":
+        return groups, scales, torch.full_like(span, zero)
+    return groups, scales, torch.round(-low / scales.float()).clamp(0, levels)

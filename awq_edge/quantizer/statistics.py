@@ -1,0 +1,112 @@
+"""What the quantizer keeps of the calibration inputs of a linear: mean|x| and G = sum x x^T.
+
+With D the error of a weight [out, in], the squared error of the linear's output over all tokens is
+
+    sum over tokens ||D x||^2  =  trace(D G D^T)
+
+so G serves every search, whatever the number of tokens. Where in_features^2 is too large for the
+memory budget, a seeded sample X of tokens stands for it: G ~ X^T X * tokens / samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+_FLOAT_BYTES = 4
+_SAMPLE_TOKENS = 8192  # of a token sample, at most
+
+
+class InputStatistics:
+    """Statistics of one input of `in_features` channels. All float32, on the input's device."""
+
+    def __init__(
+        self, in_features: int, device: torch.device, *, sample_tokens: int | None, seed: int
+    ) -> None:
+        """sample_tokens: None keeps G; a number keeps that many tokens instead."""
+        self.tokens = 0
+        self._sum_abs = torch.zeros(in_features, device=device)
+        self._gram: torch.Tensor | None = None
+        self._sample: torch.Tensor | None = None
+        if sample_tokens is None:
+            self._gram = torch.zeros(in_features, in_features, device=device)
+        else:
+            self._sample = torch.zeros(sample_tokens, in_features, device=device)
+            self._keys = torch.full((sample_tokens,), -1.0)
+            self._random = torch.Generator().manual_seed(seed)
+
+    @property
+    def mean_abs(self) -> torch.Tensor:
+        """Mean of |x| per channel: float32 [in]."""
+        return self._sum_abs / max(self.tokens, 1)
+
+    @property
+    def is_sampled(self) -> bool:
+        return self._sample is not None
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Add tokens. inputs: [..., in], any float dtype."""
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        self.tokens += len(rows)
+        self._sum_abs += rows.abs().sum(dim=0)
+        if self._gram is not None:
+            self._gram.addmm_(rows.T, rows)
+        else:
+            self._add_to_sample(rows)
+
+    def _add_to_sample(self, rows: torch.Tensor) -> None:
+        """Keep the rows with the largest random keys: a uniform sample of all rows so far."""
+        assert self._sample is not None
+        keys = torch.cat([self._keys, torch.rand(len(rows), generator=self._random)])
+        kept = torch.topk(keys, len(self._keys)).indices.sort().values
+        old = kept < len(self._keys)
+        fresh = rows[(kept[~old] - len(self._keys)).to(rows.device)]
+        self._sample = torch.cat([self._sample[kept[old].to(rows.device)], fresh])
+        self._keys = keys[kept]
+
+    def errors(self, difference: torch.Tensor) -> torch.Tensor:
+        """Squared output error over all tokens of each row: D G D^T's diagonal, float32 [out].
+
+        difference: D, float32 [out, in].
+        """
+        if self._gram is not None:
+            return torch.einsum("ok,ok->o", difference @ self._gram, difference).clamp_(min=0)
+        rows = self._filled_sample()
+        return (difference @ rows.T).square().sum(dim=1) * (self.tokens / max(len(rows), 1))
+
+    def diagonal_blocks(self, group_size: int) -> torch.Tensor:
+        """The diagonal blocks of G: float32 [in / group, group, group]."""
+        if self._gram is not None:
+            count = self._gram.shape[0] // group_size
+            blocks = self._gram.reshape(count, group_size, count, group_size)
+            return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+        rows = self._filled_sample()
+        pieces = rows.reshape(len(rows), -1, group_size).transpose(0, 1)  # [groups, T, group]
+        return pieces.transpose(1, 2) @ pieces * (self.tokens / max(len(rows), 1))
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self._sum_abs).all())
+
+    def _filled_sample(self) -> torch.Tensor:
+        assert self._sample is not None
+        return self._sample[(self._keys >= 0).to(self._sample.device)]
+
+
+def plan_samples(in_features: Mapping[str, int], budget_bytes: int) -> dict[str, int | None]:
+    """Tokens to sample for each input of a block, None where its G fits the budget.
+
+    The smallest inputs get their G first. in_features: by input. budget_bytes: of the whole block.
+    """
+    plan: dict[str, int | None] = {}
+    left = budget_bytes
+    for index, (name, size) in enumerate(sorted(in_features.items(), key=lambda item: item[1])):
+        gram = size * size * _FLOAT_BYTES
+        if gram <= left:
+            plan[name] = None
+            left -= gram
+            continue
+        share = left // (len(in_features) - index)
+        plan[name] = max(1, min(_SAMPLE_TOKENS, share // (size * _FLOAT_BYTES)))
+        left -= (plan[name] or 0) * size * _FLOAT_BYTES
+    return plan
