@@ -1,1 +1,52 @@
-"""AWQ for edge devices."""
+"""AWQ for edge devices: quantize a language model, export it, run it.
+
+    awq_edge.quantize("demo", "checkpoint", recipe="cpu")         [host]
+    awq_edge.export("checkpoint", "bundle", recipe="cpu")         [host]
+    with awq_edge.load("bundle") as model:
+        print(model.generate("Once upon a time", max_new_tokens=64).text)
+
+The command line does the same. What needs an extra is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from awq_edge._version import __version__
+
+if TYPE_CHECKING:
+    from awq_edge.artifacts import Bundle
+    from awq_edge.errors import AwqEdgeError
+    from awq_edge.pipeline import export, quantize
+    from awq_edge.recipe import Recipe, load_recipe
+    from awq_edge.runtime.model import Model, load
+
+__all__ = [
+    "AwqEdgeError",
+    "Bundle",
+    "Model",
+    "Recipe",
+    "__version__",
+    "export",
+    "load",
+    "load_recipe",
+    "quantize",
+]
+
+_HOME = {
+    "AwqEdgeError": "awq_edge.errors",
+    "Bundle": "awq_edge.artifacts",
+    "Model": "awq_edge.runtime.model",
+    "Recipe": "awq_edge.recipe",
+    "export": "awq_edge.pipeline",
+    "load": "awq_edge.runtime.model",
+    "load_recipe": "awq_edge.recipe",
+    "quantize": "awq_edge.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'awq_edge' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -8,6 +8,12 @@ from typing import Annotated
 import typer
 
 from awq_edge._version import __version__
+from awq_edge.cli.chat import chat
+from awq_edge.cli.eval import eval_app
+from awq_edge.cli.export import export
+from awq_edge.cli.quantize import quantize
+from awq_edge.cli.recipes import recipes_app
+from awq_edge.cli.run import run
 
 app = typer.Typer(
     name="awq-edge",
@@ -33,6 +39,14 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+app.command()(quantize)
+app.command()(export)
+app.command()(run)
+app.command()(chat)
+app.add_typer(eval_app)
+app.add_typer(recipes_app)
 
 
 def main() -> None:

@@ -13,9 +13,10 @@ from .conftest import BareEnvironment
 
 # Modules that need the [host] extra; everything else must import on a base install.
 HOST_ONLY = (
-    "awq_edge.export",
-    "awq_edge.quantize",
-    "awq_edge.torch_decoder",
+    "awq_edge.exporter",
+    "awq_edge.pipeline",
+    "awq_edge.quantizer",
+    "awq_edge.torch_device",
     "awq_edge.evaluate.torch_models",
 )
 HOST_PACKAGES = {"torch", "transformers", "onnx", "onnx_graphsurgeon", "ml_dtypes"}

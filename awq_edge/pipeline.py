@@ -1,0 +1,186 @@
+"""The road as calls: `awq_edge.quantize` and `awq_edge.export`. Needs the [host] extra.
+
+Stages do not know each other; here they are put one behind the other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from awq_edge.artifacts import Bundle, refuse_existing
+from awq_edge.model_files import read_json, resolve_model
+from awq_edge.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from awq_edge.quantizer import QuantizedCheckpoint
+
+# (steps done, steps, what is being done)
+Observer = Callable[[int, int, str], None]
+
+
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path | Recipe = "cpu",
+    method: str | None = None,
+    bits: int | None = None,
+    group_size: int | None = None,
+    scheme: str | None = None,
+    calibration: str | Path | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> QuantizedCheckpoint:
+    """Quantize a model into a checkpoint in the AutoAWQ gemm layout.
+
+    model: a directory, a hub id, or "demo". recipe: a name, a path, or a Recipe; the arguments
+    after it override its keys where they are not None. calibration: a text file, a directory of
+    text files, "hub:NAME", or None for the text that comes with the package. device: "cpu"
+    (default), "cuda" or "cuda:N". observer: called with the blocks done, their number and a word.
+    Returns the checkpoint's path and its report. Raises AwqEdgeError (see `awq_edge.errors`).
+    """
+    from awq_edge.quantizer import quantize_checkpoint
+
+    resolved = _recipe(recipe).overridden(
+        {
+            "quantization.method": method,
+            "quantization.bits": bits,
+            "quantization.group_size": group_size,
+            "quantization.scheme": scheme,
+            "calibration.samples": samples,
+            "calibration.length": length,
+            "calibration.seed": seed,
+        }
+    )
+    refuse_existing(Path(out), overwrite=overwrite)
+    return quantize_checkpoint(
+        resolve_model(str(model)),
+        Path(out),
+        resolved,
+        model_name=model_name(str(model)),
+        calibration=calibration,
+        device=device or "cpu",
+        overwrite=overwrite,
+        observer=observer,
+    )
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path | Recipe = "cpu",
+    runtime: str | None = None,
+    context: int | None = None,
+    method: str | None = None,
+    bits: int | None = None,
+    group_size: int | None = None,
+    scheme: str | None = None,
+    lm_head_bits: int | None = None,
+    accuracy_level: int | None = None,
+    activation_dtype: str | None = None,
+    calibration: str | Path | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> Bundle:
+    """Export a model or a checkpoint into a bundle for one runtime, quantizing it first if needed.
+
+    model: a directory, a hub id, or "demo"; a checkpoint that is quantized already is exported as
+    it is, and arguments that contradict it are refused. runtime: None for the recipe's. context:
+    tokens of the KV cache. The other arguments: see `quantize`.
+    Raises AwqEdgeError (see `awq_edge.errors`).
+    """
+    from awq_edge.exporter import check_overrides, export_checkpoint, require_lowering
+
+    out = Path(out)
+    resolved = _recipe(recipe).overridden(
+        {
+            "runtime.backend": runtime,
+            "runtime.accuracy_level": accuracy_level,
+            "runtime.activation_dtype": activation_dtype,
+            "quantization.method": method,
+            "quantization.bits": bits,
+            "quantization.group_size": group_size,
+            "quantization.scheme": scheme,
+            "quantization.lm_head_bits": lm_head_bits,
+            "calibration.samples": samples,
+            "calibration.length": length,
+            "calibration.seed": seed,
+        }
+    )
+    # What can be refused is refused before minutes of quantization.
+    require_lowering(resolved.runtime.backend)
+    refuse_existing(out, overwrite=overwrite)
+    path = resolve_model(str(model))
+    name = model_name(str(model))
+    is_quantized = read_json(path / "config.json").get("quantization_config") is not None
+    if is_quantized:
+        check_overrides(
+            path,
+            {
+                "method": method,
+                "bits": bits,
+                "group_size": group_size,
+                "scheme": scheme,
+                "calibration": calibration,
+                "samples": samples,
+                "length": length,
+                "seed": seed,
+            },
+        )
+    if is_quantized or resolved.quantization.method == "none":
+        return export_checkpoint(
+            path,
+            out,
+            resolved,
+            model_name=name,
+            context=context,
+            lm_head_bits=lm_head_bits,
+            overwrite=overwrite,
+            observer=observer,
+        )
+    from awq_edge.quantizer import quantize_checkpoint
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the bundle: there is the disk that was chosen for large files.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.checkpoint-", dir=out.parent) as folder:
+        checkpoint = quantize_checkpoint(
+            path,
+            Path(folder) / "checkpoint",
+            resolved,
+            model_name=name,
+            calibration=calibration,
+            device=device or "cpu",
+            observer=observer,
+        )
+        return export_checkpoint(
+            checkpoint.path,
+            out,
+            resolved,
+            model_name=name,
+            context=context,
+            lm_head_bits=lm_head_bits,
+            overwrite=overwrite,
+            observer=observer,
+        )
+
+
+def model_name(model: str) -> str:
+    """How reports call a model: "demo", the hub id, or the directory's name."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+def _recipe(recipe: str | Path | Recipe) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)

@@ -1,0 +1,78 @@
+"""Tiny random models of the real transformers classes, one per architecture of the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from awq_edge.archs import architectures
+
+VOCAB = 128
+# Grouped-query attention, a head size unlike hidden / heads, every bias that a config can ask for.
+TINY: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 128,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def build_model(model_type: str, seed: int = 0, **config: Any) -> Any:
+    """A random model in float32. Norms are not all ones, biases not all zeros."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    settings = AutoConfig.for_model(model_type, **(TINY | config))
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                noise = torch.rand_like(parameter)
+                parameter.copy_(0.5 + noise if "norm" in name else noise - 0.5)
+            else:
+                parameter.mul_(5)  # transformers starts at 0.02: too small for activations to vary
+    return model
+
+
+def save_model(model: Any, path: Path) -> Path:
+    """A model directory with a tokenizer of single bytes."""
+    model.save_pretrained(path)
+    vocabulary = {chr(i) if 32 <= i < 127 else f"<{i}>": i for i in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<0>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 128}))
+    return path
+
+
+@pytest.fixture(scope="session", params=list(architectures()))
+def model_type(request: pytest.FixtureRequest) -> str:
+    """Every architecture of awq_edge/archs."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(model_type: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny random model of the architecture."""
+    return save_model(build_model(model_type), tmp_path_factory.mktemp(model_type))
+
+
+@pytest.fixture(scope="session")
+def calibration_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text with enough tokens for small calibration sets."""
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    path.write_text("".join(f"{i} the quick brown fox {i * i} jumps; " for i in range(400)))
+    return path
