@@ -62,6 +62,8 @@ class BundleManifest(BaseModel):
     context: int
     prefill_chunk: int
     vocab_size: int
+    hidden_size: int
+    intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int

@@ -28,3 +28,10 @@ def block_progress(console: Console) -> Iterator[Callable[[int, int, str], None]
             bar.update(task, completed=done, total=total, description=what)
 
         yield observe
+
+
+@contextmanager
+def token_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar over tokens. Yields the observer: (tokens done, tokens)."""
+    with block_progress(console) as observe:
+        yield lambda done, total: observe(done, total, "tokens")

@@ -20,6 +20,10 @@ from pathlib import Path
 from awq_edge.artifacts import BundleManifest
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+# The interpreter with its libraries and a session without a model, as measured on x86-64 Linux:
+# 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
+_OVERHEAD_BYTES = {"onnxruntime": 85_000_000}
+_DEFAULT_OVERHEAD_BYTES = 300_000_000  # a CUDA context with its libraries; not measured yet
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,29 @@ def kv_cache_bytes(manifest: BundleManifest, context: int) -> int:
     """Bytes of keys and values of `context` positions of one sequence."""
     per_position = 2 * manifest.num_layers * manifest.num_kv_heads * manifest.head_size
     return per_position * context * _ITEM_BYTES[manifest.activation_dtype]
+
+
+def predict_memory(manifest: BundleManifest, context: int) -> PredictedMemory:
+    """What one sequence of up to `context` tokens needs. context: positions of the KV cache.
+
+    Activations: the largest moment is the attention of a prefill chunk at the end of the context,
+    whose scores are held for every head, beside the residual stream and the FFN's input.
+    """
+    item = _ITEM_BYTES[manifest.activation_dtype]
+    chunk = min(manifest.prefill_chunk, context)
+    heads = manifest.num_heads + 2 * manifest.num_kv_heads
+    per_token = (
+        manifest.num_heads * context  # attention scores
+        + heads * manifest.head_size  # q, k, v
+        + 2 * manifest.intermediate_size  # gate and up
+        + 4 * manifest.hidden_size  # residual, normed, attention's and FFN's output
+    )
+    return PredictedMemory(
+        weights=sum(manifest.part_bytes.values()),
+        kv_cache=kv_cache_bytes(manifest, context),
+        activations=item * (chunk * per_token + manifest.vocab_size),
+        overhead=_OVERHEAD_BYTES.get(manifest.runtime, _DEFAULT_OVERHEAD_BYTES),
+    )
 
 
 def read_process_memory() -> ProcessMemory:

@@ -1,0 +1,122 @@
+"""`awq-edge chat BUNDLE`: a conversation in the terminal, or line by line through a pipe."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from awq_edge.cli.interrupt import Interrupt
+    from awq_edge.runtime.conversation import Conversation
+
+_HELP = "/reset forgets the conversation   /help shows this   /exit (or Ctrl-D) leaves"
+_PROMPT = "> "
+
+
+def chat(
+    bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of one answer.  [default: until the model stops]")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that sum to p.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Repeats a drawn answer.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads.  [default: physical cores]")
+    ] = None,
+) -> None:
+    """Chat with a bundle. Ctrl-C stops the answer. Each line of a pipe is one message."""
+    from awq_edge.cli.interrupt import Interrupt
+    from awq_edge.errors import ConfigError
+    from awq_edge.runtime.conversation import Conversation
+    from awq_edge.runtime.model import load
+    from awq_edge.runtime.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, seed=seed)
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
+    with load(bundle, context=context, threads=threads) as model:
+        conversation = Conversation(
+            model, system=system, sampling=sampling, max_new_tokens=max_new_tokens
+        )
+        _note(f"{model.manifest.model_name}, context {model.session.context}. {_HELP}")
+        if model.chat_template is None:
+            _note("this model has no chat template: it continues the text that you type")
+        _converse(conversation, Interrupt())
+
+
+def _converse(conversation: Conversation, interrupt: Interrupt) -> None:
+    while (line := _read_line()) is not None:
+        command = line.strip()
+        if not command:
+            continue
+        if command == "/exit":
+            return
+        if command == "/reset":
+            conversation.reset()
+            _note("the conversation is forgotten")
+        elif command == "/help":
+            _note(_HELP)
+        elif command.startswith("/") and " " not in command:
+            _note(f"there is no command {command}. {_HELP}")
+        else:
+            _answer(conversation, line, interrupt)
+
+
+def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> None:
+    from awq_edge.errors import ResourceError
+
+    dropped = conversation.dropped_turns
+    try:
+        turn = conversation.ask(text, cancelled=interrupt.requested)
+    except ResourceError as error:
+        if not _is_terminal():
+            raise
+        _note(f"error: {error}")
+        return
+    if conversation.dropped_turns > dropped:
+        count = conversation.dropped_turns - dropped
+        _note(f"the context is full: the oldest {count} turn(s) of the conversation were dropped")
+    with interrupt:
+        for piece in turn:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    generation = turn.result
+    rate = generation.timings.decode_tokens_per_second
+    speed = f", {rate.median:.1f} tokens/s" if rate else ""
+    why = {"context": ", the context is full", "cancelled": ", stopped", "length": ""}
+    _note(f"{len(generation.ids)} tokens{speed}{why.get(generation.finish_reason, '')}")
+
+
+def _read_line() -> str | None:
+    """One message; None at the end of the input. Ctrl-C drops the line, twice leaves."""
+    if not _is_terminal():
+        line = sys.stdin.readline()
+        return line.rstrip("\r\n") if line else None
+    try:
+        import readline  # noqa: F401 - gives input() line editing and history
+    except ImportError:
+        pass
+    try:
+        return input(_PROMPT)
+    except EOFError:
+        return None
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _note(text: str) -> None:
+    """What is not an answer goes to standard error, and not at all into a pipe's log."""
+    if _is_terminal():
+        print(text, file=sys.stderr, flush=True)

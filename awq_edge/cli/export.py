@@ -1,0 +1,154 @@
+"""`awq-edge export MODEL`: a bundle that one runtime executes, quantized first where needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from awq_edge.artifacts import Bundle
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(help="Directory of a model or checkpoint, a hub id, or 'demo'.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the bundle, made by this command.")],
+    recipe: Annotated[str, typer.Option(help="Target device; see `awq-edge recipes`.")] = "cpu",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="onnxruntime, tensorrt-rtx, tensorrt or cuda.  [default: the recipe's]"),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of the KV cache.  [default: the recipe's, or the model's maximum]"
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="awq, rtn: round to nearest, or none: unquantized.  [default: the recipe's]"
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Bits of a weight: 4.  [default: the recipe's]")
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Input channels that share a scale: 32, 64, 128.  [default: the recipe's]"
+        ),
+    ] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="asymmetric or symmetric.  [default: the recipe's]")
+    ] = None,
+    lm_head_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="4 or 8; 16: unquantized.  [default: the recipe's, 16 with --method none]"
+        ),
+    ] = None,
+    accuracy_level: Annotated[
+        int | None,
+        typer.Option(
+            help="onnxruntime's: 0 computes in the activations' type, 4 in int8, some three times "
+            "as fast.  [default: the recipe's]"
+        ),
+    ] = None,
+    activation_dtype: Annotated[
+        str | None, typer.Option(help="float16 or float32.  [default: the recipe's]")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|hub:NAME",
+            help="Text file, directory of text files, or hub data set.  [default: packaged text]",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration sequences.  [default: the recipe's]")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of one sequence.  [default: the recipe's]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the sequences.  [default: the recipe's]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N, to quantize on.  [default: cpu]")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what --out holds.")
+    ] = False,
+) -> None:
+    """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
+    from rich.console import Console
+
+    from awq_edge.cli.progress import block_progress
+    from awq_edge.pipeline import export as export_stage
+
+    with block_progress(Console(stderr=True)) as observer:
+        bundle = export_stage(
+            model,
+            out,
+            recipe=recipe,
+            runtime=runtime,
+            context=context,
+            method=method,
+            bits=bits,
+            group_size=group_size,
+            scheme=scheme,
+            lm_head_bits=lm_head_bits,
+            accuracy_level=accuracy_level,
+            activation_dtype=activation_dtype,
+            calibration=calibration,
+            samples=samples,
+            length=length,
+            seed=seed,
+            device=device,
+            overwrite=overwrite,
+            observer=observer,
+        )
+    print_bundle(bundle, Console(highlight=False))
+
+
+def print_bundle(bundle: Bundle, console: Console) -> None:
+    """What was exported in a few lines, and the next command."""
+    from awq_edge.runtime.memory import kv_cache_bytes
+
+    manifest = bundle.manifest
+    size = sum(entry.size for entry in manifest.files.values())
+    parts = {part: count for part, count in manifest.part_bytes.items() if count}
+    weights = ", ".join(f"{part} {_megabytes(count)}" for part, count in parts.items())
+    lines = [
+        f"{bundle.path}: {manifest.model_name} for {manifest.runtime}, {_format(bundle)}; "
+        f"{_megabytes(size)} on disk",
+        f"weights: {weights}",
+        f"context: {manifest.context} tokens, KV cache "
+        f"{_megabytes(kv_cache_bytes(manifest, manifest.context))} ({manifest.activation_dtype})",
+    ]
+    reasons: dict[str, int] = {}
+    for reason in manifest.unquantized.values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    lines += [f"{count} linears stay unquantized: {why}" for why, count in reasons.items()]
+    for line in [*lines, f"next: awq-edge run {bundle.path}"]:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _format(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    if manifest.method == "none":
+        return f"unquantized ({manifest.activation_dtype})"
+    return (
+        f"{manifest.bits}-bit {manifest.method}, group {manifest.group_size}, {manifest.scheme}, "
+        f"lm_head {manifest.lm_head_bits}-bit"
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,64 @@
+"""Where a command's JSON goes: a file, or standard output alone."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from pathlib import Path
+
+from awq_edge.artifacts import atomic_file
+from awq_edge.errors import ConfigError
+
+
+class JsonTarget:
+    """The value of a `--json FILE|-` flag, checked before the work starts."""
+
+    def __init__(self, value: str | None) -> None:
+        """Raises ConfigError when the file cannot be written."""
+        self.owns_stdout = value == "-"
+        self._path = None if value in (None, "-") else Path(str(value)).expanduser()
+        if self._path is not None:
+            _require_writable(self._path)
+
+    def write(self, text: str) -> None:
+        """Write the JSON text; nothing where no target was given."""
+        if self.owns_stdout:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        elif self._path is not None:
+            try:
+                if _is_special(self._path):
+                    self._path.write_text(text + "\n", encoding="utf-8")
+                    return
+                with atomic_file(self._path) as work:
+                    work.write_text(text + "\n", encoding="utf-8")
+            except OSError as error:
+                raise _unwritable(self._path, error) from None
+
+
+def _is_special(path: Path) -> bool:
+    """A device or pipe is written to; renaming a file over it would replace it."""
+    return path.exists() and not path.is_file()
+
+
+def _require_writable(path: Path) -> None:
+    """Try it: permissions alone do not tell of a read-only file system."""
+    if path.is_dir():
+        raise ConfigError(f"--json {path}: is a directory; give the name of a file")
+    try:
+        if _is_special(path):
+            return
+        probe = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+        if path.exists():
+            path.open("ab").close()
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"--json {path}: cannot be written: {error.strerror}; choose another file, or - for "
+        "standard output"
+    )

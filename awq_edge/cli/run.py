@@ -1,0 +1,132 @@
+"""`awq-edge run BUNDLE`: generate once, then report what it took."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# What a bare `awq-edge run BUNDLE` continues.
+_DEFAULT_PROMPT = "Once upon a time"
+
+_INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
+
+
+def run(
+    bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
+    prompt: Annotated[
+        str | None, typer.Option(help=f'Text to start from.  [default: "{_DEFAULT_PROMPT}"]')
+    ] = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|-", help="Read the prompt from a file, or standard input."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to generate.  [default: 128, or as many as fit]")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that sum to p.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Draw from those at least p times as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="1 is none.")] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Repeats a drawn text.  [default: random, reported]")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given several times.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads.  [default: physical cores]")
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="Send the prompt through the model's chat template, or as it is.  "
+            "[default: --chat where there is a template]",
+        ),
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Generate on where the model would stop.")
+    ] = False,
+    json_to: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - : alone, out."),
+    ] = None,
+) -> None:
+    """Run a bundle on a prompt: the text as it comes, then what it took."""
+    from rich.console import Console
+
+    from awq_edge.cli.interrupt import Interrupt
+    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.run_table import print_report
+    from awq_edge.runtime.run import PromptFormat
+    from awq_edge.runtime.run import run as run_stage
+    from awq_edge.runtime.sampling import Sampling
+
+    target = JsonTarget(json_to)
+    text = _prompt(prompt, prompt_file)
+    formats: dict[bool | None, PromptFormat] = {None: "auto", True: "chat", False: "raw"}
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    out = sys.stderr if target.owns_stdout else sys.stdout
+
+    def show(piece: str) -> None:
+        out.write(piece)
+        out.flush()
+
+    with Interrupt() as interrupt:
+        report = run_stage(
+            bundle,
+            text,
+            prompt_format=formats[chat],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop or (),
+            ignore_eos=ignore_eos,
+            context=context,
+            threads=threads,
+            on_text=show,
+            cancelled=interrupt.requested,
+        )
+    out.write("\n\n")
+    print_report(report, Console(file=out, highlight=False))
+    target.write(report.model_dump_json(indent=2))
+    if report.result.finish_reason == "cancelled":
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _prompt(prompt: str | None, prompt_file: str | None) -> str:
+    """The prompt of the flags. Raises ConfigError when it is empty, doubled or unreadable."""
+    from awq_edge.errors import ConfigError
+
+    if prompt is not None and prompt_file is not None:
+        raise ConfigError("--prompt and --prompt-file exclude each other; give one of them")
+    if prompt_file is not None:
+        text, source = _read(prompt_file), f"--prompt-file {prompt_file}"
+    else:
+        text, source = _DEFAULT_PROMPT if prompt is None else prompt, "--prompt"
+    if not text.strip():
+        raise ConfigError(f"{source}: the prompt is empty; give it some text")
+    return text
+
+
+def _read(path: str) -> str:
+    """A file's text without the line end that editors put behind it."""
+    from awq_edge.errors import ConfigError
+
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise ConfigError(f"--prompt-file {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--prompt-file {path}: byte {error.start} is not UTF-8; convert the file"
+        ) from None

@@ -1,0 +1,139 @@
+"""`awq-edge eval perplexity` as a call: from a path and a text file to a report."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from awq_edge.errors import ConfigError
+from awq_edge.evaluate.perplexity import Progress, Score, check_window, score
+from awq_edge.evaluate.sources import LogitsSource, SourceInfo, open_source
+from awq_edge.provenance import source_commit, versions
+
+DEFAULT_WINDOW = 1024  # tokens, or the model's context where that is shorter
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextInfo(_Part):
+    """The text that was scored. bytes: of the file. tokens: of the whole file, special tokens
+    included."""
+
+    path: str
+    sha256: str
+    bytes: int
+    tokens: int
+
+
+class PerplexityReport(_Part):
+    """What `--json` writes.
+
+    perplexity: exp(nll / tokens). nll: nats, the sum over `tokens` scored tokens. bits_per_byte:
+    nll / ln 2 over the UTF-8 bytes that those tokens stand for; comparable between tokenizers.
+    window, stride: tokens. seconds: scoring alone, without loading.
+    """
+
+    format: str = "awq-edge-perplexity"
+    format_version: int = 1
+    perplexity: float
+    nll: float
+    tokens: int
+    bits_per_byte: float | None
+    window: int
+    stride: int
+    seconds: float
+    tokens_per_second: float
+    model: SourceInfo
+    text: TextInfo
+    versions: dict[str, str]
+    commit: str | None
+
+
+def evaluate_perplexity(
+    target: str | Path,
+    text: str | Path,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> PerplexityReport:
+    """Perplexity of a UTF-8 text file under a bundle, a checkpoint or a model.
+
+    target: a directory of any of the three, a hub id, or "demo". window: tokens, default 1024 or
+    the context where that is shorter; stride: default half of it. max_tokens: score only the
+    text's first tokens. device, dtype, threads: see `open_source`.
+    Raises ConfigError for a text or a window that cannot be scored, and what loading raises.
+    """
+    content, words = read_text(Path(text))
+    if max_tokens is not None and max_tokens < 2:
+        raise ConfigError(f"--max-tokens {max_tokens}: must be 2 or more")
+    source = open_source(str(target), device=device, dtype=dtype, threads=threads)
+    try:
+        window = min(DEFAULT_WINDOW, source.context) if window is None else window
+        stride = max(window // 2, 1) if stride is None else stride
+        check_window(window, stride, source.context)
+        all_ids = source.tokenizer.encode(words)
+        ids = all_ids[:max_tokens]
+        start = time.perf_counter()
+        result = score(source, ids, window=window, stride=stride, progress=progress)
+        seconds = time.perf_counter() - start
+        return PerplexityReport(
+            perplexity=result.perplexity,
+            nll=result.nll,
+            tokens=result.tokens,
+            bits_per_byte=_bits_per_byte(source, ids, result),
+            window=window,
+            stride=stride,
+            seconds=seconds,
+            tokens_per_second=result.tokens / seconds,
+            model=source.info,
+            text=TextInfo(
+                path=str(text),
+                sha256=hashlib.sha256(content).hexdigest(),
+                bytes=len(content),
+                tokens=len(all_ids),
+            ),
+            versions=versions(("numpy", "tokenizers", *source.packages)),
+            commit=source_commit(),
+        )
+    finally:
+        source.close()
+
+
+def read_text(path: Path) -> tuple[bytes, str]:
+    """A UTF-8 file as bytes and as text.
+
+    Raises ConfigError when it is missing, not UTF-8 or empty.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--text {path}: cannot be read: {error.strerror}") from None
+    try:
+        words = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--text {path}: not UTF-8 at byte {error.start}; convert it (iconv -t UTF-8)"
+        ) from None
+    if not words.strip():
+        raise ConfigError(f"--text {path}: the file is empty; give a text to score")
+    return content, words
+
+
+def _bits_per_byte(source: LogitsSource, ids: list[int], score: Score) -> float | None:
+    """Bits per byte of the scored text; None where the tokens stand for no text at all."""
+    words = source.tokenizer.decode(ids[1:], skip_special_tokens=False)
+    # With stride = window the first token of each window is not scored: it counts as an average
+    # one.
+    size = len(words.encode("utf-8")) * score.tokens / (len(ids) - 1)
+    return score.nll / math.log(2) / size if size else None

@@ -1,0 +1,147 @@
+"""What can be evaluated: anything that gives logits for token ids.
+
+bundle       through the session of its runtime               SessionSource (here)
+checkpoint   AutoAWQ layout, dequantized                      torch_models.CheckpointSource
+model        Hugging Face, unquantized, run by transformers   torch_models.ModelSource
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from awq_edge.artifacts import MANIFEST
+from awq_edge.errors import ConfigError
+from awq_edge.model_files import read_json, resolve_model
+from awq_edge.runtime.model import Model, load
+from awq_edge.runtime.tokenizer import Tokenizer
+
+Float32 = npt.NDArray[np.float32]
+
+
+class SourceInfo(BaseModel):
+    """What computes the logits.
+
+    kind: what was given. runtime: what ran it. dtype: of the activations. accuracy_level: of
+    MatMulNBits, None elsewhere. method, bits, group_size, scheme: how the weights were quantized,
+    None where they were not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["bundle", "checkpoint", "model"]
+    path: str
+    runtime: str
+    device: str
+    dtype: str
+    accuracy_level: int | None = None
+    method: str | None = None
+    bits: int | None = None
+    group_size: int | None = None
+    scheme: str | None = None
+
+
+class LogitsSource(Protocol):
+    """A model that is loaded, with its tokenizer."""
+
+    @property
+    def info(self) -> SourceInfo: ...
+
+    @property
+    def packages(self) -> Sequence[str]:
+        """The packages that computed, for the versions in a report."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Tokens that one input may have."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
+        """Logits after ids[first], ids[first + 1], ... up to the last, in consecutive blocks.
+
+        Each block is float32 [rows, vocab]. `ids` is the whole input: nothing came before it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        ...
+
+
+class SessionSource:
+    """A bundle, through the session of its runtime."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        manifest = model.manifest
+        quantized = manifest.method != "none"
+        self.info = SourceInfo(
+            kind="bundle",
+            path=str(model.bundle.path),
+            runtime=model.session.info.backend,
+            device=model.session.info.device,
+            dtype=manifest.activation_dtype,
+            accuracy_level=manifest.accuracy_level,
+            method=manifest.method if quantized else None,
+            bits=manifest.bits if quantized else None,
+            group_size=manifest.group_size if quantized else None,
+            scheme=manifest.scheme if quantized else None,
+        )
+        self.packages = tuple(model.session.info.versions)
+
+    @property
+    def context(self) -> int:
+        return self._model.session.context
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._model.tokenizer
+
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
+        """See `LogitsSource`; one block a prefill chunk."""
+        session = self._model.session
+        session.reset()
+        for start in range(0, len(ids), session.prefill_chunk):
+            piece = ids[start : start + session.prefill_chunk]
+            positions = range(max(first - start, 0), len(piece))
+            logits = session.logits(piece, positions)
+            if len(positions):
+                yield logits
+
+    def close(self) -> None:
+        """Free weights and KV cache."""
+        self._model.close()
+
+
+def open_source(
+    target: str, *, device: str | None, dtype: str | None, threads: int | None
+) -> LogitsSource:
+    """Load a bundle, a checkpoint, or a model (a directory, a hub id, or `demo`).
+
+    device ("cpu", "cuda") and dtype ("float32", ...) are for checkpoints and models; None: the
+    CPU with float32. threads: CPU threads, None for the physical cores.
+    Raises ConfigError for a choice that a bundle does not have, and what loading raises.
+    """
+    directory = Path(target).expanduser()
+    if (directory / MANIFEST).exists():
+        for flag, value in (("--device", device), ("--dtype", dtype)):
+            if value is not None:
+                raise ConfigError(
+                    f"{flag} {value}: a bundle runs as it was exported; leave {flag} out, or "
+                    "evaluate the checkpoint"
+                )
+        return SessionSource(load(directory, threads=threads))
+    from awq_edge.evaluate.torch_models import open_torch_source
+
+    path = resolve_model(target)
+    quantized = read_json(path / "config.json").get("quantization_config") is not None
+    return open_torch_source(path, quantized=quantized, device=device, dtype=dtype, threads=threads)

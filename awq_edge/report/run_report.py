@@ -1,0 +1,175 @@
+"""The schema of the run report. docs/run-report.md describes every key; a test holds them equal.
+
+Times are seconds, sizes bytes, rates per second. None stands for what could not be measured here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BundlePart(_Part):
+    """What ran. commit: of the awq-edge that exported it. context: what it was exported for."""
+
+    path: str
+    model_name: str
+    model_type: str
+    runtime: str
+    method: str
+    bits: int
+    group_size: int
+    scheme: str
+    lm_head_bits: int
+    activation_dtype: str
+    accuracy_level: int
+    context: int
+    commit: str | None
+
+
+class RequestPart(_Part):
+    """What was asked for. seed: the one used, given or drawn. max_new_tokens: None without a
+    limit. context: positions of the KV cache of this run."""
+
+    prompt: str
+    prompt_format: Literal["raw", "chat"]
+    prompt_tokens: int
+    max_new_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    context: int
+
+
+class ResultPart(_Part):
+    """What came out. token_ids: generated, without the stop token."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    generated_tokens: int
+    finish_reason: Literal["stop", "length", "context", "cancelled"]
+    stop_string: str | None
+
+
+class SpreadPart(_Part):
+    """Median, 10th and 90th percentile over `samples` measurements."""
+
+    median: float
+    p10: float
+    p90: float
+    samples: int
+
+
+class LatencyPart(_Part):
+    """Seconds. load: hashes checked and session opened. ttft: from the request to the first token.
+    tpot: of the decode steps after the warm-up. total: the request from its arrival to its end."""
+
+    load: float
+    load_verify: float
+    load_session: float
+    ttft: float | None
+    prefill: float
+    tpot_p50: float | None
+    tpot_p95: float | None
+    tpot_p99: float | None
+    total: float
+
+
+class ThroughputPart(_Part):
+    """Tokens/s. prefill: one sample a chunk. decode: one sample a step after `warmup_steps`."""
+
+    prefill: SpreadPart | None
+    decode: SpreadPart | None
+    warmup_steps: int
+
+
+class BandwidthPart(_Part):
+    """Memory traffic of decoding. bytes_per_token: weights and, at the mean position, KV cache.
+
+    achieved: bytes_per_token over the median TPOT. device: what the device can do, from the recipe
+    or measured just after the run. roofline: the tokens/s that this would give.
+    """
+
+    weight_bytes_per_token: int
+    kv_bytes_per_token: int
+    bytes_per_token: int
+    achieved_bytes_per_second: float | None
+    device_bytes_per_second: float | None
+    device_source: Literal["recipe", "measured"] | None
+    share_of_device: float | None
+    roofline_tokens_per_second: float | None
+
+
+class PredictedMemoryPart(_Part):
+    """Bytes, from the manifest alone."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+    overhead: int
+    total: int
+
+
+class MeasuredMemoryPart(_Part):
+    """Bytes of resident memory of this process. loaded: what loading added, weights and KV cache.
+
+    anonymous: allocations, which must fit. file_backed: mapped files, which the system may drop.
+    """
+
+    before_load: int | None
+    after_load: int | None
+    loaded: int | None
+    after_run_anonymous: int | None
+    after_run_file_backed: int | None
+    peak: int | None
+
+
+class MemoryPart(_Part):
+    """The memory fit. peak_over_predicted: measured peak / predicted total. loaded_over_predicted:
+    measured loaded / predicted weights + KV cache. device: bytes that the device has."""
+
+    predicted: PredictedMemoryPart
+    measured: MeasuredMemoryPart
+    loaded_over_predicted: float | None
+    peak_over_predicted: float | None
+    device: int | None
+
+
+class EnvironmentPart(_Part):
+    """Where it ran. commit: of the awq-edge that ran it. time: ISO 8601, UTC."""
+
+    backend: str
+    device: str
+    architecture: str
+    cores: int
+    threads: int | None
+    memory: int | None
+    power_mode: str | None
+    versions: dict[str, str]
+    commit: str | None
+    time: str
+
+
+class RunReport(_Part):
+    """What one `awq-edge run` did and took."""
+
+    format: Literal["awq-edge-run-report"] = "awq-edge-run-report"
+    format_version: Literal[1] = 1
+    bundle: BundlePart
+    request: RequestPart
+    result: ResultPart
+    latency: LatencyPart
+    throughput: ThroughputPart
+    bandwidth: BandwidthPart
+    memory: MemoryPart
+    environment: EnvironmentPart

@@ -1,0 +1,160 @@
+"""A chat over one session: the history stays in the KV cache, each turn prefills only what is new.
+
+    ids in the cache:  [prompt of turn 1][answer 1] | [new text: end of answer 1, question 2, ...]
+                       └──────────── kept ─────────┘ └─ encoded and prefilled at turn 2 ─────────┘
+
+The answer's ids are kept as they were generated: encoding its text again may split it differently.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from awq_edge.errors import ConfigError, ResourceError
+from awq_edge.runtime.chat_template import Message
+from awq_edge.runtime.generation import Generation, Request, TextStream
+from awq_edge.runtime.model import Model
+from awq_edge.runtime.sampling import Sampling
+
+# Tokens of the context that are kept free for an answer, unless its limit asks for fewer.
+_ANSWER_ROOM = 128
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The conversation so far: its text as rendered, and the ids that stand for it."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+class Conversation:
+    """Turns of a chat. Without a chat template the texts are continued one after the other."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+        stop: tuple[str, ...] = (),
+    ) -> None:
+        """max_new_tokens: of one answer; None means until the model stops or the context ends.
+
+        Raises ConfigError for a system prompt where the model has no chat template.
+        """
+        if system is not None and model.chat_template is None:
+            raise ConfigError(f"{model.bundle.path} has no chat template, so no --system prompt")
+        self._model = model
+        self._system = system
+        self._sampling = sampling or Sampling()
+        self._max_new_tokens = max_new_tokens
+        self._stop = stop
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation; the system prompt stays."""
+        self.messages: list[Message] = []
+        if self._system is not None:
+            self.messages.append({"role": "system", "content": self._system})
+        self.dropped_turns = 0
+        self._said: _Said | None = None
+        self._model.session.reset()
+
+    def ask(self, text: str, cancelled: Callable[[], bool] | None = None) -> Turn:
+        """Send a message; iterate the result for the answer's text as it comes.
+
+        Where the context is full the oldest turns are dropped: `dropped_turns` counts them.
+        Raises ResourceError when the message alone does not fit the context.
+        """
+        if not text.strip():
+            raise ConfigError("the message is empty")
+        started = time.perf_counter()
+        messages = [*self.messages, {"role": "user", "content": text}]
+        rendered, ids, messages = self._fit(messages)
+        limit = self._max_new_tokens
+        room = self._model.session.context - len(ids) + 1
+        request = Request(
+            prompt_ids=ids,
+            max_new_tokens=room if limit is None else min(limit, room),
+            sampling=self._sampling,
+            stop=self._stop,
+            stop_token_ids=self._model.stop_token_ids,
+            cancelled=cancelled,
+        )
+        stream = self._model.stream_request(request, reuse_cache=True, started=started)
+        return Turn(self, messages, rendered, stream)
+
+    def _fit(self, messages: list[Message]) -> tuple[str, list[int], list[Message]]:
+        """Text and ids of the messages, without the oldest turns where they leave no room."""
+        context = self._model.session.context
+        room = min(_ANSWER_ROOM, context // 4, self._max_new_tokens or context)
+        while True:
+            rendered, ids = self._encode(messages)
+            if len(ids) + room <= context:
+                return rendered, ids, messages
+            first = 1 if messages[0]["role"] == "system" else 0
+            if len(messages) <= first + 1:
+                raise ResourceError(
+                    f"the message makes a prompt of {len(ids)} tokens, which with room for an "
+                    f"answer ({room}) does not fit the context of {context}; shorten it"
+                )
+            messages = messages[:first] + messages[first + 2 :]
+            self.dropped_turns += 1
+            self._said = None
+
+    def _encode(self, messages: list[Message]) -> tuple[str, list[int]]:
+        """The rendered conversation and its ids, built on cached ones where these begin it."""
+        tokenizer = self._model.tokenizer
+        chat = self._model.chat_template is not None
+        rendered = (
+            self._model.render(messages) if chat else "\n".join(m["content"] for m in messages)
+        )
+        said = self._said
+        if said is not None and rendered.startswith(said.text):
+            rest = rendered[len(said.text) :]
+            # Behind an added token the tokenizer starts afresh, so encoding the rest alone is
+            # exact; a text without a template is a new piece each time.
+            if not chat or tokenizer.starts_with_special_token(rest):
+                return rendered, [*said.ids, *tokenizer.encode(rest, add_special_tokens=False)]
+        return rendered, tokenizer.encode(rendered, add_special_tokens=not chat)
+
+    def _finish(self, messages: list[Message], rendered: str, generation: Generation) -> None:
+        if not generation.ids and generation.finish_reason == "cancelled":
+            return  # nothing was answered: the message is taken back
+        self.messages = [*messages, {"role": "assistant", "content": generation.text}]
+        self._said = None
+        # After a stop string the ids hold more than the text does.
+        if generation.stop_string is None:
+            ids = (*generation.prompt_ids, *generation.ids)
+            self._said = _Said(rendered + generation.text, ids)
+
+
+class Turn:
+    """One answer on its way. When its iteration ends, however it ends, it joins the history."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        messages: list[Message],
+        rendered: str,
+        stream: TextStream,
+    ) -> None:
+        self._conversation = conversation
+        self._messages = messages
+        self._rendered = rendered
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            yield from self._stream
+        finally:
+            self._conversation._finish(self._messages, self._rendered, self._stream.result)
+
+    @property
+    def result(self) -> Generation:
+        """What was generated so far; final when the iteration has ended."""
+        return self._stream.result

@@ -1,0 +1,85 @@
+"""`awq-edge run` as a call: load a bundle, generate once, report what it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from awq_edge.device.cpu import measure_read_bandwidth
+from awq_edge.errors import ConfigError
+from awq_edge.report.build import build_run_report
+from awq_edge.report.run_report import RunReport
+from awq_edge.runtime.generation import Request
+from awq_edge.runtime.memory import read_process_memory
+from awq_edge.runtime.model import Model, load
+from awq_edge.runtime.sampling import Sampling
+
+PromptFormat = Literal["auto", "raw", "chat"]
+# Tokens that are generated when no number is asked for, or as many as fit.
+DEFAULT_NEW_TOKENS = 128
+
+
+def run(
+    bundle: str | Path,
+    prompt: str,
+    *,
+    prompt_format: PromptFormat = "auto",
+    max_new_tokens: int | None = None,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    context: int | None = None,
+    threads: int | None = None,
+    on_text: Callable[[str], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> RunReport:
+    """Load a bundle, generate once, and return the report of it.
+
+    prompt_format: "raw" sends the text as it is, "chat" as a user's message through the model's
+    chat template, "auto" the latter where there is one. max_new_tokens: None means 128, or as many
+    as fit. on_text: called with every piece of text. cancelled: asked before every step; what ran
+    until then is reported. Raises what `load` and `Model.stream` raise.
+    """
+    if not prompt:
+        raise ConfigError("the prompt is empty; give --prompt some text")
+    sampling = sampling or Sampling()
+    with load(bundle, context=context, threads=threads) as model:
+        started = time.perf_counter()
+        chat = _wants_chat(model, prompt_format)
+        ids = model.prompt_ids([{"role": "user", "content": prompt}] if chat else prompt)
+        if max_new_tokens is None:
+            max_new_tokens = min(DEFAULT_NEW_TOKENS, model.session.context - len(ids) + 1)
+        request = Request(
+            prompt_ids=ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=tuple(stop),
+            stop_token_ids=frozenset() if ignore_eos else model.stop_token_ids,
+            cancelled=cancelled,
+        )
+        stream = model.stream_request(request, started=started)
+        for piece in stream:
+            if on_text is not None:
+                on_text(piece)
+        after = read_process_memory()
+        threads_used = model.session.info.threads
+        # Measured behind the run: its buffers must not count as the run's memory.
+        measured = None if threads_used is None else measure_read_bandwidth(threads_used)
+        return build_run_report(
+            model,
+            request,
+            stream.result,
+            prompt=prompt,
+            prompt_format="chat" if chat else "raw",
+            after=after,
+            device_bandwidth=measured,
+            bandwidth_source="measured",
+        )
+
+
+def _wants_chat(model: Model, prompt_format: PromptFormat) -> bool:
+    if prompt_format == "auto":
+        return model.chat_template is not None
+    return prompt_format == "chat"

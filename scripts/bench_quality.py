@@ -1,0 +1,150 @@
+"""Perplexity of the demo model in 16 bits, rounded to nearest, and with AWQ.
+
+    python scripts/bench_quality.py --text test.txt --held-out held_out.txt --json FILE
+
+Each variant is exported and scored through the onnxruntime session, as a user would run it, at
+accuracy level 0 (float32) and, for quantized ones, at level 4 (int8 activations). The `salient`
+model computes the same function as the demo model, with channels that matter more than others, as
+large models have: a few norm channels and up_proj rows are multiplied by 10 to 40, and the columns
+that read them divided. lm_head stays in 16 bits, so that the blocks alone are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+import awq_edge
+from awq_edge.archs import Decoder
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.device.cpu import describe_cpu
+from awq_edge.evaluate.report import evaluate_perplexity
+from awq_edge.model_files import resolve_model
+from awq_edge.provenance import source_commit, versions
+
+METHODS = ("none", "rtn", "awq")
+FACTORS = (10.0, 40.0)
+SALIENT_SHARE = 0.02  # of the channels of each input
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--text", type=Path, required=True, help="text of another domain")
+    parser.add_argument("--held-out", type=Path, required=True, help="held-out text of its own")
+    parser.add_argument("--max-tokens", type=int, help="score only the first tokens of a text")
+    parser.add_argument("--json", type=Path, required=True)
+    arguments = parser.parse_args()
+    texts = {"held_out": arguments.held_out, "text": arguments.text}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        demo = resolve_model("demo")
+        models = {"demo": demo, "salient": make_salient(demo, Path(folder) / "salient")}
+        for name, model in models.items():
+            for method in METHODS:
+                rows += measure(name, model, method, texts, arguments.max_tokens, Path(folder))
+    result = {
+        "benchmark": "quality",
+        "texts": {key: path.name for key, path in texts.items()},
+        "rows": rows,
+        "device": describe_cpu().name,
+        "versions": versions(("numpy", "onnxruntime", "torch", "transformers")),
+        "commit": source_commit(),
+    }
+    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    print_table(rows)
+
+
+def measure(
+    name: str,
+    model: Path,
+    method: str,
+    texts: dict[str, Path],
+    max_tokens: int | None,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Rows of one model and method: both accuracy levels, both texts."""
+    source = model
+    if method != "none":
+        source = folder / f"{name}-{method}"
+        awq_edge.quantize(model, source, method=method, bits=4, group_size=128)
+    rows = []
+    for level in (0,) if method == "none" else (0, 4):
+        bundle = folder / f"{name}-{method}-{level}-bundle"
+        awq_edge.export(
+            source,
+            bundle,
+            method="none" if method == "none" else None,
+            accuracy_level=level,
+            lm_head_bits=16,
+        )
+        row: dict[str, Any] = {"model": name, "method": method, "accuracy_level": level}
+        for key, text in texts.items():
+            report = evaluate_perplexity(bundle, text, max_tokens=max_tokens)
+            row[key] = {
+                "perplexity": report.perplexity,
+                "bits_per_byte": report.bits_per_byte,
+                "tokens": report.tokens,
+                "window": report.window,
+                "stride": report.stride,
+                "text_sha256": report.text.sha256,
+            }
+        rows.append(row)
+        print(name, method, level, {key: round(row[key]["perplexity"], 3) for key in texts})
+    return rows
+
+
+def make_salient(source: Path, out: Path) -> Path:
+    """The same function with salient channels, in float32."""
+    shutil.copytree(source, out)
+    decoder = Checkpoint.open(source).decoder
+    tensors = {n: t.astype(np.float32) for n, t in load_file(source / "model.safetensors").items()}
+    random = np.random.default_rng(0)
+    for layer in range(decoder.num_layers):
+        for previous, readers, size in pairs(decoder):
+            channels = random.choice(size, int(size * SALIENT_SHARE), replace=False)
+            factors = random.uniform(*FACTORS, len(channels)).astype(np.float32)
+            prefix = decoder.layer_prefix(layer)
+            scaled = tensors[f"{prefix}.{previous}.weight"]
+            scaled[channels] *= factors if scaled.ndim == 1 else factors[:, None]
+            for reader in readers:
+                tensors[f"{prefix}.{reader}.weight"][:, channels] /= factors
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def pairs(decoder: Decoder) -> list[tuple[str, tuple[str, ...], int]]:
+    """What is multiplied, what reads it, and how many channels lie between."""
+    groups = {group.name: group for group in decoder.scale_groups()}
+    return [
+        (groups[name].previous, groups[name].linears, size)
+        for name, size in (
+            ("attention_in", decoder.hidden_size),
+            ("mlp_in", decoder.hidden_size),
+            ("mlp_out", decoder.intermediate_size),
+        )
+    ]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print("\n| model | weights | accuracy level | held-out | gap | other text |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        base = next(r for r in rows if r["model"] == row["model"] and r["method"] == "none")
+        gap = row["held_out"]["perplexity"] - base["held_out"]["perplexity"]
+        weights = {"none": "16-bit", "rtn": "INT4 g128, RTN", "awq": "INT4 g128, AWQ"}
+        print(
+            f"| {row['model']} | {weights[row['method']]} | {row['accuracy_level']} | "
+            f"{row['held_out']['perplexity']:.3f} | {gap:+.3f} | "
+            f"{row['text']['perplexity']:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
