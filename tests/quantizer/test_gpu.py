@@ -1,0 +1,62 @@
+"""The quantizer on a GPU: the same arithmetic, so nearly the same choices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import awq_edge
+from awq_edge.errors import RuntimeUnavailableError
+
+from .conftest import build_model, save_model
+
+# Another attention kernel and other orders of float32 sums: calibration inputs differ in their last
+# bits, and so does the error that rounding alone makes (0.001 dB was seen).
+RTN_TOLERANCE_DB = 0.01
+# Of the searches' candidates, one that is as good as equal may win.
+SQNR_TOLERANCE_DB = 0.1
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(build_model("qwen2"), tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_cuda_gives_the_quality_of_the_cpu(
+    model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    reports = {}
+    for device in ("cpu", "cuda"):
+        reports[device] = awq_edge.quantize(
+            model,
+            tmp_path / device,
+            method="awq",
+            group_size=32,
+            calibration=calibration_text,
+            samples=8,
+            length=64,
+            device=device,
+        ).report
+    cpu, cuda = reports["cpu"], reports["cuda"]
+    assert cuda.device == torch.cuda.get_device_name() and cuda.peak_cuda_bytes
+    assert cpu.calibration == cuda.calibration
+    for ours, theirs in zip(cpu.blocks, cuda.blocks, strict=True):
+        assert theirs.fold_change is not None and theirs.fold_change < 1e-5
+        for a, b in zip(ours.linears, theirs.linears, strict=True):
+            assert a.rtn_sqnr_db is not None and b.rtn_sqnr_db is not None
+            assert a.sqnr_db is not None and b.sqnr_db is not None
+            assert abs(a.rtn_sqnr_db - b.rtn_sqnr_db) < RTN_TOLERANCE_DB
+            assert abs(a.sqnr_db - b.sqnr_db) < SQNR_TOLERANCE_DB
+
+
+def test_a_device_that_is_not_there_is_named(
+    model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeUnavailableError, match=r"cuda:99: torch .* use --device cpu"):
+        awq_edge.quantize(
+            model, tmp_path / "out", calibration=calibration_text, device="cuda:99", length=64
+        )
