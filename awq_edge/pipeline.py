@@ -101,7 +101,12 @@ def export(
     tokens of the KV cache. The other arguments: see `quantize`.
     Raises AwqEdgeError (see `awq_edge.errors`).
     """
-    from awq_edge.exporter import check_overrides, export_checkpoint, require_lowering
+    from awq_edge.exporter import (
+        check_export,
+        check_overrides,
+        export_checkpoint,
+        require_lowering,
+    )
 
     out = Path(out)
     resolved = _recipe(recipe).overridden(
@@ -120,9 +125,10 @@ def export(
         }
     )
     # What can be refused is refused before minutes of quantization.
-    require_lowering(resolved.runtime.backend)
     refuse_existing(out, overwrite=overwrite)
+    require_lowering(resolved.runtime.backend)
     path = resolve_model(str(model))
+    check_export(path, resolved, context=context, lm_head_bits=lm_head_bits)
     name = model_name(str(model))
     is_quantized = read_json(path / "config.json").get("quantization_config") is not None
     if is_quantized:

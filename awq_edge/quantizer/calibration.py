@@ -126,7 +126,7 @@ def _read_hub(name: str, wanted: int) -> str:
     except ModuleNotFoundError:
         raise ConfigError(
             f"--calibration {HUB_PREFIX}{name}: hub data sets need the package datasets; "
-            "pip install datasets, or give a text file"
+            "pip install 'awq-edge[hub]', or give a text file"
         ) from None
     data_set, _, rest = name.partition(":")
     config, _, split = rest.partition(":")

@@ -7,6 +7,7 @@ bfloat16, anything else becomes float16.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from awq_edge.artifacts import write_json
@@ -74,7 +76,13 @@ class CheckpointWriter:
     def _flush(self) -> None:
         if self._pending:
             path = self._directory / _temporary(len(self._shards))
-            save_file(self._pending, path, metadata={"format": "pt"})
+            try:
+                save_file(self._pending, path, metadata={"format": "pt"})
+            except SafetensorError as error:  # the library's own error hides the system's
+                number = re.search(r"os error (\d+)", str(error))
+                if number is None:
+                    raise
+                raise OSError(int(number[1]), str(error)) from None
             self._shards.append(list(self._pending))
             self._pending = {}
             self._pending_bytes = 0

@@ -156,5 +156,5 @@ def test_without_the_package_the_way_out_is_named(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match="pip install datasets"):
+    with pytest.raises(ConfigError, match=r"pip install 'awq-edge\[hub\]'"):
         draw(tokenizer, "hub:org/data")
