@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 
 MANIFEST = "manifest.json"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 22  # bytes read at a time when hashing
 
 
@@ -44,7 +46,8 @@ class BundleManifest(BaseModel):
     """manifest.json of a bundle: what the runtime must know before it opens the graph.
 
     *_bytes: what each part occupies in the weight file. context: tokens the KV cache holds.
-    runtime: backend that the graph was lowered for. source: what the bundle was made from.
+    runtime: backend that the graph was lowered for. min_runtime_version: the oldest version of it
+    that computes the graph right, None if any does. source: what the bundle was made from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +59,7 @@ class BundleManifest(BaseModel):
     model_name: str
     model_type: str
     runtime: str
+    min_runtime_version: str | None = None
     opset: int
     graph: str
     weights: str
@@ -193,7 +197,8 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a new directory beside `final` that takes its name when the block ends well.
 
     On an exception, and on the next run after a kill, the unfinished directory is removed. Raises
-    ConfigError when `final` exists and is not to be overwritten.
+    ConfigError when `final` exists and is not to be overwritten, ResourceError when the disk fills
+    up.
     """
     refuse_existing(final, overwrite=overwrite)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -203,8 +208,13 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield work
         publish_directory(work, final, overwrite=overwrite)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise ResourceError(
+                f"the disk of {final.parent} filled up while {final.name} was written; free some "
+                "space or choose another --out"
+            ) from None
         raise
 
 

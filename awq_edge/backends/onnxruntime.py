@@ -63,7 +63,8 @@ class OnnxRuntimeSession(SessionBase):
         )
         self._session: ort.InferenceSession | None = _load(bundle, self._threads)
         dtype = _DTYPES[manifest.activation_dtype]
-        shape = (1, manifest.num_kv_heads, self._context, manifest.head_size)
+        positions = _cache_positions(self._session, self._context)
+        shape = (1, manifest.num_kv_heads, positions, manifest.head_size)
         self._cache = _allocate_cache(manifest.num_layers, shape, dtype)
         # Inputs and outputs that live as long as the session, bound once for decoding.
         self._past = np.zeros(1, dtype=np.int64)
@@ -97,7 +98,7 @@ class OnnxRuntimeSession(SessionBase):
         assert self._session is not None
         self._token[0, 0] = token_id
         self._past[0] = len(self._ids)
-        self._session.run_with_iobinding(self._decode_binding)
+        _run(self._session, self._decode_binding)
         self._ids.append(token_id)
         return _as_float32(self._last_logits[0, 0])
 
@@ -144,7 +145,7 @@ class OnnxRuntimeSession(SessionBase):
         input_ids = np.asarray(ids, dtype=np.int64)[None, :]  # [1, S]
         self._past[0] = len(self._ids)
         self._bind_step(self._prefill_binding, input_ids, positions, out)
-        self._session.run_with_iobinding(self._prefill_binding)
+        _run(self._session, self._prefill_binding)
         self._ids.extend(ids)
 
     def _binding(self) -> ort.IOBinding:
@@ -183,9 +184,26 @@ def _check_threads(threads: int | None, cores: int) -> int:
     return threads
 
 
+def _require_version(bundle: Bundle, installed: str) -> None:
+    """Raise RuntimeUnavailableError when this onnxruntime would compute the graph wrong."""
+    oldest = bundle.manifest.min_runtime_version
+    if oldest is not None and _release(installed) < _release(oldest):
+        raise RuntimeUnavailableError(
+            f"onnxruntime {installed} computes {bundle.path / bundle.manifest.graph} wrong: it "
+            f"needs {oldest} or later; update onnxruntime, or, where the model has sliding "
+            "windows, export with a --context that does not exceed them"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version: "1.23.2" and "1.23.0rc1" -> (1, 23)."""
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
 def _load(bundle: Bundle, threads: int) -> ort.InferenceSession:
     import onnxruntime
 
+    _require_version(bundle, onnxruntime.__version__)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -200,14 +218,13 @@ def _load(bundle: Bundle, threads: int) -> ort.InferenceSession:
             f"memory ran out while {path} was loaded; choose a smaller model"
         ) from None
     except Exception as error:  # onnxruntime's own exceptions have no common base
-        text = str(error)
-        if "bad_alloc" in text or "Failed to allocate memory" in text:
+        if _is_memory_error(error):
             raise ResourceError(
                 f"memory ran out while {path} was loaded; choose a smaller model"
             ) from None
         raise RuntimeUnavailableError(
             f"onnxruntime {onnxruntime.__version__} cannot load {path} (opset "
-            f"{bundle.manifest.opset}): {text}; update onnxruntime or export the bundle again"
+            f"{bundle.manifest.opset}): {error}; update onnxruntime or export the bundle again"
         ) from None
     _check_ports(bundle, session)
     return session
@@ -225,6 +242,30 @@ def _check_ports(bundle: Bundle, session: ort.InferenceSession) -> None:
                 f"{bundle.path / bundle.manifest.graph}: its {kind} differ from the manifest's in "
                 f"{', '.join(sorted(names ^ wanted))}; export the bundle again"
             )
+
+
+def _cache_positions(session: ort.InferenceSession, context: int) -> int:
+    """Positions that the graph's KV cache must have: `context`, unless the graph fixes them."""
+    shape = next(port.shape for port in session.get_inputs() if port.name.startswith("past."))
+    return shape[2] if isinstance(shape[2], int) else context
+
+
+def _run(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
+    """Execute the graph. Raises ResourceError when memory for activations runs out."""
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:  # onnxruntime's own exceptions have no common base
+        if not isinstance(error, MemoryError) and not _is_memory_error(error):
+            raise
+        raise ResourceError(
+            "memory ran out while the model ran; choose a smaller --context, or export with a "
+            "smaller prefill_chunk"
+        ) from None
+
+
+def _is_memory_error(error: Exception) -> bool:
+    text = str(error)
+    return "bad_alloc" in text or "Failed to allocate memory" in text
 
 
 def _allocate_cache(

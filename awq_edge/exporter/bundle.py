@@ -1,0 +1,247 @@
+"""From a checkpoint to a bundle: build, lower, write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from awq_edge._version import __version__
+from awq_edge.artifacts import (
+    MANIFEST,
+    Bundle,
+    BundleManifest,
+    FileEntry,
+    TensorPort,
+    atomic_directory,
+    hash_file,
+    refuse_existing,
+    require_disk,
+)
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.errors import ConfigError
+from awq_edge.exporter.canonical import (
+    GraphSpec,
+    build_canonical_graph,
+    lm_head_bits,
+    unquantized_linears,
+)
+from awq_edge.exporter.graph import DecoderGraph, to_model
+from awq_edge.exporter.lowerings import Lowering, require_lowering
+from awq_edge.exporter.writer import WeightPlan, place_weights, write_weights
+from awq_edge.model_files import ModelFiles
+from awq_edge.provenance import source_commit
+from awq_edge.recipe import Recipe
+
+GRAPH_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+RECIPE_FILE = "recipe.json"
+# What manifest, recipe and the file system's own blocks take beside the files that are counted.
+_SMALL_FILES_BYTES = 1 << 20
+
+Observer = Callable[[int, int, str], None]
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    model_name: str,
+    context: int | None = None,
+    lm_head_bits: int | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> Bundle:
+    """Export a model directory, quantized (AutoAWQ gemm) or not, into a bundle.
+
+    checkpoint: a directory; one without quantization_config is exported unquantized, whatever the
+    recipe's method. recipe: names the runtime. model_name: as reports call it. context: tokens of
+    the KV cache; None for the recipe's, clipped to what the model allows. lm_head_bits: 4, 8 or
+    16; None for the recipe's, or 16 with an unquantized model. observer: called with the megabytes
+    written, their number, and a word.
+
+    Peak memory is the largest tensor and some 300 MB, whatever the size of the model.
+    Raises ConfigError (a runtime without a lowering, a context beyond the model's, an `out` that
+    exists), ModelError (the checkpoint), ResourceError (disk space).
+    """
+    refuse_existing(out, overwrite=overwrite)
+    lowering = check_export(checkpoint, recipe, context=context, lm_head_bits=lm_head_bits)
+    source = Checkpoint.open(checkpoint)
+    if lm_head_bits is None:
+        lm_head_bits = 16 if source.quantization is None else recipe.quantization.lm_head_bits
+    unquantized = unquantized_linears(source, lm_head_bits)
+    recipe = resolved_recipe(recipe, source, context, lm_head_bits)
+    spec = GraphSpec(
+        context=recipe.export.context,
+        activation_dtype=recipe.runtime.activation_dtype,
+        lm_head_bits=recipe.quantization.lm_head_bits,
+    )
+    lowered = lowering.lower(build_canonical_graph(source, spec), recipe)
+    plan = WeightPlan.of(lowered)
+    model = to_model(lowered, lowering.IR_VERSION)
+    place_weights(model, plan, WEIGHTS_FILE)
+    small = sum(file.stat().st_size for file in source.files.tokenizer_files())
+    needed = plan.size + model.ByteSize() + small + _SMALL_FILES_BYTES
+    require_disk(out.parent, needed, f"the bundle of {model_name}")
+    with atomic_directory(out, overwrite=overwrite) as work:
+        files = _write_files(work, source.files, model, plan, recipe, observer)
+        manifest = _manifest(source, recipe, lowered, plan, files, model_name, unquantized)
+        text = manifest.model_dump_json(indent=2)
+        (work / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return Bundle(out, manifest)
+
+
+def check_export(
+    model: Path, recipe: Recipe, *, context: int | None = None, lm_head_bits: int | None = None
+) -> Lowering:
+    """Raise for whatever an export would refuse later; so that it is known before a model is
+    quantized. The arguments, and the errors, are those of `export_checkpoint`."""
+    lowering = require_lowering(recipe.runtime.backend)
+    lowering.check_recipe(recipe)
+    checkpoint = Checkpoint.open(model)
+    longest = checkpoint.decoder.max_positions
+    if context is not None and context > longest:
+        raise ConfigError(
+            f"--context {context} is beyond the {longest} positions of the model "
+            f"(max_position_embeddings of {model / 'config.json'}); give {longest} or less"
+        )
+    quantization, lm_head = checkpoint.quantization, checkpoint.decoder.architecture.lm_head
+    if quantization is not None and checkpoint.is_quantized(lm_head):
+        if lm_head_bits not in (None, quantization.bits):
+            raise ConfigError(
+                f"--lm-head-bits {lm_head_bits} contradicts {model}, whose {lm_head} is quantized "
+                f"with bits {quantization.bits}; leave it out"
+            )
+    return lowering
+
+
+def resolved_recipe(
+    recipe: Recipe, checkpoint: Checkpoint, context: int | None, lm_head_asked: int
+) -> Recipe:
+    """The recipe with what this checkpoint decides: method, format, lm_head, context."""
+    longest = checkpoint.decoder.max_positions
+    tokens = min(context if context is not None else recipe.export.context, longest)
+    quantization = checkpoint.quantization
+    overrides: dict[str, object] = {
+        "export.context": tokens,
+        "export.prefill_chunk": min(recipe.export.prefill_chunk, tokens),
+        "quantization.lm_head_bits": lm_head_bits(checkpoint, lm_head_asked),
+        "quantization.method": "none",
+    }
+    if quantization is not None:
+        overrides["quantization.method"] = quantization.method
+        overrides["quantization.bits"] = quantization.bits
+        overrides["quantization.group_size"] = quantization.group_size
+        overrides["quantization.scheme"] = quantization.scheme
+    return recipe.overridden(overrides)
+
+
+def _write_files(
+    work: Path,
+    files: ModelFiles,
+    model: onnx.ModelProto,
+    plan: WeightPlan,
+    recipe: Recipe,
+    observer: Observer | None,
+) -> dict[str, FileEntry]:
+    """Everything but the manifest; sizes and hashes by name."""
+
+    def report(done: int, total: int, what: str) -> None:
+        if observer is not None:
+            observer(done // 1_000_000, total // 1_000_000, f"{what}, MB")
+
+    weights = write_weights(plan, work / WEIGHTS_FILE, report)
+    (work / GRAPH_FILE).write_bytes(model.SerializeToString())
+    for file in files.tokenizer_files():
+        shutil.copyfile(file, work / file.name)
+    config = {key: v for key, v in files.config.items() if key != "quantization_config"}
+    (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (work / RECIPE_FILE).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    others = sorted(path for path in work.iterdir() if path.name != WEIGHTS_FILE)
+    return {WEIGHTS_FILE: weights} | {path.name: hash_file(path) for path in others}
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    lowered: DecoderGraph,
+    plan: WeightPlan,
+    files: dict[str, FileEntry],
+    model_name: str,
+    unquantized: dict[str, str],
+) -> BundleManifest:
+    decoder, quantization = checkpoint.decoder, checkpoint.quantization
+    activation_dtype = recipe.runtime.activation_dtype
+    unquantized_bits = 32 if activation_dtype == "float32" else 16
+    return BundleManifest(
+        awq_edge_version=__version__,
+        commit=source_commit(),
+        model_name=model_name,
+        model_type=decoder.model_type,
+        runtime=recipe.runtime.backend,
+        min_runtime_version=require_lowering(recipe.runtime.backend).minimum_version(lowered),
+        opset=lowered.graph.opset,
+        graph=GRAPH_FILE,
+        weights=WEIGHTS_FILE,
+        context=recipe.export.context,
+        prefill_chunk=recipe.export.prefill_chunk,
+        vocab_size=decoder.vocab_size,
+        hidden_size=decoder.hidden_size,
+        intermediate_size=decoder.intermediate_size,
+        num_layers=decoder.num_layers,
+        num_heads=decoder.num_heads,
+        num_kv_heads=decoder.num_kv_heads,
+        head_size=decoder.head_size,
+        activation_dtype=activation_dtype,
+        accuracy_level=recipe.runtime.accuracy_level,
+        method=recipe.quantization.method,
+        bits=quantization.bits if quantization else unquantized_bits,
+        group_size=quantization.group_size if quantization else 0,
+        scheme=quantization.scheme if quantization else "none",
+        lm_head_bits=recipe.quantization.lm_head_bits,
+        bos_token_id=decoder.bos_token_id,
+        eos_token_ids=_eos_token_ids(checkpoint),
+        part_bytes=plan.part_bytes(),
+        bytes_per_token=plan.bytes_per_token(),
+        unquantized=unquantized,
+        inputs=tuple(_port(tensor) for tensor in lowered.graph.inputs),
+        outputs=tuple(_port(tensor) for tensor in lowered.graph.outputs),
+        source=_source(checkpoint),
+        files=files,
+    )
+
+
+def _port(tensor: gs.Variable) -> TensorPort:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.dtype).name
+    return TensorPort(name=tensor.name, dtype=dtype, shape=tuple(tensor.shape))
+
+
+def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Those of generation_config.json and of config.json: either may be the longer list."""
+    value = checkpoint.files.generation_config().get("eos_token_id")
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(dict.fromkeys([*(int(i) for i in listed), *checkpoint.decoder.eos_token_ids]))
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the bundle was made from, as far as it can be told without reading the weights again.
+
+    revision: the commit on the hub, where the directory is in the hub's cache.
+    """
+    entries = checkpoint.files.entries.values()
+    facts = {
+        "path": str(checkpoint.path.resolve()),
+        "config_sha256": hash_file(checkpoint.path / "config.json").sha256,
+        "weight_bytes": str(sum(entry.size for entry in entries)),
+    }
+    if checkpoint.path.parent.name == "snapshots":
+        facts["revision"] = checkpoint.path.name
+    report = checkpoint.path / "quantization_report.json"
+    if report.exists():
+        facts["quantization_report_sha256"] = hash_file(report).sha256
+    return facts

@@ -1,0 +1,130 @@
+"""The canonical graph: a decoder as ONNX opset 24 and two operators of our own.
+
+Built from a checkpoint's names and shapes, never traced; docs/graph.md specifies it. A lowering
+replaces the two operators (and what its runtime executes otherwise) and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from awq_edge.exporter.weights import FLOAT16, FLOAT32, Weight
+
+DOMAIN = "awq_edge"
+CANONICAL_OPSET = 24
+ACTIVATION_DTYPES = {"float16": FLOAT16, "float32": FLOAT32}
+BATCH, SEQUENCE, POSITIONS = "batch", "sequence", "positions"
+
+Dims = Sequence[int | str]
+
+
+@dataclass
+class DecoderGraph:
+    """A graph and the weights of its constants, by name."""
+
+    graph: gs.Graph
+    weights: dict[str, Weight] = field(default_factory=dict)
+
+    def copy(self) -> DecoderGraph:
+        """An independent graph over the same weights, which are immutable."""
+        return DecoderGraph(self.graph.copy(), dict(self.weights))
+
+    def used_weights(self) -> list[Weight]:
+        """The weights that nodes read, in the order of execution."""
+        names = dict.fromkeys(
+            tensor.name
+            for node in self.graph.nodes
+            for tensor in node.inputs
+            if isinstance(tensor, gs.Constant)
+        )
+        return [self.weights[name] for name in names if name in self.weights]
+
+
+def weight_constant(weight: Weight) -> gs.Constant:
+    """A constant whose data lies outside the model, at a place that is filled in later."""
+    proto = onnx.TensorProto(
+        name=weight.name,
+        data_type=weight.dtype,
+        dims=weight.shape,
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    return gs.Constant(weight.name, LazyValues(proto))
+
+
+def inline_constant(name: str, values: Any, dtype: type[np.generic] = np.int64) -> gs.Constant:
+    """A small constant that lies in the model itself: shapes, axes."""
+    return gs.Constant(name, np.array(values, dtype=dtype))
+
+
+class GraphBuilder:
+    """Appends nodes to a graph. Outputs are named after their node, `<node>/output_<i>`."""
+
+    def __init__(self, target: DecoderGraph) -> None:
+        self.target = target
+        self._constants: dict[str, gs.Constant] = {}
+
+    def variable(self, name: str, dtype: int, shape: Dims) -> gs.Variable:
+        """A tensor that a run computes or is given. dtype: of onnx.TensorProto."""
+        return gs.Variable(name, dtype=dtype, shape=list(shape))
+
+    def weight(self, weight: Weight) -> gs.Constant:
+        """The constant of a weight; one constant however many nodes read it."""
+        if weight.name not in self._constants:
+            self.target.weights[weight.name] = weight
+            self._constants[weight.name] = weight_constant(weight)
+        return self._constants[weight.name]
+
+    def inline(self, name: str, values: Any, dtype: type[np.generic] = np.int64) -> gs.Constant:
+        """See `inline_constant`; one constant a name."""
+        if name not in self._constants:
+            self._constants[name] = inline_constant(name, values, dtype)
+        return self._constants[name]
+
+    def node(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[gs.Variable | gs.Constant | None],
+        outputs: Sequence[gs.Variable | tuple[int, Dims]],
+        attributes: Mapping[str, Any] | None = None,
+        domain: str | None = None,
+    ) -> list[gs.Variable]:
+        """Append a node; returns its outputs.
+
+        inputs: None where an optional one is absent. outputs: (dtype, shape), or a variable that
+        exists, such as an output of the graph.
+        """
+        made = [
+            self.variable(f"{name}/output_{i}", *output) if isinstance(output, tuple) else output
+            for i, output in enumerate(outputs)
+        ]
+        given = [gs.Variable.empty() if tensor is None else tensor for tensor in inputs]
+        while given and given[-1].is_empty():
+            given.pop()
+        self.target.graph.nodes.append(
+            gs.Node(op, name, dict(attributes or {}), given, made, domain)
+        )
+        return made
+
+
+def module_path(module: str) -> str:
+    """Node path of a module: "model.layers.0.mlp" -> "/model/layers.0/mlp"."""
+    path = ""
+    for part in module.split("."):
+        path += f".{part}" if part.isdigit() else f"/{part}"
+    return path
+
+
+def to_model(decoder_graph: DecoderGraph, ir_version: int) -> onnx.ModelProto:
+    """The model proto; constants with weights are external and have no place in a file yet."""
+    model: onnx.ModelProto = gs.export_onnx(
+        decoder_graph.graph, ir_version=ir_version, producer_name="awq-edge"
+    )
+    return model

@@ -1,0 +1,337 @@
+"""The onnxruntime lowering: opset 21 and onnxruntime's own operators (com.microsoft).
+
+    W4A16Linear            MatMulNBits; those that read one tensor are merged into one
+    CachedAttention        GroupQueryAttention, past and present in one buffer
+    RMSNormalization       SimplifiedLayerNormalization, with a residual Add before it
+                           SkipSimplifiedLayerNormalization
+
+Source: onnxruntime's docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from awq_edge.errors import ConfigError
+from awq_edge.exporter.graph import BATCH, SEQUENCE, DecoderGraph, GraphBuilder
+from awq_edge.exporter.matmul_nbits import MatMulNBits
+from awq_edge.exporter.weights import cast
+from awq_edge.recipe import Recipe
+
+OPSET = 21
+IR_VERSION = 10  # the one that belongs to opset 21
+DOMAIN = "com.microsoft"
+DTYPES = ("float16", "float32")
+INT32, INT64 = int(TensorProto.INT32), int(TensorProto.INT64)
+# GroupQueryAttention rotates heads whose size, and rotary part, are multiples of this.
+ROTARY_MULTIPLE = 16
+# 1.22 has no 8-bit MatMulNBits below accuracy level 4, and computes it wrong in float16. Before
+# 1.24 a local window sees one position more than local_window_size. (Both found by the parity
+# tests of this project under those versions.)
+MINIMUM_VERSION, MINIMUM_VERSION_OF_WINDOWS = "1.23", "1.24"
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise ConfigError for what onnxruntime cannot execute on a CPU."""
+    dtype = recipe.runtime.activation_dtype
+    if dtype not in DTYPES:
+        raise ConfigError(
+            f"runtime onnxruntime executes {' or '.join(DTYPES)} activations, recipe "
+            f"{recipe.name} has {dtype}; give --activation-dtype float32"
+        )
+
+
+def lower(canonical: DecoderGraph, recipe: Recipe) -> DecoderGraph:
+    """The graph for onnxruntime. `canonical` is left as it was."""
+    return _Lowering(canonical.copy(), recipe.runtime.accuracy_level).run()
+
+
+def minimum_version(lowered: DecoderGraph) -> str:
+    """The oldest onnxruntime that computes this graph right."""
+    windows = any("local_window_size" in node.attrs for node in lowered.graph.nodes)
+    return MINIMUM_VERSION_OF_WINDOWS if windows else MINIMUM_VERSION
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """seqlens_k: int32 [B], last valid position. total: int32 scalar. position_ids: int64 [B, S],
+    made where a rotation outside the attention needs it."""
+
+    seqlens_k: gs.Variable
+    total: gs.Variable
+    position_ids: gs.Variable | None
+
+
+class _Lowering:
+    """Walks the canonical nodes in order and appends what each becomes."""
+
+    def __init__(self, work: DecoderGraph, accuracy_level: int) -> None:
+        self._work = work
+        self._accuracy_level = accuracy_level
+        self._builder = GraphBuilder(work)
+        self._nodes = list(work.graph.nodes)
+        self._dtype = next(t.dtype for t in work.graph.outputs if t.name == "logits")
+        self._merged = _mergeable(self._nodes)
+        self._residuals: dict[str, gs.Node] = {}  # sum -> the Add that is left to its norm
+        self._packed: dict[str, gs.Variable] = {}  # CachedAttention node -> packed q, k, v
+
+    def run(self) -> DecoderGraph:
+        graph = self._work.graph
+        graph.nodes.clear()
+        self._lengths = self._sequence_lengths()
+        handlers = {
+            "W4A16Linear": self._linear,
+            "CachedAttention": self._attention,
+            "RMSNormalization": self._norm,
+            "Add": self._add,
+        }
+        for node in self._nodes:
+            handler = handlers.get(node.op)
+            if handler is None:
+                graph.nodes.append(node)
+            else:
+                handler(node)
+        graph.opset, graph.import_domains = OPSET, None
+        return self._work
+
+    def _sequence_lengths(self) -> _Lengths:
+        """What GroupQueryAttention is told about the cache, once for all layers.
+
+        input_ids ─ Shape [1] ─┐
+        past_length [B] ─────── Add ─┬─ Sub(1) ─ Cast ─ seqlens_k
+                                     └─ ReduceMax ─ Cast ─ total_sequence_length
+        """
+        builder, path = self._builder, "/lengths"
+        inputs = {tensor.name: tensor for tensor in self._work.graph.inputs}
+        past = inputs["past_length"]
+        (sequence,) = builder.node(
+            "Shape", f"{path}/Shape", [inputs["input_ids"]], [(INT64, (1,))], {"start": 1, "end": 2}
+        )
+        (totals,) = builder.node("Add", f"{path}/Add", [past, sequence], [(INT64, (BATCH,))])
+        one = builder.inline("one", [1])
+        (last,) = builder.node("Sub", f"{path}/Sub", [totals, one], [(INT64, (BATCH,))])
+        (seqlens,) = builder.node(
+            "Cast", f"{path}/seqlens_k/Cast", [last], [(INT32, (BATCH,))], {"to": INT32}
+        )
+        (longest,) = builder.node(
+            "ReduceMax", f"{path}/ReduceMax", [totals], [(INT64, ())], {"keepdims": 0}
+        )
+        (total,) = builder.node(
+            "Cast", f"{path}/total/Cast", [longest], [(INT32, ())], {"to": INT32}
+        )
+        apart = any(n.op == "CachedAttention" and not _rotates_inside(n) for n in self._nodes)
+        ids = self._position_ids(past, sequence) if apart else None
+        return _Lengths(seqlens, total, ids)
+
+    def _position_ids(self, past: gs.Variable, sequence: gs.Variable) -> gs.Variable:
+        """past_length [B] ─ Unsqueeze [B, 1] ─ Add(Range(S) [S]) ─ [B, S]"""
+        builder, path = self._builder, "/position_ids"
+        scalar = builder.inline("shape.scalar", np.zeros(0))
+        (length,) = builder.node("Reshape", f"{path}/Reshape", [sequence, scalar], [(INT64, ())])
+        limits = [builder.inline("zero.scalar", 0), length, builder.inline("one.scalar", 1)]
+        (steps,) = builder.node("Range", f"{path}/Range", limits, [(INT64, (SEQUENCE,))])
+        axis = builder.inline("axes.1", [1])
+        (column,) = builder.node(
+            "Unsqueeze", f"{path}/Unsqueeze", [past, axis], [(INT64, (BATCH, 1))]
+        )
+        (ids,) = builder.node("Add", f"{path}/Add", [column, steps], [(INT64, (BATCH, SEQUENCE))])
+        return ids
+
+    def _linear(self, node: gs.Node) -> None:
+        """Linears of one input:
+
+            ┌─ W4A16Linear ─ q                         ┌─ q
+        x ──┼─ W4A16Linear ─ k   ->   x ─ MatMulNBits ─┼─ k   (Split, or packed into the attention)
+            └─ W4A16Linear ─ v                         └─ v
+        """
+        group = self._merged.get(node.name, [node])
+        if group[0] is not node:
+            return  # done with the first of its group
+        weights = [MatMulNBits.of(item, self._work.weights) for item in group]
+        outputs = [item.outputs[0] for item in group]
+        consumer = _packing_attention(outputs)
+        x = node.inputs[0]
+        for item in group:
+            _detach(item)
+        if len(group) == 1:
+            self._matmul_nbits(node.name.rpartition("/")[0], x, weights[0], outputs[0])
+            return
+        merged = MatMulNBits.merged(_merged_module(group), weights)
+        path = _merged_path(group)
+        output = self._builder.variable(
+            f"{path}/output_0", self._dtype, (*x.shape[:-1], merged.out_features)
+        )
+        self._matmul_nbits(path, x, merged, output)
+        if consumer is not None:
+            self._packed[consumer.name] = output
+            return
+        sizes = [weight.out_features for weight in weights]
+        split = self._builder.inline(f"split.{'+'.join(map(str, sizes))}", sizes)
+        self._builder.node("Split", f"{path}/Split", [output, split], outputs, {"axis": -1})
+
+    def _matmul_nbits(
+        self, path: str, x: gs.Variable, weight: MatMulNBits, output: gs.Variable
+    ) -> None:
+        tensors = [
+            None if w is None else self._builder.weight(w) for w in weight.inputs(self._dtype)
+        ]
+        attributes = {
+            "K": weight.in_features,
+            "N": weight.out_features,
+            "bits": weight.bits,
+            "block_size": weight.group_size,
+            "accuracy_level": self._accuracy_level,
+        }
+        self._builder.node(
+            "MatMulNBits", f"{path}/MatMulNBits", [x, *tensors], [output], attributes, DOMAIN
+        )
+
+    def _attention(self, node: gs.Node) -> None:
+        """CachedAttention:
+
+        (packed q k v, or q, k, v) ─ (RotaryEmbedding of q and k) ─ GroupQueryAttention
+        """
+        q, k, v, _, cosine, sine, past_key, past_value = list(node.inputs)
+        outputs, attributes, inside = list(node.outputs), node.attrs, _rotates_inside(node)
+        packed = self._packed.get(node.name)
+        path = node.name.rpartition("/")[0]
+        _detach(node)
+        tables = [self._table(cosine), self._table(sine)]
+        if not inside:
+            q = self._rotate(f"{path}/q_rotary", q, tables, attributes["num_heads"], attributes)
+            k = self._rotate(f"{path}/k_rotary", k, tables, attributes["num_kv_heads"], attributes)
+        lengths = self._lengths
+        inputs = [*((q, k, v) if packed is None else (packed, None, None)), past_key, past_value]
+        inputs += [lengths.seqlens_k, lengths.total, *(tables if inside else ())]
+        group_query = {
+            "num_heads": attributes["num_heads"],
+            "kv_num_heads": attributes["num_kv_heads"],
+            "scale": attributes["scale"],
+            "do_rotary": int(inside),
+            "rotary_interleaved": 0,
+        }
+        if "window" in attributes:
+            group_query["local_window_size"] = attributes["window"]
+        self._builder.node(
+            "GroupQueryAttention",
+            f"{path}/GroupQueryAttention",
+            inputs,
+            outputs,
+            group_query,
+            DOMAIN,
+        )
+
+    def _rotate(
+        self,
+        path: str,
+        x: gs.Variable,
+        tables: list[gs.Constant],
+        heads: int,
+        attributes: dict[str, int],
+    ) -> gs.Variable:
+        """Rotary embedding of x [B, S, heads * head_size] as a node of its own."""
+        rotation = {"num_heads": heads, "interleaved": 0}
+        if attributes["rotary_size"] != attributes["head_size"]:
+            rotation["rotary_embedding_dim"] = attributes["rotary_size"]
+        (rotated,) = self._builder.node(
+            "RotaryEmbedding",
+            f"{path}/RotaryEmbedding",
+            [x, self._lengths.position_ids, *tables],
+            [(self._dtype, x.shape)],
+            rotation,
+            DOMAIN,
+        )
+        return rotated
+
+    def _table(self, table: gs.Constant) -> gs.Constant:
+        """A rotary table in the activations' type."""
+        return self._builder.weight(cast(self._work.weights[table.name], self._dtype))
+
+    def _add(self, node: gs.Node) -> None:
+        """A residual Add whose sum a norm reads is fused into the norm."""
+        total = node.outputs[0]
+        is_residual = all(isinstance(tensor, gs.Variable) for tensor in node.inputs)
+        if is_residual and any(reader.op == "RMSNormalization" for reader in total.outputs):
+            self._residuals[total.name] = node
+            return
+        self._work.graph.nodes.append(node)
+
+    def _norm(self, node: gs.Node) -> None:
+        """RMSNormalization, statistics in float32 in both forms:
+
+        x ─ SimplifiedLayerNormalization        a, b ─ SkipSimplifiedLayerNormalization ─┬─ norm
+                                                                                        └─ a + b
+        """
+        path, (x, scale) = node.name.rpartition("/")[0], node.inputs
+        output, epsilon = node.outputs[0], node.attrs["epsilon"]
+        residual = self._residuals.pop(x.name, None)
+        _detach(node)
+        if residual is None:
+            self._builder.node(
+                "SimplifiedLayerNormalization",
+                f"{path}/SimplifiedLayerNormalization",
+                [x, scale],
+                [output],
+                {"axis": -1, "epsilon": epsilon, "stash_type": 1},
+            )
+            return
+        addends, empty = list(residual.inputs), gs.Variable.empty()
+        _detach(residual)
+        self._builder.node(
+            "SkipSimplifiedLayerNormalization",
+            f"{path}/SkipSimplifiedLayerNormalization",
+            [*addends, scale],
+            [output, empty, empty, x],
+            {"epsilon": epsilon},
+            DOMAIN,
+        )
+
+
+def _rotates_inside(node: gs.Node) -> bool:
+    sizes = (node.attrs["head_size"], node.attrs["rotary_size"])
+    return all(size % ROTARY_MULTIPLE == 0 for size in sizes)
+
+
+def _mergeable(nodes: list[gs.Node]) -> dict[str, list[gs.Node]]:
+    """W4A16Linear nodes by name -> those of the same input, bits, groups and kind."""
+    groups: dict[tuple[object, ...], list[gs.Node]] = {}
+    for node in nodes:
+        if node.op == "W4A16Linear":
+            absent = [tensor.is_empty() for tensor in node.inputs]
+            key = (node.inputs[0].name, node.attrs["bits"], node.attrs["group_size"], *absent)
+            groups.setdefault(key, []).append(node)
+    return {node.name: group for group in groups.values() for node in group}
+
+
+def _packing_attention(outputs: list[gs.Variable]) -> gs.Node | None:
+    """The CachedAttention that reads exactly these outputs as q, k, v and rotates itself."""
+    consumers = [tensor.outputs for tensor in outputs]
+    if len(outputs) != 3 or any(len(nodes) != 1 for nodes in consumers):
+        return None
+    node = consumers[0][0]
+    if node.op != "CachedAttention" or not _rotates_inside(node):
+        return None
+    same = all(a is b for a, b in zip(node.inputs[:3], outputs, strict=True))
+    return node if same else None
+
+
+def _merged_path(group: list[gs.Node]) -> str:
+    """/model/layers.0/self_attn/q_proj+k_proj+v_proj"""
+    paths = [node.name.rpartition("/")[0] for node in group]
+    parent = paths[0].rpartition("/")[0]
+    return f"{parent}/{'+'.join(path.rpartition('/')[2] for path in paths)}"
+
+
+def _merged_module(group: list[gs.Node]) -> str:
+    """model.layers.0.self_attn.q_proj+k_proj+v_proj"""
+    return _merged_path(group).removeprefix("/").replace("/", ".")
+
+
+def _detach(node: gs.Node) -> None:
+    """Take a node out of its tensors, which others are going to produce and read."""
+    node.inputs.clear()
+    node.outputs.clear()

@@ -1,0 +1,41 @@
+"""Flags that an already quantized checkpoint contradicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.errors import ConfigError
+
+# Of no effect on what is quantized already.
+_CALIBRATION = ("calibration", "samples", "length", "seed")
+
+
+def check_overrides(checkpoint: Path, overrides: Mapping[str, object]) -> None:
+    """Raise ConfigError naming the first override that a quantized checkpoint contradicts.
+
+    overrides: by parameter name ("group_size"); None means not given. Keys: method, bits,
+    group_size, scheme, and those of the calibration, which has happened already.
+    """
+    quantization = Checkpoint.open(checkpoint).quantization
+    if quantization is None:
+        return
+    stored = {
+        "method": quantization.method,
+        "bits": quantization.bits,
+        "group_size": quantization.group_size,
+        "scheme": quantization.scheme,
+    }
+    for key, value in overrides.items():
+        if value is None:
+            continue
+        flag = f"--{key.replace('_', '-')} {value}"
+        remedy = f"leave it out, or quantize the original model with {flag}"
+        if key in _CALIBRATION:
+            raise ConfigError(f"{flag}: {checkpoint} is quantized already; {remedy}")
+        if value != stored[key]:
+            raise ConfigError(
+                f"{flag} contradicts {checkpoint}, which is quantized with "
+                f"{key.replace('_', ' ')} {stored[key]}; {remedy}"
+            )

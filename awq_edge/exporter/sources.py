@@ -1,0 +1,247 @@
+"""From checkpoint tensors to weights: read, checked and converted in pieces.
+
+No more than one piece, or one quantized linear of a block, is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.errors import ModelError
+from awq_edge.exporter.weights import (
+    FLOAT16,
+    FLOAT32,
+    UINT4,
+    UINT8,
+    Array,
+    Part,
+    Weight,
+    pack_nibbles,
+)
+from awq_edge.model_files import TensorEntry
+from awq_edge.w4a16 import Scheme, quantize, unpack_gemm
+
+_PIECE_BYTES = 32 << 20  # of a piece while it is float32
+_TRANSPOSED_BYTES = 256 << 20  # of a block of columns while it is float32
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+# Codes [out, in], scales [out, in / group], and zeros likewise or None for the middle code.
+QuantizedWeights = tuple[Weight, Weight, Weight | None]
+
+
+class Sources:
+    """Makes weights of one checkpoint's tensors."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def dense(self, source: str, name: str, dtype: int, part: Part) -> Weight:
+        """An unquantized tensor. source: full name in the checkpoint. dtype: to store it in.
+
+        Evaluation raises ModelError for NaN, inf and what `dtype` cannot hold.
+        """
+        shape = self._entry(source).shape
+        return Weight(name, dtype, shape, part, lambda: self._rows(source, dtype))
+
+    def transposed(self, source: str, name: str, dtype: int, part: Part) -> Weight:
+        """As `dense`, of a matrix [out, in], stored as [in, out]."""
+        rows, columns = self._entry(source).shape
+
+        def pieces() -> Iterator[Array]:
+            # A block of columns at a time; a matrix of more than one block is read repeatedly.
+            step = max(1, _TRANSPOSED_BYTES // (4 * rows))
+            for begin in range(0, columns, step):
+                end = min(begin + step, columns)
+                block = np.empty((end - begin, rows), _NUMPY_FLOATS[dtype])
+                row = 0
+                for piece in self._rows(source, dtype):
+                    block[:, row : row + len(piece)] = piece[:, begin:end].T
+                    row += len(piece)
+                yield block
+
+        return Weight(name, dtype, (columns, rows), part, pieces)
+
+    def embedding_dtype(self, source: str, exact: bool) -> int:
+        """The type to store the embedding in: float16 unless that would lose something.
+
+        exact: float32 in the checkpoint stays float32. bfloat16 beyond float16's range becomes
+        float32. Reads the tensor when it is bfloat16.
+        """
+        kind = self._entry(source).dtype
+        if kind == "F16":
+            return FLOAT16
+        if kind in ("F32", "F64") and exact:
+            return FLOAT32
+        largest = max(float(np.abs(piece).max()) for piece in self._rows(source, FLOAT32))
+        return FLOAT16 if largest <= float(np.finfo(np.float16).max) else FLOAT32
+
+    def quantized(self, linear: str, part: Part) -> QuantizedWeights:
+        """Codes uint4 [out, in], scales float16 [out, in / group] and zeros uint4 of a quantized
+        linear of the checkpoint, by full name."""
+        groups, out_features = self._entry(f"{linear}.scales").shape
+        in_features = self._entry(f"{linear}.qweight").shape[0]
+        files = self._checkpoint.files
+
+        def codes() -> Iterator[Array]:
+            yield repack_gemm(files.read(f"{linear}.qweight"))
+
+        def scales() -> Iterator[Array]:
+            values = files.read(f"{linear}.scales")
+            self._require_finite(f"{linear}.scales", values)
+            yield np.ascontiguousarray(self._narrow(f"{linear}.scales", values, FLOAT16).T)
+
+        def zeros() -> Iterator[Array]:
+            yield pack_nibbles(unpack_gemm(files.read(f"{linear}.qzeros")).reshape(-1))
+
+        grouped = (out_features, groups)
+        return (
+            Weight(f"{linear}.weight", UINT4, (out_features, in_features), part, codes),
+            Weight(f"{linear}.scales", FLOAT16, grouped, part, scales),
+            Weight(f"{linear}.zeros", UINT4, grouped, part, zeros),
+        )
+
+    def rounded(
+        self, source: str, name: str, bits: int, group_size: int, scheme: Scheme, part: Part
+    ) -> QuantizedWeights:
+        """An unquantized matrix [out, in] rounded to nearest: codes, scales and zeros.
+
+        Codes and zeros are uint4 for 4 bits and uint8 for 8; zeros is None for "symmetric".
+        """
+        out_features, in_features = self._entry(source).shape
+        rounding = _Rounding(self, source, bits, group_size, scheme)
+        dtype = UINT8 if bits == 8 else UINT4
+        grouped = (out_features, in_features // group_size)
+        zeros = Weight(f"{name}.zeros", dtype, grouped, part, rounding.zeros)
+        return (
+            Weight(f"{name}.weight", dtype, (out_features, in_features), part, rounding.codes),
+            Weight(f"{name}.scales", FLOAT16, grouped, part, rounding.scales),
+            None if scheme == "symmetric" else zeros,
+        )
+
+    def _entry(self, source: str) -> TensorEntry:
+        return self._checkpoint.files.entries[source]
+
+    def _rows(self, source: str, dtype: int) -> Iterator[Array]:
+        """The tensor in pieces of whole rows, checked, in `dtype`."""
+        for piece in self._read_rows(source):
+            self._require_finite(source, piece)
+            yield self._narrow(source, piece, dtype)
+
+    def _read_rows(self, source: str) -> Iterator[Array]:
+        """Pieces of whole rows; bfloat16 as float32, other types as stored."""
+        entry = self._entry(source)
+        if entry.dtype not in _ITEM_BYTES:
+            raise ModelError(
+                f"{self._checkpoint.path}: weight '{source}' has dtype {entry.dtype}; supported: "
+                f"{', '.join(_ITEM_BYTES)}"
+            )
+        stored = np.dtype({"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry.dtype])
+        width = int(np.prod(entry.shape[1:], dtype=np.int64))
+        step = max(1, _PIECE_BYTES // (4 * max(width, 1)))
+        with open(entry.file, "rb", buffering=0) as file:
+            file.seek(entry.offset)
+            for begin in range(0, entry.shape[0], step):
+                rows = min(step, entry.shape[0] - begin)
+                piece: Array = np.empty((rows, *entry.shape[1:]), stored)
+                view = piece.reshape(-1).view(np.uint8).data
+                while len(view):
+                    count = file.readinto(view)
+                    if not count:
+                        raise ModelError(f"{entry.file} is truncated; copy or download it again")
+                    view = view[count:]
+                if entry.dtype == "BF16":
+                    piece = (piece.astype(np.uint32) << 16).view(np.float32)
+                yield piece
+
+    def _require_finite(self, source: str, values: Array) -> None:
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"{self._checkpoint.path}: weight '{source}' has NaN or inf; the file is damaged, "
+                "or the model was saved after its training failed"
+            )
+
+    def _narrow(self, source: str, values: Array, dtype: int) -> Array:
+        """Finite values in `dtype`. Raises ModelError when they do not fit."""
+        with np.errstate(over="ignore"):
+            narrow = values.astype(_NUMPY_FLOATS[dtype], copy=False)
+        if narrow.dtype.itemsize < values.dtype.itemsize and not np.isfinite(narrow).all():
+            raise ModelError(
+                f"{self._checkpoint.path}: weight '{source}' has values up to "
+                f"{float(np.abs(values).max()):.3g}, which {narrow.dtype} cannot hold; export with "
+                "--activation-dtype float32"
+            )
+        return narrow
+
+
+_NUMPY_FLOATS: dict[int, type[np.floating]] = {FLOAT16: np.float16, FLOAT32: np.float32}
+
+
+class _Rounding:
+    """One pass over an unquantized matrix; scales and zeros are kept from it, codes are not."""
+
+    def __init__(
+        self, sources: Sources, source: str, bits: int, group_size: int, scheme: Scheme
+    ) -> None:
+        self._sources = sources
+        self._source = source
+        self._bits = bits
+        self._group_size = group_size
+        self._scheme = scheme
+        self._scales: list[Array] = []
+        self._zeros: list[Array] = []
+
+    def codes(self) -> Iterator[Array]:
+        scales, zeros = [], []
+        for rows in self._sources._rows(self._source, FLOAT32):
+            rounded = quantize(rows, self._bits, self._group_size, self._scheme)
+            scales.append(rounded.scales)
+            zeros.append(rounded.zeros)
+            yield rounded.codes if self._bits == 8 else pack_nibbles(rounded.codes)
+        self._scales, self._zeros = scales, zeros
+
+    def scales(self) -> Iterator[Array]:
+        self._require_pass()
+        yield from self._scales
+
+    def zeros(self) -> Iterator[Array]:
+        self._require_pass()
+        zeros = np.concatenate(self._zeros)
+        yield zeros if self._bits == 8 else pack_nibbles(zeros.reshape(-1))
+
+    def _require_pass(self) -> None:
+        if not self._scales:
+            for _ in self.codes():
+                pass
+
+
+def repack_gemm(qweight: Array) -> Array:
+    """AutoAWQ gemm words to ONNX uint4 rows, without unpacking to single codes.
+
+    qweight: int32 [in, out / 8], in even; drawn in `awq_edge.w4a16`. Returns uint8 [out, in / 2]:
+    byte j of row n holds the codes of input channels 2j (low nibble) and 2j + 1.
+
+    Two neighbouring input rows are joined nibble by nibble while they are still words, eight codes
+    at a time; what is left is a transposition of bytes.
+
+        word of row 2j        7 5 3 1 6 4 2 0      nibbles named by output channel
+        word of row 2j + 1    7 5 3 1 6 4 2 0
+        even nibbles     ->   5 5 1 1 4 4 0 0      bytes: channels 0, 4, 1, 5
+        odd nibbles      ->   7 7 3 3 6 6 2 2      bytes: channels 2, 6, 3, 7
+    """
+    in_features, words = qweight.shape
+    unsigned = np.ascontiguousarray(qweight).view(np.uint32)
+    first, second = unsigned[0::2], unsigned[1::2]
+    low, high = np.uint32(0x0F0F0F0F), np.uint32(0xF0F0F0F0)
+    even = (first & low) | ((second & low) << np.uint32(4))
+    odd = ((first >> np.uint32(4)) & low) | (second & high)
+    packed = np.empty((words, 8, in_features // 2), np.uint8)
+    for joined, channels in ((even, (0, 4, 1, 5)), (odd, (2, 6, 3, 7))):
+        lanes = joined.astype("<u4", copy=False).view(np.uint8)
+        lanes = lanes.reshape(in_features // 2, words, 4)
+        for lane, channel in enumerate(channels):
+            packed[:, channel] = lanes[:, :, lane].T
+    return packed.reshape(words * 8, in_features // 2)

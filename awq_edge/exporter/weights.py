@@ -1,0 +1,133 @@
+"""The weights of a graph: descriptions that are evaluated piece by piece when they are written.
+
+A graph holds no weight data. Each of its constants has a `Weight` of the same name, which knows
+dtype and shape and can produce its bytes in pieces of some 32 MB. A lowering derives new weights
+from old ones (`cast`, `reinterpreted`, `concatenated`) without evaluating any.
+
+Pieces are arrays whose bytes, one after the other, are the tensor in ONNX's raw encoding: C order,
+little endian, 4-bit elements two to a byte, the first in the low nibble.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+Array = npt.NDArray[Any]
+Pieces = Callable[[], Iterator[Array]]
+# Where a weight counts in the manifest's part_bytes.
+Part = Literal["embedding", "blocks", "lm_head", "tables"]
+
+FLOAT16 = int(onnx.TensorProto.FLOAT16)
+FLOAT32 = int(onnx.TensorProto.FLOAT)
+UINT8 = int(onnx.TensorProto.UINT8)
+UINT4 = int(onnx.TensorProto.UINT4)
+_NUMPY: dict[int, type[np.generic]] = {
+    FLOAT16: np.float16,
+    FLOAT32: np.float32,
+    UINT8: np.uint8,
+    UINT4: np.uint8,  # two elements to a byte
+}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One constant. dtype: of onnx.TensorProto. pieces: see the module."""
+
+    name: str
+    dtype: int
+    shape: tuple[int, ...]
+    part: Part
+    pieces: Pieces
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the raw encoding."""
+        count = math.prod(self.shape)
+        if self.dtype == UINT4:
+            return (count + 1) // 2
+        return count * np.dtype(_NUMPY[self.dtype]).itemsize
+
+    def array(self) -> Array:
+        """All of it, evaluated; 4-bit elements as they are packed, flat."""
+        flat = np.concatenate([piece.reshape(-1) for piece in self.pieces()])
+        return flat if self.dtype == UINT4 else flat.reshape(self.shape)
+
+
+def reinterpreted(weight: Weight, dtype: int, shape: tuple[int, ...]) -> Weight:
+    """The same bytes as another type and shape."""
+    result = replace(weight, dtype=dtype, shape=shape)
+    assert result.nbytes == weight.nbytes, (weight, dtype, shape)
+    return result
+
+
+def cast(weight: Weight, dtype: int) -> Weight:
+    """Floating-point values in another floating-point type."""
+    if weight.dtype == dtype:
+        return weight
+    target = _NUMPY[dtype]
+
+    def pieces() -> Iterator[Array]:
+        for piece in weight.pieces():
+            yield piece.astype(target)
+
+    return replace(weight, dtype=dtype, pieces=pieces)
+
+
+def concatenated(name: str, weights: Sequence[Weight]) -> Weight:
+    """Weights one below the other, along the first axis."""
+    first = weights[0]
+    assert all(w.dtype == first.dtype and w.shape[1:] == first.shape[1:] for w in weights)
+
+    def pieces() -> Iterator[Array]:
+        for weight in weights:
+            yield from weight.pieces()
+
+    rows = sum(w.shape[0] for w in weights)
+    return replace(first, name=name, shape=(rows, *first.shape[1:]), pieces=pieces)
+
+
+def of_array(name: str, array: Array, dtype: int, part: Part) -> Weight:
+    """A small array that exists already."""
+    values = array.astype(_NUMPY[dtype])
+    return Weight(name, dtype, array.shape, part, lambda: iter([values]))
+
+
+def pack_nibbles(codes: Array) -> Array:
+    """4-bit codes two to a byte along the last axis, which is padded with 0 to an even length.
+
+    codes: uint8 [..., n]. Returns uint8 [..., ceil(n / 2)], the first code in the low nibble.
+    """
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+    packed: Array = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return packed
+
+
+def unpack_nibbles(packed: Array, count: int) -> Array:
+    """The inverse of `pack_nibbles`: uint8 [..., count]."""
+    codes = np.stack([packed & 15, packed >> 4], axis=-1)
+    return codes.reshape(*packed.shape[:-1], -1)[..., :count]
+
+
+def rows_padded(weight: Weight) -> Weight:
+    """4-bit elements [rows, n] with each row in whole bytes: uint8 [rows, ceil(n / 2)].
+
+    Only for small tensors: an odd n makes rows of the flat packing begin within a byte.
+    """
+    rows, columns = weight.shape
+    shape = (rows, (columns + 1) // 2)
+    if columns % 2 == 0:
+        return reinterpreted(weight, UINT8, shape)
+
+    def pieces() -> Iterator[Array]:
+        codes = unpack_nibbles(weight.array(), rows * columns).reshape(rows, columns)
+        yield pack_nibbles(codes)
+
+    return replace(weight, dtype=UINT8, shape=shape, pieces=pieces)

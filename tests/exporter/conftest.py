@@ -1,0 +1,87 @@
+"""Fixtures of the export tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from awq_edge.archs import architectures
+from awq_edge.artifacts import Bundle
+from awq_edge.exporter import export_checkpoint
+from awq_edge.recipe import Recipe, load_recipe
+
+from .models import save_quantized, save_random_model
+
+Export = Callable[..., Bundle]
+
+
+def parity_recipe(**overrides: object) -> Recipe:
+    """The CPU recipe at accuracy level 0, with a prefill chunk that texts of tests exceed."""
+    keys: dict[str, object] = {"runtime.accuracy_level": 0, "export.prefill_chunk": 32}
+    return load_recipe("cpu").overridden(keys | overrides)
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Export:
+    """Export a checkpoint into tmp_path/bundle, lm_head unquantized unless told otherwise."""
+
+    def run(checkpoint: Path, recipe: Recipe | None = None, **arguments: Any) -> Bundle:
+        settings: dict[str, Any] = {"model_name": "tiny", "lm_head_bits": 16, "overwrite": True}
+        return export_checkpoint(
+            checkpoint, tmp_path / "bundle", recipe or parity_recipe(), **(settings | arguments)
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session", params=list(architectures()))
+def model_type(request: pytest.FixtureRequest) -> str:
+    """Every architecture of awq_edge/archs."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(model_type: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unquantized tiny model of the architecture."""
+    return save_random_model(tmp_path_factory.mktemp(model_type), model_type)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quantized checkpoint of `tiny_model`."""
+    return save_quantized(tiny_model, tmp_path_factory.mktemp("quantized"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unquantized tiny llama."""
+    return save_random_model(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def llama_checkpoint(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quantized tiny llama."""
+    return save_quantized(llama, tmp_path_factory.mktemp("llama-quantized"))
+
+
+@pytest.fixture(scope="session")
+def awkward(stories_or_none: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stories260k where it is there, or else a random model of its sizes: head size 8, FFN 172."""
+    if stories_or_none is not None:
+        return stories_or_none
+    return save_random_model(
+        tmp_path_factory.mktemp("awkward"),
+        "llama",
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )

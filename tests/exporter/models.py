@@ -1,0 +1,136 @@
+"""Tiny random models of the real transformers classes, quantized checkpoints of them, references.
+
+A reference is transformers itself in float32, on the same (dequantized) weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from awq_edge import w4a16
+from awq_edge.archs import decoder_from_config
+
+VOCAB = 96
+MAX_POSITIONS = 96
+GROUP_SIZE = 32
+# Grouped-query attention, and sizes that differ from each other.
+TINY: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": MAX_POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "sliding_window": None,
+}
+
+
+def save_random_model(path: Path, model_type: str, **config: Any) -> Path:
+    """A model directory of float32 weights whose attention is sharp and norms are not all ones."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(model_type, **(TINY | config))
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                noise = torch.rand_like(parameter)
+                parameter.copy_(0.5 + noise if "norm" in name else noise - 0.5)
+            else:
+                # Queries and keys are large, so that it matters which positions are seen.
+                gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
+                scale = 1.0 if "embed" in name else gain * parameter.shape[1] ** -0.5
+                parameter.normal_(0.0, scale)
+    model.save_pretrained(path)
+    return path
+
+
+def save_quantized(
+    source: Path,
+    path: Path,
+    group_size: int = GROUP_SIZE,
+    scheme: w4a16.Scheme = "asymmetric",
+    lm_head: bool = False,
+) -> Path:
+    """The AutoAWQ gemm checkpoint of a model directory, rounded to nearest."""
+    config = json.loads((source / "config.json").read_text())
+    decoder = decoder_from_config(config)
+    linears = {
+        f"{decoder.layer_prefix(layer)}.{linear.name}"
+        for layer in range(decoder.num_layers)
+        for linear in decoder.linears()
+    }
+    if lm_head:
+        linears.add("lm_head")
+    tensors: dict[str, np.ndarray] = {}
+    for name, value in load_file(source / "model.safetensors").items():
+        linear = name.removesuffix(".weight")
+        if linear not in linears or w4a16.gemm_obstacle(*value.shape, group_size):
+            tensors[name] = value.astype(np.float16)
+            continue
+        quantized = w4a16.quantize(value, 4, group_size, scheme)
+        tensors[f"{linear}.qweight"] = w4a16.pack_gemm(quantized.codes)
+        tensors[f"{linear}.qzeros"] = w4a16.pack_gemm(quantized.zeros)
+        tensors[f"{linear}.scales"] = np.ascontiguousarray(quantized.scales.T)
+    config["quantization_config"] = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": group_size,
+        "zero_point": True,
+        "version": "gemm",
+        "awq_edge": {"scheme": scheme, "method": "rtn"},
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+class Reference:
+    """transformers in float32 on the weights that a checkpoint stands for."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from awq_edge.checkpoint import Checkpoint
+
+        checkpoint = Checkpoint.open(path)
+        settings = AutoConfig.from_pretrained(path)
+        if checkpoint.quantization is not None:
+            del settings.quantization_config
+        self.model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+        state = {}
+        for name in self.model.state_dict():
+            linear = name.removesuffix(".weight")
+            if checkpoint.is_quantized(linear):
+                values = w4a16.dequantize(checkpoint.quantized(linear))
+            elif name in checkpoint.files:
+                values = checkpoint.dense(name).astype(np.float32)
+            else:  # a tied copy
+                continue
+            state[name] = torch.from_numpy(values)
+        missing = self.model.load_state_dict(state, strict=False).missing_keys
+        assert set(missing) <= {"lm_head.weight"}, missing
+        self.model.tie_weights()
+
+    @torch.no_grad()
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """float32 [len(ids), vocab]"""
+        found = self.model(torch.tensor([ids]), use_cache=False).logits[0]
+        return np.asarray(found.numpy())
+
+
+def random_ids(count: int, vocab: int = VOCAB, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocab, count).tolist()
