@@ -109,7 +109,10 @@ def export(
     )
 
     out = Path(out)
-    resolved = _recipe(recipe).overridden(
+    loaded = _recipe(recipe)
+    # By name, before the recipe is asked for what such a runtime needs.
+    require_lowering(runtime or loaded.runtime.backend)
+    resolved = loaded.overridden(
         {
             "runtime.backend": runtime,
             "runtime.accuracy_level": accuracy_level,
@@ -126,7 +129,6 @@ def export(
     )
     # What can be refused is refused before minutes of quantization.
     refuse_existing(out, overwrite=overwrite)
-    require_lowering(resolved.runtime.backend)
     path = resolve_model(str(model))
     check_export(path, resolved, context=context, lm_head_bits=lm_head_bits)
     name = model_name(str(model))

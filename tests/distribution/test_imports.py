@@ -20,13 +20,13 @@ HOST_ONLY = (
     "awq_edge.evaluate.torch_models",
 )
 HOST_PACKAGES = {"torch", "transformers", "onnx", "onnx_graphsurgeon", "ml_dtypes"}
-# What `--help` has no use for, over a tenth of a second each.
+# What `--help` has no use for, over a tenth of a second each. (pydantic is not among them: typer
+# itself loads it for a command's parameters.)
 HELP_PACKAGES = HOST_PACKAGES | {
     "huggingface_hub",
     "jinja2",
     "numpy",
     "onnxruntime",
-    "pydantic",
     "rich",
     "safetensors",
     "tokenizers",
@@ -34,10 +34,13 @@ HELP_PACKAGES = HOST_PACKAGES | {
 
 # Imports each module by itself and prints {module: [error or null, heavy packages it brought]}.
 _IMPORT_ALL = """
-import importlib, json, pkgutil, sys
+import importlib, json, pathlib, sys
 import awq_edge
 heavy, seen, report = set(json.loads(sys.argv[1])), set(), {}
-names = ["awq_edge"] + sorted(m.name for m in pkgutil.walk_packages(awq_edge.__path__, "awq_edge."))
+# By file name: pkgutil.walk_packages imports each package that it walks into.
+root = pathlib.Path(awq_edge.__file__).parent
+files = [path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py")]
+names = sorted(".".join(file.parts).removesuffix(".__init__") for file in files)
 host_last = sorted(names, key=lambda name: name.startswith(tuple(json.loads(sys.argv[2]))))
 for name in host_last:
     try:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
+import awq_edge
 from awq_edge.artifacts import Bundle
 from awq_edge.backends import open_session
 from awq_edge.checkpoint import Checkpoint
@@ -140,8 +141,11 @@ def test_an_unknown_runtime_is_refused_with_the_way_out(llama: Path, export: Exp
     for runtime in ("tensorrt", "tensorrt-rtx", "cuda"):
         if runtime in lowering_names():
             continue
-        with pytest.raises(ConfigError, match=rf"runtime '{runtime}' yet; .*--runtime onnxruntime"):
+        message = rf"runtime '{runtime}' yet; .*--runtime onnxruntime"
+        with pytest.raises(ConfigError, match=message):
             require_lowering(runtime)
+        with pytest.raises(ConfigError, match=message):
+            awq_edge.export(llama, "bundle", recipe="cpu", runtime=runtime)
     jetson = load_recipe("jetson-orin-nano-8gb")
     if jetson.runtime.backend not in lowering_names():
         with pytest.raises(ConfigError, match="--runtime onnxruntime"):
