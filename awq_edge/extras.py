@@ -17,6 +17,7 @@ _DISTRIBUTION = "awq-edge"
 _REQUIREMENT = re.compile(r"""^([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['"]([^'"]+)['"]""")
 # Extras for working on awq-edge: no command needs them.
 _DEVELOPMENT = ("dev", "docs")
+_PREFERRED = "host"
 
 
 def missing_extra(error: ModuleNotFoundError) -> RuntimeUnavailableError | None:
@@ -35,7 +36,7 @@ def missing_extra(error: ModuleNotFoundError) -> RuntimeUnavailableError | None:
 
 
 def _packages() -> dict[str, str]:
-    """Package -> the first extra that has it, by the metadata of the installed awq-edge."""
+    """Package -> the extra that has it, by the metadata of the installed awq-edge."""
     try:
         requirements = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
@@ -44,7 +45,10 @@ def _packages() -> dict[str, str]:
     for requirement in requirements:
         match = _REQUIREMENT.match(requirement)
         if match and match[2] not in _DEVELOPMENT:
-            found.setdefault(_normalized(match[1]), match[2])
+            package, extra = _normalized(match[1]), match[2]
+            # torch is in several: the commands that need it here are the host's.
+            if package not in found or extra == _PREFERRED:
+                found[package] = extra
     return found
 
 

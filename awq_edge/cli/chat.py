@@ -71,12 +71,13 @@ def _converse(conversation: Conversation, interrupt: Interrupt) -> None:
 
 
 def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> None:
-    from awq_edge.errors import ResourceError
+    from awq_edge.cli.output import JsonTarget
+    from awq_edge.errors import ConfigError, ResourceError
 
     dropped = conversation.dropped_turns
     try:
         turn = conversation.ask(text, cancelled=interrupt.requested)
-    except ResourceError as error:
+    except (ConfigError, ResourceError) as error:  # too long, or the template refuses it
         if not _is_terminal():
             raise
         _note(f"error: {error}")
@@ -84,12 +85,13 @@ def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> None
     if conversation.dropped_turns > dropped:
         count = conversation.dropped_turns - dropped
         _note(f"the context is full: the oldest {count} turn(s) of the conversation were dropped")
+    out = JsonTarget(None).text_stream
     with interrupt:
         for piece in turn:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+            out.write(piece)
+            out.flush()
+    out.write("\n")
+    out.flush()
     generation = turn.result
     rate = generation.timings.decode_tokens_per_second
     speed = f", {rate.median:.1f} tokens/s" if rate else ""
@@ -98,18 +100,32 @@ def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> None
 
 
 def _read_line() -> str | None:
-    """One message; None at the end of the input. Ctrl-C drops the line, twice leaves."""
+    """One message; None at the end of the input. Ctrl-C drops the line, twice leaves.
+
+    Raises ConfigError for a line that is not text in the locale's encoding.
+    """
+    from awq_edge.errors import ConfigError
+
     if not _is_terminal():
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"standard input: byte {error.start} is not {error.encoding}; convert it"
+            ) from None
         return line.rstrip("\r\n") if line else None
     try:
         import readline  # noqa: F401 - gives input() line editing and history
     except ImportError:
         pass
-    try:
-        return input(_PROMPT)
-    except EOFError:
-        return None
+    for interrupted in (False, True):
+        try:
+            return input(_PROMPT)
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            _note("" if interrupted else "\n(Ctrl-C again, or Ctrl-D, leaves)")
+    return None
 
 
 def _is_terminal() -> bool:

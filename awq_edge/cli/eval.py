@@ -85,7 +85,7 @@ def perplexity(
             threads=threads,
             progress=progress,
         )
-    _print(report, Console(stderr=target_json.owns_stdout, highlight=False))
+    _print(report, target_json.console())
     target_json.write(report.model_dump_json(indent=2))
 
 

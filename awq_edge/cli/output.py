@@ -1,13 +1,18 @@
-"""Where a command's JSON goes: a file, or standard output alone."""
+"""Where output goes: text and tables for people, JSON in a file or alone on standard output."""
 
 from __future__ import annotations
 
+import io
 import sys
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from awq_edge.artifacts import atomic_file
 from awq_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class JsonTarget:
@@ -19,6 +24,21 @@ class JsonTarget:
         self._path = None if value in (None, "-") else Path(str(value)).expanduser()
         if self._path is not None:
             _require_writable(self._path)
+
+    @property
+    def text_stream(self) -> TextIO:
+        """Where text for people goes: standard output, or standard error where JSON has that."""
+        stream = sys.stderr if self.owns_stdout else sys.stdout
+        if isinstance(stream, io.TextIOWrapper):
+            # A model's text may hold what the terminal's encoding lacks.
+            stream.reconfigure(errors="replace")
+        return stream
+
+    def console(self) -> Console:
+        """Tables on `text_stream`; names and paths in them are printed as they are."""
+        from rich.console import Console
+
+        return Console(file=self.text_stream, highlight=False, markup=False, emoji=False)
 
     def write(self, text: str) -> None:
         """Write the JSON text; nothing where no target was given."""

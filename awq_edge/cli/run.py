@@ -62,8 +62,6 @@ def run(
     ] = None,
 ) -> None:
     """Run a bundle on a prompt: the text as it comes, then what it took."""
-    from rich.console import Console
-
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.cli.output import JsonTarget
     from awq_edge.cli.run_table import print_report
@@ -75,7 +73,7 @@ def run(
     text = _prompt(prompt, prompt_file)
     formats: dict[bool | None, PromptFormat] = {None: "auto", True: "chat", False: "raw"}
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    out = sys.stderr if target.owns_stdout else sys.stdout
+    out = target.text_stream
 
     def show(piece: str) -> None:
         out.write(piece)
@@ -96,7 +94,7 @@ def run(
             cancelled=interrupt.requested,
         )
     out.write("\n\n")
-    print_report(report, Console(file=out, highlight=False))
+    print_report(report, target.console())
     target.write(report.model_dump_json(indent=2))
     if report.result.finish_reason == "cancelled":
         raise typer.Exit(_INTERRUPTED)

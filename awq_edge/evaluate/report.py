@@ -77,7 +77,8 @@ def evaluate_perplexity(
     content, words = read_text(Path(text))
     if max_tokens is not None and max_tokens < 2:
         raise ConfigError(f"--max-tokens {max_tokens}: must be 2 or more")
-    source = open_source(str(target), device=device, dtype=dtype, threads=threads)
+    longest = DEFAULT_WINDOW if window is None else window
+    source = open_source(str(target), window=longest, device=device, dtype=dtype, threads=threads)
     try:
         window = min(DEFAULT_WINDOW, source.context) if window is None else window
         stride = max(window // 2, 1) if stride is None else stride

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from awq_edge.artifacts import MANIFEST
+from awq_edge.artifacts import MANIFEST, Bundle
 from awq_edge.errors import ConfigError
 from awq_edge.model_files import read_json, resolve_model
 from awq_edge.runtime.model import Model, load
@@ -100,7 +100,8 @@ class SessionSource:
 
     @property
     def context(self) -> int:
-        return self._model.session.context
+        """What the bundle was exported for; the session may be opened for less."""
+        return self._model.manifest.context
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -123,10 +124,11 @@ class SessionSource:
 
 
 def open_source(
-    target: str, *, device: str | None, dtype: str | None, threads: int | None
+    target: str, *, window: int, device: str | None, dtype: str | None, threads: int | None
 ) -> LogitsSource:
     """Load a bundle, a checkpoint, or a model (a directory, a hub id, or `demo`).
 
+    window: tokens of the longest input there will be; a bundle's KV cache is no larger.
     device ("cpu", "cuda") and dtype ("float32", ...) are for checkpoints and models; None: the
     CPU with float32. threads: CPU threads, None for the physical cores.
     Raises ConfigError for a choice that a bundle does not have, and what loading raises.
@@ -139,7 +141,9 @@ def open_source(
                     f"{flag} {value}: a bundle runs as it was exported; leave {flag} out, or "
                     "evaluate the checkpoint"
                 )
-        return SessionSource(load(directory, threads=threads))
+        exported = Bundle.open(directory, verify=False).manifest.context
+        context = max(1, min(window, exported))
+        return SessionSource(load(directory, context=context, threads=threads))
     from awq_edge.evaluate.torch_models import open_torch_source
 
     path = resolve_model(target)

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from awq_edge.errors import ConfigError, ModelError, RuntimeUnavailableError
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.sources import Float32, LogitsSource, SourceInfo
 from awq_edge.model_files import ModelFiles
 from awq_edge.runtime.tokenizer import Tokenizer
+from awq_edge.torch_device import device_name, torch_device
+from awq_edge.w4a16 import dequantize
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class ModelSource:
-    """An unquantized Hugging Face model, run by transformers itself."""
+class _TransformersSource:
+    """What the two sources here share: a transformers model in memory, with its tokenizer."""
 
-    def __init__(self, path: Path, device: torch.device, dtype: str) -> None:
-        """Load a model directory. Raises ModelError when transformers cannot, or not wholly."""
-        # Checks files and headers first, with messages that name the damaged one.
-        ModelFiles(path)
-        self.tokenizer = Tokenizer(path)
-        self._model = _load(path, device, DTYPES[dtype])
-        config = self._model.config.get_text_config()
-        self.context = int(config.max_position_embeddings)
-        self.info = SourceInfo(
-            kind="model",
-            path=str(path),
-            runtime="transformers",
-            device=_device_name(device),
-            dtype=dtype,
-        )
+    def __init__(self, model: Any, tokenizer: Tokenizer, info: SourceInfo) -> None:
+        self._model = model
+        self.tokenizer = tokenizer
+        self.info = info
+        self.context = int(model.config.get_text_config().max_position_embeddings)
         self.packages = ("torch", "transformers")
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
@@ -44,75 +38,120 @@ class ModelSource:
                 use_cache=False,
                 logits_to_keep=len(ids) - first,
             )
-        yield _to_numpy(output.logits[0])
+        logits: Float32 = output.logits[0].float().cpu().numpy()
+        yield logits
 
     def close(self) -> None:
         """Free the weights."""
         del self._model
 
 
+class ModelSource(_TransformersSource):
+    """An unquantized Hugging Face model, run by transformers itself."""
+
+    def __init__(self, path: Path, device: torch.device, dtype: str) -> None:
+        """Load a model directory. Raises ModelError when transformers cannot, or not wholly."""
+        # Checks files and headers first, with messages that name the damaged one.
+        ModelFiles(path)
+        tokenizer = Tokenizer(path)
+        model = _load(path, device, DTYPES[dtype])
+        info = SourceInfo(
+            kind="model",
+            path=str(path),
+            runtime="transformers",
+            device=device_name(device),
+            dtype=dtype,
+        )
+        super().__init__(model, tokenizer, info)
+
+
+class CheckpointSource(_TransformersSource):
+    """A checkpoint in the AutoAWQ gemm layout: transformers' model of its config, with the weights
+    that the codes stand for. lm_head is as stored, 16 bits where the quantizer left it alone."""
+
+    def __init__(self, path: Path, device: torch.device, dtype: str) -> None:
+        """Load and dequantize a checkpoint directory, whole, in `dtype`.
+
+        Raises ModelError for a checkpoint whose weights are not exactly those of its config.
+        """
+        checkpoint = Checkpoint.open(path)
+        quantization = checkpoint.quantization
+        assert quantization is not None, "open_torch_source looked for quantization_config"
+        tokenizer = Tokenizer(path)
+        weights = dict(dense_weights(checkpoint, DTYPES[dtype]))
+        model = _load(path, device, DTYPES[dtype], weights)
+        info = SourceInfo(
+            kind="checkpoint",
+            path=str(path),
+            runtime="transformers",
+            device=device_name(device),
+            dtype=dtype,
+            method=quantization.method,
+            bits=quantization.bits,
+            group_size=quantization.group_size,
+            scheme=quantization.scheme,
+        )
+        super().__init__(model, tokenizer, info)
+
+
+def dense_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight of the unquantized model by full name, the quantized ones dequantized.
+
+    Raises ModelError for scales that are not finite.
+    """
+    for name in checkpoint.decoder.weight_shapes():
+        linear = name.removesuffix(".weight")
+        if checkpoint.is_quantized(linear):
+            values = dequantize(checkpoint.quantized(linear))
+        else:
+            values = checkpoint.dense(name)
+        yield name, torch.from_numpy(values).to(dtype)
+
+
 def open_torch_source(
     path: Path, *, quantized: bool, device: str | None, dtype: str | None, threads: int | None
 ) -> LogitsSource:
     """Load a model directory; see `awq_edge.evaluate.sources.open_source`."""
-    where = _device(device or "cpu")
+    where = torch_device(device or "cpu")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: allowed values: {', '.join(DTYPES)}")
     if threads is not None:
         if threads < 1:
             raise ConfigError(f"--threads {threads}: must be 1 or more")
         torch.set_num_threads(threads)
-    return ModelSource(path, where, dtype or "float32")
+    kind = CheckpointSource if quantized else ModelSource
+    return kind(path, where, dtype or "float32")
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device {name}: allowed values: cpu, cuda, cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: allowed values: cpu, cuda, cuda:N")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise RuntimeUnavailableError(
-                f"--device {name}: torch {torch.__version__} sees {count} CUDA device(s); "
-                "use --device cpu"
+def _load(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> Any:
+    """transformers' model of a directory, with its own weights or those given.
+
+    Raises ModelError when transformers cannot load it, or any weight is missing or left over.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    with _quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            if weights is not None and hasattr(config, "quantization_config"):
+                del config.quantization_config
+            # The class itself: AutoModelForCausalLM takes no weights without a directory.
+            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                path if weights is None else None,
+                config=config,
+                state_dict=weights,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
             )
-    return device
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    from awq_edge.device.cpu import describe_cpu
-
-    return describe_cpu().name
-
-
-def _to_numpy(logits: torch.Tensor) -> Float32:
-    array: Float32 = logits.float().cpu().numpy()
-    return array
-
-
-def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # transformers raises many kinds for what a directory may lack
-        text = " ".join(str(error).split())
-        raise ModelError(f"transformers cannot load {path}: {text}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        except Exception as error:  # transformers raises many kinds for what a directory may lack
+            text = " ".join(str(error).split())
+            raise ModelError(f"transformers cannot load {path}: {text}") from error
     # transformers fills these with random numbers, or drops them, and only warns.
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in report.get(kind, ()))
@@ -123,3 +162,19 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
                 "belong together"
             )
     return model.to(device).eval()
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its progress bars and warnings, which would stand between ours."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

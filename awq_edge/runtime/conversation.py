@@ -77,9 +77,11 @@ class Conversation:
         rendered, ids, messages = self._fit(messages)
         limit = self._max_new_tokens
         room = self._model.session.context - len(ids) + 1
+        if limit is not None and limit > room:
+            limit = None  # the context ends first
         request = Request(
             prompt_ids=ids,
-            max_new_tokens=room if limit is None else min(limit, room),
+            max_new_tokens=limit,
             sampling=self._sampling,
             stop=self._stop,
             stop_token_ids=self._model.stop_token_ids,
@@ -92,9 +94,11 @@ class Conversation:
         """Text and ids of the messages, without the oldest turns where they leave no room."""
         context = self._model.session.context
         room = min(_ANSWER_ROOM, context // 4, self._max_new_tokens or context)
+        dropped = 0
         while True:
             rendered, ids = self._encode(messages)
             if len(ids) + room <= context:
+                self.dropped_turns += dropped
                 return rendered, ids, messages
             first = 1 if messages[0]["role"] == "system" else 0
             if len(messages) <= first + 1:
@@ -103,8 +107,7 @@ class Conversation:
                     f"answer ({room}) does not fit the context of {context}; shorten it"
                 )
             messages = messages[:first] + messages[first + 2 :]
-            self.dropped_turns += 1
-            self._said = None
+            dropped += 1
 
     def _encode(self, messages: list[Message]) -> tuple[str, list[int]]:
         """The rendered conversation and its ids, built on cached ones where these begin it."""

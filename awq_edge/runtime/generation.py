@@ -5,8 +5,9 @@ prompt ids ─► prefill in chunks ─► sample ─► decode ─► sample �
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,7 +62,7 @@ class Request:
 
 
 class TokenLoop:
-    """Runs one request on a session. Iterate it; `timings` and `finish_reason` fill as it goes.
+    """Runs one request on a session; `timings` and `finish_reason` fill as its `tokens` come.
 
     The session keeps the prompt and all but the last generated token in its cache.
     """
@@ -75,13 +76,14 @@ class TokenLoop:
         self.timings = Timings(prompt_tokens=len(request.prompt_ids))
         self.finish_reason: FinishReason = "cancelled"
 
-    def __iter__(self) -> Iterator[int]:
+    def tokens(self) -> Generator[int, None, None]:
+        """The generated ids, one by one, without the stop token."""
         try:
-            yield from self._tokens()
+            yield from self._run()
         finally:
             self.timings.total = time.perf_counter() - self._started
 
-    def _tokens(self) -> Iterator[int]:
+    def _run(self) -> Iterator[int]:
         session, request, timings = self._session, self._request, self.timings
         logits = self._prefill()
         if logits is None:
@@ -171,17 +173,15 @@ class TextStream:
         return self.result
 
     def _run(self) -> Iterator[str]:
-        tokens = iter(self._loop)
-        for token in tokens:
-            self._ids.append(token)
-            yield from self._give(self._stops.push(self._decoder.push(token)))
-            if self._stops.found is not None:
-                break
-        else:
-            yield from self._give(self._stops.push(self._decoder.flush()))
-            yield from self._give(self._stops.flush())
-        # A generator that is left early ends its `finally` (the total time) here.
-        tokens.close()  # type: ignore[attr-defined]
+        # Left early, the loop ends its `finally` (the total time) here and not at some later time.
+        with contextlib.closing(self._loop.tokens()) as tokens:
+            for token in tokens:
+                self._ids.append(token)
+                yield from self._give(self._stops.push(self._decoder.push(token)))
+                if self._stops.found is not None:
+                    return
+        yield from self._give(self._stops.push(self._decoder.flush()))
+        yield from self._give(self._stops.flush())
 
     def _give(self, piece: str) -> Iterator[str]:
         if piece:
@@ -198,13 +198,18 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, piece: str) -> str:
-        """The text that is certain not to belong to a stop string; the earliest stop wins."""
+        """The text that is certain not to belong to a stop string.
+
+        The stop that is complete first wins, of several the longest: so the outcome does not
+        depend on how the text is cut into pieces.
+        """
         if self.found is not None:
             return ""
         text = self._held + piece
-        hits = [(text.find(stop), -len(stop), stop) for stop in self._stops if stop in text]
+        places = [(text.find(stop), stop) for stop in self._stops]
+        hits = [(place + len(stop), place, stop) for place, stop in places if place >= 0]
         if hits:
-            place, _, self.found = min(hits)
+            _, place, self.found = min(hits)
             self._held = ""
             return text[:place]
         held = max((_overlap(text, stop) for stop in self._stops), default=0)

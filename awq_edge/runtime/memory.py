@@ -20,6 +20,9 @@ from pathlib import Path
 from awq_edge.artifacts import BundleManifest
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+# Bytes that one activation takes while it is computed with. onnxruntime's CPU kernels compute
+# float16 in float32 copies: float16 takes twice as much as float32 (docs/run-report.md).
+_WORKING_BYTES = {"onnxruntime": {"float16": 8, "float32": 4}}
 # The interpreter with its libraries and a session without a model, as measured on x86-64 Linux:
 # 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
 _OVERHEAD_BYTES = {"onnxruntime": 85_000_000}
@@ -65,7 +68,7 @@ def predict_memory(manifest: BundleManifest, context: int) -> PredictedMemory:
     Activations: the largest moment is the attention of a prefill chunk at the end of the context,
     whose scores are held for every head, beside the residual stream and the FFN's input.
     """
-    item = _ITEM_BYTES[manifest.activation_dtype]
+    item = _WORKING_BYTES.get(manifest.runtime, _ITEM_BYTES)[manifest.activation_dtype]
     chunk = min(manifest.prefill_chunk, context)
     heads = manifest.num_heads + 2 * manifest.num_kv_heads
     per_token = (

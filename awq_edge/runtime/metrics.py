@@ -60,9 +60,11 @@ class Timings:
 
     @property
     def prefill_tokens_per_second(self) -> Spread | None:
-        """Over the chunks; the first counts as warm-up when there are at least three."""
-        chunks = self.chunks[1:] if len(self.chunks) > 2 else self.chunks
-        return spread([tokens / seconds for tokens, seconds in chunks])
+        """Over the chunks of full size: a short last one is slower by nature. The first counts as
+        warm-up when there are at least three."""
+        size = max((tokens for tokens, _ in self.chunks), default=0)
+        rates = [tokens / seconds for tokens, seconds in self.chunks if tokens == size]
+        return spread(rates[1:] if len(rates) > 2 else rates)
 
     @property
     def decode_tokens_per_second(self) -> Spread | None:

@@ -38,9 +38,10 @@ def run(
     """Load a bundle, generate once, and return the report of it.
 
     prompt_format: "raw" sends the text as it is, "chat" as a user's message through the model's
-    chat template, "auto" the latter where there is one. max_new_tokens: None means 128, or as many
-    as fit. on_text: called with every piece of text. cancelled: asked before every step; what ran
-    until then is reported. Raises what `load` and `Model.stream` raise.
+    chat template, "auto" the latter where there is one. max_new_tokens: None means 128, or to the
+    end of the context where fewer fit. on_text: called with every piece of text. cancelled: asked
+    before every step; what ran until then is reported. Raises what `load` and `Model.stream`
+    raise.
     """
     if not prompt:
         raise ConfigError("the prompt is empty; give --prompt some text")
@@ -49,8 +50,9 @@ def run(
         started = time.perf_counter()
         chat = _wants_chat(model, prompt_format)
         ids = model.prompt_ids([{"role": "user", "content": prompt}] if chat else prompt)
-        if max_new_tokens is None:
-            max_new_tokens = min(DEFAULT_NEW_TOKENS, model.session.context - len(ids) + 1)
+        room = model.session.context - len(ids) + 1
+        if max_new_tokens is None and room >= DEFAULT_NEW_TOKENS:
+            max_new_tokens = DEFAULT_NEW_TOKENS
         request = Request(
             prompt_ids=ids,
             max_new_tokens=max_new_tokens,

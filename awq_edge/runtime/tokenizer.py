@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from awq_edge.errors import ModelError
+from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model_files import read_json
 
 # What a decoder writes for bytes that are not (yet) valid UTF-8.
@@ -17,6 +17,9 @@ _REPLACEMENT = "\ufffd"
 # which strips the space of a text's first word does not strip the continuation's.
 _CONTEXT_TOKENS = 6
 _UTF8_BYTES = 4  # of one character, at most
+# Tokens that may wait for the end of a character. A model of broken output would else be silent,
+# and ever slower, as the whole wait is decoded again with every token.
+_HELD_TOKENS = 16
 
 
 class Tokenizer:
@@ -55,8 +58,16 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; with add_special_tokens, as the model expects a text to begin.
 
-        A text that a chat template made has its special tokens already.
+        A text that a chat template made has its special tokens already. Raises ConfigError for a
+        text that is no Unicode (what Python makes of undecodable arguments).
         """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"the text has a byte that is not UTF-8 at character {error.start}; convert it "
+                "(iconv -t UTF-8)"
+            ) from None
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         bos = self.bos_token_id
         if add_special_tokens and self._ensure_bos and bos is not None and ids[:1] != [bos]:
@@ -89,7 +100,7 @@ class Tokenizer:
 class TokenStream:
     """Incremental detokenization: the pieces join to what decoding everything at once gives.
 
-    A piece is held back while it may still change: while it ends inside a UTF-8 character. Each
+    A piece is held back while it ends inside a UTF-8 character, up to a limit. Each
     step decodes a window that begins with text already given out, because what a token's text is
     depends on its neighbours (the space before a word, byte tokens). Bytes that are no UTF-8 at
     all come out as U+FFFD, not always as many as when everything is decoded at once.
@@ -104,6 +115,12 @@ class TokenStream:
         """The text that has become certain with this token; often one word, at times nothing."""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
+        held = len(self._window) - self._known
+        if text.endswith(_REPLACEMENT) and held >= _HELD_TOKENS:
+            piece = text[len(self._shown) :]
+            self._window, self._shown = _tail(self._tokenizer, self._window)
+            self._known = len(self._window)
+            return piece
         if text.endswith(_REPLACEMENT) or len(text) <= len(self._shown):
             return ""
         piece = text[len(self._shown) :]
