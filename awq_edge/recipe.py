@@ -179,7 +179,7 @@ class QuantizationDefaults(_Part):
     """Defaults of `awq-edge quantize`. statistics_budget_bytes: bytes that the calibration
     statistics of one block may take before a token sample replaces the exact ones."""
 
-    method: Literal["none", "rtn", "awq"]
+    method: Literal["none", "rtn", "awq", "gptq", "awq+gptq"]
     bits: Literal[2, 3, 4, 8]
     group_size: Literal[32, 64, 128]
     scheme: Literal["asymmetric", "symmetric"]

@@ -18,7 +18,8 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Directory of the checkpoint, made by this command.")],
     recipe: Annotated[str, typer.Option(help="Target device; see `awq-edge recipes`.")] = "cpu",
     method: Annotated[
-        str | None, typer.Option(help="awq, or rtn: round to nearest.  [default: the recipe's]")
+        str | None,
+        typer.Option(help="awq, gptq, awq+gptq, or rtn (plain).  [default: the recipe's]"),
     ] = None,
     bits: Annotated[
         int | None, typer.Option(help="Bits of a weight: 4.  [default: the recipe's]")

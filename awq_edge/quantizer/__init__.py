@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import cast, get_args
 
 import torch
 
@@ -15,10 +15,11 @@ from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.provenance import source_commit, versions
 from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
-from awq_edge.quantizer.driver import AwqBlocks, BlockOptions, Observer, RtnBlocks, obstacles
+from awq_edge.quantizer.driver import BlockOptions, CalibratedBlocks, Observer, RtnBlocks, obstacles
 from awq_edge.quantizer.report import (
     REPORT_FILE,
     CalibrationReport,
+    Method,
     QuantizationReport,
     summarise,
 )
@@ -128,14 +129,13 @@ def quantize_checkpoint(
     return QuantizedCheckpoint(out, report)
 
 
-def _method(method: str) -> Literal["rtn", "awq"]:
-    if method == "rtn":
-        return "rtn"
-    if method == "awq":
-        return "awq"
+def _method(method: str) -> Method:
+    for known in get_args(Method):
+        if method == known:
+            return cast(Method, known)
     raise ConfigError(
         f"method {method}: there is nothing to quantize; export the model as it is with "
-        "`awq-edge export MODEL --method none`, or give --method awq or rtn"
+        f"`awq-edge export MODEL --method none`, or give --method {', '.join(get_args(Method))}"
     )
 
 
@@ -152,12 +152,12 @@ def _open_unquantized(model: Path) -> Checkpoint:
 def _blocks(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    method: Literal["rtn", "awq"],
+    method: Method,
     number_format: NumberFormat,
     calibration: str | Path | None,
     device: torch.device,
     propagate_error: bool,
-) -> tuple[AwqBlocks | RtnBlocks, CalibrationSet | None]:
+) -> tuple[CalibratedBlocks | RtnBlocks, CalibrationSet | None]:
     if method == "rtn":
         return RtnBlocks(checkpoint, number_format, device), None
     drawn = load_calibration(
@@ -178,8 +178,10 @@ def _blocks(
         statistics_budget=recipe.quantization.statistics_budget_bytes,
         seed=recipe.calibration.seed,
         propagate_error=propagate_error,
+        search=method != "gptq",
+        gptq=method != "awq",
     )
-    return AwqBlocks(checkpoint, drawn, options, device), drawn
+    return CalibratedBlocks(checkpoint, drawn, options, device), drawn
 
 
 def _calibration_report(drawn: CalibrationSet) -> CalibrationReport:

@@ -22,6 +22,7 @@ from awq_edge.quantizer.awq import GroupChoice, search_group
 from awq_edge.quantizer.blocks import BlockOnDevice, BlockRunner, Tensors, relative_change
 from awq_edge.quantizer.calibration import CalibrationSet
 from awq_edge.quantizer.folding import fold, realise_scale, row_scale, tie_channels
+from awq_edge.quantizer.gptq import gptq_round, inverse_factor
 from awq_edge.quantizer.report import BlockReport, LinearReport, sqnr_db
 from awq_edge.quantizer.rounding import NumberFormat, Rounded, fake_quantize, round_to_nearest
 from awq_edge.quantizer.statistics import InputStatistics, plan_samples
@@ -42,12 +43,15 @@ Observer = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class BlockOptions:
     """How blocks are quantized. statistics_budget: bytes of one block's statistics.
-    propagate_error: later blocks see the outputs of quantized ones."""
+    propagate_error: later blocks see the outputs of quantized ones. search: AWQ's scales and clips.
+    gptq: codes by GPTQ instead of rounding to nearest, on the scaled weights."""
 
     number_format: NumberFormat
     statistics_budget: int
     seed: int
     propagate_error: bool
+    search: bool
+    gptq: bool
 
 
 def obstacles(checkpoint: Checkpoint, number_format: NumberFormat) -> dict[str, str]:
@@ -60,7 +64,7 @@ def obstacles(checkpoint: Checkpoint, number_format: NumberFormat) -> dict[str, 
     return found
 
 
-class AwqBlocks:
+class CalibratedBlocks:
     """Quantizes the blocks of a checkpoint in order, each once."""
 
     def __init__(
@@ -94,14 +98,14 @@ class AwqBlocks:
             if scale is not None:
                 fold(self._checkpoint.decoder, group, scale, folded)
         change = self._check_fold(layer, tensors, folded)
-        rounded = self._round(layer, folded, choices)
+        rounded, by_gptq = self._round(layer, folded, choices, statistics)
         if self._options.propagate_error:
             dequantized = {f"{name}.weight": r.dequantize() for name, r in rounded.items()}
             with self._runner.block(layer, folded | dequantized) as block:
                 hidden = self._forward(block)
         self._hidden = hidden
         linears = tuple(
-            self._report(linear, tensors, rounded, choices, statistics)
+            self._report(linear, tensors, rounded, choices, statistics, by_gptq)
             for linear in self._checkpoint.decoder.linears()
         )
         self._write(layer, folded, rounded, writer)
@@ -149,6 +153,8 @@ class AwqBlocks:
     def _search(
         self, layer: int, group: ScaleGroup, tensors: Tensors, statistics: InputStatistics
     ) -> GroupChoice:
+        if not self._options.search:
+            return GroupChoice(None, {}, 0.0, False, False)
         weights = {
             name: tensors[f"{name}.weight"] for name in group.linears if name not in self._obstacles
         }
@@ -184,25 +190,62 @@ class AwqBlocks:
         return change
 
     def _round(
-        self, layer: int, folded: Tensors, choices: Mapping[str, GroupChoice]
-    ) -> dict[str, Rounded]:
-        clips = {name: clip for choice in choices.values() for name, clip in choice.clips.items()}
-        rounded = {}
-        for linear in self._checkpoint.decoder.linears():
-            if linear.name in self._obstacles:
-                continue
-            try:
-                rounded[linear.name] = round_to_nearest(
-                    folded[f"{linear.name}.weight"],
-                    self._options.number_format,
-                    clips.get(linear.name),
-                )
-            except ValueError as error:
-                prefix = self._checkpoint.decoder.layer_prefix(layer)
-                raise ModelError(
-                    f"{self._checkpoint.path}: '{prefix}.{linear.name}': {error}"
-                ) from None
-        return rounded
+        self,
+        layer: int,
+        folded: Tensors,
+        choices: Mapping[str, GroupChoice],
+        statistics: Mapping[str, InputStatistics],
+    ) -> tuple[dict[str, Rounded], set[str]]:
+        """The codes of every linear, and the names of those that GPTQ made better."""
+        rounded: dict[str, Rounded] = {}
+        by_gptq: set[str] = set()
+        for group in self._groups():
+            choice, inputs = choices[group.name], statistics[group.name]
+            factor = self._gptq_factor(inputs, choice.scale)
+            for name in group.linears:
+                if name in self._obstacles:
+                    continue
+                weight, clip = folded[f"{name}.weight"], choice.clips.get(name)
+                try:
+                    rounded[name] = round_to_nearest(weight, self._options.number_format, clip)
+                    if factor is not None:
+                        other = gptq_round(weight, factor, self._options.number_format, clip)
+                        if self._is_better(other, rounded[name], weight, choice.scale, inputs):
+                            rounded[name] = other
+                            by_gptq.add(name)
+                except ValueError as error:
+                    prefix = self._checkpoint.decoder.layer_prefix(layer)
+                    raise ModelError(
+                        f"{self._checkpoint.path}: '{prefix}.{name}': {error}"
+                    ) from None
+        return rounded, by_gptq
+
+    def _gptq_factor(
+        self, inputs: InputStatistics, scale: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """What GPTQ needs of an input; None without GPTQ, or where G did not fit the budget."""
+        if not self._options.gptq or inputs.gram is None:
+            return None
+        gram = inputs.gram
+        return inverse_factor(gram if scale is None else gram / torch.outer(scale, scale))
+
+    @staticmethod
+    def _is_better(
+        one: Rounded,
+        other: Rounded,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        inputs: InputStatistics,
+    ) -> bool:
+        """Whether `one` has the smaller output error. weight: what both stand for."""
+
+        def error(rounded: Rounded) -> float:
+            difference = rounded.dequantize() - weight
+            if scale is not None:
+                difference /= scale
+            return float(inputs.errors(difference).sum())
+
+        return error(one) < error(other)
 
     def _report(
         self,
@@ -211,6 +254,7 @@ class AwqBlocks:
         rounded: Mapping[str, Rounded],
         choices: Mapping[str, GroupChoice],
         statistics: Mapping[str, InputStatistics],
+        by_gptq: set[str],
     ) -> LinearReport:
         """Errors of what is stored, in the space of the original weight: rows and columns of the
         folds undone."""
@@ -241,6 +285,7 @@ class AwqBlocks:
             weight_aware=choice.weight_aware,
             fell_back=choice.fell_back,
             clip_share=0.0 if clip is None else float((clip < 1).float().mean()),
+            gptq=name in by_gptq,
             relative_mse=own,
             sqnr_db=sqnr_db(own),
             rtn_relative_mse=rtn,

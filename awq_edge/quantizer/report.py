@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
 REPORT_FILE = "quantization_report.json"
 
 
@@ -19,9 +20,13 @@ class _Part(BaseModel):
 
 
 class LinearReport(_Part):
-    """One linear. exponent: a of s = mean|x|^a, None for s = 1. weight_aware: the form with
-    mean|w| in it. clip_share: groups whose range was shrunk, 0..1. fell_back: the search found
-    nothing better than s = 1. reason: why it stays in 16 bits, None where it is quantized."""
+    """One linear.
+
+    exponent: a of s = mean|x|^a, None for s = 1. weight_aware: the form with mean|w| in it.
+    clip_share: groups whose range was shrunk, 0..1. gptq: its codes make up for each other's
+    errors. fell_back: the search found nothing better than s = 1. reason: why it stays in 16 bits,
+    None where it is quantized.
+    """
 
     name: str
     quantized: bool
@@ -30,6 +35,7 @@ class LinearReport(_Part):
     weight_aware: bool = False
     fell_back: bool = False
     clip_share: float = 0.0
+    gptq: bool = False
     relative_mse: float | None = None
     sqnr_db: float | None = None
     rtn_relative_mse: float | None = None
@@ -74,7 +80,7 @@ class QuantizationReport(_Part):
     format_version: Literal[1] = 1
     model_name: str
     model_type: str
-    method: Literal["rtn", "awq"]
+    method: Method
     bits: int
     group_size: int
     scheme: Literal["asymmetric", "symmetric"]

@@ -46,7 +46,7 @@ def round_to_nearest(
     weight: float32 [out, in]. ratio: float32 [out, in / group] in (0, 1], None for 1.
     Raises ValueError when a scale overflows fp16.
     """
-    groups, scales, zeros = _ranges(weight, number_format, ratio)
+    groups, scales, zeros = ranges(weight, number_format, ratio)
     codes = torch.round(groups / scales.float()[:, :, None]) + zeros[:, :, None]
     codes = codes.clamp(0, 2**number_format.bits - 1).to(torch.uint8)
     return Rounded(codes.reshape(weight.shape), scales, zeros.to(torch.uint8))
@@ -56,17 +56,21 @@ def fake_quantize(
     weight: torch.Tensor, number_format: NumberFormat, ratio: torch.Tensor | None = None
 ) -> torch.Tensor:
     """round_to_nearest(...).dequantize(), without the codes: float32 [out, in]."""
-    groups, scales, zeros = _ranges(weight, number_format, ratio)
+    groups, scales, zeros = ranges(weight, number_format, ratio)
     steps = scales.float()[:, :, None]
     zeros = zeros[:, :, None]
     codes = torch.round(groups / steps).add_(zeros).clamp_(0, 2**number_format.bits - 1)
     return codes.sub_(zeros).mul_(steps).reshape(weight.shape)
 
 
-def _ranges(
+def ranges(
     weight: torch.Tensor, number_format: NumberFormat, ratio: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Groups float32 [out, in / group, group]; scales float16, zeros float32 [out, in / group]."""
+    """A weight in groups, with the scale and zero point of each.
+
+    Returns float32 [out, in / group, group], float16 and float32 [out, in / group]. Raises
+    ValueError when a scale overflows fp16.
+    """
     levels = 2**number_format.bits - 1
     groups = weight.reshape(weight.shape[0], -1, number_format.group_size)
     low = groups.amin(dim=2).clamp(max=0)

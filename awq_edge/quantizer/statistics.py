@@ -85,6 +85,11 @@ class InputStatistics:
         pieces = rows.reshape(len(rows), -1, group_size).transpose(0, 1)  # [groups, T, group]
         return pieces.transpose(1, 2) @ pieces * (self.tokens / max(len(rows), 1))
 
+    @property
+    def gram(self) -> torch.Tensor | None:
+        """G, float32 [in, in]; None where a sample of tokens stands for it."""
+        return self._gram
+
     def is_finite(self) -> bool:
         return bool(torch.isfinite(self._sum_abs).all())
 
