@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 
 MANIFEST = "manifest.json"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CHUNK = 1 << 22  # bytes read at a time when hashing
 
 
@@ -210,12 +209,17 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         publish_directory(work, final, overwrite=overwrite)
     except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if is_disk_full(error):
             raise ResourceError(
                 f"the disk of {final.parent} filled up while {final.name} was written; free some "
                 "space or choose another --out"
             ) from None
         raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that there is no space, or no quota, left on a disk."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def refuse_existing(final: Path, *, overwrite: bool) -> None:

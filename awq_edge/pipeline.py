@@ -5,7 +5,7 @@ Stages do not know each other; here they are put one behind the other.
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,28 +160,31 @@ def export(
         )
     from awq_edge.quantizer import quantize_checkpoint
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the bundle: there is the disk that was chosen for large files.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.checkpoint-", dir=out.parent) as folder:
-        checkpoint = quantize_checkpoint(
-            path,
-            Path(folder) / "checkpoint",
-            resolved,
-            model_name=name,
-            calibration=calibration,
-            device=device or "cpu",
-            observer=observer,
-        )
-        return export_checkpoint(
-            checkpoint.path,
-            out,
-            resolved,
-            model_name=name,
-            context=context,
-            lm_head_bits=lm_head_bits,
-            overwrite=overwrite,
-            observer=observer,
-        )
+    # Beside the bundle: there is the disk that was chosen for large files. Kept when a run is
+    # killed, so that the next one continues where it was.
+    between = out.parent / f".{out.name}.checkpoint"
+    checkpoint = quantize_checkpoint(
+        path,
+        between,
+        resolved,
+        model_name=name,
+        calibration=calibration,
+        device=device or "cpu",
+        reuse=True,
+        observer=observer,
+    )
+    bundle = export_checkpoint(
+        checkpoint.path,
+        out,
+        resolved,
+        model_name=name,
+        context=context,
+        lm_head_bits=lm_head_bits,
+        overwrite=overwrite,
+        observer=observer,
+    )
+    shutil.rmtree(between)
+    return bundle
 
 
 def model_name(model: str) -> str:

@@ -26,7 +26,7 @@ from awq_edge.quantizer.gptq import gptq_round, inverse_factor
 from awq_edge.quantizer.report import BlockReport, LinearReport, sqnr_db
 from awq_edge.quantizer.rounding import NumberFormat, Rounded, fake_quantize, round_to_nearest
 from awq_edge.quantizer.statistics import InputStatistics, plan_samples
-from awq_edge.quantizer.writer import CheckpointWriter, storage_dtype, stored
+from awq_edge.quantizer.writer import quantized_tensors, restored, storage_dtype, stored
 from awq_edge.w4a16 import gemm_obstacle
 
 # Samples that a block runs at a time, by kind of device: enough rows to keep it busy.
@@ -82,8 +82,8 @@ class CalibratedBlocks:
         self._runner = BlockRunner(checkpoint, device)
         self._hidden = self._runner.embed(torch.from_numpy(calibration.ids), self._batch)
 
-    def quantize(self, layer: int, writer: CheckpointWriter) -> BlockReport:
-        """Quantize block `layer` and write its tensors. Blocks must come in order."""
+    def quantize(self, layer: int) -> tuple[Tensors, BlockReport]:
+        """The tensors of block `layer` as they are stored, by full name. Blocks come in order."""
         start = time.perf_counter()
         tensors = self._runner.load(layer)
         statistics, hidden = self._observe(layer, tensors)
@@ -108,14 +108,31 @@ class CalibratedBlocks:
             self._report(linear, tensors, rounded, choices, statistics, by_gptq)
             for linear in self._checkpoint.decoder.linears()
         )
-        self._write(layer, folded, rounded, writer)
-        return BlockReport(
+        report = BlockReport(
             layer=layer,
             seconds=time.perf_counter() - start,
             fold_change=change,
             sampled_inputs=tuple(name for name, s in statistics.items() if s.is_sampled),
             linears=linears,
         )
+        return self._stored(layer, folded, rounded), report
+
+    def skip(self, layer: int, stored: Tensors) -> None:
+        """Pass over a block that was quantized before, with the same effect on the next ones.
+
+        stored: what `quantize` gave.
+        """
+        tensors = self._runner.load(layer)
+        if self._options.propagate_error:
+            prefix = self._checkpoint.decoder.layer_prefix(layer)
+            tensors = {
+                name: restored(f"{prefix}.{name.removesuffix('.weight')}", stored).to(self._device)
+                if name.endswith(".weight")
+                else stored[f"{prefix}.{name}"].float().to(self._device)
+                for name in tensors
+            }
+        with self._runner.block(layer, tensors) as block:
+            self._hidden = self._forward(block)
 
     def _groups(self) -> list[ScaleGroup]:
         """The scale groups in which something is quantized."""
@@ -292,21 +309,19 @@ class CalibratedBlocks:
             rtn_sqnr_db=sqnr_db(rtn),
         )
 
-    def _write(
-        self,
-        layer: int,
-        folded: Tensors,
-        rounded: Mapping[str, Rounded],
-        writer: CheckpointWriter,
-    ) -> None:
+    def _stored(
+        self, layer: int, folded: Tensors, rounded: Mapping[str, Rounded]
+    ) -> dict[str, torch.Tensor]:
         prefix = self._checkpoint.decoder.layer_prefix(layer)
+        found: dict[str, torch.Tensor] = {}
         for name, tensor in folded.items():
             full = f"{prefix}.{name}"
             linear = name.removesuffix(".weight")
             if name.endswith(".weight") and linear in rounded:
-                writer.add_quantized(f"{prefix}.{linear}", rounded[linear])
+                found |= quantized_tensors(f"{prefix}.{linear}", rounded[linear])
             else:
-                writer.add(full, stored(self._checkpoint, full, tensor))
+                found[full] = stored(self._checkpoint, full, tensor)
+        return found
 
 
 class RtnBlocks:
@@ -320,11 +335,15 @@ class RtnBlocks:
         self._device = device
         self._obstacles = obstacles(checkpoint, number_format)
 
-    def quantize(self, layer: int, writer: CheckpointWriter) -> BlockReport:
-        """Quantize block `layer` and write its tensors."""
+    def skip(self, layer: int, stored: Tensors) -> None:
+        """Nothing depends on earlier blocks."""
+
+    def quantize(self, layer: int) -> tuple[Tensors, BlockReport]:
+        """The tensors of block `layer` as they are stored, by full name."""
         start = time.perf_counter()
         prefix = self._checkpoint.decoder.layer_prefix(layer)
         linears = []
+        found: Tensors = {}
         names = {
             f"{prefix}.{linear.name}.weight": linear.name
             for linear in self._checkpoint.decoder.linears()
@@ -335,15 +354,17 @@ class RtnBlocks:
             tensor = torch.from_numpy(self._checkpoint.dense(full)).to(self._device).float()
             name = names.get(full)
             if name is None:
-                writer.add(full, stored(self._checkpoint, full, tensor))
+                found[full] = stored(self._checkpoint, full, tensor)
             elif name in self._obstacles:
                 linears.append(
                     LinearReport(name=name, quantized=False, reason=self._obstacles[name])
                 )
-                writer.add(full, stored(self._checkpoint, full, tensor))
+                found[full] = stored(self._checkpoint, full, tensor)
             else:
-                linears.append(self._linear(full, name, tensor, writer))
-        return BlockReport(
+                rounded, report = self._linear(full, name, tensor)
+                found |= quantized_tensors(full.removesuffix(".weight"), rounded)
+                linears.append(report)
+        return found, BlockReport(
             layer=layer,
             seconds=time.perf_counter() - start,
             fold_change=None,
@@ -351,19 +372,16 @@ class RtnBlocks:
             linears=tuple(linears),
         )
 
-    def _linear(
-        self, full: str, name: str, weight: torch.Tensor, writer: CheckpointWriter
-    ) -> LinearReport:
+    def _linear(self, full: str, name: str, weight: torch.Tensor) -> tuple[Rounded, LinearReport]:
         if not torch.isfinite(weight).all():
             raise ModelError(f"{self._checkpoint.path}: '{full}' has NaN or inf")
         try:
             rounded = round_to_nearest(weight, self._format)
         except ValueError as error:
             raise ModelError(f"{self._checkpoint.path}: '{full}': {error}") from None
-        writer.add_quantized(full.removesuffix(".weight"), rounded)
         noise = float((rounded.dequantize() - weight).square().sum())
         relative = noise / max(float(weight.square().sum()), 1e-30)
-        return LinearReport(
+        return rounded, LinearReport(
             name=name,
             quantized=True,
             relative_mse=relative,

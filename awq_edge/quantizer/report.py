@@ -73,8 +73,12 @@ class SummaryReport(_Part):
 
 
 class QuantizationReport(_Part):
-    """The whole file. errors_of: "outputs" over the calibration tokens, or "weights" where there
-    was no calibration (rtn). peak_*: bytes. device: that computed."""
+    """The whole file.
+
+    errors_of: "outputs" over the calibration tokens, or "weights" where there was no calibration
+    (rtn). peak_*: bytes. device: that computed. seconds, peak_*: of the last run, where one was
+    resumed. inputs_sha256: of all that the weights depend on, see `awq_edge.quantizer.resume`.
+    """
 
     format: Literal["awq-edge-quantization-report"] = "awq-edge-quantization-report"
     format_version: Literal[1] = 1
@@ -96,6 +100,7 @@ class QuantizationReport(_Part):
     versions: dict[str, str]
     commit: str | None
     time: str
+    inputs_sha256: str
     blocks: tuple[BlockReport, ...]
 
 

@@ -7,22 +7,20 @@ bfloat16, anything else becomes float16.
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from awq_edge.artifacts import write_json
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
+from awq_edge.quantizer.resume import save_tensors
 from awq_edge.quantizer.rounding import NumberFormat, Rounded
-from awq_edge.w4a16 import pack_gemm
+from awq_edge.w4a16 import pack_gemm, unpack_gemm
 
 _SHARD_BYTES = 1 << 30  # a shard is in memory until it is written
 
@@ -47,12 +45,6 @@ class CheckpointWriter:
         self._pending_bytes += size
         self._total += size
 
-    def add_quantized(self, name: str, rounded: Rounded) -> None:
-        """Add a quantized linear. name: without ".weight"."""
-        self.add(f"{name}.qweight", _packed(rounded.codes))
-        self.add(f"{name}.qzeros", _packed(rounded.zeros))
-        self.add(f"{name}.scales", rounded.scales.T)
-
     def finish(self) -> None:
         """Write what is left, give the shards their names, write the index where there are two."""
         self._flush()
@@ -76,13 +68,7 @@ class CheckpointWriter:
     def _flush(self) -> None:
         if self._pending:
             path = self._directory / _temporary(len(self._shards))
-            try:
-                save_file(self._pending, path, metadata={"format": "pt"})
-            except SafetensorError as error:  # the library's own error hides the system's
-                number = re.search(r"os error (\d+)", str(error))
-                if number is None:
-                    raise
-                raise OSError(int(number[1]), str(error)) from None
+            save_tensors(self._pending, path)
             self._shards.append(list(self._pending))
             self._pending = {}
             self._pending_bytes = 0
@@ -90,6 +76,28 @@ class CheckpointWriter:
 
 def _temporary(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
+
+
+def quantized_tensors(name: str, rounded: Rounded) -> dict[str, torch.Tensor]:
+    """The stored tensors of a quantized linear. name: without ".weight"."""
+    return {
+        f"{name}.qweight": _packed(rounded.codes),
+        f"{name}.qzeros": _packed(rounded.zeros),
+        f"{name}.scales": rounded.scales.T.contiguous().cpu(),
+    }
+
+
+def restored(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The weight that the stored tensors of a linear stand for: float32 [out, in]."""
+    qweight = tensors.get(f"{name}.qweight")
+    if qweight is None:
+        return tensors[f"{name}.weight"].float()
+    rounded = Rounded(
+        codes=torch.from_numpy(unpack_gemm(qweight.numpy())),
+        scales=tensors[f"{name}.scales"].T.contiguous(),
+        zeros=torch.from_numpy(unpack_gemm(tensors[f"{name}.qzeros"].numpy())),
+    )
+    return rounded.dequantize()
 
 
 def _packed(codes: torch.Tensor) -> torch.Tensor:
@@ -107,7 +115,7 @@ def stored(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> torch.Ten
 
     Raises ModelError where float16 cannot hold it.
     """
-    narrow = tensor.to(storage_dtype(checkpoint, name))
+    narrow = tensor.to(storage_dtype(checkpoint, name)).contiguous().cpu()
     if not torch.isfinite(narrow).all():
         raise ModelError(
             f"{checkpoint.path}: '{name}' has values up to {tensor.abs().max().item():.3g}, NaN or "

@@ -1,12 +1,12 @@
-"""A full disk and a kill leave nothing half-written; the next run works."""
+"""A full disk and a kill leave nothing half-written, and the next run continues the work."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import pytest
 
 import awq_edge
 from awq_edge import artifacts
-from awq_edge.errors import ResourceError
+from awq_edge.errors import ConfigError, ResourceError
+from awq_edge.quantizer.resume import BlockStore
 
 from .conftest import build_model, save_model
 
@@ -50,44 +51,130 @@ def test_no_disk_space_is_known_before_the_work(model: Path, small_disk: Path) -
     assert list(small_disk.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_is_one_line(
+def test_a_disk_that_fills_up_is_one_line_and_costs_no_work(
     model: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another program took the space after the check."""
-    import awq_edge.quantizer as stage
+    """Another program took the space after the check; blocks that were finished stay."""
+    from awq_edge.quantizer import stage
 
     monkeypatch.setattr(stage, "require_disk", lambda *_: None)
-    with pytest.raises(ResourceError, match="filled up while out was written; free some space"):
+    with pytest.raises(ResourceError, match=r"filled up while out was made; .* are kept"):
         awq_edge.quantize(model, small_disk / "out", method="rtn", group_size=32)
-    assert list(small_disk.iterdir()) == []
+    assert [path.name for path in small_disk.iterdir()] == [".out.resume"]
+    finished = list((small_disk / ".out.resume").glob("*.json"))
+    assert finished and not list((small_disk / ".out.resume").glob("*.partial*"))
 
 
-def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_cleans_up(
-    model: Path, tmp_path: Path
+def run_and_kill(model: Path, out: Path, text: Path, method: str, blocks: int) -> None:
+    """Quantize in a process that kills itself (SIGKILL) when `blocks` blocks are finished."""
+    script = (
+        "import os, signal, sys, awq_edge\n"
+        "model, out, text, method, blocks = sys.argv[1:]\n"
+        "def observe(done, total, what):\n"
+        "    if done == int(blocks):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "awq_edge.quantize(model, out, method=method, group_size=32, calibration=text, samples=4,\n"
+        "                  length=64, observer=observe)"
+    )
+    command = [sys.executable, "-c", script, str(model), str(out), str(text), method, str(blocks)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+
+
+def quantized(model: Path, out: Path, text: Path, method: str) -> list[str]:
+    """Quantize to the end; what the observer was told."""
+    told: list[str] = []
+    awq_edge.quantize(
+        model,
+        out,
+        method=method,
+        group_size=32,
+        calibration=text,
+        samples=4,
+        length=64,
+        observer=lambda done, total, what: told.append(what),
+    )
+    return told
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(
+    model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    whole, method = tmp_path / "whole", "awq+gptq"
+    quantized(model, whole, calibration_text, method)
+    out = tmp_path / "out"
+    for blocks in (0, 3, 6):  # before the first, in between, before the end
+        run_and_kill(model, out, calibration_text, method, blocks)
+        assert not out.exists()
+    told = quantized(model, out, calibration_text, method)
+    assert told == [f"block {layer}, kept" for layer in range(6)] + ["writing"]
+    for file in ("model.safetensors", "config.json"):
+        assert (out / file).read_bytes() == (whole / file).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_it_continues_in_the_block_that_it_was_in(
+    model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    quantized(model, tmp_path / "whole", calibration_text, "awq")
+    out = tmp_path / "out"
+    run_and_kill(model, out, calibration_text, "awq", 3)
+    told = quantized(model, out, calibration_text, "awq")
+    assert told[:4] == ["block 0, kept", "block 1, kept", "block 2, kept", "block 3"]
+    expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (out / "model.safetensors").read_bytes() == expected
+
+
+def test_other_settings_start_over(model: Path, calibration_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_and_kill(model, out, calibration_text, "rtn", 4)
+    assert "block 0" in quantized(model, out, calibration_text, "awq")
+
+
+def test_a_damaged_block_is_made_again(model: Path, calibration_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_and_kill(model, out, calibration_text, "rtn", 2)
+    (tmp_path / ".out.resume" / "00001.json").write_text("{")
+    told = quantized(model, out, calibration_text, "rtn")
+    assert told[:3] == ["block 0, kept", "block 1", "block 2"]
+
+
+def test_two_runs_do_not_share_a_folder(
+    model: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    script = (
-        "import sys, time, awq_edge\n"
-        "def observe(done, total, what):\n"
-        "    print(done, flush=True)\n"
-        "    time.sleep(60 if done else 0)\n"
-        "awq_edge.quantize(sys.argv[1], sys.argv[2], method='rtn', group_size=32, observer=observe)"
+    store = BlockStore(out, "key")
+    try:
+        with pytest.raises(ConfigError, match=r"another run is making .* now"):
+            quantized(model, out, calibration_text, "rtn")
+    finally:
+        store.remove()
+
+
+def test_an_export_that_was_killed_reuses_its_checkpoint(
+    model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    """Killed between the two stages: the next export quantizes nothing."""
+    bundle = tmp_path / "bundle"
+    options = {"method": "rtn", "group_size": 32, "lm_head_bits": 16}
+
+    def stop(done: int, total: int, what: str) -> None:
+        if "weights" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        awq_edge.export(model, bundle, observer=stop, **options)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == [".bundle.checkpoint"]
+    told: list[str] = []
+    awq_edge.export(
+        model,
+        bundle,
+        observer=lambda done, total, what: told.append(what),
+        **options,  # type: ignore[arg-type]
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", script, str(model), str(out)], stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    assert [child.stdout.readline().strip() for _ in range(2)] == ["0", "1"]
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not out.exists()
-    (partial,) = tmp_path.glob(".out.partial-*")
-    # The process's number must be gone for its folder to count as abandoned.
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{child.pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    awq_edge.quantize(model, out, method="rtn", group_size=32)
-    assert (out / "config.json").exists() and not partial.exists()
+    assert not any(what.startswith("block") for what in told)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_overwriting_keeps_the_old_until_the_new_is_whole(
@@ -98,10 +185,10 @@ def test_overwriting_keeps_the_old_until_the_new_is_whole(
     before = (out / "model.safetensors").read_bytes()
 
     def fail(directory: Path, final: Path, *, overwrite: bool) -> None:
-        raise OSError(5, os.strerror(5))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(artifacts, "publish_directory", fail)
     with pytest.raises(OSError, match="Input/output error"):
         awq_edge.quantize(model, out, method="rtn", group_size=64, overwrite=True)
     assert (out / "model.safetensors").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.resume", "out"]

@@ -1,0 +1,123 @@
+"""Finished blocks on disk, so that a run that was killed continues where it was.
+
+    .<out>.resume/
+      key            what the blocks depend on; another key starts over
+      lock           held while a run works in the folder
+      00000.safetensors, 00000.json, ...     tensors as they are stored, and the block's report
+
+Each file appears whole or not at all. The folder goes when the checkpoint is published, or when
+the run ends with an error of the model or the settings.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from awq_edge._version import __version__
+from awq_edge.artifacts import atomic_file
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.errors import ConfigError
+from awq_edge.quantizer.report import BlockReport
+
+Tensors = dict[str, torch.Tensor]
+
+
+class BlockStore:
+    """The folder of one checkpoint that is being made."""
+
+    def __init__(self, out: Path, key: str) -> None:
+        """Open or begin the folder beside `out`. Raises ConfigError when another run uses it."""
+        self._folder = out.parent / f".{out.name}.resume"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ConfigError(
+                f"another run is making {out} now; wait for it or choose another --out"
+            ) from None
+        if self._read_key() != key:
+            for path in self._folder.iterdir():
+                if path.name != "lock":
+                    path.unlink()
+            with atomic_file(self._folder / "key") as work:
+                work.write_text(key, encoding="ascii")
+
+    def finished(self, layer: int) -> BlockReport | None:
+        """The report of a block that is stored, or None."""
+        try:
+            return BlockReport.model_validate_json(self._path(layer, "json").read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def load(self, layer: int) -> Tensors:
+        """The tensors of a stored block by full name, as they are stored."""
+        return load_file(self._path(layer, "safetensors"))
+
+    def save(self, layer: int, tensors: Mapping[str, torch.Tensor], report: BlockReport) -> None:
+        """Store a block: its tensors first, so that a report stands for a whole block."""
+        with atomic_file(self._path(layer, "safetensors")) as work:
+            save_tensors(tensors, work)
+        with atomic_file(self._path(layer, "json")) as work:
+            work.write_text(report.model_dump_json(), encoding="utf-8")
+
+    def close(self) -> None:
+        """Leave the folder for the next run."""
+        os.close(self._lock)
+
+    def remove(self) -> None:
+        """Remove the folder: there is nothing to continue."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self.close()
+
+    def _path(self, layer: int, kind: str) -> Path:
+        return self._folder / f"{layer:05d}.{kind}"
+
+    def _read_key(self) -> str | None:
+        try:
+            return (self._folder / "key").read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError):
+            return None
+
+
+def resume_key(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
+    """sha256 over all that the bytes of a block depend on: weights, settings, versions, machine.
+
+    Weight files count by size and modification time: reading them all would cost as much as a
+    block.
+    """
+    files = sorted({entry.file for entry in checkpoint.files.entries.values()})
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    facts = {
+        "awq-edge": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "config": checkpoint.files.config,
+        "files": stats,
+        **settings,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises OSError with the system's number where that failed."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the library's own error hides the system's
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None

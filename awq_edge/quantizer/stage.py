@@ -1,0 +1,300 @@
+"""The quantization stage: check everything, quantize block by block, publish the checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+
+from awq_edge.artifacts import atomic_directory, is_disk_full, refuse_existing, require_disk
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.errors import ConfigError, ModelError, ResourceError
+from awq_edge.provenance import source_commit, versions
+from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
+from awq_edge.quantizer.driver import (
+    BlockOptions,
+    CalibratedBlocks,
+    Observer,
+    RtnBlocks,
+    obstacles,
+)
+from awq_edge.quantizer.report import (
+    REPORT_FILE,
+    BlockReport,
+    CalibrationReport,
+    Method,
+    QuantizationReport,
+    summarise,
+)
+from awq_edge.quantizer.resume import BlockStore, resume_key
+from awq_edge.quantizer.rounding import NumberFormat
+from awq_edge.quantizer.writer import (
+    CheckpointWriter,
+    checkpoint_bytes,
+    tensors_outside_blocks,
+    write_config,
+)
+from awq_edge.recipe import Recipe
+from awq_edge.runtime.memory import read_process_memory
+from awq_edge.runtime.tokenizer import Tokenizer
+from awq_edge.torch_device import device_name, torch_device
+
+_BITS = (4,)
+
+
+@dataclass(frozen=True)
+class QuantizedCheckpoint:
+    """path: directory in the AutoAWQ gemm layout. report: what quantization_report.json says."""
+
+    path: Path
+    report: QuantizationReport
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be done, checked. calibration: None for plain rounding."""
+
+    model_name: str
+    checkpoint: Checkpoint
+    method: Method
+    number_format: NumberFormat
+    calibration: CalibrationSet | None
+    device: torch.device
+    propagate_error: bool
+    key: str
+    started: float
+
+
+def quantize_checkpoint(
+    model: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    model_name: str,
+    calibration: str | Path | None = None,
+    device: str = "cpu",
+    propagate_error: bool = False,
+    overwrite: bool = False,
+    reuse: bool = False,
+    observer: Observer | None = None,
+) -> QuantizedCheckpoint:
+    """Quantize a model directory into a checkpoint directory.
+
+    recipe: method, bits, group size, scheme, calibration size and seed. calibration: a text file,
+    a directory of text files, "hub:NAME", or None for the packaged text. device: cpu, cuda or
+    cuda:N. propagate_error: later blocks see quantized inputs. reuse: return what `out` holds if it
+    was made from the same inputs.
+    A run that was killed leaves its finished blocks beside `out`; the same call continues there.
+    Raises ModelError for a model that is damaged, unknown or quantized already, ConfigError for
+    options that cannot be met, ResourceError when the disk is too full.
+    """
+    started = time.perf_counter()
+    defaults = recipe.quantization
+    method = _method(defaults.method)
+    if defaults.bits not in _BITS:
+        raise ConfigError(
+            f"bits {defaults.bits}: the AutoAWQ layout holds 4-bit weights; give --bits 4"
+        )
+    number_format = NumberFormat(defaults.bits, defaults.group_size, defaults.scheme)
+    where = torch_device(device)
+    if not reuse:
+        refuse_existing(out, overwrite=overwrite)
+    checkpoint = _open_unquantized(model)
+    drawn = None if method == "rtn" else _calibration(checkpoint, recipe, calibration)
+    settings = {
+        "recipe": recipe.model_dump(mode="json", include={"quantization", "calibration"}),
+        "calibration": None if drawn is None else drawn.sha256,
+        "device": device_name(where),
+        "propagate_error": propagate_error,
+    }
+    key = resume_key(checkpoint, settings)
+    if reuse and (found := _finished(out, key)) is not None:
+        return found
+    # Finished blocks and the shards that are made of them: twice.
+    require_disk(out.parent, 2 * checkpoint_bytes(checkpoint, number_format), "the checkpoint")
+    job = _Job(
+        model_name=model_name,
+        checkpoint=checkpoint,
+        method=method,
+        number_format=number_format,
+        calibration=drawn,
+        device=where,
+        propagate_error=propagate_error,
+        key=key,
+        started=started,
+    )
+    store = BlockStore(out, key)
+    try:
+        reports = _quantize_blocks(job, recipe, store, observer)
+        report = _publish(job, store, reports, out, overwrite or reuse, observer)
+    except (ConfigError, ModelError):
+        store.remove()  # the same run would end the same way
+        raise
+    except BaseException as error:
+        store.close()
+        if is_disk_full(error):
+            raise ResourceError(
+                f"the disk of {out.parent} filled up while {out.name} was made; free some space "
+                "and run the same command again: finished blocks are kept"
+            ) from None
+        raise
+    store.remove()
+    return QuantizedCheckpoint(out, report)
+
+
+def _method(method: str) -> Method:
+    for known in get_args(Method):
+        if method == known:
+            return cast(Method, known)
+    raise ConfigError(
+        f"method {method}: there is nothing to quantize; export the model as it is with "
+        f"`awq-edge export MODEL --method none`, or give --method {', '.join(get_args(Method))}"
+    )
+
+
+def _open_unquantized(model: Path) -> Checkpoint:
+    checkpoint = Checkpoint.open(model)
+    if checkpoint.quantization is not None:
+        raise ModelError(
+            f"{model} is quantized already ({checkpoint.quantization.bits}-bit "
+            f"{checkpoint.quantization.method}); export it as it is with `awq-edge export {model}`"
+        )
+    return checkpoint
+
+
+def _calibration(
+    checkpoint: Checkpoint, recipe: Recipe, source: str | Path | None
+) -> CalibrationSet:
+    drawn = load_calibration(
+        source,
+        Tokenizer(checkpoint.path),
+        samples=recipe.calibration.samples,
+        length=recipe.calibration.length,
+        seed=recipe.calibration.seed,
+        max_positions=checkpoint.decoder.max_positions,
+    )
+    if int(drawn.ids.max()) >= checkpoint.decoder.vocab_size:
+        raise ModelError(
+            f"{checkpoint.path}: its tokenizer has ids up to {int(drawn.ids.max())}, config.json a "
+            f"vocab_size of {checkpoint.decoder.vocab_size}; they do not belong together"
+        )
+    return drawn
+
+
+def _finished(out: Path, key: str) -> QuantizedCheckpoint | None:
+    """The checkpoint in `out` if it was made from the same inputs."""
+    try:
+        report = QuantizationReport.model_validate_json((out / REPORT_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return QuantizedCheckpoint(out, report) if report.inputs_sha256 == key else None
+
+
+def _quantize_blocks(
+    job: _Job, recipe: Recipe, store: BlockStore, observer: Observer | None
+) -> list[BlockReport]:
+    """Every block that is not in the store yet, into the store."""
+    total = job.checkpoint.decoder.num_layers
+    reports: list[BlockReport] = []
+    blocks: CalibratedBlocks | RtnBlocks | None = None
+    for layer in range(total):
+        report = store.finished(layer)
+        if observer is not None:
+            observer(layer, total, f"block {layer}" if report is None else f"block {layer}, kept")
+        # Where everything is there already, no block has to run.
+        if blocks is None and not all(store.finished(i) for i in range(layer, total)):
+            blocks = _blocks(job, recipe)
+        if report is None:
+            assert blocks is not None
+            tensors, report = blocks.quantize(layer)
+            store.save(layer, tensors, report)
+        elif blocks is not None:
+            blocks.skip(layer, store.load(layer))
+        reports.append(report)
+    return reports
+
+
+def _blocks(job: _Job, recipe: Recipe) -> CalibratedBlocks | RtnBlocks:
+    if job.calibration is None:
+        return RtnBlocks(job.checkpoint, job.number_format, job.device)
+    options = BlockOptions(
+        number_format=job.number_format,
+        statistics_budget=recipe.quantization.statistics_budget_bytes,
+        seed=recipe.calibration.seed,
+        propagate_error=job.propagate_error,
+        search=job.method != "gptq",
+        gptq=job.method != "awq",
+    )
+    return CalibratedBlocks(job.checkpoint, job.calibration, options, job.device)
+
+
+def _publish(
+    job: _Job,
+    store: BlockStore,
+    reports: list[BlockReport],
+    out: Path,
+    overwrite: bool,
+    observer: Observer | None,
+) -> QuantizationReport:
+    """Make the checkpoint directory of the stored blocks and what lies outside them."""
+    total = len(reports)
+    if observer is not None:
+        observer(total, total, "writing")
+    with atomic_directory(out, overwrite=overwrite) as work:
+        writer = CheckpointWriter(work)
+        for layer in range(total):
+            for name, tensor in store.load(layer).items():
+                writer.add(name, tensor)
+        for name, tensor in tensors_outside_blocks(job.checkpoint):
+            writer.add(name, tensor)
+        writer.finish()
+        report = _report(job, reports)
+        write_config(job.checkpoint, work, job.number_format, job.method, list(report.unquantized))
+        (work / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
+    decoder, drawn = job.checkpoint.decoder, job.calibration
+    reasons = obstacles(job.checkpoint, job.number_format)
+    calibration = None
+    if drawn is not None:
+        samples, length = drawn.ids.shape
+        calibration = CalibrationReport(
+            source=drawn.source,
+            samples=samples,
+            length=length,
+            seed=drawn.seed,
+            sha256=drawn.sha256,
+        )
+    is_cuda = job.device.type == "cuda"
+    return QuantizationReport(
+        model_name=job.model_name,
+        model_type=decoder.model_type,
+        method=job.method,
+        bits=job.number_format.bits,
+        group_size=job.number_format.group_size,
+        scheme=job.number_format.scheme,
+        errors_of="weights" if drawn is None else "outputs",
+        calibration=calibration,
+        summary=summarise(tuple(reports)),
+        unquantized={
+            f"{decoder.layer_prefix(layer)}.{name}": reason
+            for layer in range(decoder.num_layers)
+            for name, reason in reasons.items()
+        },
+        seconds=time.perf_counter() - job.started,
+        peak_host_bytes=read_process_memory().peak_rss,
+        peak_cuda_bytes=torch.cuda.max_memory_allocated(job.device) if is_cuda else None,
+        device=device_name(job.device),
+        threads=torch.get_num_threads(),
+        versions=versions(("torch", "transformers", "tokenizers", "numpy")),
+        commit=source_commit(),
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        inputs_sha256=job.key,
+        blocks=tuple(reports),
+    )
