@@ -3,7 +3,7 @@
     python scripts/bench_quality.py --text test.txt --held-out held_out.txt --json FILE
 
 Each variant is exported and scored through the onnxruntime session, as a user would run it, at
-accuracy level 0 (float32) and, for quantized ones, at level 4 (int8 activations). The `salient`
+accuracy level 0 (float32) and some at level 4 (int8 activations). The `salient`
 model computes the same function as the demo model, with channels that matter more than others, as
 large models have: a few norm channels and up_proj rows are multiplied by 10 to 40, and the columns
 that read them divided. lm_head stays in 16 bits, so that the blocks alone are compared.
@@ -29,7 +29,8 @@ from awq_edge.evaluate.report import evaluate_perplexity
 from awq_edge.model_files import resolve_model
 from awq_edge.provenance import source_commit, versions
 
-METHODS = ("none", "rtn", "awq")
+# Accuracy levels that each method is scored at.
+METHODS = {"none": (0,), "rtn": (0, 4), "awq": (0, 4), "gptq": (0,), "awq+gptq": (0,)}
 FACTORS = (10.0, 40.0)
 SALIENT_SHARE = 0.02  # of the channels of each input
 
@@ -75,7 +76,7 @@ def measure(
         source = folder / f"{name}-{method}"
         awq_edge.quantize(model, source, method=method, bits=4, group_size=128)
     rows = []
-    for level in (0,) if method == "none" else (0, 4):
+    for level in METHODS[method]:
         bundle = folder / f"{name}-{method}-{level}-bundle"
         awq_edge.export(
             source,
@@ -138,9 +139,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         base = next(r for r in rows if r["model"] == row["model"] and r["method"] == "none")
         gap = row["held_out"]["perplexity"] - base["held_out"]["perplexity"]
-        weights = {"none": "16-bit", "rtn": "INT4 g128, RTN", "awq": "INT4 g128, AWQ"}
+        weights = "16-bit" if row["method"] == "none" else f"INT4 g128, {row['method'].upper()}"
         print(
-            f"| {row['model']} | {weights[row['method']]} | {row['accuracy_level']} | "
+            f"| {row['model']} | {weights} | {row['accuracy_level']} | "
             f"{row['held_out']['perplexity']:.3f} | {gap:+.3f} | "
             f"{row['text']['perplexity']:.1f} |"
         )

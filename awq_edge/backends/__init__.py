@@ -1,7 +1,8 @@
 """Backends, one file each, found by import.
 
-To add one: write `backends/<name>.py` with `open_session(bundle, options) -> Session`, where
-<name> is the bundle's `runtime` with `-` as `_`. Nothing else changes.
+To add one: write `backends/<name>.py`, where <name> is the bundle's `runtime` with `-` as `_`. It
+imports its library at the top and has `open_session(bundle, options) -> Session`. Nothing else
+changes.
 """
 
 from __future__ import annotations
@@ -13,15 +14,33 @@ from typing import TYPE_CHECKING
 from awq_edge.errors import RuntimeUnavailableError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from awq_edge.artifacts import Bundle
     from awq_edge.runtime.session import Session, SessionOptions
 
-__all__ = ["backend_names", "open_session"]
+__all__ = ["backend_names", "load_backend", "open_session"]
 
 
 def backend_names() -> tuple[str, ...]:
     """The runtimes that have a backend here, whether or not this machine can execute them."""
     return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)))
+
+
+def load_backend(bundle: Bundle) -> ModuleType:
+    """The backend module of a bundle's runtime, with the libraries that it needs.
+
+    Raises RuntimeUnavailableError, naming both ways out, when this machine does not have them.
+    """
+    runtime = bundle.manifest.runtime
+    if runtime not in backend_names():
+        raise RuntimeUnavailableError(_ways_out(bundle, "this version has no backend for it"))
+    try:
+        return importlib.import_module(f"{__name__}.{runtime.replace('-', '_')}")
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            _ways_out(bundle, f"its library is not installed ({error})")
+        ) from None
 
 
 def open_session(bundle: Bundle, options: SessionOptions) -> Session:
@@ -30,16 +49,7 @@ def open_session(bundle: Bundle, options: SessionOptions) -> Session:
     Raises RuntimeUnavailableError, naming both ways out, when this machine cannot execute it;
     ConfigError for options that the bundle cannot meet.
     """
-    runtime = bundle.manifest.runtime
-    if runtime not in backend_names():
-        raise RuntimeUnavailableError(_ways_out(bundle, "this version has no backend for it"))
-    backend = importlib.import_module(f"{__name__}.{runtime.replace('-', '_')}")
-    try:
-        session: Session = backend.open_session(bundle, options)
-    except ImportError as error:
-        raise RuntimeUnavailableError(
-            _ways_out(bundle, f"its library is not installed ({error})")
-        ) from None
+    session: Session = load_backend(bundle).open_session(bundle, options)
     return session
 
 

@@ -12,11 +12,14 @@ it. Nothing is copied or allocated between decode steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 
 from awq_edge.artifacts import Bundle
 from awq_edge.device.cpu import describe_cpu
@@ -29,14 +32,14 @@ from awq_edge.runtime.session import (
     SessionOptions,
 )
 
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
 _DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
 }
 _LOG_ERRORS_ONLY = 3
+# onnxruntime's tiled attention kernel is the slower one for single tokens, and with short prefill
+# chunks no faster for many: docs/run-report.md. It is chosen when a session is made.
+_ATTENTION_VARIABLE = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 
 
 class OnnxRuntimeSession(SessionBase):
@@ -49,8 +52,6 @@ class OnnxRuntimeSession(SessionBase):
         cannot execute the graph, ArtifactError when the graph is not what the manifest says,
         ResourceError when memory runs out.
         """
-        import onnxruntime
-
         super().__init__(bundle, options)
         manifest = bundle.manifest
         cpu = describe_cpu()
@@ -59,7 +60,7 @@ class OnnxRuntimeSession(SessionBase):
             backend="onnxruntime",
             device=cpu.name,
             threads=self._threads,
-            versions={"onnxruntime": onnxruntime.__version__},
+            versions={"onnxruntime": ort.__version__},
         )
         self._session: ort.InferenceSession | None = _load(bundle, self._threads)
         dtype = _DTYPES[manifest.activation_dtype]
@@ -201,18 +202,15 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _load(bundle: Bundle, threads: int) -> ort.InferenceSession:
-    import onnxruntime
-
-    _require_version(bundle, onnxruntime.__version__)
-    options = onnxruntime.SessionOptions()
+    _require_version(bundle, ort.__version__)
+    options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _LOG_ERRORS_ONLY
     path = bundle.path / bundle.manifest.graph
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        with _attention_kernel():
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except MemoryError:
         raise ResourceError(
             f"memory ran out while {path} was loaded; choose a smaller model"
@@ -223,7 +221,7 @@ def _load(bundle: Bundle, threads: int) -> ort.InferenceSession:
                 f"memory ran out while {path} was loaded; choose a smaller model"
             ) from None
         raise RuntimeUnavailableError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {path} (opset "
+            f"onnxruntime {ort.__version__} cannot load {path} (opset "
             f"{bundle.manifest.opset}): {error}; update onnxruntime or export the bundle again"
         ) from None
     _check_ports(bundle, session)
@@ -242,6 +240,19 @@ def _check_ports(bundle: Bundle, session: ort.InferenceSession) -> None:
                 f"{bundle.path / bundle.manifest.graph}: its {kind} differ from the manifest's in "
                 f"{', '.join(sorted(names ^ wanted))}; export the bundle again"
             )
+
+
+@contextlib.contextmanager
+def _attention_kernel() -> Iterator[None]:
+    """Choose the attention kernel that decodes faster, unless the user's environment chooses."""
+    if _ATTENTION_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[_ATTENTION_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_ATTENTION_VARIABLE]
 
 
 def _cache_positions(session: ort.InferenceSession, context: int) -> int:

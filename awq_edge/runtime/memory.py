@@ -20,9 +20,13 @@ from pathlib import Path
 from awq_edge.artifacts import BundleManifest
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-# Bytes that one activation takes while it is computed with. onnxruntime's CPU kernels compute
-# float16 in float32 copies: float16 takes twice as much as float32 (docs/run-report.md).
-_WORKING_BYTES = {"onnxruntime": {"float16": 8, "float32": 4}}
+# onnxruntime on a CPU, by type of the activations. value: bytes of one while it is computed with:
+# the kernels compute float16 in float32 copies. score: bytes of one attention score, of every
+# head over the context. slack: its arena grows in powers of two. Fitted to measurements, which
+# docs/run-report.md lists.
+_VALUE_BYTES = {"float32": 4, "float16": 6}
+_SCORE_BYTES = 4
+_ARENA_SLACK = 1.5
 # The interpreter with its libraries and a session without a model, as measured on x86-64 Linux:
 # 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
 _OVERHEAD_BYTES = {"onnxruntime": 85_000_000}
@@ -65,22 +69,22 @@ def kv_cache_bytes(manifest: BundleManifest, context: int) -> int:
 def predict_memory(manifest: BundleManifest, context: int) -> PredictedMemory:
     """What one sequence of up to `context` tokens needs. context: positions of the KV cache.
 
-    Activations: the largest moment is the attention of a prefill chunk at the end of the context,
-    whose scores are held for every head, beside the residual stream and the FFN's input.
+    Activations: those of one prefill chunk that are alive at the same time, at the FFN; and the
+    attention scores of every head over the context.
     """
-    item = _WORKING_BYTES.get(manifest.runtime, _ITEM_BYTES)[manifest.activation_dtype]
+    dtype = manifest.activation_dtype
     chunk = min(manifest.prefill_chunk, context)
-    heads = manifest.num_heads + 2 * manifest.num_kv_heads
     per_token = (
-        manifest.num_heads * context  # attention scores
-        + heads * manifest.head_size  # q, k, v
-        + 2 * manifest.intermediate_size  # gate and up
+        (manifest.num_heads + 2 * manifest.num_kv_heads) * manifest.head_size  # q, k, v
+        + 6 * manifest.intermediate_size  # gate and up, once merged and once split; their products
         + 4 * manifest.hidden_size  # residual, normed, attention's and FFN's output
     )
+    values = _VALUE_BYTES.get(dtype, _ITEM_BYTES[dtype]) * (chunk * per_token + manifest.vocab_size)
+    scores = _SCORE_BYTES * chunk * manifest.num_heads * context
     return PredictedMemory(
         weights=sum(manifest.part_bytes.values()),
         kv_cache=kv_cache_bytes(manifest, context),
-        activations=item * (chunk * per_token + manifest.vocab_size),
+        activations=int(_ARENA_SLACK * values) + scores,
         overhead=_OVERHEAD_BYTES.get(manifest.runtime, _DEFAULT_OVERHEAD_BYTES),
     )
 
