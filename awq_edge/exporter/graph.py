@@ -20,7 +20,7 @@ from awq_edge.exporter.weights import FLOAT16, FLOAT32, Weight
 DOMAIN = "awq_edge"
 CANONICAL_OPSET = 24
 ACTIVATION_DTYPES = {"float16": FLOAT16, "float32": FLOAT32}
-BATCH, SEQUENCE, POSITIONS = "batch", "sequence", "positions"
+BATCH, SEQUENCE, POSITIONS, CONTEXT = "batch", "sequence", "positions", "context"
 
 Dims = Sequence[int | str]
 

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from awq_edge.errors import ConfigError
-from awq_edge.exporter.graph import BATCH, SEQUENCE, DecoderGraph, GraphBuilder
+from awq_edge.exporter.graph import BATCH, CONTEXT, SEQUENCE, DecoderGraph, GraphBuilder
 from awq_edge.exporter.matmul_nbits import MatMulNBits
 from awq_edge.exporter.weights import cast
 from awq_edge.recipe import Recipe
@@ -95,8 +95,17 @@ class _Lowering:
                 graph.nodes.append(node)
             else:
                 handler(node)
+        self._free_context()
         graph.opset, graph.import_domains = OPSET, None
         return self._work
+
+    def _free_context(self) -> None:
+        """Let a session choose fewer cache positions than were exported: `--context`."""
+        graph = self._work.graph
+        for tensor in (*graph.inputs, *graph.outputs):
+            if tensor.name.startswith(("past.", "present.")):
+                batch, heads, _, head_size = tensor.shape
+                tensor.shape = (batch, heads, CONTEXT, head_size)
 
     def _sequence_lengths(self) -> _Lengths:
         """What GroupQueryAttention is told about the cache, once for all layers.

@@ -228,3 +228,16 @@ def test_stories_greedy_text_is_the_known_one(stories: Path, export: Export) -> 
     choices = Reference(stories).logits(prompt + ids).argmax(axis=1)
     assert ids == choices[len(prompt) - 1 : -1].tolist()
     assert len(ids) == 200
+
+
+def test_a_smaller_context_takes_a_smaller_cache(export: Export, llama: Path) -> None:
+    """`--context` below what was exported: the same logits, and memory for fewer positions."""
+    bundle = export(llama)
+    ids = random_ids(20, bundle.manifest.vocab_size)
+    with (
+        open_session(bundle, SessionOptions()) as whole,
+        open_session(bundle, SessionOptions(context=24)) as small,
+    ):
+        expected, found = whole.prefill(ids).copy(), small.prefill(ids).copy()
+        assert small.memory.kv_cache * MAX_POSITIONS == whole.memory.kv_cache * 24
+    np.testing.assert_array_equal(found, expected)
