@@ -145,7 +145,7 @@ def lm_head_of(directory: Path) -> dict[str, int]:
     found = {a.name: a.i for a in node.attribute}
     if (found["bits"], found.get("accuracy_level")) != (LM_HEAD_BITS, ACCURACY_LEVEL):
         sys.exit(f"error: {directory}: lm_head is {found}; the comparison would not be fair")
-    return found
+    return found | {"zero_points": int(len(node.input) > 3 and node.input[3] != "")}
 
 
 def genai_python(folder: Path) -> Path:
