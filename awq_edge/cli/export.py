@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from awq_edge.cli.options import (
+    BitsOption,
+    CalibrationOption,
+    DeviceOption,
+    GroupSizeOption,
+    LengthOption,
+    OutBundle,
+    OverwriteOption,
+    RecipeOption,
+    SamplesOption,
+    SchemeOption,
+    SeedOption,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,8 +30,8 @@ def export(
     model: Annotated[
         str, typer.Argument(help="Directory of a model or checkpoint, a hub id, or 'demo'.")
     ],
-    out: Annotated[Path, typer.Option(help="Directory of the bundle, made by this command.")],
-    recipe: Annotated[str, typer.Option(help="Target device; see `awq-edge recipes`.")] = "cpu",
+    out: OutBundle,
+    recipe: RecipeOption = "cpu",
     runtime: Annotated[
         str | None,
         typer.Option(help="onnxruntime, tensorrt-rtx, tensorrt or cuda.  [default: the recipe's]"),
@@ -32,21 +45,12 @@ def export(
     method: Annotated[
         str | None,
         typer.Option(
-            help="awq, rtn: round to nearest, or none: unquantized.  [default: the recipe's]"
+            help="awq, gptq, awq+gptq, rtn (plain), or none: unquantized.  [default: the recipe's]"
         ),
     ] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Bits of a weight: 4.  [default: the recipe's]")
-    ] = None,
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Input channels that share a scale: 32, 64, 128.  [default: the recipe's]"
-        ),
-    ] = None,
-    scheme: Annotated[
-        str | None, typer.Option(help="asymmetric or symmetric.  [default: the recipe's]")
-    ] = None,
+    bits: BitsOption = None,
+    group_size: GroupSizeOption = None,
+    scheme: SchemeOption = None,
     lm_head_bits: Annotated[
         int | None,
         typer.Option(
@@ -63,28 +67,12 @@ def export(
     activation_dtype: Annotated[
         str | None, typer.Option(help="float16 or float32.  [default: the recipe's]")
     ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH|hub:NAME",
-            help="Text file, directory of text files, or hub data set.  [default: packaged text]",
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Calibration sequences.  [default: the recipe's]")
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens of one sequence.  [default: the recipe's]")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Draws the sequences.  [default: the recipe's]")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N, to quantize on.  [default: cpu]")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what --out holds.")
-    ] = False,
+    calibration: CalibrationOption = None,
+    samples: SamplesOption = None,
+    length: LengthOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
     from rich.console import Console

@@ -7,6 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.cli.options import (
+    BitsOption,
+    CalibrationOption,
+    DeviceOption,
+    GroupSizeOption,
+    LengthOption,
+    OutCheckpoint,
+    OverwriteOption,
+    RecipeOption,
+    SamplesOption,
+    SchemeOption,
+    SeedOption,
+)
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -15,44 +29,21 @@ if TYPE_CHECKING:
 
 def quantize(
     model: Annotated[str, typer.Argument(help="Directory of a model, a hub id, or 'demo'.")],
-    out: Annotated[Path, typer.Option(help="Directory of the checkpoint, made by this command.")],
-    recipe: Annotated[str, typer.Option(help="Target device; see `awq-edge recipes`.")] = "cpu",
+    out: OutCheckpoint,
+    recipe: RecipeOption = "cpu",
     method: Annotated[
         str | None,
         typer.Option(help="awq, gptq, awq+gptq, or rtn (plain).  [default: the recipe's]"),
     ] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Bits of a weight: 4.  [default: the recipe's]")
-    ] = None,
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Input channels that share a scale: 32, 64, 128.  [default: the recipe's]"
-        ),
-    ] = None,
-    scheme: Annotated[
-        str | None, typer.Option(help="asymmetric or symmetric.  [default: the recipe's]")
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH|hub:NAME",
-            help="Text file, directory of text files, or hub data set.  [default: packaged text]",
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Calibration sequences.  [default: the recipe's]")
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens of one sequence.  [default: the recipe's]")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Draws the sequences.  [default: the recipe's]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.  [default: cpu]")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what --out holds.")
-    ] = False,
+    bits: BitsOption = None,
+    group_size: GroupSizeOption = None,
+    scheme: SchemeOption = None,
+    calibration: CalibrationOption = None,
+    samples: SamplesOption = None,
+    length: LengthOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
     json_to: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - : alone, out."),

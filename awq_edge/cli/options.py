@@ -1,0 +1,44 @@
+"""Flags that `quantize` and `export` share, so that they read and mean the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeOption = Annotated[str, typer.Option(help="Target device; see `awq-edge recipes`.")]
+BitsOption = Annotated[
+    int | None, typer.Option(help="Bits of a weight: 4.  [default: the recipe's]")
+]
+GroupSizeOption = Annotated[
+    int | None,
+    typer.Option(help="Input channels that share a scale: 32, 64, 128.  [default: the recipe's]"),
+]
+SchemeOption = Annotated[
+    str | None, typer.Option(help="asymmetric or symmetric.  [default: the recipe's]")
+]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH|hub:NAME",
+        help="Text file, directory of text files, or hub data set.  [default: packaged text]",
+    ),
+]
+SamplesOption = Annotated[
+    int | None, typer.Option(help="Calibration sequences.  [default: the recipe's]")
+]
+LengthOption = Annotated[
+    int | None, typer.Option(help="Tokens of one sequence.  [default: the recipe's]")
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Draws the sequences.  [default: the recipe's]")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N, to quantize on.  [default: cpu]")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
+OutCheckpoint = Annotated[
+    Path, typer.Option(help="Directory of the checkpoint, made by this command.")
+]
+OutBundle = Annotated[Path, typer.Option(help="Directory of the bundle, made by this command.")]
