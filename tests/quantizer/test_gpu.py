@@ -15,8 +15,9 @@ from .conftest import build_model, save_model
 # Another attention kernel and other orders of float32 sums: calibration inputs differ in their last
 # bits, and so does the error that rounding alone makes (0.001 dB was seen).
 RTN_TOLERANCE_DB = 0.01
-# Of the searches' candidates, one that is as good as equal may win.
-SQNR_TOLERANCE_DB = 0.1
+# Of the searches' candidates, one that is as good as equal may win; GPTQ carries each such
+# difference into the columns that follow.
+SQNR_TOLERANCE_DB = {"awq": 0.1, "awq+gptq": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +27,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("method", ["awq", "awq+gptq"])
 def test_cuda_gives_the_quality_of_the_cpu(
-    model: Path, calibration_text: Path, tmp_path: Path
+    model: Path, calibration_text: Path, tmp_path: Path, method: str
 ) -> None:
     reports = {}
     for device in ("cpu", "cuda"):
         reports[device] = awq_edge.quantize(
             model,
             tmp_path / device,
-            method="awq",
+            method=method,
             group_size=32,
             calibration=calibration_text,
             samples=8,
@@ -50,7 +52,7 @@ def test_cuda_gives_the_quality_of_the_cpu(
             assert a.rtn_sqnr_db is not None and b.rtn_sqnr_db is not None
             assert a.sqnr_db is not None and b.sqnr_db is not None
             assert abs(a.rtn_sqnr_db - b.rtn_sqnr_db) < RTN_TOLERANCE_DB
-            assert abs(a.sqnr_db - b.sqnr_db) < SQNR_TOLERANCE_DB
+            assert abs(a.sqnr_db - b.sqnr_db) < SQNR_TOLERANCE_DB[method]
 
 
 def test_a_device_that_is_not_there_is_named(

@@ -1,0 +1,60 @@
+"""What a device does with a bundle: run, chat and eval on a base install, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import awq_edge
+
+from .conftest import BareEnvironment
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, exported where the host packages are."""
+    out = tmp_path_factory.mktemp("device") / "bundle"
+    awq_edge.export("demo", out, method="rtn")
+    return out
+
+
+def test_run_reports(bare: BareEnvironment, bundle: Path, tmp_path: Path) -> None:
+    result = bare.run(
+        *("awq-edge", "run", str(bundle), "--prompt", "My lord,", "--max-new-tokens", "6"),
+        *("--json", "-"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["result"]["generated_tokens"] == 6
+
+
+def test_eval_gives_the_hosts_number(bare: BareEnvironment, bundle: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The people of the United States have a great responsibility. " * 20)
+    arguments = ("eval", "perplexity", str(bundle), "--text", str(text), "--window", "64")
+    result = bare.run("awq-edge", *arguments, "--json", "-", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    from awq_edge.evaluate.report import evaluate_perplexity
+
+    expected = evaluate_perplexity(bundle, text, window=64).perplexity
+    assert json.loads(result.stdout)["perplexity"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_chat_answers_a_pipe(bare: BareEnvironment, bundle: Path, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    result = subprocess.run(
+        [str(bare.bin / "awq-edge"), "chat", str(bundle), "--max-new-tokens", "5"],
+        input="Good morrow, my lord.\n",
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
