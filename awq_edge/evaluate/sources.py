@@ -144,8 +144,9 @@ def open_source(
         exported = Bundle.open(directory, verify=False).manifest.context
         context = max(1, min(window, exported))
         return SessionSource(load(directory, context=context, threads=threads))
-    from awq_edge.evaluate.torch_models import open_torch_source
-
+    # A target that is not there is the error, whatever is installed.
     path = resolve_model(target)
     quantized = read_json(path / "config.json").get("quantization_config") is not None
+    from awq_edge.evaluate.torch_models import open_torch_source
+
     return open_torch_source(path, quantized=quantized, device=device, dtype=dtype, threads=threads)

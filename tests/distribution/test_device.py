@@ -58,3 +58,12 @@ def test_chat_answers_a_pipe(bare: BareEnvironment, bundle: Path, tmp_path: Path
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
+
+
+def test_a_target_that_is_not_there_is_the_error(bare: BareEnvironment, tmp_path: Path) -> None:
+    """Not the missing torch, which a model would need."""
+    text = tmp_path / "text.txt"
+    text.write_text("some words")
+    result = bare.run("awq-edge", "eval", "perplexity", "./no", "--text", str(text), cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: model directory no does not exist")
