@@ -99,11 +99,8 @@ class CalibratedBlocks:
                 fold(self._checkpoint.decoder, group, scale, folded)
         change = self._check_fold(layer, tensors, folded)
         rounded, by_gptq = self._round(layer, folded, choices, statistics)
-        if self._options.propagate_error:
-            dequantized = {f"{name}.weight": r.dequantize() for name, r in rounded.items()}
-            with self._runner.block(layer, folded | dequantized) as block:
-                hidden = self._forward(block)
-        self._hidden = hidden
+        result = self._stored(layer, folded, rounded)
+        self._hidden = self._output_as_stored(layer, result) if self._propagates else hidden
         linears = tuple(
             self._report(linear, tensors, rounded, choices, statistics, by_gptq)
             for linear in self._checkpoint.decoder.linears()
@@ -115,24 +112,33 @@ class CalibratedBlocks:
             sampled_inputs=tuple(name for name, s in statistics.items() if s.is_sampled),
             linears=linears,
         )
-        return self._stored(layer, folded, rounded), report
+        return result, report
 
-    def skip(self, layer: int, stored: Tensors) -> None:
+    def skip(self, layer: int, kept: Tensors) -> None:
         """Pass over a block that was quantized before, with the same effect on the next ones.
 
-        stored: what `quantize` gave.
+        kept: what `quantize` gave.
         """
-        tensors = self._runner.load(layer)
-        if self._options.propagate_error:
-            prefix = self._checkpoint.decoder.layer_prefix(layer)
-            tensors = {
-                name: restored(f"{prefix}.{name.removesuffix('.weight')}", stored).to(self._device)
-                if name.endswith(".weight")
-                else stored[f"{prefix}.{name}"].float().to(self._device)
-                for name in tensors
-            }
-        with self._runner.block(layer, tensors) as block:
+        if self._propagates:
+            self._hidden = self._output_as_stored(layer, kept)
+            return
+        with self._runner.block(layer, self._runner.load(layer)) as block:
             self._hidden = self._forward(block)
+
+    @property
+    def _propagates(self) -> bool:
+        return self._options.propagate_error
+
+    def _output_as_stored(self, layer: int, kept: Tensors) -> torch.Tensor:
+        """Output of the block that the checkpoint holds. kept: its tensors as they are stored."""
+        prefix = self._checkpoint.decoder.layer_prefix(layer)
+        tensors = {}
+        for name in self._runner.load(layer):
+            linear, full = name.removesuffix(".weight"), f"{prefix}.{name}"
+            tensor = kept[full].float() if full in kept else restored(f"{prefix}.{linear}", kept)
+            tensors[name] = tensor.to(self._device)
+        with self._runner.block(layer, tensors) as block:
+            return self._forward(block)
 
     def _groups(self) -> list[ScaleGroup]:
         """The scale groups in which something is quantized."""
@@ -283,16 +289,16 @@ class CalibratedBlocks:
         group = next(g for g in groups if name in g.linears)
         choice, inputs = choices[group.name], statistics[group.name]
         weight = tensors[f"{name}.weight"]
-        restored = rounded[name].dequantize()
+        unfolded = rounded[name].dequantize()
         if choice.scale is not None:
-            restored /= choice.scale
+            unfolded /= choice.scale
         for other in groups:
             scale = choices[other.name].scale
             if other.previous == name and other.kind != "norm" and scale is not None:
-                restored *= row_scale(decoder, other, scale)[:, None]
+                unfolded *= row_scale(decoder, other, scale)[:, None]
         signal = float(inputs.errors(weight).sum())
         plain = fake_quantize(weight, self._options.number_format)
-        own = float(inputs.errors(restored - weight).sum()) / max(signal, 1e-30)
+        own = float(inputs.errors(unfolded - weight).sum()) / max(signal, 1e-30)
         rtn = float(inputs.errors(plain - weight).sum()) / max(signal, 1e-30)
         clip = choice.clips.get(name)
         return LinearReport(
@@ -335,7 +341,7 @@ class RtnBlocks:
         self._device = device
         self._obstacles = obstacles(checkpoint, number_format)
 
-    def skip(self, layer: int, stored: Tensors) -> None:
+    def skip(self, layer: int, kept: Tensors) -> None:
         """Nothing depends on earlier blocks."""
 
     def quantize(self, layer: int) -> tuple[Tensors, BlockReport]:

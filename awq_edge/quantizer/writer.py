@@ -89,11 +89,8 @@ def quantized_tensors(name: str, rounded: Rounded) -> dict[str, torch.Tensor]:
 
 def restored(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The weight that the stored tensors of a linear stand for: float32 [out, in]."""
-    qweight = tensors.get(f"{name}.qweight")
-    if qweight is None:
-        return tensors[f"{name}.weight"].float()
     rounded = Rounded(
-        codes=torch.from_numpy(unpack_gemm(qweight.numpy())),
+        codes=torch.from_numpy(unpack_gemm(tensors[f"{name}.qweight"].numpy())),
         scales=tensors[f"{name}.scales"].T.contiguous(),
         zeros=torch.from_numpy(unpack_gemm(tensors[f"{name}.qzeros"].numpy())),
     )

@@ -15,6 +15,7 @@ import pytest
 import awq_edge
 from awq_edge import artifacts
 from awq_edge.errors import ConfigError, ResourceError
+from awq_edge.quantizer import quantize_checkpoint
 from awq_edge.quantizer.resume import BlockStore
 
 from .conftest import build_model, save_model
@@ -124,6 +125,42 @@ def test_it_continues_in_the_block_that_it_was_in(
     assert told[:4] == ["block 0, kept", "block 1, kept", "block 2, kept", "block 3"]
     expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert (out / "model.safetensors").read_bytes() == expected
+
+
+def test_propagated_errors_survive_a_restart(
+    model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    """Where later blocks see quantized ones, a block that is passed over counts as stored."""
+    recipe = awq_edge.load_recipe("cpu").overridden(
+        {
+            "quantization.group_size": 32,
+            "calibration.samples": 4,
+            "calibration.length": 64,
+        }
+    )
+
+    def run(name: str, propagate_error: bool, stop_at: int | None = None) -> bytes:
+        def observe(done: int, total: int, what: str) -> None:
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        out = tmp_path / name
+        quantize_checkpoint(
+            model,
+            out,
+            recipe,
+            model_name="model",
+            calibration=calibration_text,
+            propagate_error=propagate_error,
+            observer=observe,
+        )
+        return (out / "model.safetensors").read_bytes()
+
+    whole = run("whole", True)
+    with pytest.raises(KeyboardInterrupt):
+        run("resumed", True, stop_at=3)
+    assert run("resumed", True) == whole
+    assert run("plain", False) != whole
 
 
 def test_other_settings_start_over(model: Path, calibration_text: Path, tmp_path: Path) -> None:
