@@ -173,6 +173,10 @@ class Decoder:
             ScaleGroup("mlp_out", "up_rows", arch.mlp_in[-1], (arch.mlp_out,)),
         )
 
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """The distinct inputs of the linears of one block: name -> the linears that read it."""
+        return {group.name: group.linears for group in self.scale_groups()}
+
     def norms(self) -> dict[str, int]:
         """Norm weights of one block: name relative to the block -> number of channels."""
         arch = self.architecture

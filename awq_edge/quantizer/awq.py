@@ -9,7 +9,7 @@ import torch
 
 from awq_edge.quantizer.clipping import search_clips
 from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
-from awq_edge.quantizer.scales import Tie, search_scales
+from awq_edge.quantizer.scales import Member, Tie, search_scales
 from awq_edge.quantizer.statistics import InputStatistics
 
 # From the wanted scale [in] to the one that the stored weights realise exactly.
@@ -33,29 +33,29 @@ class GroupChoice:
 
 
 def search_group(
-    weights: Mapping[str, torch.Tensor],
-    statistics: InputStatistics,
+    members: Mapping[str, Member],
     number_format: NumberFormat,
     *,
     tie: Tie,
     realise: Realise,
     seed: int,
 ) -> GroupChoice:
-    """Scale and clips of the linears that read one input; never worse than round-to-nearest.
+    """Scale and clips of the linears of a group, by name; never worse than round-to-nearest.
 
-    weights: float32 [out, in] by name. The squared output error over the calibration tokens, on
-    all rows and the whole G, is what decides.
+    The squared output error over the calibration tokens, on all rows and the whole G, is what
+    decides.
     """
-    choice = search_scales(list(weights.values()), statistics, number_format, tie=tie, seed=seed)
+    choice = search_scales(list(members.values()), number_format, tie=tie, seed=seed)
     scale = realise(choice.scale)
-    scaled, clips = _with_clips(weights, scale, statistics, number_format)
+    scaled, clips = _with_clips(members, scale, number_format)
     plain = sum(
-        output_error(weight, None, None, statistics, number_format) for weight in weights.values()
+        output_error(member.weight, None, None, member.inputs, number_format)
+        for member in members.values()
     )
     is_one = choice.exponent == 0 and not choice.weight_aware
     if scaled < plain and not is_one:
         return GroupChoice(scale, clips, choice.exponent, choice.weight_aware, False)
-    _, clips = _with_clips(weights, None, statistics, number_format)
+    _, clips = _with_clips(members, None, number_format)
     return GroupChoice(None, clips, 0.0, False, not is_one)
 
 
@@ -78,22 +78,20 @@ def output_error(
 
 
 def _with_clips(
-    weights: Mapping[str, torch.Tensor],
-    scale: torch.Tensor | None,
-    statistics: InputStatistics,
-    number_format: NumberFormat,
+    members: Mapping[str, Member], scale: torch.Tensor | None, number_format: NumberFormat
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The group's error with the best clips, and those clips that lower a linear's error."""
-    blocks = statistics.diagonal_blocks(number_format.group_size)
-    if scale is not None:
-        per_group = scale.reshape(len(blocks), -1)
-        blocks = blocks / (per_group[:, :, None] * per_group[:, None, :])
     total = 0.0
     clips = {}
-    for name, weight in weights.items():
-        error = output_error(weight, scale, None, statistics, number_format)
+    for name, member in members.items():
+        weight, inputs = member.weight, member.inputs
+        blocks = inputs.diagonal_blocks(number_format.group_size)
+        if scale is not None:
+            per_group = scale.reshape(len(blocks), -1)
+            blocks = blocks / (per_group[:, :, None] * per_group[:, None, :])
+        error = output_error(weight, scale, None, inputs, number_format)
         clip = search_clips(weight if scale is None else weight * scale, blocks, number_format)
-        clipped = output_error(weight, scale, clip, statistics, number_format)
+        clipped = output_error(weight, scale, clip, inputs, number_format)
         if clipped < error:
             clips[name] = clip
             error = clipped

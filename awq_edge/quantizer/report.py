@@ -44,12 +44,15 @@ class LinearReport(_Part):
 
 class BlockReport(_Part):
     """One decoder block. fold_change: relative change of the block's float32 output by the folds.
-    sampled_inputs: scale groups whose statistics are a token sample instead of G."""
+    sampled_inputs: inputs whose statistics are a token sample instead of G. silent_inputs: those
+    that no calibration token reached (experts that were never chosen)."""
 
     layer: int
     seconds: float
+    seconds_by_phase: dict[str, float] = {}
     fold_change: float | None
     sampled_inputs: tuple[str, ...]
+    silent_inputs: tuple[str, ...] = ()
     linears: tuple[LinearReport, ...]
 
 

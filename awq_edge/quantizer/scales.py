@@ -38,21 +38,30 @@ class ScaleChoice:
     loss: float
 
 
+@dataclass(frozen=True)
+class Member:
+    """One linear of a scale group. weight: float32 [out, in]. inputs: what it is multiplied with;
+    linears of a group read the same channels, but each expert only the tokens routed to it."""
+
+    weight: torch.Tensor
+    inputs: InputStatistics
+
+
 def search_scales(
-    weights: Sequence[torch.Tensor],
-    statistics: InputStatistics,
+    members: Sequence[Member],
     number_format: NumberFormat,
     *,
     tie: Tie,
     seed: int,
 ) -> ScaleChoice:
-    """The best scale of the grid for linears that read one input.
+    """The best scale of the grid for the linears of a group.
 
-    weights: float32 [out_i, in] each. tie: averages over channels that share a scale (the query
-    heads of one key-value head), applied to mean|x| and mean|w|. s = 1 is in the grid.
+    tie: averages over channels that share a scale (the query heads of one key-value head), applied
+    to mean|x| and mean|w|. s = 1 is in the grid.
     The grid is searched from coarse to fine, on a seeded sample of rows.
     """
-    mean_x = _floor(tie(statistics.mean_abs))
+    weights = [member.weight for member in members]
+    mean_x = _floor(tie(_mean_abs(members)))
     mean_w = _floor(tie(_mean_weight(weights, number_format.group_size)))
     rows = [_sample_rows(weight, seed + index) for index, weight in enumerate(weights)]
     tried: dict[tuple[int, bool], ScaleChoice] = {}
@@ -66,7 +75,8 @@ def search_scales(
             scale = scale / mean_w ** (1 - exponent)
         scale = scale / (scale.max() * scale.min()).sqrt()
         loss = sum(
-            factor * _loss(weight, scale, statistics, number_format) for weight, factor in rows
+            factor * _loss(weight, scale, member.inputs, number_format)
+            for (weight, factor), member in zip(rows, members, strict=True)
         )
         tried[point, weight_aware] = ScaleChoice(scale, exponent, weight_aware, loss)
 
@@ -88,11 +98,20 @@ def search_scales(
 def _loss(
     weight: torch.Tensor,
     scale: torch.Tensor,
-    statistics: InputStatistics,
+    inputs: InputStatistics,
     number_format: NumberFormat,
 ) -> float:
     difference = fake_quantize(weight * scale, number_format).div_(scale).sub_(weight)
-    return float(statistics.errors(difference).sum())
+    return float(inputs.errors(difference).sum())
+
+
+def _mean_abs(members: Sequence[Member]) -> torch.Tensor:
+    """mean|x| over the tokens of all distinct inputs: float32 [in]."""
+    distinct = list({id(member.inputs): member.inputs for member in members}.values())
+    if len(distinct) == 1:
+        return distinct[0].mean_abs
+    tokens = max(sum(inputs.tokens for inputs in distinct), 1)
+    return torch.stack([inputs.mean_abs * (inputs.tokens / tokens) for inputs in distinct]).sum(0)
 
 
 def _mean_weight(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tensor:

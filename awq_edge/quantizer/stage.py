@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,14 +15,10 @@ from awq_edge.artifacts import atomic_directory, is_disk_full, refuse_existing, 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError, ResourceError
 from awq_edge.provenance import source_commit, versions
+from awq_edge.quantizer.block_work import BlockOptions
 from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
-from awq_edge.quantizer.driver import (
-    BlockOptions,
-    CalibratedBlocks,
-    Observer,
-    RtnBlocks,
-    obstacles,
-)
+from awq_edge.quantizer.driver import CalibratedBlocks, Observer, RtnBlocks, obstacles
+from awq_edge.quantizer.executors import Executor, LocalExecutor
 from awq_edge.quantizer.report import (
     REPORT_FILE,
     BlockReport,
@@ -199,26 +196,46 @@ def _quantize_blocks(
 ) -> list[BlockReport]:
     """Every block that is not in the store yet, into the store."""
     total = job.checkpoint.decoder.num_layers
-    reports: list[BlockReport] = []
-    blocks: CalibratedBlocks | RtnBlocks | None = None
-    for layer in range(total):
-        report = store.finished(layer)
+    reports = {i: report for i in range(total) if (report := store.finished(i)) is not None}
+    if len(reports) == total:  # no block has to run
         if observer is not None:
-            observer(layer, total, f"block {layer}" if report is None else f"block {layer}, kept")
-        # Where everything is there already, no block has to run.
-        if blocks is None and not all(store.finished(i) for i in range(layer, total)):
-            blocks = _blocks(job, recipe)
-        if report is None:
-            assert blocks is not None
-            tensors, report = blocks.quantize(layer)
-            store.save(layer, tensors, report)
-        elif blocks is not None:
-            blocks.skip(layer, store.load(layer))
-        reports.append(report)
-    return reports
+            for layer in range(total):
+                observer(layer, total, f"block {layer}, kept")
+    else:
+        executor = LocalExecutor()
+        try:
+            _run_blocks(_blocks(job, recipe, executor), store, reports, total, observer)
+        finally:
+            executor.close()
+    return [reports[layer] for layer in range(total)]
 
 
-def _blocks(job: _Job, recipe: Recipe) -> CalibratedBlocks | RtnBlocks:
+def _run_blocks(
+    blocks: CalibratedBlocks | RtnBlocks,
+    store: BlockStore,
+    reports: dict[int, BlockReport],
+    total: int,
+    observer: Observer | None,
+) -> None:
+    """Quantize what `reports` lacks, into it and the store."""
+
+    def missing() -> Iterator[int]:
+        """The layers to quantize, each asked for when it is its turn to run."""
+        for layer in range(total):
+            kept = layer in reports
+            if observer is not None:
+                observer(layer, total, f"block {layer}, kept" if kept else f"block {layer}")
+            if kept:
+                blocks.skip(layer, store.load(layer))
+            else:
+                yield layer
+
+    for layer, tensors, report in blocks.quantize(missing()):
+        store.save(layer, tensors, report)
+        reports[layer] = report
+
+
+def _blocks(job: _Job, recipe: Recipe, executor: Executor) -> CalibratedBlocks | RtnBlocks:
     if job.calibration is None:
         return RtnBlocks(job.checkpoint, job.number_format, job.device)
     options = BlockOptions(
@@ -229,7 +246,7 @@ def _blocks(job: _Job, recipe: Recipe) -> CalibratedBlocks | RtnBlocks:
         search=job.method != "gptq",
         gptq=job.method != "awq",
     )
-    return CalibratedBlocks(job.checkpoint, job.calibration, options, job.device)
+    return CalibratedBlocks(job.checkpoint, job.calibration, options, job.device, executor)
 
 
 def _publish(

@@ -107,18 +107,26 @@ def storage_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
     return torch.bfloat16 if is_bfloat16 else torch.float16
 
 
+def narrowed(model: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A float32 tensor in the dtype that it is stored in, on the CPU. model, name: for errors.
+
+    Raises ModelError where `dtype` cannot hold it.
+    """
+    narrow = tensor.to(dtype).contiguous().cpu()
+    if not torch.isfinite(narrow).all():
+        raise ModelError(
+            f"{model}: '{name}' has values up to {tensor.abs().max().item():.3g}, NaN or "
+            "inf, which float16 cannot hold; convert the model to bfloat16 first"
+        )
+    return narrow
+
+
 def stored(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A float32 tensor in the dtype that it is stored in. name: in the source checkpoint.
 
     Raises ModelError where float16 cannot hold it.
     """
-    narrow = tensor.to(storage_dtype(checkpoint, name)).contiguous().cpu()
-    if not torch.isfinite(narrow).all():
-        raise ModelError(
-            f"{checkpoint.path}: '{name}' has values up to {tensor.abs().max().item():.3g}, NaN or "
-            "inf, which float16 cannot hold; convert the model to bfloat16 first"
-        )
-    return narrow
+    return narrowed(str(checkpoint.path), name, tensor, storage_dtype(checkpoint, name))
 
 
 def tensors_outside_blocks(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:

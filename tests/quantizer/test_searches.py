@@ -7,7 +7,7 @@ import torch
 from awq_edge.quantizer.awq import output_error, search_group
 from awq_edge.quantizer.clipping import search_clips
 from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
-from awq_edge.quantizer.scales import GRID, search_scales
+from awq_edge.quantizer.scales import GRID, Member, search_scales
 from awq_edge.quantizer.statistics import InputStatistics
 
 FORMAT = NumberFormat(4, 32, "asymmetric")
@@ -32,11 +32,17 @@ def problem(salient: float, seed: int = 0) -> tuple[dict[str, torch.Tensor], Inp
     return weights, statistics
 
 
+def members(weights: dict[str, torch.Tensor], inputs: InputStatistics) -> dict[str, Member]:
+    return {name: Member(weight, inputs) for name, weight in weights.items()}
+
+
 def group_error(
     weights: dict[str, torch.Tensor], statistics: InputStatistics, number_format: NumberFormat
 ) -> tuple[float, float]:
     """Errors of the group as chosen and of round-to-nearest."""
-    choice = search_group(weights, statistics, number_format, tie=untied, realise=untied, seed=0)
+    choice = search_group(
+        members(weights, statistics), number_format, tie=untied, realise=untied, seed=0
+    )
     own = sum(
         output_error(w, choice.scale, choice.clips.get(name), statistics, number_format)
         for name, w in weights.items()
@@ -59,7 +65,7 @@ def test_salient_channels_are_what_it_is_for() -> None:
     weights, statistics = problem(30.0)
     own, rtn = group_error(weights, statistics, FORMAT)
     assert own < 0.35 * rtn
-    choice = search_scales(list(weights.values()), statistics, FORMAT, tie=untied, seed=0)
+    choice = search_scales(list(members(weights, statistics).values()), FORMAT, tie=untied, seed=0)
     salient = choice.scale[list(SALIENT)]
     others = choice.scale[[i for i in range(CHANNELS) if i not in SALIENT]]
     assert salient.min() > others.max()
@@ -69,7 +75,9 @@ def test_coarse_to_fine_finds_the_grids_best() -> None:
     """Within 1 % of the loss of trying every point of the grid."""
     for seed in range(4):
         weights, statistics = problem(10.0, seed)
-        found = search_scales(list(weights.values()), statistics, FORMAT, tie=untied, seed=0)
+        found = search_scales(
+            list(members(weights, statistics).values()), FORMAT, tie=untied, seed=0
+        )
         mean_x = statistics.mean_abs / statistics.mean_abs.max()
         best = float("inf")
         for point in range(GRID + 1):
@@ -85,11 +93,11 @@ def test_a_channel_that_is_never_used_does_no_harm() -> None:
     x = torch.randn(100, CHANNELS, generator=torch.Generator().manual_seed(1))
     x[:, 7] = 0
     statistics.add(x)
-    choice = search_scales(list(weights.values()), statistics, FORMAT, tie=untied, seed=0)
+    choice = search_scales(list(members(weights, statistics).values()), FORMAT, tie=untied, seed=0)
     assert torch.isfinite(choice.scale).all() and (choice.scale > 0).all()
     silent = InputStatistics(CHANNELS, torch.device("cpu"), sample_tokens=None, seed=0)
     silent.add(torch.zeros(10, CHANNELS))
-    choice = search_scales(list(weights.values()), silent, FORMAT, tie=untied, seed=0)
+    choice = search_scales(list(members(weights, silent).values()), FORMAT, tie=untied, seed=0)
     assert torch.isfinite(choice.scale).all()
 
 
@@ -100,7 +108,7 @@ def test_tied_channels_share_a_scale() -> None:
         pairs = mean.reshape(-1, 2)
         return pairs.mean(1, keepdim=True).expand_as(pairs).reshape(-1)
 
-    choice = search_scales(list(weights.values()), statistics, FORMAT, tie=tie, seed=0)
+    choice = search_scales(list(members(weights, statistics).values()), FORMAT, tie=tie, seed=0)
     torch.testing.assert_close(choice.scale[0::2], choice.scale[1::2], rtol=0, atol=0)
 
 
