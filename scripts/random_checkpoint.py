@@ -1,9 +1,11 @@
-"""Write a checkpoint of a known model's shape with random weights, for benchmarks.
+"""Write a model or checkpoint of a known model's shape with random weights, for benchmarks.
 
     python scripts/random_checkpoint.py --shape tinyllama-1.1b --out DIR
+    python scripts/random_checkpoint.py --shape llama-2-70b --layers 2 --unquantized --out DIR
 
-AutoAWQ gemm layout, 4 bits, groups of 128; embedding and lm_head float16. Speed and memory do not
-depend on what the weights are, and nothing has to be downloaded. Written tensor by tensor.
+AutoAWQ gemm layout, 4 bits, groups of 128, embedding and lm_head float16; or all float16. Speed and
+memory do not depend on what the weights are, and nothing has to be downloaded. Written tensor by
+tensor.
 """
 
 from __future__ import annotations
@@ -39,6 +41,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 32,
         "max_position_embeddings": 4096,
     },
+    # config.json of meta-llama/Llama-2-70b-hf
+    "llama-2-70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 4096,
+    },
 }
 COMMON: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -59,15 +70,30 @@ COMMON: dict[str, Any] = {
         "version": "gemm",
     },
 }
+# Safetensors dtype and shape by name.
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
+_DRAWN = (1 << 24) + 1  # odd, so that rows do not repeat
 _DTYPES = {"I32": np.dtype("<i4"), "F16": np.dtype("<f2")}
 
 
 def write_random_checkpoint(shape: str, directory: Path, seed: int = 0) -> int:
-    """Write config.json and model.safetensors. Returns the bytes of the weights."""
-    directory.mkdir(parents=True)
+    """A quantized checkpoint: config.json and model.safetensors. Returns the bytes of the
+    weights."""
     config = {**COMMON, **SHAPES[shape]}
+    return _write(config, _quantized_tensors(decoder_from_config(config)), directory, seed)
+
+
+def write_random_model(shape: str, directory: Path, layers: int, seed: int = 0) -> int:
+    """An unquantized model of `layers` blocks, float16. Returns the bytes of the weights."""
+    config = {**COMMON, **SHAPES[shape], "num_hidden_layers": layers}
+    del config["quantization_config"]
+    shapes = decoder_from_config(config).weight_shapes()
+    return _write(config, {name: ("F16", dims) for name, dims in shapes.items()}, directory, seed)
+
+
+def _write(config: dict[str, Any], tensors: Tensors, directory: Path, seed: int) -> int:
+    directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = _tensors(decoder_from_config(config))
     header: dict[str, Any] = {}
     end = 0
     for name, (dtype, dims) in tensors.items():
@@ -83,9 +109,9 @@ def write_random_checkpoint(shape: str, directory: Path, seed: int = 0) -> int:
     return end
 
 
-def _tensors(decoder: Decoder) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _quantized_tensors(decoder: Decoder) -> Tensors:
     """Names of the quantized checkpoint, their safetensors dtype and shape."""
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: Tensors = {}
     for name, dims in decoder.weight_shapes().items():
         linear = name.removesuffix(".weight")
         if len(dims) == 1 or not name.startswith(decoder.architecture.layers + "."):
@@ -116,7 +142,10 @@ def _random(
         return np.full(dims, deviation / 4.6, dtype="<f2")  # codes deviate by 4.6 from 8
     if len(dims) == 1:
         return np.ones(dims, dtype="<f2")
-    return (rng.standard_normal(dims, dtype=np.float32) / math.sqrt(dims[1])).astype("<f2")
+    # A part of the values, repeated: drawing every one of a 70 B block takes longer than using it.
+    count = math.prod(dims)
+    part = rng.standard_normal(min(count, _DRAWN), dtype=np.float32) / math.sqrt(dims[1])
+    return np.resize(part.astype("<f2"), count).reshape(dims)
 
 
 def main() -> None:
@@ -124,8 +153,14 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
     parser.add_argument("--out", type=Path, required=True, help="directory, made here")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--unquantized", action="store_true", help="all float16")
+    parser.add_argument("--layers", type=int, help="of an unquantized model; default: the shape's")
     arguments = parser.parse_args()
-    size = write_random_checkpoint(arguments.shape, arguments.out, arguments.seed)
+    if arguments.unquantized:
+        layers = arguments.layers or SHAPES[arguments.shape]["num_hidden_layers"]
+        size = write_random_model(arguments.shape, arguments.out, layers, arguments.seed)
+    else:
+        size = write_random_checkpoint(arguments.shape, arguments.out, arguments.seed)
     print(f"{arguments.out}: {size / 1e9:.2f} GB of weights")
 
 

@@ -22,7 +22,8 @@ class GroupChoice:
 
     scale: s, float32 [in], None for s = 1. clips: by linear, float32 [out, in / group], absent
     where nothing is clipped. exponent, weight_aware: of the scale's form, see
-    `awq_edge.quantizer.scales`. fell_back: no scale was better than plain rounding.
+    `awq_edge.quantizer.scales`. fell_back: no scale was better than plain rounding. rtn_errors:
+    squared output error of each linear rounded plainly, where it was searched.
     """
 
     scale: torch.Tensor | None
@@ -30,6 +31,7 @@ class GroupChoice:
     exponent: float
     weight_aware: bool
     fell_back: bool
+    rtn_errors: Mapping[str, float]
 
 
 def search_group(
@@ -48,15 +50,15 @@ def search_group(
     choice = search_scales(list(members.values()), number_format, tie=tie, seed=seed)
     scale = realise(choice.scale)
     scaled, clips = _with_clips(members, scale, number_format)
-    plain = sum(
-        output_error(member.weight, None, None, member.inputs, number_format)
-        for member in members.values()
-    )
+    rtn = {
+        name: output_error(member.weight, None, None, member.inputs, number_format)
+        for name, member in members.items()
+    }
     is_one = choice.exponent == 0 and not choice.weight_aware
-    if scaled < plain and not is_one:
-        return GroupChoice(scale, clips, choice.exponent, choice.weight_aware, False)
+    if scaled < sum(rtn.values()) and not is_one:
+        return GroupChoice(scale, clips, choice.exponent, choice.weight_aware, False, rtn)
     _, clips = _with_clips(members, None, number_format)
-    return GroupChoice(None, clips, 0.0, False, not is_one)
+    return GroupChoice(None, clips, 0.0, False, not is_one, rtn)
 
 
 def output_error(

@@ -18,12 +18,12 @@ import torch
 
 from awq_edge.archs import Decoder, Linear, ScaleGroup
 from awq_edge.errors import ModelError
-from awq_edge.quantizer.awq import GroupChoice, search_group
+from awq_edge.quantizer.awq import GroupChoice, output_error, search_group
 from awq_edge.quantizer.folding import fold, realise_scale, row_scale, tie_channels
 from awq_edge.quantizer.gptq import gptq_round, inverse_factor
 from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report import LinearReport, sqnr_db
-from awq_edge.quantizer.rounding import NumberFormat, Rounded, fake_quantize, round_to_nearest
+from awq_edge.quantizer.rounding import NumberFormat, Rounded, round_to_nearest
 from awq_edge.quantizer.scales import Member
 from awq_edge.quantizer.statistics import InputStatistics
 from awq_edge.quantizer.writer import narrowed, quantized_tensors
@@ -188,7 +188,7 @@ def search_scale_group(
     """Scale and clips of one group. tensors: of the block, by relative name, those of the group and
     what its inverse scale goes into at least."""
     if not task.options.search:
-        return GroupChoice(None, {}, 0.0, False, False)
+        return GroupChoice(None, {}, 0.0, False, False, {})
     return search_group(
         {
             name: Member(tensors[f"{name}.weight"], statistics[task.input_of(name)])
@@ -268,9 +268,11 @@ def report_linear(
         if other.previous == name and other.kind != "norm" and scale is not None:
             unfolded *= row_scale(task.decoder, other, scale)[:, None]
     signal = float(inputs.errors(weight).sum())
-    plain = fake_quantize(weight, task.options.number_format)
     own = float(inputs.errors(unfolded - weight).sum()) / max(signal, 1e-30)
-    rtn = float(inputs.errors(plain - weight).sum()) / max(signal, 1e-30)
+    rtn_error = choice.rtn_errors.get(name)
+    if rtn_error is None:
+        rtn_error = output_error(weight, None, None, inputs, task.options.number_format)
+    rtn = rtn_error / max(signal, 1e-30)
     clip = choice.clips.get(name)
     return LinearReport(
         name=name,

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
+from awq_edge.torch_tensors import read_float32
 
 Tensors = dict[str, torch.Tensor]
 
@@ -56,9 +56,9 @@ class BlockRunner:
         ids: int64 [samples, length]. batch: samples that are run at a time.
         """
         name = f"{self._checkpoint.decoder.architecture.embedding}.weight"
-        table = torch.from_numpy(self._checkpoint.dense(name).astype(np.float32, copy=False))
+        table = read_float32(self._checkpoint.files, name, self._device)
         module = self._base.get_input_embeddings()
-        module.weight = torch.nn.Parameter(table.to(self._device), requires_grad=False)
+        module.weight = torch.nn.Parameter(table, requires_grad=False)
         pieces = [self._first_inputs(part.to(self._device)) for part in torch.split(ids, batch)]
         module.to("meta")
         return torch.cat(pieces)
@@ -72,8 +72,7 @@ class BlockRunner:
         tensors = {}
         for name in self._checkpoint.decoder.weight_shapes():
             if name.startswith(f"{prefix}."):
-                array = self._checkpoint.dense(name).astype(np.float32, copy=False)
-                tensor = torch.from_numpy(array).to(self._device)
+                tensor = read_float32(self._checkpoint.files, name, self._device)
                 if not torch.isfinite(tensor).all():
                     raise ModelError(f"{self._checkpoint.path}: '{name}' has NaN or inf")
                 tensors[name.removeprefix(f"{prefix}.")] = tensor

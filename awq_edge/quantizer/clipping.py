@@ -13,7 +13,9 @@ import torch
 from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
 
 _RATIOS = tuple(1 - step / 20 for step in range(11))  # 1.0, 0.95, ..., 0.5
-_CHUNK_VALUES = 1 << 24  # weights that are searched at a time: 64 MB of float32 in each temporary
+# Weights that are searched at a time, by kind of device: temporaries that stay in a CPU's cache, or
+# that keep a GPU busy.
+_CHUNK_VALUES = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
 def search_clips(
@@ -24,7 +26,7 @@ def search_clips(
     weight: float32 [out, in]. blocks: float32 [in / group, group, group], see
     `InputStatistics.diagonal_blocks`, of the input that this weight is multiplied with.
     """
-    rows = max(1, _CHUNK_VALUES // weight.shape[1])
+    rows = max(1, _CHUNK_VALUES[weight.device.type] // weight.shape[1])
     return torch.cat([_search(part, blocks, number_format) for part in torch.split(weight, rows)])
 
 

@@ -25,10 +25,12 @@ from awq_edge.quantizer.report import BlockReport, LinearReport, sqnr_db
 from awq_edge.quantizer.rounding import NumberFormat, Rounded, round_to_nearest
 from awq_edge.quantizer.statistics import InputStatistics, plan_samples
 from awq_edge.quantizer.writer import quantized_tensors, restored, storage_dtype, stored
+from awq_edge.torch_tensors import read_float32
 from awq_edge.w4a16 import gemm_obstacle
 
 # Samples that a block runs at a time, by kind of device: enough rows to keep it busy.
 _BATCH = {"cpu": 4, "cuda": 16}
+_HIDDEN_SHARE = 0.25  # of a GPU's memory that hidden states may keep occupied
 # The folds must not change a block's float32 output. What is left is rounding: 1e-7 per operation
 # times the square root of the thousands of terms in a sum.
 FOLD_TOLERANCE = 1e-4
@@ -63,6 +65,15 @@ class _Started:
     clock: PhaseClock
 
 
+def _home(hidden: torch.Tensor, device: torch.device) -> torch.device:
+    """Where the hidden states live between blocks: the device, if they are a small part of it."""
+    if device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        if hidden.nbytes < _HIDDEN_SHARE * total:
+            return device
+    return torch.device("cpu")
+
+
 class CalibratedBlocks:
     """Quantizes the blocks of a checkpoint in order, each once."""
 
@@ -81,7 +92,9 @@ class CalibratedBlocks:
         self._batch = _BATCH[device.type]
         self._obstacles = obstacles(checkpoint, options.number_format)
         self._runner = BlockRunner(checkpoint, device)
-        self._hidden = self._runner.embed(torch.from_numpy(calibration.ids), self._batch)
+        hidden = self._runner.embed(torch.from_numpy(calibration.ids), self._batch)
+        self._hidden = hidden.to(_home(hidden, device))
+        self._tokens = calibration.ids.size
 
     def quantize(self, layers: Iterable[int]) -> Iterator[QuantizedBlock]:
         """Layer, tensors as they are stored, by full name, and report of consecutive blocks."""
@@ -100,10 +113,10 @@ class CalibratedBlocks:
         kept: what `quantize` gave.
         """
         if self._options.propagate_error:
-            self._hidden = self._output_as_stored(layer, kept)
+            self._forward_as_stored(layer, kept)
             return
         with self._runner.block(layer, self._runner.load(layer)) as block:
-            self._hidden = self._forward(block)
+            self._forward(block)
 
     def _start(self, layer: int, *, keep: bool) -> _Started:
         """Run a block on the current hidden states and begin the work on it."""
@@ -111,11 +124,9 @@ class CalibratedBlocks:
         task = self._task(layer)
         with clock.phase("load"):
             tensors = self._runner.load(layer)
-        first = self._hidden[: self._batch]
+        first = self._hidden[: self._batch].clone()
         with clock.phase("forward"):
-            statistics, hidden = self._observe(task, tensors)
-        if not self._options.propagate_error:
-            self._hidden = hidden
+            statistics = self._observe(task, tensors)
         return _Started(
             task=task,
             pending=self._executor.submit(task, tensors, statistics),
@@ -134,7 +145,7 @@ class CalibratedBlocks:
             change = self._check_fold(started, tensors, outcome.scales)
         if self._options.propagate_error:
             with clock.phase("forward"):
-                self._hidden = self._output_as_stored(layer, outcome.stored)
+                self._forward_as_stored(layer, outcome.stored)
         seconds = {**clock.seconds, **outcome.seconds}
         report = BlockReport(
             layer=layer,
@@ -163,8 +174,8 @@ class CalibratedBlocks:
             },
         )
 
-    def _output_as_stored(self, layer: int, kept: Tensors) -> torch.Tensor:
-        """Output of the block that the checkpoint holds. kept: its tensors as they are stored."""
+    def _forward_as_stored(self, layer: int, kept: Tensors) -> None:
+        """Run the block that the checkpoint holds. kept: its tensors as they are stored."""
         prefix = self._checkpoint.decoder.layer_prefix(layer)
         tensors = {}
         for name in self._runner.load(layer):
@@ -172,10 +183,10 @@ class CalibratedBlocks:
             tensor = kept[full].float() if full in kept else restored(f"{prefix}.{linear}", kept)
             tensors[name] = tensor.to(self._device)
         with self._runner.block(layer, tensors) as block:
-            return self._forward(block)
+            self._forward(block)
 
-    def _observe(self, task: BlockTask, tensors: Tensors) -> tuple[Statistics, torch.Tensor]:
-        """Statistics by input, and the output of the unquantized block."""
+    def _observe(self, task: BlockTask, tensors: Tensors) -> Statistics:
+        """Run the unquantized block. Returns statistics by input."""
         inputs = {
             name: linears[0]
             for name, linears in task.decoder.inputs().items()
@@ -185,24 +196,31 @@ class CalibratedBlocks:
         plan = plan_samples(sizes, self._options.statistics_budget)
         statistics = {
             name: InputStatistics(
-                size, self._device, sample_tokens=plan[name], seed=self._options.seed
+                size,
+                self._device,
+                sample_tokens=plan[name],
+                seed=self._options.seed,
+                expected_tokens=self._tokens,
             )
             for name, size in sizes.items()
         }
         watchers = {linear: statistics[name].add for name, linear in inputs.items()}
         with self._runner.block(task.layer, tensors) as block, block.watched(watchers):
-            hidden = self._forward(block)
+            self._forward(block, keep=not self._options.propagate_error)
         for name, found in statistics.items():
             if not found.is_finite():
                 raise ModelError(
                     f"{self._checkpoint.path}: the input of '{name}' in block {task.layer} is not "
                     "finite on the calibration text; the weights are damaged"
                 )
-        return statistics, hidden
+        return statistics
 
-    def _forward(self, block: BlockOnDevice) -> torch.Tensor:
-        """Output of the block for the current hidden states: float32, on the CPU."""
-        return torch.cat([block.run(part).cpu() for part in torch.split(self._hidden, self._batch)])
+    def _forward(self, block: BlockOnDevice, *, keep: bool = True) -> None:
+        """Run the block on the hidden states. keep: its output takes their place."""
+        for part in torch.split(self._hidden, self._batch):
+            output = block.run(part)
+            if keep:
+                part.copy_(output)
 
     def _check_fold(
         self, started: _Started, before: Tensors, scales: Mapping[str, torch.Tensor]
@@ -260,7 +278,7 @@ class RtnBlocks:
         for full in self._checkpoint.decoder.weight_shapes():
             if not full.startswith(f"{prefix}."):
                 continue
-            tensor = torch.from_numpy(self._checkpoint.dense(full)).to(self._device).float()
+            tensor = read_float32(self._checkpoint.files, full, self._device)
             name = names.get(full)
             if name is None:
                 found[full] = stored(self._checkpoint, full, tensor)

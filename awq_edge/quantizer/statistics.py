@@ -4,8 +4,9 @@ With D the error of a weight [out, in], the squared error of the linear's output
 
     sum over tokens ||D x||^2  =  trace(D G D^T)
 
-so G serves every search, whatever the number of tokens. Where in_features^2 is too large for the
-memory budget, a seeded sample X of tokens stands for it: G ~ X^T X * tokens / samples.
+so G serves every search, whatever the number of tokens. It is summed over a part of the tokens, at
+least four to a channel: more cost time and change nothing. Where in_features^2 is too large for
+the memory budget, a seeded sample X of tokens stands for it: G ~ X^T X * tokens / samples.
 """
 
 from __future__ import annotations
@@ -16,18 +17,33 @@ import torch
 
 _FLOAT_BYTES = 4
 _SAMPLE_TOKENS = 8192  # of a token sample, at most
+# Tokens that G is summed over: docs/results.md has what fewer and more give.
+_GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL = 16384, 4
+_GOLDEN_RATIO = 0.6180339887498949
+_PANEL = 512  # columns of G that are computed at a time
 
 
 class InputStatistics:
     """Statistics of one input of `in_features` channels. All float32, on the input's device."""
 
     def __init__(
-        self, in_features: int, device: torch.device, *, sample_tokens: int | None, seed: int
+        self,
+        in_features: int,
+        device: torch.device,
+        *,
+        sample_tokens: int | None,
+        seed: int,
+        expected_tokens: int = 0,
     ) -> None:
-        """sample_tokens: None keeps G; a number keeps that many tokens instead."""
+        """sample_tokens: None keeps G; a number keeps that many tokens instead. expected_tokens:
+        about how many will be added; G takes every one of them where they are few."""
         self.tokens = 0
+        enough = max(_GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL * in_features)
+        self._gram_share = min(1.0, enough / max(expected_tokens, 1))
+        self._gram_tokens = 0
         self._sum_abs = torch.zeros(in_features, device=device)
         self._gram: torch.Tensor | None = None
+        self._is_mirrored = True
         self._sample: torch.Tensor | None = None
         if sample_tokens is None:
             self._gram = torch.zeros(in_features, in_features, device=device)
@@ -48,12 +64,52 @@ class InputStatistics:
     def add(self, inputs: torch.Tensor) -> None:
         """Add tokens. inputs: [..., in], any float dtype."""
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        self.tokens += len(rows)
         self._sum_abs += rows.abs().sum(dim=0)
-        if self._gram is not None:
-            self._gram.addmm_(rows.T, rows)
-        else:
+        if self._sample is not None:
             self._add_to_sample(rows)
+        elif self._gram_share < 1:
+            self._add_to_gram(rows[self._in_gram(len(rows)).to(rows.device)])
+        else:
+            self._add_to_gram(rows)
+        self.tokens += len(rows)
+
+    def _in_gram(self, count: int) -> torch.Tensor:
+        """Which of the next tokens are in G: int64 indices.
+
+        Multiples of the golden ratio, modulo 1, are even over any stretch of tokens and favour no
+        position of a sequence (the first token of each is unlike all others).
+        """
+        numbers = torch.arange(self.tokens, self.tokens + count, dtype=torch.float64)
+        return ((numbers * _GOLDEN_RATIO) % 1 < self._gram_share).nonzero()[:, 0]
+
+    def _add_to_gram(self, rows: torch.Tensor) -> None:
+        """Add to the lower triangle, panel by panel:
+
+        ┌──┐
+        │##├──┐        # computed        the rest is mirrored when G is read
+        │##│##├──┐
+        │##│##│##│
+        └──┴──┴──┘
+        """
+        assert self._gram is not None
+        self._gram_tokens += len(rows)
+        self._is_mirrored = False
+        transposed = rows.T
+        for begin in range(0, len(self._gram), _PANEL):
+            panel = slice(begin, begin + _PANEL)
+            self._gram[begin:, panel].addmm_(transposed[begin:], rows[:, panel])
+
+    def _whole_gram(self) -> torch.Tensor:
+        """G, both triangles, of all tokens; of those that it was summed over until it is read."""
+        assert self._gram is not None
+        if not self._is_mirrored:
+            for begin in range(0, len(self._gram), _PANEL):
+                end = begin + _PANEL
+                self._gram[begin:end, end:] = self._gram[end:, begin:end].T
+            self._gram *= self.tokens / max(self._gram_tokens, 1)
+            self._gram_tokens = self.tokens
+            self._is_mirrored = True
+        return self._gram
 
     def _add_to_sample(self, rows: torch.Tensor) -> None:
         """Keep the rows with the largest random keys: a uniform sample of all rows so far."""
@@ -71,15 +127,17 @@ class InputStatistics:
         difference: D, float32 [out, in].
         """
         if self._gram is not None:
-            return torch.einsum("ok,ok->o", difference @ self._gram, difference).clamp_(min=0)
+            errors: torch.Tensor = torch.linalg.vecdot(difference @ self._whole_gram(), difference)
+            return errors.clamp_(min=0)
         rows = self._filled_sample()
         return (difference @ rows.T).square().sum(dim=1) * (self.tokens / max(len(rows), 1))
 
     def diagonal_blocks(self, group_size: int) -> torch.Tensor:
         """The diagonal blocks of G: float32 [in / group, group, group]."""
         if self._gram is not None:
-            count = self._gram.shape[0] // group_size
-            blocks = self._gram.reshape(count, group_size, count, group_size)
+            gram = self._whole_gram()
+            count = len(gram) // group_size
+            blocks = gram.reshape(count, group_size, count, group_size)
             return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
         rows = self._filled_sample()
         pieces = rows.reshape(len(rows), -1, group_size).transpose(0, 1)  # [groups, T, group]
@@ -88,7 +146,7 @@ class InputStatistics:
     @property
     def gram(self) -> torch.Tensor | None:
         """G, float32 [in, in]; None where a sample of tokens stands for it."""
-        return self._gram
+        return None if self._gram is None else self._whole_gram()
 
     def is_finite(self) -> bool:
         return bool(torch.isfinite(self._sum_abs).all())
