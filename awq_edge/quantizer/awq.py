@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from awq_edge.quantizer.clipping import search_clips
-from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
+from awq_edge.quantizer.rounding import NumberFormat, ScaleOverflow, fake_quantize
 from awq_edge.quantizer.scales import Member, Tie, search_scales
 from awq_edge.quantizer.statistics import InputStatistics
 
@@ -49,7 +50,10 @@ def search_group(
     """
     choice = search_scales(list(members.values()), number_format, tie=tie, seed=seed)
     scale = realise(choice.scale)
-    scaled, clips = _with_clips(members, scale, number_format)
+    try:
+        scaled, clips = _with_clips(members, scale, number_format)
+    except ScaleOverflow:  # in a row that the search did not look at
+        scaled, clips = math.inf, {}
     rtn = {
         name: output_error(member.weight, None, None, member.inputs, number_format)
         for name, member in members.items()

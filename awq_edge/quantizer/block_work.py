@@ -23,7 +23,7 @@ from awq_edge.quantizer.folding import fold, realise_scale, row_scale, tie_chann
 from awq_edge.quantizer.gptq import gptq_round, inverse_factor
 from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report import LinearReport, sqnr_db
-from awq_edge.quantizer.rounding import NumberFormat, Rounded, round_to_nearest
+from awq_edge.quantizer.rounding import NumberFormat, Rounded, ScaleOverflow, round_to_nearest
 from awq_edge.quantizer.scales import Member
 from awq_edge.quantizer.statistics import InputStatistics
 from awq_edge.quantizer.writer import narrowed, quantized_tensors
@@ -234,13 +234,30 @@ def round_group(
         factor = factors[source]
         try:
             found[name] = RoundedLinear(round_to_nearest(weight, number_format, clip), False)
-            if factor is not None:
-                other = gptq_round(weight, factor, number_format, clip)
-                if _is_better(other, found[name].rounded, weight, choice.scale, inputs):
-                    found[name] = RoundedLinear(other, True)
-        except ValueError as error:
+        except ScaleOverflow as error:
             raise ModelError(f"{task.model}: '{task.full_name(name)}': {error}") from None
+        if factor is not None:
+            found[name] = _with_gptq(found[name], weight, factor, clip, choice, inputs, task)
     return found
+
+
+def _with_gptq(
+    nearest: RoundedLinear,
+    weight: torch.Tensor,
+    factor: torch.Tensor,
+    clip: torch.Tensor | None,
+    choice: GroupChoice,
+    inputs: InputStatistics,
+    task: BlockTask,
+) -> RoundedLinear:
+    """GPTQ's codes if their output error is smaller. weight: after the folds."""
+    try:
+        other = gptq_round(weight, factor, task.options.number_format, clip)
+    except ScaleOverflow:
+        return nearest
+    if _is_better(other, nearest.rounded, weight, choice.scale, inputs):
+        return RoundedLinear(other, True)
+    return nearest
 
 
 def report_linear(

@@ -25,6 +25,7 @@ from awq_edge.quantizer.report import BlockReport, LinearReport, sqnr_db
 from awq_edge.quantizer.rounding import NumberFormat, Rounded, round_to_nearest
 from awq_edge.quantizer.statistics import InputStatistics, plan_samples
 from awq_edge.quantizer.writer import quantized_tensors, restored, storage_dtype, stored
+from awq_edge.torch_device import tf32_products
 from awq_edge.torch_tensors import read_float32
 from awq_edge.w4a16 import gemm_obstacle
 
@@ -216,11 +217,16 @@ class CalibratedBlocks:
         return statistics
 
     def _forward(self, block: BlockOnDevice, *, keep: bool = True) -> None:
-        """Run the block on the hidden states. keep: its output takes their place."""
-        for part in torch.split(self._hidden, self._batch):
-            output = block.run(part)
-            if keep:
-                part.copy_(output)
+        """Run the block on the hidden states. keep: its output takes their place.
+
+        With TF32 on a GPU: ten bits of mantissa are what 16-bit inference has. G, the searches and
+        the check of the folds are in float32.
+        """
+        with tf32_products(True):
+            for part in torch.split(self._hidden, self._batch):
+                output = block.run(part)
+                if keep:
+                    part.copy_(output)
 
     def _check_fold(
         self, started: _Started, before: Tensors, scales: Mapping[str, torch.Tensor]

@@ -27,7 +27,7 @@ def gptq_round(
 
     weight: float32 [out, in]. factor: `inverse_factor` of the G of the input that this weight is
     multiplied with. ratio: clip ratios, float32 [out, in / group], None for 1.
-    Raises ValueError when a scale overflows fp16.
+    Raises ScaleOverflow when a scale does not fit fp16: errors that are passed on can add up.
     """
     work = weight.clone()
     group_size, levels = number_format.group_size, 2**number_format.bits - 1

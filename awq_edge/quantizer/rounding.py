@@ -13,6 +13,10 @@ import torch
 from awq_edge.w4a16 import SMALLEST_SCALE, Scheme
 
 
+class ScaleOverflow(ValueError):
+    """A group's range is so large that its scale does not fit float16."""
+
+
 @dataclass(frozen=True)
 class NumberFormat:
     """bits of a code, input channels of a group, and the scheme (see `awq_edge.w4a16`)."""
@@ -44,7 +48,7 @@ def round_to_nearest(
     """Round to nearest in groups whose range is first shrunk by `ratio`.
 
     weight: float32 [out, in]. ratio: float32 [out, in / group] in (0, 1], None for 1.
-    Raises ValueError when a scale overflows fp16.
+    Raises ScaleOverflow when a scale does not fit fp16.
     """
     groups, scales, zeros = ranges(weight, number_format, ratio)
     codes = torch.round(groups / scales.float()[:, :, None]) + zeros[:, :, None]
@@ -69,7 +73,7 @@ def ranges(
     """A weight in groups, with the scale and zero point of each.
 
     Returns float32 [out, in / group, group], float16 and float32 [out, in / group]. Raises
-    ValueError when a scale overflows fp16.
+    ScaleOverflow when a scale does not fit fp16.
     """
     levels = 2**number_format.bits - 1
     groups = weight.reshape(weight.shape[0], -1, number_format.group_size)
@@ -84,7 +88,7 @@ def ranges(
         span = (high - low) / levels
     scales = span.clamp(min=float(SMALLEST_SCALE)).half()
     if not torch.isfinite(scales).all():
-        raise ValueError(f"a scale of {span.max().item():.3g} overflows fp16")
+        raise ScaleOverflow(f"a scale of {span.max().item():.3g} overflows fp16")
     if number_format.scheme == "symmetric":
         return groups, scales, torch.full_like(span, zero)
     return groups, scales, torch.round(-low / scales.float()).clamp(0, levels)

@@ -10,18 +10,19 @@ weight-aware form is that of AutoAWQ's duo scaling.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
+from awq_edge.quantizer.rounding import NumberFormat, ScaleOverflow, fake_quantize
 from awq_edge.quantizer.statistics import InputStatistics
 
 GRID = 20  # exponents 0, 1/20, ..., 1
 _COARSE_STEP = 4  # grid points between those that are tried first
 # Rows of a linear that take part in the search; all of them decide about the fallback.
-_SEARCH_ROWS = 1024
+_SEARCH_ROWS = 512
 _SMALLEST = 1e-4  # of a channel's mean|x|, relative to the largest
 
 # s and 1/s per input channel [in], made equal for channels that must share one.
@@ -101,7 +102,10 @@ def _loss(
     inputs: InputStatistics,
     number_format: NumberFormat,
 ) -> float:
-    difference = fake_quantize(weight * scale, number_format).div_(scale).sub_(weight)
+    try:
+        difference = fake_quantize(weight * scale, number_format).div_(scale).sub_(weight)
+    except ScaleOverflow:  # an outlier of the weight times s: no scale to choose
+        return math.inf
     return float(inputs.errors(difference).sum())
 
 

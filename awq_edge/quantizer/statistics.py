@@ -15,6 +15,8 @@ from collections.abc import Mapping
 
 import torch
 
+from awq_edge.torch_device import tf32_products
+
 _FLOAT_BYTES = 4
 _SAMPLE_TOKENS = 8192  # of a token sample, at most
 # Tokens that G is summed over: docs/results.md has what fewer and more give.
@@ -95,9 +97,10 @@ class InputStatistics:
         self._gram_tokens += len(rows)
         self._is_mirrored = False
         transposed = rows.T
-        for begin in range(0, len(self._gram), _PANEL):
-            panel = slice(begin, begin + _PANEL)
-            self._gram[begin:, panel].addmm_(transposed[begin:], rows[:, panel])
+        with tf32_products(False):
+            for begin in range(0, len(self._gram), _PANEL):
+                panel = slice(begin, begin + _PANEL)
+                self._gram[begin:, panel].addmm_(transposed[begin:], rows[:, panel])
 
     def _whole_gram(self) -> torch.Tensor:
         """G, both triangles, of all tokens; of those that it was summed over until it is read."""
