@@ -99,8 +99,14 @@ def measure_shape(shape: str, arguments: argparse.Namespace) -> list[dict[str, A
 
 def quantize_here(model: str, out: str, method: str, arguments: argparse.Namespace) -> None:
     """Quantize in this process; print the report."""
+    import torch  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
     from awq_edge.quantizer import quantize_checkpoint
     from awq_edge.recipe import load_recipe
+    from awq_edge.runtime.memory import read_process_memory
+
+    libraries = read_process_memory().peak_rss
 
     recipe = load_recipe("cpu").overridden(
         {
@@ -113,7 +119,7 @@ def quantize_here(model: str, out: str, method: str, arguments: argparse.Namespa
     done = quantize_checkpoint(
         Path(model), Path(out), recipe, model_name="random", device=arguments.device
     )
-    print(done.report.model_dump_json())
+    print(json.dumps({"libraries_bytes": libraries, **done.report.model_dump(mode="json")}))
 
 
 def summary(
@@ -146,6 +152,7 @@ def summary(
         "model_seconds": layers * block + outside,
         "process_seconds": process_seconds,
         "peak_host_bytes": report["peak_host_bytes"],
+        "libraries_bytes": report["libraries_bytes"],
         "peak_cuda_bytes": report["peak_cuda_bytes"],
         "sampled_inputs": blocks[0]["sampled_inputs"],
         "threads": report["threads"],

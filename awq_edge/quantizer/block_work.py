@@ -224,40 +224,58 @@ def round_group(
     """
     number_format = task.options.number_format
     found: dict[str, RoundedLinear] = {}
-    factors: dict[str, torch.Tensor | None] = {}
     for name in task.members(group):
-        weight, clip = folded[f"{name}.weight"], choice.clips.get(name)
-        source = task.input_of(name)
-        inputs = statistics[source]
-        if source not in factors:
-            factors[source] = _gptq_factor(task.options, inputs, choice.scale)
-        factor = factors[source]
         try:
-            found[name] = RoundedLinear(round_to_nearest(weight, number_format, clip), False)
+            nearest = round_to_nearest(
+                folded[f"{name}.weight"], number_format, choice.clips.get(name)
+            )
         except ScaleOverflow as error:
             raise ModelError(f"{task.model}: '{task.full_name(name)}': {error}") from None
+        found[name] = RoundedLinear(nearest, False)
+    for source in task.statistics_of(group, statistics):
+        names = [name for name in task.members(group) if task.input_of(name) == source]
+        inputs = statistics[source]
+        factor = _gptq_factor(task.options, inputs, choice.scale)
         if factor is not None:
-            found[name] = _with_gptq(found[name], weight, factor, clip, choice, inputs, task)
+            found |= _with_gptq(task, {n: found[n] for n in names}, folded, factor, choice, inputs)
     return found
 
 
 def _with_gptq(
-    nearest: RoundedLinear,
-    weight: torch.Tensor,
+    task: BlockTask,
+    nearest: Mapping[str, RoundedLinear],
+    folded: Tensors,
     factor: torch.Tensor,
-    clip: torch.Tensor | None,
     choice: GroupChoice,
     inputs: InputStatistics,
-    task: BlockTask,
-) -> RoundedLinear:
-    """GPTQ's codes if their output error is smaller. weight: after the folds."""
+) -> dict[str, RoundedLinear]:
+    """GPTQ's codes of linears that read one input, where their output error is smaller.
+
+    The rows of all of them go through the columns together.
+    """
+    number_format = task.options.number_format
+    weights = {name: folded[f"{name}.weight"] for name in nearest}
+    ratios = [choice.clips.get(name) for name in nearest]
+    ratio = None
+    if any(each is not None for each in ratios):
+        ratio = torch.cat(
+            [
+                torch.ones(nearest[name].rounded.scales.shape, device=factor.device)
+                if each is None
+                else each
+                for name, each in zip(nearest, ratios, strict=True)
+            ]
+        )
     try:
-        other = gptq_round(weight, factor, task.options.number_format, clip)
+        rounded = gptq_round(torch.cat(list(weights.values())), factor, number_format, ratio)
     except ScaleOverflow:
-        return nearest
-    if _is_better(other, nearest.rounded, weight, choice.scale, inputs):
-        return RoundedLinear(other, True)
-    return nearest
+        return dict(nearest)
+    found = {}
+    parts = rounded.split([len(weight) for weight in weights.values()])
+    for (name, weight), part in zip(weights.items(), parts, strict=True):
+        better = _is_better(part, nearest[name].rounded, weight, choice.scale, inputs)
+        found[name] = RoundedLinear(part, True) if better else nearest[name]
+    return found
 
 
 def report_linear(

@@ -29,33 +29,35 @@ def gptq_round(
     multiplied with. ratio: clip ratios, float32 [out, in / group], None for 1.
     Raises ScaleOverflow when a scale does not fit fp16: errors that are passed on can add up.
     """
-    work = weight.clone()
     group_size, levels = number_format.group_size, 2**number_format.bits - 1
     out_features, in_features = weight.shape
-    codes = torch.empty(out_features, in_features, dtype=torch.uint8, device=weight.device)
+    # Transposed, so that what is done column by column is contiguous.
+    work = weight.T.contiguous()  # [in, out]
+    codes = torch.empty(in_features, out_features, dtype=torch.uint8, device=weight.device)
     all_scales, all_zeros = [], []
     block_size = max(_BLOCK, group_size)
     for begin in range(0, in_features, block_size):
         end = min(begin + block_size, in_features)
-        errors = torch.empty(out_features, end - begin, device=weight.device)
+        errors = torch.empty(end - begin, out_features, device=weight.device)
         for column in range(begin, end):
             if column % group_size == 0:
                 group = column // group_size
                 _, scales, zeros = ranges(
-                    work[:, column : column + group_size],
+                    work[column : column + group_size].T.contiguous(),
                     number_format,
                     None if ratio is None else ratio[:, group : group + 1],
                 )
                 step, zero = scales.float()[:, 0], zeros[:, 0]
                 all_scales.append(scales)
                 all_zeros.append(zeros.to(torch.uint8))
-            code = (torch.round(work[:, column] / step) + zero).clamp_(0, levels)
-            codes[:, column] = code.to(torch.uint8)
-            error = (work[:, column] - (code - zero) * step) / factor[column, column]
-            work[:, column:end].addr_(error, factor[column, column:end], alpha=-1)
-            errors[:, column - begin] = error
-        work[:, end:].addmm_(errors, factor[begin:end, end:], alpha=-1)
-    return Rounded(codes, torch.cat(all_scales, dim=1), torch.cat(all_zeros, dim=1))
+            code = torch.div(work[column], step).round_().add_(zero).clamp_(0, levels)
+            codes[column] = code
+            error = errors[column - begin]
+            torch.sub(work[column], code.sub_(zero).mul_(step), out=error)
+            error.div_(factor[column, column])
+            work[column + 1 : end].addr_(factor[column, column + 1 : end], error, alpha=-1)
+        work[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
+    return Rounded(codes.T.contiguous(), torch.cat(all_scales, dim=1), torch.cat(all_zeros, dim=1))
 
 
 def inverse_factor(gram: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ All shapes: weight float32 [out, in]; one scale, zero point and clip ratio per g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,11 @@ class Rounded:
     codes: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor
+
+    def split(self, rows: Sequence[int]) -> list[Rounded]:
+        """Cut into linears of so many rows [out]."""
+        parts = (torch.split(each, list(rows)) for each in (self.codes, self.scales, self.zeros))
+        return [Rounded(*part) for part in zip(*parts, strict=True)]
 
     def dequantize(self) -> torch.Tensor:
         """The weight that the codes stand for: float32 [out, in]."""
