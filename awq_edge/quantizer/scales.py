@@ -21,6 +21,8 @@ from awq_edge.quantizer.statistics import InputStatistics
 
 GRID = 20  # exponents 0, 1/20, ..., 1
 _COARSE_STEP = 4  # grid points between those that are tried first
+# A point whose loss is so many times the best one's is not refined: neighbours differ by less.
+_HOPELESS = 1.25
 # Rows of a linear that take part in the search; all of them decide about the fallback.
 _SEARCH_ROWS = 512
 _SMALLEST = 1e-4  # of a channel's mean|x|, relative to the largest
@@ -87,9 +89,10 @@ def search_scales(
     step = _COARSE_STEP // 2
     while step:
         for weight_aware in (False, True):
-            # The two best of each form: the loss has several dips.
+            # The two best of each form: the loss has several dips. None that is hopeless.
+            limit = _HOPELESS * min(choice.loss for choice in tried.values())
             mine = sorted((c.loss, p) for (p, aware), c in tried.items() if aware == weight_aware)
-            for _, point in mine[:2]:
+            for _, point in [each for each in mine[:2] if each[0] <= limit]:
                 attempt(point - step, weight_aware)
                 attempt(point + step, weight_aware)
         step //= 2
