@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from awq_edge.archs import Decoder, Linear, decoder_from_config
 from awq_edge.errors import ModelError
+from awq_edge.fused_experts import split_fused_experts
 from awq_edge.model_files import ModelFiles
 from awq_edge.w4a16 import GEMM_LANES, QuantizedWeight, Scheme, unpack_gemm
 
@@ -61,6 +62,7 @@ class Checkpoint:
         """
         files = ModelFiles(path)
         decoder = decoder_from_config(files.config)
+        files.entries = split_fused_experts(files.entries, decoder)
         checkpoint = cls(files, decoder, _quantization_config(files))
         checkpoint._check_names_and_shapes()
         return checkpoint

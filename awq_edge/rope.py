@@ -18,12 +18,14 @@ Float32 = npt.NDArray[np.float32]
 def rope_tables(rope: Rope, positions: int) -> tuple[Float32, Float32]:
     """Cosine and sine of every position: two float32 arrays [positions, rotary_size / 2].
 
-    The attention factor of yarn is multiplied in. Sources: Su et al. 2021 (arXiv 2104.09864),
-    Chen et al. 2023 (linear, arXiv 2306.15595), Peng et al. 2023 (yarn, arXiv 2309.00071), the
-    Llama 3.1 model card's reference code (llama3).
+    The attention factor of yarn and longrope is multiplied in. longrope has two tables: the long
+    factors' where `positions` exceeds what the model was first trained with, else the short ones'.
+    Sources: Su et al. 2021 (arXiv 2104.09864), Chen et al. 2023 (linear, arXiv 2306.15595), Peng
+    et al. 2023 (yarn, arXiv 2309.00071), Ding et al. 2024 (longrope, arXiv 2402.13753), the Llama
+    3.1 model card's reference code (llama3).
     Raises ModelError when config.json lacks a parameter that the kind needs.
     """
-    frequencies, factor = _frequencies(rope)
+    frequencies, factor = _frequencies(rope, positions)
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]
     return (
         (np.cos(angles) * factor).astype(np.float32),
@@ -31,7 +33,7 @@ def rope_tables(rope: Rope, positions: int) -> tuple[Float32, Float32]:
     )
 
 
-def _frequencies(rope: Rope) -> tuple[Float32, float]:
+def _frequencies(rope: Rope, positions: int) -> tuple[Float32, float]:
     """Radians per position, float32 [rotary_size / 2], and the factor on cosine and sine."""
     exponents = np.arange(0, rope.rotary_size, 2, dtype=np.float32) / np.float32(rope.rotary_size)
     plain = (np.float32(1.0) / np.float32(rope.theta) ** exponents).astype(np.float32)
@@ -41,6 +43,8 @@ def _frequencies(rope: Rope) -> tuple[Float32, float]:
         return (plain / np.float32(rope.parameter("factor"))).astype(np.float32), 1.0
     if rope.kind == "llama3":
         return _llama3(rope, plain), 1.0
+    if rope.kind == "longrope":
+        return _longrope(rope, plain, positions)
     return _yarn(rope, plain)
 
 
@@ -53,6 +57,15 @@ def _llama3(rope: Rope, plain: Float32) -> Float32:
     keep = (rope.original_max_positions / wavelengths - low) / (high - low)
     keep = np.clip(keep, 0.0, 1.0)
     return ((1 - keep) * plain / factor + keep * plain).astype(np.float32)
+
+
+def _longrope(rope: Rope, plain: Float32, positions: int) -> tuple[Float32, float]:
+    assert rope.original_max_positions is not None
+    is_long = positions > rope.original_max_positions
+    factors = np.asarray(rope.long_factor if is_long else rope.short_factor, np.float32)
+    extension, original = rope.parameter("factor"), rope.original_max_positions
+    usual = math.sqrt(1 + math.log(extension) / math.log(original)) if extension > 1 else 1.0
+    return plain / factors, rope.parameter("attention_factor", usual)
 
 
 def _yarn(rope: Rope, plain: Float32) -> tuple[Float32, float]:

@@ -108,7 +108,7 @@ def make_salient(source: Path, out: Path) -> Path:
     tensors = {n: t.astype(np.float32) for n, t in load_file(source / "model.safetensors").items()}
     random = np.random.default_rng(0)
     for layer in range(decoder.num_layers):
-        for previous, readers, size in pairs(decoder):
+        for previous, readers, size in pairs(decoder, layer):
             channels = random.choice(size, int(size * SALIENT_SHARE), replace=False)
             factors = random.uniform(*FACTORS, len(channels)).astype(np.float32)
             prefix = decoder.layer_prefix(layer)
@@ -120,9 +120,9 @@ def make_salient(source: Path, out: Path) -> Path:
     return out
 
 
-def pairs(decoder: Decoder) -> list[tuple[str, tuple[str, ...], int]]:
+def pairs(decoder: Decoder, layer: int) -> list[tuple[str | None, tuple[str, ...], int]]:
     """What is multiplied, what reads it, and how many channels lie between."""
-    groups = {group.name: group for group in decoder.scale_groups()}
+    groups = {group.name: group for group in decoder.scale_groups(layer)}
     return [
         (groups[name].previous, groups[name].linears, size)
         for name, size in (

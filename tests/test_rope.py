@@ -84,6 +84,58 @@ def test_tables_equal_transformers(name: str) -> None:
     np.testing.assert_allclose(ours_sin, sin[0, :, :half].numpy(), atol=COSINE_TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("length", [32, 600])
+@pytest.mark.parametrize("extra", [{}, {"attention_factor": 1.3}, {"factor": 3.0}])
+def test_longrope_equals_transformers(length: int, extra: dict[str, float]) -> None:
+    """Within what the model was first trained with the short factors hold, beyond the long ones."""
+    from transformers import Phi3Config
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    arguments = {key: value for key, value in BASE.items() if key != "model_type"}
+    parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0 + 0.1 * pair for pair in range(12)],
+        "long_factor": [1.5 + pair for pair in range(12)],
+        **extra,
+    }
+    config = Phi3Config(
+        **arguments,
+        rope_parameters=parameters,
+        original_max_position_embeddings=512,
+        pad_token_id=0,
+    )
+    cos, sin = Phi3RotaryEmbedding(config)(torch.zeros(1), torch.arange(length)[None])
+    ours_cos, ours_sin = rope_tables(decoder_from_config(config.to_dict()).rope, length)
+    assert ours_cos.shape == (length, 12) and cos.shape[-1] == 24
+    np.testing.assert_allclose(ours_cos, cos[0, :, :12].numpy(), atol=COSINE_TOLERANCE, rtol=0)
+    np.testing.assert_allclose(ours_sin, sin[0, :, :12].numpy(), atol=COSINE_TOLERANCE, rtol=0)
+
+
+def test_layers_with_a_window_have_a_rotation_of_their_own() -> None:
+    """Gemma 3, as transformers 5 writes it and as its files on the hub say it."""
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    shared = BASE | {"model_type": "gemma3_text", "head_dim": 32}
+    old = shared | {
+        "rope_theta": 500000.0,
+        "rope_local_base_freq": 20000.0,
+        "rope_scaling": scaling,
+    }
+    new = shared | {
+        "rope_parameters": {
+            "full_attention": {**scaling, "rope_theta": 500000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+        }
+    }
+    for config in (old, new):
+        decoder = decoder_from_config(config)
+        assert (decoder.rope.kind, decoder.rope.theta) == ("linear", 500000.0)
+        assert (decoder.local_rope.kind, decoder.local_rope.theta) == ("default", 20000.0)
+    usual = decoder_from_config(shared)
+    assert (usual.rope.theta, usual.local_rope.theta) == (1000000.0, 10000.0)
+
+
 def test_config_of_transformers_4_means_the_same() -> None:
     new = BASE | {"rope_parameters": SCALINGS["llama3"]}
     scaling = {k: v for k, v in SCALINGS["llama3"].items() if k != "rope_theta"}

@@ -9,21 +9,24 @@ import functools
 import importlib
 import pkgutil
 
-from awq_edge.archs.base import Architecture, Config, Decoder, Linear, Rope, ScaleGroup
+from awq_edge.archs.base import Architecture, Config, Experts, Linear, Rope, ScaleGroup
+from awq_edge.archs.decoder import Decoder, MixtureOfExperts
 from awq_edge.errors import ModelError
 
 __all__ = [
     "Architecture",
     "Config",
     "Decoder",
+    "Experts",
     "Linear",
+    "MixtureOfExperts",
     "Rope",
     "ScaleGroup",
     "architectures",
     "decoder_from_config",
 ]
 
-_SHARED = {"base", "config"}
+_SHARED = {"base", "config", "decoder"}
 
 
 @functools.cache

@@ -1,33 +1,45 @@
 """What an architecture is: names, scale groups and flags, read by the quantizer and the graph.
 
-A decoder block, with the names used here:
+A decoder block, with the names used here (in parentheses: where an architecture has it):
 
-    x ── attention_norm ── qkv ── (q/k norm) ── rotary, cache, attention ── attention_out ──(+)── h
-    h ── mlp_norm ── mlp_in (gate, up) ── activation(gate) * up ── mlp_out ──(+)── next block
+    x ── attention_norm ── qkv ── (q_norm, k_norm) ── rotary, cache, attention ── attention_out
+         ── (attention_post_norm) ──(+)── h
+    h ── mlp_norm ── mlp_in (gate, up) ── activation(gate) * up ── mlp_out
+         ── (mlp_post_norm) ──(+)── next block
+
+Experts stand in the place of the MLP: a router reads the output of mlp_norm and sends each token
+to a few of them. Without a gate, the MLP is mlp_in ── activation ── mlp_out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from awq_edge.errors import ModelError
 
+if TYPE_CHECKING:
+    from awq_edge.archs.decoder import Decoder
+
 Config = Mapping[str, Any]
 
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
-WindowRule = Literal["none", "all_layers", "layer_types"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
+WindowRule = Literal["none", "all_layers", "if_used", "layer_types"]
+# rms: x / rms(x) * w. rms_offset: x / rms(x) * (1 + w). layer: LayerNorm, with a bias.
+NormKind = Literal["rms", "rms_offset", "layer"]
 # What happens to a fold's inverse scale: a norm's weight is divided by it, or the rows of the
-# linear before (the value projection, the up projection) are.
-FoldKind = Literal["norm", "value_rows", "up_rows"]
+# linear before (the value projection, the up projection) are. "none": nothing can be divided, so
+# that the scale of the group stays 1.
+FoldKind = Literal["norm", "value_rows", "up_rows", "none"]
 
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary position embedding of the first `rotary_size` channels of each head.
 
-    rotary_size: channels, even. theta: base. factor and the rest: see `awq_edge.rope`.
+    rotary_size: channels, even; 0 where positions are learned instead. theta: base. short_factor,
+    long_factor: of longrope, one a pair of channels. factor and the rest: see `awq_edge.rope`.
     """
 
     kind: RopeKind
@@ -35,6 +47,8 @@ class Rope:
     rotary_size: int
     parameters: tuple[tuple[str, float], ...] = ()
     original_max_positions: int | None = None
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
     def parameter(self, name: str, default: float | None = None) -> float:
         """One scaling parameter; raises ModelError when it is missing and has no default."""
@@ -61,25 +75,62 @@ class Linear:
 
 @dataclass(frozen=True)
 class ScaleGroup:
-    """Linears that read one input, scaled by one AWQ vector s; 1/s goes into `previous`.
+    """Linears scaled by one AWQ vector s; 1/s goes into `previous`.
 
-    name: short name in reports. previous: the weight the inverse goes into, relative to the block.
-    readers: further modules that read the same input and stay unquantized (an MoE router).
+    name: short name in reports. previous: the norm or linear that the inverse goes into, relative
+    to the block; None with kind "none". rows: those of `previous` that are meant, first and end,
+    where it is fused; None for all. readers: further modules that read the same input and stay
+    unquantized (the router of experts).
     """
 
     name: str
     kind: FoldKind
-    previous: str
+    previous: str | None
     linears: tuple[str, ...]
     readers: tuple[str, ...] = ()
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in the place of the MLP: names relative to the block, as on disk.
+
+    mlp_in, mlp_out: of one expert, "{expert}" stands for its number. module: where transformers'
+    class of the block keeps router and experts. The rest are keys of config.json: how many there
+    are (the first key that is there), how many a token is sent to, the channels inside one, and
+    whether the chosen ones' shares are made to sum to 1 (True: always).
+    """
+
+    router: str
+    mlp_in: tuple[str, ...]
+    mlp_out: str
+    module: str = "mlp"
+    num_experts: tuple[str, ...] = ("num_local_experts", "num_experts")
+    experts_per_token: str = "num_experts_per_tok"
+    intermediate_size: str = "moe_intermediate_size"
+    normalised: bool | str = True
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model_type. A string for a flag names the boolean key of config.json that decides it.
+    """One model_type. A string for a flag or size names the key of config.json that decides it.
 
-    window_rule: which layers use config.json's sliding_window: none, all_layers, or those that
-    layer_types (or use_sliding_window and max_window_layers) name.
+    qkv, mlp_in: the linears that read one input; a single name is a fused one, whose rows are
+    those of q, k, v (of gate, up). gated: activation(gate) * up; otherwise mlp_in is one linear.
+    norm_first: norms stand before attention and MLP; otherwise after the residual sums.
+    window_rule: which layers use config.json's sliding_window: none, all_layers, if_used (all,
+    where use_sliding_window is true), or layer_types: those that layer_types (or
+    use_sliding_window and max_window_layers) name. full_attention_every: where layer_types is
+    missing, every n-th layer sees all positions and the others use the window.
+    local_rope_theta: key of the theta of layers with a window, where it is another one.
+    attention_softcap, logits_softcap: c of c * tanh(x / c), on attention scores and on logits.
+    attention_scale: key of n in n ** -0.5, which multiplies q k^T; None for the head size.
+    scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
+    positions: the table of learned positions; its row position + position_offset is added.
+    embedding_size: key of the embedding's channels, where project_in and project_out lie between
+    those and hidden_size.
+    defaults: what transformers takes where config.json lacks a key. required: keys whose value, as
+    a boolean, must be this one; other models of the type are refused.
     """
 
     model_type: str
@@ -88,9 +139,25 @@ class Architecture:
     output_bias: bool | str = False
     mlp_bias: bool | str = False
     qk_norm: bool = False
+    gated: bool = True
+    activations: tuple[str, ...] = ("silu",)
+    activation: str = "hidden_act"
+    intermediate_size: str = "intermediate_size"
+    norm_kind: NormKind = "rms"
+    norm_eps: float | str = "rms_norm_eps"
+    norm_first: bool | str = True
     window_rule: WindowRule = "none"
+    full_attention_every: int | str | None = None
+    local_rope_theta: str | None = None
+    attention_softcap: str | None = None
+    logits_softcap: str | None = None
+    attention_scale: str | None = None
+    scaled_embedding: bool = False
+    experts: Experts | None = None
     attention_norm: str = "input_layernorm"
+    attention_post_norm: str | None = None
     mlp_norm: str = "post_attention_layernorm"
+    mlp_post_norm: str | None = None
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     attention_out: str = "self_attn.o_proj"
     mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
@@ -98,9 +165,16 @@ class Architecture:
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
     embedding: str = "model.embed_tokens"
+    embedding_size: str | None = None
+    project_in: str = "model.project_in"
+    project_out: str = "model.project_out"
+    positions: str | None = None
+    position_offset: int = 0
     layers: str = "model.layers"
     final_norm: str = "model.norm"
     lm_head: str = "lm_head"
+    defaults: Config = field(default_factory=dict)
+    required: Mapping[str, bool] = field(default_factory=dict)
 
     def decoder(self, config: Config) -> Decoder:
         """Resolve config.json (the whole dictionary) into a Decoder.
@@ -110,102 +184,3 @@ class Architecture:
         from awq_edge.archs.config import resolve_decoder
 
         return resolve_decoder(self, config)
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A decoder-only model, resolved: every size and flag that the quantizer and the graph need.
-
-    windows: one entry a layer: the number of positions a query sees, itself included, or None.
-    attention_scale: multiplies q k^T. max_positions: tokens.
-    """
-
-    architecture: Architecture
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    max_positions: int
-    norm_eps: float
-    activation: str
-    rope: Rope
-    windows: tuple[int | None, ...]
-    attention_scale: float
-    tied_embeddings: bool
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    dtype: str
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-
-    @property
-    def model_type(self) -> str:
-        return self.architecture.model_type
-
-    def layer_prefix(self, layer: int) -> str:
-        """Name of block `layer` in the checkpoint: "model.layers.3"."""
-        return f"{self.architecture.layers}.{layer}"
-
-    def linears(self) -> tuple[Linear, ...]:
-        """The linears of one block, in the order of execution."""
-        arch = self.architecture
-        q_size, kv_size = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        hidden, inner = self.hidden_size, self.intermediate_size
-        qkv = zip(arch.qkv, (q_size, kv_size, kv_size), strict=True)
-        return (
-            *(Linear(name, hidden, size, self.qkv_bias) for name, size in qkv),
-            Linear(arch.attention_out, q_size, hidden, self.output_bias),
-            *(Linear(name, hidden, inner, self.mlp_bias) for name in arch.mlp_in),
-            Linear(arch.mlp_out, inner, hidden, self.mlp_bias),
-        )
-
-    def scale_groups(self) -> tuple[ScaleGroup, ...]:
-        """The AWQ scale groups of one block, in the order of execution."""
-        arch = self.architecture
-        return (
-            ScaleGroup("attention_in", "norm", arch.attention_norm, arch.qkv),
-            ScaleGroup("attention_out", "value_rows", arch.qkv[-1], (arch.attention_out,)),
-            ScaleGroup("mlp_in", "norm", arch.mlp_norm, arch.mlp_in),
-            ScaleGroup("mlp_out", "up_rows", arch.mlp_in[-1], (arch.mlp_out,)),
-        )
-
-    def inputs(self) -> dict[str, tuple[str, ...]]:
-        """The distinct inputs of the linears of one block: name -> the linears that read it."""
-        return {group.name: group.linears for group in self.scale_groups()}
-
-    def norms(self) -> dict[str, int]:
-        """Norm weights of one block: name relative to the block -> number of channels."""
-        arch = self.architecture
-        sizes = {arch.attention_norm: self.hidden_size, arch.mlp_norm: self.hidden_size}
-        if arch.qk_norm:
-            sizes |= {arch.q_norm: self.head_size, arch.k_norm: self.head_size}
-        return sizes
-
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every weight of the unquantized checkpoint by full name, with its shape.
-
-        lm_head is absent where the embeddings are tied.
-        """
-        arch = self.architecture
-        shapes: dict[str, tuple[int, ...]] = {
-            f"{arch.embedding}.weight": (self.vocab_size, self.hidden_size)
-        }
-        for layer in range(self.num_layers):
-            prefix = self.layer_prefix(layer)
-            for name, size in self.norms().items():
-                shapes[f"{prefix}.{name}.weight"] = (size,)
-            for linear in self.linears():
-                shapes[f"{prefix}.{linear.name}.weight"] = (
-                    linear.out_features,
-                    linear.in_features,
-                )
-                if linear.bias:
-                    shapes[f"{prefix}.{linear.name}.bias"] = (linear.out_features,)
-        shapes[f"{arch.final_norm}.weight"] = (self.hidden_size,)
-        if not self.tied_embeddings:
-            shapes[f"{arch.lm_head}.weight"] = (self.vocab_size, self.hidden_size)
-        return shapes

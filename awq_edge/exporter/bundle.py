@@ -23,7 +23,7 @@ from awq_edge.artifacts import (
     require_disk,
 )
 from awq_edge.checkpoint import Checkpoint
-from awq_edge.errors import ConfigError
+from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter.canonical import (
     GraphSpec,
     build_canonical_graph,
@@ -32,6 +32,7 @@ from awq_edge.exporter.canonical import (
 )
 from awq_edge.exporter.graph import DecoderGraph, to_model
 from awq_edge.exporter.lowerings import Lowering, require_lowering
+from awq_edge.exporter.supported import unsupported
 from awq_edge.exporter.writer import WeightPlan, place_weights, write_weights
 from awq_edge.model_files import ModelFiles
 from awq_edge.provenance import source_commit
@@ -104,6 +105,13 @@ def check_export(
     lowering = require_lowering(recipe.runtime.backend)
     lowering.check_recipe(recipe)
     checkpoint = Checkpoint.open(model)
+    missing = unsupported(checkpoint.decoder)
+    if missing is not None:
+        raise ModelError(
+            f"{model}: the graph does not have yet what its model_type "
+            f"'{checkpoint.decoder.model_type}' needs: {missing}; `awq-edge quantize` takes the "
+            "model, and `awq-edge eval` runs the checkpoint on this machine"
+        )
     longest = checkpoint.decoder.max_positions
     if context is not None and context > longest:
         raise ConfigError(

@@ -79,7 +79,7 @@ def unquantized_linears(checkpoint: Checkpoint, lm_head_asked: int) -> dict[str,
     reasons = {}
     for layer in range(decoder.num_layers if quantization is not None else 0):
         assert quantization is not None
-        for linear in decoder.linears():
+        for linear in decoder.linears(layer):
             name = f"{decoder.layer_prefix(layer)}.{linear.name}"
             if not checkpoint.is_quantized(name):
                 sizes = (linear.out_features, linear.in_features, quantization.group_size)
@@ -252,7 +252,7 @@ class _CanonicalBuilder:
 
     def _linear(self, layer: int, name: str, x: gs.Variable) -> gs.Variable:
         """x W^T (+ b) [B, S, out]: W4A16Linear if the checkpoint has it quantized, or MatMul."""
-        linear = next(item for item in self._decoder.linears() if item.name == name)
+        linear = next(item for item in self._decoder.linears(layer) if item.name == name)
         full = f"{self._decoder.layer_prefix(layer)}.{name}"
         output = self._builder.variable(
             f"{module_path(full)}/output_0", self._dtype, (BATCH, SEQUENCE, linear.out_features)

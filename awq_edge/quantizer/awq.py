@@ -54,15 +54,25 @@ def search_group(
         scaled, clips = _with_clips(members, scale, number_format)
     except ScaleOverflow:  # in a row that the search did not look at
         scaled, clips = math.inf, {}
-    rtn = {
-        name: output_error(member.weight, None, None, member.inputs, number_format)
-        for name, member in members.items()
-    }
+    rtn = _rtn_errors(members, number_format)
     is_one = choice.exponent == 0 and not choice.weight_aware
     if scaled < sum(rtn.values()) and not is_one:
         return GroupChoice(scale, clips, choice.exponent, choice.weight_aware, False, rtn)
     _, clips = _with_clips(members, None, number_format)
     return GroupChoice(None, clips, 0.0, False, not is_one, rtn)
+
+
+def clip_group(members: Mapping[str, Member], number_format: NumberFormat) -> GroupChoice:
+    """Clips alone, for a group whose input cannot be scaled; see `search_group`."""
+    _, clips = _with_clips(members, None, number_format)
+    return GroupChoice(None, clips, 0.0, False, False, _rtn_errors(members, number_format))
+
+
+def _rtn_errors(members: Mapping[str, Member], number_format: NumberFormat) -> dict[str, float]:
+    return {
+        name: output_error(member.weight, None, None, member.inputs, number_format)
+        for name, member in members.items()
+    }
 
 
 def output_error(

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from awq_edge.archs import Decoder, Linear, ScaleGroup
 from awq_edge.errors import ModelError
-from awq_edge.quantizer.awq import GroupChoice, output_error, search_group
+from awq_edge.quantizer.awq import GroupChoice, clip_group, output_error, search_group
 from awq_edge.quantizer.folding import fold, realise_scale, row_scale, tie_channels
 from awq_edge.quantizer.gptq import gptq_round, inverse_factor
 from awq_edge.quantizer.phases import PhaseClock
@@ -62,23 +63,26 @@ class BlockTask:
     obstacles: Mapping[str, str]
     storage: Mapping[str, torch.dtype]
 
+    @cached_property
     def groups(self) -> list[ScaleGroup]:
         """The scale groups in which something is quantized."""
-        groups = self.decoder.scale_groups()
+        groups = self.decoder.scale_groups(self.layer)
         return [g for g in groups if any(name not in self.obstacles for name in g.linears)]
 
     def members(self, group: ScaleGroup) -> list[str]:
         """The linears of a group that are quantized."""
         return [name for name in group.linears if name not in self.obstacles]
 
-    def input_of(self, linear: str) -> str:
-        """The name of the input that a linear reads."""
-        inputs = self.decoder.inputs().items()
-        return next(name for name, linears in inputs if linear in linears)
+    @cached_property
+    def input_of(self) -> dict[str, str]:
+        """The name of the input that each linear reads."""
+        inputs = self.decoder.inputs(self.layer).items()
+        return {linear: name for name, linears in inputs for linear in linears}
 
     def statistics_of(self, group: ScaleGroup, statistics: Statistics) -> Statistics:
         """Those of the group's inputs."""
-        return {name: statistics[name] for name in map(self.input_of, self.members(group))}
+        names = (self.input_of[linear] for linear in self.members(group))
+        return {name: statistics[name] for name in names}
 
     def full_name(self, name: str) -> str:
         return f"{self.decoder.layer_prefix(self.layer)}.{name}"
@@ -131,7 +135,7 @@ def quantize_block(
     Raises ModelError naming the tensor that cannot be stored.
     """
     clock = PhaseClock(next(iter(tensors.values())).device)
-    groups = task.groups()
+    groups = task.groups
     with clock.phase("search"):
         found = mapper(
             search_scale_group,
@@ -157,7 +161,7 @@ def quantize_block(
     with clock.phase("report"):
         linears = tuple(
             report_linear(task, linear, tensors, rounded, choices, statistics)
-            for linear in task.decoder.linears()
+            for linear in task.decoder.linears(task.layer)
         )
     with clock.phase("pack"):
         stored = store_block(task, folded, rounded)
@@ -189,14 +193,17 @@ def search_scale_group(
     what its inverse scale goes into at least."""
     if not task.options.search:
         return GroupChoice(None, {}, 0.0, False, False, {})
+    members = {
+        name: Member(tensors[f"{name}.weight"], statistics[task.input_of[name]])
+        for name in task.members(group)
+    }
+    if group.kind == "none":
+        return clip_group(members, task.options.number_format)
     return search_group(
-        {
-            name: Member(tensors[f"{name}.weight"], statistics[task.input_of(name)])
-            for name in task.members(group)
-        },
+        members,
         task.options.number_format,
         tie=tie_channels(task.decoder, group),
-        realise=realise_scale(group, tensors, task.storage[f"{group.previous}.weight"]),
+        realise=realise_scale(task.decoder, group, tensors, task.storage),
         seed=task.options.seed,
     )
 
@@ -204,7 +211,7 @@ def search_scale_group(
 def fold_block(task: BlockTask, tensors: Tensors, choices: Mapping[str, GroupChoice]) -> Tensors:
     """The block's tensors with every scale folded; `tensors` is left as it was."""
     folded = dict(tensors)
-    for group in task.groups():
+    for group in task.groups:
         scale = choices[group.name].scale
         if scale is not None:
             fold(task.decoder, group, scale, folded)
@@ -233,7 +240,7 @@ def round_group(
             raise ModelError(f"{task.model}: '{task.full_name(name)}': {error}") from None
         found[name] = RoundedLinear(nearest, False)
     for source in task.statistics_of(group, statistics):
-        names = [name for name in task.members(group) if task.input_of(name) == source]
+        names = [name for name in task.members(group) if task.input_of[name] == source]
         inputs = statistics[source]
         factor = _gptq_factor(task.options, inputs, choice.scale)
         if factor is not None:
@@ -291,9 +298,9 @@ def report_linear(
     name = linear.name
     if name in task.obstacles:
         return LinearReport(name=name, quantized=False, reason=task.obstacles[name])
-    groups = task.groups()
+    groups = task.groups
     group = next(g for g in groups if name in g.linears)
-    choice, inputs = choices[group.name], statistics[task.input_of(name)]
+    choice, inputs = choices[group.name], statistics[task.input_of[name]]
     weight = tensors[f"{name}.weight"]
     unfolded = rounded[name].rounded.dequantize()
     if choice.scale is not None:
@@ -301,26 +308,32 @@ def report_linear(
     for other in groups:
         scale = choices[other.name].scale
         if other.previous == name and other.kind != "norm" and scale is not None:
-            unfolded *= row_scale(task.decoder, other, scale)[:, None]
+            unfolded *= row_scale(task.decoder, other, scale, len(unfolded))[:, None]
+    choice_report = LinearReport(
+        name=name,
+        quantized=True,
+        exponent=None if choice.scale is None else choice.exponent,
+        weight_aware=choice.weight_aware,
+        fell_back=choice.fell_back,
+    )
     signal = float(inputs.errors(weight).sum())
+    if inputs.tokens == 0 or (signal == 0 and weight.any()):
+        return choice_report  # an expert that was (almost) never chosen: no outputs to compare
     own = float(inputs.errors(unfolded - weight).sum()) / max(signal, 1e-30)
     rtn_error = choice.rtn_errors.get(name)
     if rtn_error is None:
         rtn_error = output_error(weight, None, None, inputs, task.options.number_format)
     rtn = rtn_error / max(signal, 1e-30)
     clip = choice.clips.get(name)
-    return LinearReport(
-        name=name,
-        quantized=True,
-        exponent=None if choice.scale is None else choice.exponent,
-        weight_aware=choice.weight_aware,
-        fell_back=choice.fell_back,
-        clip_share=0.0 if clip is None else float((clip < 1).float().mean()),
-        gptq=rounded[name].by_gptq,
-        relative_mse=own,
-        sqnr_db=sqnr_db(own),
-        rtn_relative_mse=rtn,
-        rtn_sqnr_db=sqnr_db(rtn),
+    return choice_report.model_copy(
+        update={
+            "clip_share": 0.0 if clip is None else float((clip < 1).float().mean()),
+            "gptq": rounded[name].by_gptq,
+            "relative_mse": own,
+            "sqnr_db": sqnr_db(own),
+            "rtn_relative_mse": rtn,
+            "rtn_sqnr_db": sqnr_db(rtn),
+        }
     )
 
 

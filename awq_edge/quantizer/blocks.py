@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
+from awq_edge.archs import Decoder
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
+from awq_edge.quantizer.experts import module_name, separate_experts
 from awq_edge.torch_tensors import read_float32
 
 Tensors = dict[str, torch.Tensor]
@@ -33,21 +35,33 @@ class BlockRunner:
 
         self._checkpoint = checkpoint
         self._device = device
+        decoder = checkpoint.decoder
+        # sdpa has no soft cap, and transformers refuses it for models that can have one.
+        has_softcap = decoder.architecture.attention_softcap is not None
         try:
             config = AutoConfig.from_pretrained(str(checkpoint.path))
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, attn_implementation="sdpa"
+                    config,
+                    dtype=torch.float32,
+                    attn_implementation="eager" if has_softcap else "sdpa",
                 )
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise ModelError(
                 f"{checkpoint.path}: transformers cannot build the model: {error}"
             ) from None
-        self._base = model.eval().base_model
-        layers = checkpoint.decoder.architecture.layers
-        self._layers: Any = model.get_submodule(layers)
-        # Its frequencies are computed from the configuration, not loaded.
-        self._base.rotary_emb = type(self._base.rotary_emb)(config).to(device)
+        self._model = model.eval()
+        self._base = model.base_model
+        self._layers: Any = model.get_submodule(decoder.architecture.layers)
+        for layer, module in enumerate(self._layers):
+            if decoder.has_experts(layer):
+                separate_experts(decoder, module)
+        # What is computed from the configuration, not loaded, has no values on the meta device.
+        if hasattr(self._base, "rotary_emb"):
+            self._base.rotary_emb = type(self._base.rotary_emb)(config).to(device)
+        if decoder.architecture.scaled_embedding:
+            embedding = self._base.get_input_embeddings()
+            embedding.embed_scale = torch.tensor(decoder.embedding_scale, device=device)
         self._arguments: dict[int, list[dict[str, Any]]] = {}
 
     def embed(self, ids: torch.Tensor, batch: int) -> torch.Tensor:
@@ -55,36 +69,41 @@ class BlockRunner:
 
         ids: int64 [samples, length]. batch: samples that are run at a time.
         """
-        name = f"{self._checkpoint.decoder.architecture.embedding}.weight"
-        table = read_float32(self._checkpoint.files, name, self._device)
-        module = self._base.get_input_embeddings()
-        module.weight = torch.nn.Parameter(table, requires_grad=False)
+        names = list(self._checkpoint.decoder.input_shapes())
+        for name in names:
+            self._set_weight(name, self._read(name))
         pieces = [self._first_inputs(part.to(self._device)) for part in torch.split(ids, batch)]
-        module.to("meta")
+        for name in names:
+            self._set_weight(name, torch.empty(0, device="meta"))
         return torch.cat(pieces)
+
+    def _set_weight(self, name: str, weight: torch.Tensor) -> None:
+        module = self._model.get_submodule(name.removesuffix(".weight"))
+        module.weight = torch.nn.Parameter(weight, requires_grad=False)
 
     def load(self, layer: int) -> Tensors:
         """The weights of a block by name relative to it: float32, on the device.
 
         Raises ModelError naming a weight that is not finite.
         """
-        prefix = self._checkpoint.decoder.layer_prefix(layer)
-        tensors = {}
-        for name in self._checkpoint.decoder.weight_shapes():
-            if name.startswith(f"{prefix}."):
-                tensor = read_float32(self._checkpoint.files, name, self._device)
-                if not torch.isfinite(tensor).all():
-                    raise ModelError(f"{self._checkpoint.path}: '{name}' has NaN or inf")
-                tensors[name.removeprefix(f"{prefix}.")] = tensor
-        return tensors
+        decoder = self._checkpoint.decoder
+        prefix = decoder.layer_prefix(layer)
+        return {name: self._read(f"{prefix}.{name}") for name in decoder.block_shapes(layer)}
+
+    def _read(self, name: str) -> torch.Tensor:
+        tensor = read_float32(self._checkpoint.files, name, self._device)
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{self._checkpoint.path}: '{name}' has NaN or inf")
+        return tensor
 
     @contextmanager
     def block(self, layer: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[BlockOnDevice]:
         """A block with these weights, which must be all of its weights; freed at the end."""
-        module = self._layers[layer]
-        module.load_state_dict(dict(tensors), strict=True, assign=True)
+        module, decoder = self._layers[layer], self._checkpoint.decoder
+        state = {module_name(decoder, name): tensor for name, tensor in tensors.items()}
+        module.load_state_dict(state, strict=True, assign=True)
         try:
-            yield BlockOnDevice(module, self._device, self._arguments, layer)
+            yield BlockOnDevice(module, decoder, self._device, self._arguments, layer)
         finally:
             module.to("meta")
 
@@ -120,11 +139,13 @@ class BlockOnDevice:
     def __init__(
         self,
         module: torch.nn.Module,
+        decoder: Decoder,
         device: torch.device,
         arguments: Mapping[int, list[dict[str, Any]]],
         layer: int,
     ) -> None:
         self._module = module
+        self._decoder = decoder
         self._device = device
         self._arguments = arguments
         self._layer = layer
@@ -144,10 +165,10 @@ class BlockOnDevice:
         def hook(watch: Callable[[torch.Tensor], None]) -> Any:
             return lambda module, inputs: watch(inputs[0])
 
-        handles = [
-            self._module.get_submodule(name).register_forward_pre_hook(hook(watch))
-            for name, watch in watchers.items()
-        ]
+        handles = []
+        for name, watch in watchers.items():
+            module = self._module.get_submodule(module_name(self._decoder, name))
+            handles.append(module.register_forward_pre_hook(hook(watch)))
         try:
             yield
         finally:
@@ -155,6 +176,11 @@ class BlockOnDevice:
                 handle.remove()
 
 
-def relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
-    """||after - before|| / ||before||."""
-    return float((after - before).norm() / before.norm().clamp(min=1e-30))
+def relative_change(before: torch.Tensor, after: torch.Tensor, ignored: int = 0) -> float:
+    """||after - before|| / ||before||, the `ignored` tokens that changed most left out.
+
+    before, after: float32 [..., channels].
+    """
+    change = (after - before).reshape(-1, before.shape[-1]).square().sum(dim=1)
+    kept = change.sort().values[: len(change) - ignored]
+    return float(kept.sum().sqrt() / before.norm().clamp(min=1e-30))

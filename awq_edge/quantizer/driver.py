@@ -36,16 +36,18 @@ _HIDDEN_SHARE = 0.25  # of a GPU's memory that hidden states may keep occupied
 # times the square root of the thousands of terms in a sum.
 FOLD_TOLERANCE = 1e-4
 _CHECK_TOKENS = 64  # of the first sample, on which the fold is checked
+# One in so many may be sent to another expert: where two are equally wanted, rounding decides.
+_REROUTED_TOKENS = 16
 
 # (blocks done, blocks, what is being done)
 Observer = Callable[[int, int, str], None]
 QuantizedBlock = tuple[int, Tensors, BlockReport]
 
 
-def obstacles(checkpoint: Checkpoint, number_format: NumberFormat) -> dict[str, str]:
+def obstacles(checkpoint: Checkpoint, number_format: NumberFormat, layer: int) -> dict[str, str]:
     """Linears of a block that cannot be quantized, by name relative to it, each with the reason."""
     found = {}
-    for linear in checkpoint.decoder.linears():
+    for linear in checkpoint.decoder.linears(layer):
         reason = gemm_obstacle(linear.out_features, linear.in_features, number_format.group_size)
         if reason is not None:
             found[linear.name] = reason
@@ -91,7 +93,6 @@ class CalibratedBlocks:
         self._device = device
         self._executor = executor
         self._batch = _BATCH[device.type]
-        self._obstacles = obstacles(checkpoint, options.number_format)
         self._runner = BlockRunner(checkpoint, device)
         hidden = self._runner.embed(torch.from_numpy(calibration.ids), self._batch)
         self._hidden = hidden.to(_home(hidden, device))
@@ -161,17 +162,16 @@ class CalibratedBlocks:
 
     def _task(self, layer: int) -> BlockTask:
         decoder = self._checkpoint.decoder
-        prefix = f"{decoder.layer_prefix(layer)}."
+        prefix = decoder.layer_prefix(layer)
         return BlockTask(
             model=str(self._checkpoint.path),
             layer=layer,
             decoder=decoder,
             options=self._options,
-            obstacles=self._obstacles,
+            obstacles=obstacles(self._checkpoint, self._options.number_format, layer),
             storage={
-                name.removeprefix(prefix): storage_dtype(self._checkpoint, name)
-                for name in decoder.weight_shapes()
-                if name.startswith(prefix)
+                name: storage_dtype(self._checkpoint, f"{prefix}.{name}")
+                for name in decoder.block_shapes(layer)
             },
         )
 
@@ -190,7 +190,7 @@ class CalibratedBlocks:
         """Run the unquantized block. Returns statistics by input."""
         inputs = {
             name: linears[0]
-            for name, linears in task.decoder.inputs().items()
+            for name, linears in task.decoder.inputs(task.layer).items()
             if any(linear not in task.obstacles for linear in linears)
         }
         sizes = {name: tensors[f"{linear}.weight"].shape[1] for name, linear in inputs.items()}
@@ -201,7 +201,7 @@ class CalibratedBlocks:
                 self._device,
                 sample_tokens=plan[name],
                 seed=self._options.seed,
-                expected_tokens=self._tokens,
+                expected_tokens=int(self._tokens * task.decoder.token_share(task.layer, name)),
             )
             for name, size in sizes.items()
         }
@@ -234,7 +234,7 @@ class CalibratedBlocks:
         """Relative change of the block's output. Raises ModelError where it is no rounding."""
         layer, decoder = started.task.layer, self._checkpoint.decoder
         after = dict(before)
-        for group in started.task.groups():
+        for group in started.task.groups:
             if group.name in scales:
                 fold(decoder, group, scales[group.name].to(self._device), after)
         # The whole first batch keeps the arguments' shapes; a part of the output is enough.
@@ -243,7 +243,8 @@ class CalibratedBlocks:
             with self._runner.block(layer, tensors) as block:
                 outputs.append(block.run(started.first)[0, :_CHECK_TOKENS])
         given = started.first[0, :_CHECK_TOKENS].to(self._device)
-        change = relative_change(outputs[0] - given, outputs[1] - given)
+        rerouted = len(given) // _REROUTED_TOKENS if decoder.has_experts(layer) else 0
+        change = relative_change(outputs[0] - given, outputs[1] - given, rerouted)
         if not change <= FOLD_TOLERANCE:
             raise ModelError(
                 f"block {layer}: folding the scales changed its float32 output by {change:.2e} "
@@ -262,7 +263,6 @@ class RtnBlocks:
         self._checkpoint = checkpoint
         self._format = number_format
         self._device = device
-        self._obstacles = obstacles(checkpoint, number_format)
 
     def skip(self, layer: int, kept: Tensors) -> None:
         """Nothing depends on earlier blocks."""
@@ -274,24 +274,19 @@ class RtnBlocks:
 
     def _block(self, layer: int) -> tuple[Tensors, BlockReport]:
         start = time.perf_counter()
-        prefix = self._checkpoint.decoder.layer_prefix(layer)
+        decoder = self._checkpoint.decoder
+        reasons = obstacles(self._checkpoint, self._format, layer)
         linears = []
         found: Tensors = {}
-        names = {
-            f"{prefix}.{linear.name}.weight": linear.name
-            for linear in self._checkpoint.decoder.linears()
-        }
-        for full in self._checkpoint.decoder.weight_shapes():
-            if not full.startswith(f"{prefix}."):
-                continue
+        names = {f"{linear.name}.weight": linear.name for linear in decoder.linears(layer)}
+        for relative in decoder.block_shapes(layer):
+            full = f"{decoder.layer_prefix(layer)}.{relative}"
             tensor = read_float32(self._checkpoint.files, full, self._device)
-            name = names.get(full)
+            name = names.get(relative)
             if name is None:
                 found[full] = stored(self._checkpoint, full, tensor)
-            elif name in self._obstacles:
-                linears.append(
-                    LinearReport(name=name, quantized=False, reason=self._obstacles[name])
-                )
+            elif name in reasons:
+                linears.append(LinearReport(name=name, quantized=False, reason=reasons[name]))
                 found[full] = stored(self._checkpoint, full, tensor)
             else:
                 rounded, report = self._linear(full, name, tensor)

@@ -1,11 +1,16 @@
 """Folds: the linears of a group are multiplied by s, what produces their input is divided by it.
 
-    norm          x = norm(h) * w            ->  w / s           (x / s) (W s)^T = x W^T
+    norm          x = norm(h) * w + b        ->  w / s, b / s    (x / s) (W s)^T = x W^T
+                  x = norm(h) * (1 + w)      ->  (1 + w) / s - 1
     value_rows    x = attention(..., v)      ->  rows of v_proj / s, shared by the query heads of
                                                  one key-value head
     up_rows       x = act(gate) * up         ->  rows of up_proj / s
+                  x = relu(up)               ->  the same: relu(up / s) = relu(up) / s
+    none          nothing produces x that could be divided: s = 1
 
-In float32 the block's output does not change; the driver checks it.
+What is fused is divided in the rows that are meant: those of v in qkv_proj, of up in gate_up_proj.
+The bias of a linear or LayerNorm is divided with its rows, and rounded to 16 bits once more when it
+is stored. In float32 the block's output does not change; the driver checks it.
 """
 
 from __future__ import annotations
@@ -34,20 +39,24 @@ def tie_channels(decoder: Decoder, group: ScaleGroup) -> Tie:
 
 
 def realise_scale(
-    group: ScaleGroup, tensors: Mapping[str, torch.Tensor], storage: torch.dtype
+    decoder: Decoder,
+    group: ScaleGroup,
+    tensors: Mapping[str, torch.Tensor],
+    storage: Mapping[str, torch.dtype],
 ) -> Realise:
     """The function from a wanted scale to the one that rounding the stored norm leaves.
 
     A norm's weight is stored in 16 bits. Its quotient is rounded first and s follows from it, so
-    that the fold stays exact as stored. tensors: of the block, by name relative to it. storage:
-    dtype of the norm in the checkpoint.
+    that the fold stays exact as stored. tensors, storage: of the block, and their dtypes in the
+    checkpoint, by name relative to it.
     """
     if group.kind != "norm":
         return lambda scale: scale
-    norm = tensors[f"{group.previous}.weight"]
+    name, offset = f"{group.previous}.weight", decoder.norm_offset
+    gain, dtype = tensors[name] + offset, storage[name]
 
     def realise(scale: torch.Tensor) -> torch.Tensor:
-        exact = norm / (norm / scale).to(storage).float()
+        exact = gain / ((gain / scale - offset).to(dtype).float() + offset)
         # A channel whose norm is 0 (or underflows) has no input: any scale is exact.
         return torch.where(torch.isfinite(exact) & (exact > 0), exact, torch.ones_like(exact))
 
@@ -61,20 +70,26 @@ def fold(decoder: Decoder, group: ScaleGroup, scale: torch.Tensor, tensors: Tens
     """
     for name in (*group.linears, *group.readers):
         tensors[f"{name}.weight"] = tensors[f"{name}.weight"] * scale
-    previous = f"{group.previous}.weight"
+    assert group.kind != "none", "a scale that cannot be folded is never chosen"
+    previous, bias = f"{group.previous}.weight", f"{group.previous}.bias"
     if group.kind == "norm":
-        tensors[previous] = tensors[previous] / scale
-        return
-    rows = row_scale(decoder, group, scale)
-    tensors[previous] = tensors[previous] / rows[:, None]
-    bias = f"{group.previous}.bias"
+        rows, offset = scale, decoder.norm_offset
+        tensors[previous] = (tensors[previous] + offset) / scale - offset
+    else:
+        rows = row_scale(decoder, group, scale, len(tensors[previous]))
+        tensors[previous] = tensors[previous] / rows[:, None]
     if bias in tensors:
         tensors[bias] = tensors[bias] / rows
 
 
-def row_scale(decoder: Decoder, group: ScaleGroup, scale: torch.Tensor) -> torch.Tensor:
-    """s per row of the linear before: float32 [out of `group.previous`]."""
-    if group.kind != "value_rows":
+def row_scale(
+    decoder: Decoder, group: ScaleGroup, scale: torch.Tensor, out_features: int
+) -> torch.Tensor:
+    """s per row of the linear before: float32 [out_features], 1 for rows that are not meant."""
+    if group.kind == "value_rows":
+        scale = scale.reshape(decoder.num_kv_heads, -1, decoder.head_size)[:, 0].reshape(-1)
+    if group.rows is None:
         return scale
-    heads = scale.reshape(decoder.num_kv_heads, -1, decoder.head_size)
-    return heads[:, 0].reshape(-1)
+    rows = torch.ones(out_features, dtype=scale.dtype, device=scale.device)
+    rows[slice(*group.rows)] = scale
+    return rows

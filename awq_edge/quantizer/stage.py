@@ -277,7 +277,6 @@ def _publish(
 
 def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
     decoder, drawn = job.checkpoint.decoder, job.calibration
-    reasons = obstacles(job.checkpoint, job.number_format)
     calibration = None
     if drawn is not None:
         samples, length = drawn.ids.shape
@@ -302,7 +301,7 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
         unquantized={
             f"{decoder.layer_prefix(layer)}.{name}": reason
             for layer in range(decoder.num_layers)
-            for name, reason in reasons.items()
+            for name, reason in obstacles(job.checkpoint, job.number_format, layer).items()
         },
         seconds=time.perf_counter() - job.started,
         peak_host_bytes=read_process_memory().peak_rss,

@@ -160,7 +160,11 @@ def write_config(
         "group_size": number_format.group_size,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": ["lm_head", *unquantized],
+        "modules_to_not_convert": [
+            "lm_head",
+            *checkpoint.decoder.unquantized_modules(),
+            *unquantized,
+        ],
         "awq_edge": {"scheme": number_format.scheme, "method": method},
     }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from arch_configs import tiny_config
 from safetensors.numpy import load_file, save_file
 
 from awq_edge import w4a16
-from awq_edge.archs import decoder_from_config
+from awq_edge.archs import Decoder, decoder_from_config
 
 VOCAB = 96
 MAX_POSITIONS = 96
@@ -36,12 +37,18 @@ TINY: dict[str, Any] = {
 }
 
 
+def tiny_decoder(model_type: str) -> Decoder:
+    """The decoder of `save_random_model`'s configuration."""
+    config = tiny_config(model_type, TINY)
+    return decoder_from_config({"model_type": model_type, **config})
+
+
 def save_random_model(path: Path, model_type: str, **config: Any) -> Path:
     """A model directory of float32 weights whose attention is sharp and norms are not all ones."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    settings = AutoConfig.for_model(model_type, **(TINY | config))
+    settings = AutoConfig.for_model(model_type, **tiny_config(model_type, TINY, **config))
     model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -70,7 +77,7 @@ def save_quantized(
     linears = {
         f"{decoder.layer_prefix(layer)}.{linear.name}"
         for layer in range(decoder.num_layers)
-        for linear in decoder.linears()
+        for linear in decoder.linears(layer)
     }
     if lm_head:
         linears.add("lm_head")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from arch_configs import tiny_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from awq_edge.archs import architectures
@@ -35,7 +36,7 @@ def build_model(model_type: str, seed: int = 0, **config: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    settings = AutoConfig.for_model(model_type, **(TINY | config))
+    settings = AutoConfig.for_model(model_type, **tiny_config(model_type, TINY, **config))
     model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -47,9 +48,9 @@ def build_model(model_type: str, seed: int = 0, **config: Any) -> Any:
     return model
 
 
-def save_model(model: Any, path: Path) -> Path:
-    """A model directory with a tokenizer of single bytes."""
-    model.save_pretrained(path)
+def save_model(model: Any, path: Path, **options: Any) -> Path:
+    """A model directory with a tokenizer of single bytes. options: of save_pretrained."""
+    model.save_pretrained(path, **options)
     vocabulary = {chr(i) if 32 <= i < 127 else f"<{i}>": i for i in range(VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<0>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")

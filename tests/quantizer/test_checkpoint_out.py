@@ -16,12 +16,14 @@ import awq_edge
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.quantizer import QuantizedCheckpoint
+from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
 from awq_edge.w4a16 import dequantize
 
 from .conftest import build_model, save_model
 
 # float32 logits of two blocks; weights of both sides are the same numbers.
 LOGITS_TOLERANCE = 2e-5
+FORMAT = NumberFormat(4, 32, "asymmetric")
 
 
 def quantized(
@@ -37,13 +39,8 @@ def quantized(
 
 
 def restore(path: Path) -> Any:
-    """transformers' model of a checkpoint's dequantized weights; every name accounted for."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    """transformers' model of a checkpoint's dequantized weights."""
     checkpoint = Checkpoint.open(path)
-    config = AutoConfig.from_pretrained(path)
-    del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     state = {}
     for name in checkpoint.decoder.weight_shapes():
         linear = name.removesuffix(".weight")
@@ -53,9 +50,40 @@ def restore(path: Path) -> Any:
             else checkpoint.dense(name).astype(np.float32)
         )
         state[name] = torch.from_numpy(array)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}
-    return model
+    return loaded(path, state)
+
+
+def fake_quantized(path: Path) -> Any:
+    """transformers' model of an unquantized directory, its linears rounded in torch."""
+    source = Checkpoint.open(path)
+    decoder = source.decoder
+    linears = {
+        f"{decoder.layer_prefix(layer)}.{linear.name}.weight"
+        for layer in range(decoder.num_layers)
+        for linear in decoder.linears(layer)
+    }
+    state = {}
+    for name in decoder.weight_shapes():
+        tensor = torch.from_numpy(source.dense(name))
+        is_linear = name in linears
+        state[name] = fake_quantize(tensor, FORMAT) if is_linear else tensor.half().float()
+    return loaded(path, state)
+
+
+def loaded(path: Path, state: dict[str, torch.Tensor]) -> Any:
+    """transformers' model of these weights by their names on disk; every name accounted for."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # The class itself turns the names of experts into those it has in memory.
+    model, loading = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not loading[kind], (kind, loading[kind])
+    return model.eval()
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -78,12 +106,26 @@ def test_every_architecture_is_quantized_and_close_to_its_original(
         found = logits(restore(checkpoint.path), ids)
         errors[method] = float((found - expected).norm() / expected.norm())
         assert checkpoint.report.summary.unquantized_linears == 0
-        assert checkpoint.report.summary.quantized_linears == 14
+        decoder = Checkpoint.open(tiny_model).decoder
+        linears = sum(len(decoder.linears(layer)) for layer in range(decoder.num_layers))
+        assert checkpoint.report.summary.quantized_linears == linears
     # 4-bit rounding of random weights: some per cent an output, more after two blocks; a fold or a
     # layout that is wrong gives about 1. Which method wins at the logits of a random model is
     # chance: the objective is compared below.
     for method, error in errors.items():
         assert 0.001 < error < 0.4, method
+
+
+def test_logits_of_a_rounded_model_are_those_of_fake_quantization(
+    tiny_model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    checkpoint = quantized(tiny_model, tmp_path / "out", calibration_text, "rtn")
+    ids = torch.randint(0, 128, (2, 48), generator=torch.Generator().manual_seed(5))
+    found, expected = (
+        logits(restore(checkpoint.path), ids),
+        logits(fake_quantized(tiny_model), ids),
+    )
+    assert float((found - expected).norm() / expected.norm()) < LOGITS_TOLERANCE
 
 
 def test_awq_never_loses_to_rounding_in_a_group(
@@ -95,7 +137,7 @@ def test_awq_never_loses_to_rounding_in_a_group(
     for block in report.blocks:
         assert block.fold_change is not None and block.fold_change < 1e-5
         linears = {linear.name: linear for linear in block.linears}
-        for group in decoder.scale_groups():
+        for group in decoder.scale_groups(block.layer):
             own = [linears[name].relative_mse for name in group.linears]
             rtn = [linears[name].rtn_relative_mse for name in group.linears]
             # Signals of the linears of a group differ; none may lose what the others win.

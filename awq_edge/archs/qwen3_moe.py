@@ -1,0 +1,21 @@
+"""Qwen3 with experts: 30B-A3B, 235B-A22B."""
+
+from __future__ import annotations
+
+from awq_edge.archs.base import Architecture, Experts
+
+ARCHITECTURE = Architecture(
+    model_type="qwen3_moe",
+    examples="Qwen3 30B-A3B, 235B-A22B",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    qk_norm=True,
+    window_rule="if_used",
+    experts=Experts(
+        router="mlp.gate",
+        mlp_in=("mlp.experts.{expert}.gate_proj", "mlp.experts.{expert}.up_proj"),
+        mlp_out="mlp.experts.{expert}.down_proj",
+        normalised="norm_topk_prob",
+    ),
+    defaults={"moe_intermediate_size": 768, "num_experts_per_tok": 8},
+)

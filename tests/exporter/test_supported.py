@@ -1,0 +1,59 @@
+"""Models whose graph is not there yet are refused before the work, by one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import awq_edge
+from awq_edge.archs import architectures
+from awq_edge.errors import ModelError
+from awq_edge.exporter.supported import unsupported
+
+from .conftest import Export, exported_types
+from .models import save_random_model, tiny_decoder
+
+NOT_YET = sorted(set(architectures()) - set(exported_types()))
+# What the graph has; an entry moves here when its graph is built.
+EXPORTED = {"llama", "mistral", "qwen2", "qwen3"}
+
+
+def test_what_was_supported_stays_so() -> None:
+    assert set(exported_types()) >= EXPORTED
+
+
+@pytest.mark.parametrize("model_type", NOT_YET)
+def test_others_are_refused_before_they_are_quantized(
+    model_type: str, tmp_path: Path, export: Export
+) -> None:
+    model = save_random_model(tmp_path / "model", model_type)
+    needs = unsupported(tiny_decoder(model_type))
+    message = f"the graph does not have yet what its model_type '{model_type}' needs: {needs}; "
+    with pytest.raises(ModelError) as refused:
+        export(model)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(ModelError) as refused:
+        # A model without a tokenizer: the quantizer would ask for it.
+        awq_edge.export(model, tmp_path / "out", method="awq")
+    assert message in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "what"),
+    [
+        ("gemma2", "soft caps"),
+        ("gemma2", "norms with an offset"),
+        ("gemma2", "norms behind attention and MLP"),
+        ("gemma3_text", "a rotary embedding of its own for layers with a window"),
+        ("gemma3_text", "scaled embeddings"),
+        ("mixtral", "experts"),
+        ("opt", "LayerNorm"),
+        ("opt", "learned positions"),
+        ("opt", "an MLP without a gate"),
+        ("phi3", "fused projections"),
+    ],
+)
+def test_what_is_missing_is_named(model_type: str, what: str) -> None:
+    assert what in (unsupported(tiny_decoder(model_type)) or "")
