@@ -18,6 +18,8 @@ RTN_TOLERANCE_DB = 0.01
 # Of the searches' candidates, one that is as good as equal may win; GPTQ carries each such
 # difference into the columns that follow.
 SQNR_TOLERANCE_DB = {"awq": 0.1, "awq+gptq": 0.5}
+# Means over all linears. A token between two experts may be sent to the other one.
+MEAN_TOLERANCE_DB = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +64,28 @@ def test_a_device_that_is_not_there_is_named(
         awq_edge.quantize(
             model, tmp_path / "out", calibration=calibration_text, device="cuda:99", length=64
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_every_architecture_on_cuda(
+    tiny_model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    summaries = {}
+    for device in ("cpu", "cuda"):
+        report = awq_edge.quantize(
+            tiny_model,
+            tmp_path / device,
+            method="awq",
+            group_size=32,
+            calibration=calibration_text,
+            samples=8,
+            length=64,
+            device=device,
+        ).report
+        summaries[device] = report.summary
+        for block in report.blocks:
+            assert block.fold_change is not None and block.fold_change < 1e-5
+    cpu, cuda = summaries["cpu"].mean_sqnr_db, summaries["cuda"].mean_sqnr_db
+    assert cpu is not None and cuda is not None
+    assert abs(cpu - cuda) < MEAN_TOLERANCE_DB
