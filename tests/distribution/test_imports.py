@@ -19,7 +19,14 @@ HOST_ONLY = (
     "awq_edge.torch_device",
     "awq_edge.evaluate.torch_models",
 )
-HOST_PACKAGES = {"torch", "transformers", "onnx", "onnx_graphsurgeon", "ml_dtypes"}
+HOST_PACKAGES = {
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_graphsurgeon",
+    "ml_dtypes",
+    "matplotlib",
+}
 # What `--help` has no use for, over a tenth of a second each. (pydantic is not among them: typer
 # itself loads it for a command's parameters.)
 HELP_PACKAGES = HOST_PACKAGES | {

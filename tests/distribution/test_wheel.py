@@ -9,7 +9,7 @@ from awq_edge._version import __version__
 
 from .conftest import ROOT, BareEnvironment
 
-HOST_PACKAGES = {"torch", "transformers", "onnx", "onnx-graphsurgeon", "ml-dtypes"}
+HOST_PACKAGES = {"torch", "transformers", "onnx", "onnx-graphsurgeon", "ml-dtypes", "matplotlib"}
 
 
 def _on_disk(folder: str) -> set[str]:
@@ -38,7 +38,7 @@ def test_wheel_holds_the_demo_model(wheel: Path) -> None:
 
 def test_bare_environment_has_no_host_package(bare: BareEnvironment, tmp_path: Path) -> None:
     assert not bare.packages & HOST_PACKAGES
-    for module in ("torch", "transformers", "onnx", "onnx_graphsurgeon", "ml_dtypes"):
+    for module in ("torch", "transformers", "onnx", "onnx_graphsurgeon", "ml_dtypes", "matplotlib"):
         result = bare.run("python", "-c", f"import {module}", cwd=tmp_path)
         assert f"No module named '{module}'" in result.stderr
 
