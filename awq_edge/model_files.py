@@ -48,6 +48,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+# What the quantizer says about a checkpoint; a bundle keeps it.
+REPORT_FILES = ("quantization_report.json", "quantization_report.html")
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ class ModelFiles:
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer, chat template and generation files that exist."""
         return [self.path / name for name in TOKENIZER_FILES if (self.path / name).exists()]
+
+    def report_files(self) -> list[Path]:
+        """The quantization report, as data and as a page, where there is one."""
+        return [self.path / name for name in REPORT_FILES if (self.path / name).exists()]
 
 
 def read_json(path: Path) -> dict[str, Any]:

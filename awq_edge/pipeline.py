@@ -6,11 +6,13 @@ Stages do not know each other; here they are put one behind the other.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from awq_edge.artifacts import Bundle, refuse_existing
+from awq_edge.artifacts import Bundle, atomic_file, refuse_existing
+from awq_edge.errors import AwqEdgeError
 from awq_edge.model_files import read_json, resolve_model
 from awq_edge.recipe import Recipe, load_recipe
 
@@ -35,6 +37,7 @@ def quantize(
     length: int | None = None,
     seed: int | None = None,
     device: str | None = None,
+    eval_texts: Sequence[str | Path] = (),
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> QuantizedCheckpoint:
@@ -43,9 +46,12 @@ def quantize(
     model: a directory, a hub id, or "demo". recipe: a name, a path, or a Recipe; the arguments
     after it override its keys where they are not None. calibration: a text file, a directory of
     text files, "hub:NAME", or None for the text that comes with the package. device: "cpu"
-    (default), "cuda" or "cuda:N". observer: called with the blocks done, their number and a word.
+    (default), "cuda" or "cuda:N". eval_texts: UTF-8 files whose perplexity, of the model and of the
+    checkpoint, goes into the report; each is loaded whole for it, in float32. observer: called with
+    the blocks done, their number and a word.
     Returns the checkpoint's path and its report. Raises AwqEdgeError (see `awq_edge.errors`).
     """
+    from awq_edge.evaluate.report import read_text
     from awq_edge.quantizer import quantize_checkpoint
 
     resolved = _recipe(recipe).overridden(
@@ -60,8 +66,11 @@ def quantize(
         }
     )
     refuse_existing(Path(out), overwrite=overwrite)
-    return quantize_checkpoint(
-        resolve_model(str(model)),
+    for text in eval_texts:
+        read_text(Path(text), "--eval-text")
+    source = resolve_model(str(model))
+    checkpoint = quantize_checkpoint(
+        source,
         Path(out),
         resolved,
         model_name=model_name(str(model)),
@@ -70,6 +79,12 @@ def quantize(
         overwrite=overwrite,
         observer=observer,
     )
+    if not eval_texts:
+        return checkpoint
+    try:
+        return _with_perplexities(checkpoint, source, eval_texts, device, observer)
+    except AwqEdgeError as error:
+        raise type(error)(f"{out} is complete, but not evaluated: {error}") from error
 
 
 def export(
@@ -185,6 +200,47 @@ def export(
     )
     shutil.rmtree(between)
     return bundle
+
+
+def _with_perplexities(
+    checkpoint: QuantizedCheckpoint,
+    source: Path,
+    texts: Sequence[str | Path],
+    device: str | None,
+    observer: Observer | None,
+) -> QuantizedCheckpoint:
+    """The checkpoint with its perplexities, and those of the model it came from, in its report."""
+    from awq_edge.evaluate.report import evaluate_perplexity
+    from awq_edge.quantizer.report import REPORT_FILE, PerplexityComparison
+    from awq_edge.report.quantization_page import PAGE_FILE, write_quantization_page
+
+    def progress(done: int, total: int) -> None:
+        if observer is not None:
+            observer(done, total, "perplexity, tokens")
+
+    found = []
+    for text in texts:
+        original, quantized = (
+            evaluate_perplexity(target, text, device=device, progress=progress)
+            for target in (source, checkpoint.path)
+        )
+        found.append(
+            PerplexityComparison(
+                text=str(text),
+                text_sha256=original.text.sha256,
+                tokens=original.tokens,
+                window=original.window,
+                stride=original.stride,
+                dtype=original.model.dtype,
+                original=original.perplexity,
+                quantized=quantized.perplexity,
+            )
+        )
+    report = checkpoint.report.model_copy(update={"perplexities": tuple(found)})
+    with atomic_file(checkpoint.path / REPORT_FILE) as work:
+        work.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_quantization_page(report, checkpoint.path / PAGE_FILE)
+    return replace(checkpoint, report=report)
 
 
 def model_name(model: str) -> str:

@@ -43,6 +43,14 @@ def quantize(
     length: LengthOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
+    eval_text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Put the perplexity of this text, before and after, into the report; may be given "
+            "several times. Loads the whole model.",
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     json_to: Annotated[
         str | None,
@@ -71,6 +79,7 @@ def quantize(
             length=length,
             seed=seed,
             device=device,
+            eval_texts=eval_text or (),
             overwrite=overwrite,
             observer=observer,
         )
@@ -93,8 +102,15 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
             rounding = f", round-to-nearest {summary.mean_rtn_sqnr_db:.2f} dB"
         console.print(
             f"SQNR of the {report.errors_of}, mean: {summary.mean_sqnr_db:.2f} dB{rounding} "
-            "(each linear: quantization_report.json)",
+            "(each linear: quantization_report.html)",
             soft_wrap=True,
+        )
+    for row in report.perplexities:
+        console.print(
+            f"perplexity of {row.text}: {row.quantized:.4f}, unquantized {row.original:.4f} "
+            f"({row.quantized / row.original - 1:+.2%})",
+            soft_wrap=True,
+            markup=False,
         )
     reasons: dict[str, int] = {}
     for reason in report.unquantized.values():

@@ -111,23 +111,23 @@ def evaluate_perplexity(
         source.close()
 
 
-def read_text(path: Path) -> tuple[bytes, str]:
-    """A UTF-8 file as bytes and as text.
+def read_text(path: Path, flag: str = "--text") -> tuple[bytes, str]:
+    """A UTF-8 file as bytes and as text. flag: that gave it, for the messages.
 
     Raises ConfigError when it is missing, not UTF-8 or empty.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"--text {path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}") from None
     try:
         words = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"--text {path}: not UTF-8 at byte {error.start}; convert it (iconv -t UTF-8)"
+            f"{flag} {path}: not UTF-8 at byte {error.start}; convert it (iconv -t UTF-8)"
         ) from None
     if not words.strip():
-        raise ConfigError(f"--text {path}: the file is empty; give a text to score")
+        raise ConfigError(f"{flag} {path}: the file is empty; give a text to score")
     return content, words
 
 

@@ -86,7 +86,7 @@ def export_checkpoint(
     plan = WeightPlan.of(lowered)
     model = to_model(lowered, lowering.IR_VERSION)
     place_weights(model, plan, WEIGHTS_FILE)
-    small = sum(file.stat().st_size for file in source.files.tokenizer_files())
+    small = sum(file.stat().st_size for file in _copied(source.files))
     needed = plan.size + model.ByteSize() + small + _SMALL_FILES_BYTES
     require_disk(out.parent, needed, f"the bundle of {model_name}")
     with atomic_directory(out, overwrite=overwrite) as work:
@@ -165,13 +165,18 @@ def _write_files(
 
     weights = write_weights(plan, work / WEIGHTS_FILE, report)
     (work / GRAPH_FILE).write_bytes(model.SerializeToString())
-    for file in files.tokenizer_files():
+    for file in _copied(files):
         shutil.copyfile(file, work / file.name)
     config = {key: v for key, v in files.config.items() if key != "quantization_config"}
     (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (work / RECIPE_FILE).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
     others = sorted(path for path in work.iterdir() if path.name != WEIGHTS_FILE)
     return {WEIGHTS_FILE: weights} | {path.name: hash_file(path) for path in others}
+
+
+def _copied(files: ModelFiles) -> list[Path]:
+    """What a bundle takes over from the model's directory as it is."""
+    return [*files.tokenizer_files(), *files.report_files()]
 
 
 def _manifest(

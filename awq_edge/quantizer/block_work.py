@@ -312,6 +312,7 @@ def report_linear(
     choice_report = LinearReport(
         name=name,
         quantized=True,
+        group=group.name,
         exponent=None if choice.scale is None else choice.exponent,
         weight_aware=choice.weight_aware,
         fell_back=choice.fell_back,

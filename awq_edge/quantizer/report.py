@@ -22,15 +22,16 @@ class _Part(BaseModel):
 class LinearReport(_Part):
     """One linear.
 
-    exponent: a of s = mean|x|^a, None for s = 1. weight_aware: the form with mean|w| in it.
-    clip_share: groups whose range was shrunk, 0..1. gptq: its codes make up for each other's
-    errors. fell_back: the search found nothing better than s = 1. reason: why it stays in 16 bits,
-    None where it is quantized.
+    group: its scale group, None where no scales are searched. exponent: a of s = mean|x|^a, None
+    for s = 1. weight_aware: the form with mean|w| in it. clip_share: groups whose range was shrunk,
+    0..1. gptq: its codes make up for each other's errors. fell_back: the search found nothing
+    better than s = 1. reason: why it stays in 16 bits, None where it is quantized.
     """
 
     name: str
     quantized: bool
     reason: str | None = None
+    group: str | None = None
     exponent: float | None = None
     weight_aware: bool = False
     fell_back: bool = False
@@ -75,12 +76,30 @@ class SummaryReport(_Part):
     mean_rtn_sqnr_db: float | None
 
 
+class PerplexityComparison(_Part):
+    """Perplexity of one text under the model as it was and as it is in the checkpoint.
+
+    text: as given. text_sha256: of the file. tokens: scored. window, stride: tokens. dtype: of the
+    activations. docs/evaluate.md has the definition.
+    """
+
+    text: str
+    text_sha256: str
+    tokens: int
+    window: int
+    stride: int
+    dtype: str
+    original: float
+    quantized: float
+
+
 class QuantizationReport(_Part):
     """The whole file.
 
     errors_of: "outputs" over the calibration tokens, or "weights" where there was no calibration
     (rtn). peak_*: bytes. device: that computed. seconds, peak_*: of the last run, where one was
     resumed. inputs_sha256: of all that the weights depend on, see `awq_edge.quantizer.resume`.
+    perplexities: empty where no text was given to evaluate.
     """
 
     format: Literal["awq-edge-quantization-report"] = "awq-edge-quantization-report"
@@ -105,6 +124,7 @@ class QuantizationReport(_Part):
     time: str
     inputs_sha256: str
     blocks: tuple[BlockReport, ...]
+    perplexities: tuple[PerplexityComparison, ...] = ()
 
 
 def sqnr_db(relative_mse: float) -> float:

@@ -36,6 +36,7 @@ from awq_edge.quantizer.writer import (
     write_config,
 )
 from awq_edge.recipe import Recipe
+from awq_edge.report.quantization_page import PAGE_FILE, write_quantization_page
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.tokenizer import Tokenizer
 from awq_edge.torch_device import device_name, torch_device
@@ -272,6 +273,7 @@ def _publish(
         report = _report(job, reports)
         write_config(job.checkpoint, work, job.number_format, job.method, list(report.unquantized))
         (work / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_quantization_page(report, work / PAGE_FILE)
     return report
 
 
