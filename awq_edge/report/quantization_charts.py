@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from awq_edge.report.charts import Cell, Line, Mark, Role, bars, heat_map, panels
 
 if TYPE_CHECKING:
-    from awq_edge.quantizer.report import LinearReport, QuantizationReport
+    from awq_edge.quantizer.report import BlockReport, LinearReport, QuantizationReport
 
 # A linear without any noise is reported with some 300 dB: off every scale.
 EXACT_DB = 150.0
@@ -141,12 +141,18 @@ def time_chart(report: QuantizationReport) -> str | None:
         return None
     return bars(
         [block.seconds for block in report.blocks],
-        [f"block {block.layer}: {block.seconds:.2f} s" for block in report.blocks],
+        [_time_tip(block) for block in report.blocks],
         key="time",
         label="Seconds by block",
         x_label=_X_LABEL,
         y_label="seconds",
     )
+
+
+def _time_tip(block: BlockReport) -> str:
+    phases = [f"{name} {seconds:.2f}" for name, seconds in block.seconds_by_phase.items()]
+    total = f"block {block.layer}: {block.seconds:.2f} s"
+    return f"{total} ({', '.join(phases)})" if phases else total
 
 
 Blocks = dict[int, list["LinearReport"]]

@@ -226,7 +226,13 @@ def _facts(report: QuantizationReport) -> Iterator[tuple[str, str]]:
         "statistics from a token sample",
         ", ".join(f"{name} in {count:,} blocks" for name, count in sampled.items()),
     )
+    silent = Counter(kind_of(name) for block in report.blocks for name in block.silent_inputs)
+    yield (
+        "reached by no calibration token",
+        ", ".join(f"{name}: {count:,} inputs" for name, count in silent.items()),
+    )
     yield "time", f"{_duration(report.seconds)}, on {report.device}, {report.threads} threads"
+    yield "time by phase", _phases(report)
     if report.peak_host_bytes is not None:
         yield "peak memory of the process", _size(report.peak_host_bytes)
     if report.peak_cuda_bytes is not None:
@@ -235,6 +241,17 @@ def _facts(report: QuantizationReport) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
     yield "commit", report.commit or "unknown"
     yield "inputs, sha256", report.inputs_sha256
+
+
+def _phases(report: QuantizationReport) -> str:
+    """The shares of the phases in the time of the blocks, largest first."""
+    phases: Counter[str] = Counter()
+    for block in report.blocks:
+        phases.update(block.seconds_by_phase)
+    total = sum(phases.values())
+    if not total:
+        return ""
+    return ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in phases.most_common())
 
 
 def _error(relative: float | None) -> str:
