@@ -11,6 +11,7 @@ from awq_edge._version import __version__
 from awq_edge.cli.chat import chat
 from awq_edge.cli.eval import eval_app
 from awq_edge.cli.export import export
+from awq_edge.cli.inspect import inspect
 from awq_edge.cli.quantize import quantize
 from awq_edge.cli.recipes import recipes_app
 from awq_edge.cli.run import run
@@ -45,6 +46,7 @@ app.command()(quantize)
 app.command()(export)
 app.command()(run)
 app.command()(chat)
+app.command()(inspect)
 app.add_typer(eval_app)
 app.add_typer(recipes_app)
 

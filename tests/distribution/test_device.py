@@ -60,6 +60,23 @@ def test_chat_answers_a_pipe(bare: BareEnvironment, bundle: Path, tmp_path: Path
     assert result.stdout.strip()
 
 
+def test_inspect_needs_nothing_of_the_host(
+    bare: BareEnvironment, bundle: Path, tmp_path: Path
+) -> None:
+    """A bundle, which brings the report of its quantization, and a model."""
+    for target, kind in ((str(bundle), "bundle"), ("demo", "model")):
+        result = bare.run("awq-edge", "inspect", target, "--json", "-", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        found = json.loads(result.stdout)
+        assert (found["kind"], found["model_type"]) == (kind, "llama")
+        assert found["parameters"] > 5_000_000
+    page = tmp_path / "page.html"
+    result = bare.run("awq-edge", "inspect", str(bundle), "--html", str(page), cwd=tmp_path)
+    assert result.returncode == 2
+    assert "this needs matplotlib" in result.stderr and "awq-edge[host]" in result.stderr
+    assert not page.exists()
+
+
 def test_a_target_that_is_not_there_is_the_error(bare: BareEnvironment, tmp_path: Path) -> None:
     """Not the missing torch, which a model would need."""
     text = tmp_path / "text.txt"

@@ -1,0 +1,83 @@
+"""`awq-edge inspect DIRECTORY`: what a bundle, a checkpoint or a model holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from awq_edge.report.inspection import Inspection
+
+
+def inspect(
+    directory: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT_OR_BUNDLE",
+            help="Directory of a bundle, a checkpoint or a model, or 'demo'.",
+        ),
+    ],
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="Show the sha256 of every file.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read a bundle's files and compare with its manifest."),
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the page of its quantization report again. Needs [host]."
+        ),
+    ] = None,
+    json_to: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - : alone, out."),
+    ] = None,
+) -> None:
+    """Show what is inside: parts, bits, sizes, bytes a token, provenance, files."""
+    from awq_edge.cli.inspect_table import print_inspection
+    from awq_edge.cli.output import JsonTarget
+    from awq_edge.errors import ArtifactError
+    from awq_edge.model_files import resolve_model
+    from awq_edge.report.inspect_artifact import inspect_artifact
+
+    target = JsonTarget(json_to)
+    path = resolve_model(directory) if directory == "demo" else Path(directory).expanduser()
+    found = inspect_artifact(path, hashes=hashes, verify=verify)
+    console = target.console()
+    print_inspection(found, console, hashes=hashes or verify)
+    target.write(found.model_dump_json(indent=2))
+    if html is not None:
+        _write_page(path, html)
+        console.print(f"written: {html}", soft_wrap=True)
+    if found.problems:
+        raise ArtifactError(_damage(found))
+
+
+def _damage(found: Inspection) -> str:
+    """What is wrong in one line."""
+    if found.kind != "bundle":
+        return "; ".join(found.problems)
+    return f"{found.path}: {'; '.join(found.problems)}; copy or export it again"
+
+
+def _write_page(path: Path, html: Path) -> None:
+    """Make the page of a directory's quantization report."""
+    from awq_edge.errors import ArtifactError, ConfigError
+    from awq_edge.report.inspect_provenance import read_report
+    from awq_edge.report.quantization_page import write_quantization_page
+
+    report, problem = read_report(path)
+    if problem is not None:
+        raise ArtifactError(f"{path}: {problem}")
+    if report is None:
+        raise ConfigError(
+            f"--html: {path} has no quantization_report.json; `awq-edge quantize` writes one"
+        )
+    try:
+        write_quantization_page(report, html)
+    except OSError as error:
+        raise ConfigError(f"--html {html}: cannot be written: {error.strerror}") from None
