@@ -90,6 +90,9 @@ def quantize(
 
 def print_report(report: QuantizationReport, path: Path, console: Console) -> None:
     """What was done in a few lines, and the next command."""
+    from awq_edge.checkpoint import Checkpoint
+    from awq_edge.exporter.supported import unsupported
+
     summary = report.summary
     console.print(
         f"{path}: {summary.quantized_linears} linears in {report.bits}-bit {report.method}, group "
@@ -117,4 +120,15 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
         reasons[reason] = reasons.get(reason, 0) + 1
     for reason, count in reasons.items():
         console.print(f"{count} linears stay in 16 bits: {reason}", soft_wrap=True)
-    console.print(f"next: awq-edge export {path} --out BUNDLE", soft_wrap=True)
+    silent = sum(len(block.silent_inputs) for block in report.blocks)
+    if silent:
+        console.print(
+            f"{silent} inputs of experts saw no calibration token, their linears are rounded "
+            "plainly; a larger --samples reaches more",
+            soft_wrap=True,
+        )
+    missing = unsupported(Checkpoint.open(path).decoder)
+    step = (
+        f"export {path} --out BUNDLE" if missing is None else f"eval perplexity {path} --text FILE"
+    )
+    console.print(f"next: awq-edge {step}", soft_wrap=True)
