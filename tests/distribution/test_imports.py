@@ -17,6 +17,7 @@ HOST_ONLY = (
     "awq_edge.pipeline",
     "awq_edge.quantizer",
     "awq_edge.torch_device",
+    "awq_edge.torch_tensors",
     "awq_edge.evaluate.torch_models",
 )
 HOST_PACKAGES = {
