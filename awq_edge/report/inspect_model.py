@@ -32,13 +32,13 @@ _KINDS: dict[str, Kind] = {
 }
 _PARTS = ("embedding", "blocks", "norms", "lm_head", "other")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
-_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # The tensors of a quantized linear that hold its codes, and its scales: AutoAWQ's and
 # compressed-tensors' names.
 _CODES = ("qweight", "weight_packed")
 _SCALES = ("scales", "weight_scale")
 _BITS = (8, 4, 3, 2)
 _CACHE_ITEM_BYTES = 2  # float16 or bfloat16: what a runtime takes unless told otherwise
+_NEVER = "never quantized: decides which experts a token is sent to"
 _NO_REASON = "not quantized in the checkpoint"
 
 
@@ -116,7 +116,8 @@ class _Weights:
         self._entries = checkpoint.files.entries
         self._stored = _by_module(self._entries)
         self._shapes = checkpoint.decoder.weight_shapes()
-        self._expert_share = _expert_share(checkpoint.files.config, self._shapes)
+        moe = checkpoint.decoder.moe
+        self._expert_share = 1.0 if moe is None else moe.experts_per_token / moe.num_experts
         self._sums = {name: _Sum() for name in _PARTS}
         counted: set[str] = set()
         for name, shape in self._shapes.items():
@@ -155,7 +156,9 @@ class _Weights:
         """Linears of the blocks that a quantized checkpoint left alone. reasons: of its report."""
         if self._checkpoint.quantization is None:
             return {}
-        layers = f"{self._checkpoint.decoder.architecture.layers}."
+        decoder = self._checkpoint.decoder
+        layers = f"{decoder.architecture.layers}."
+        reasons = dict.fromkeys(decoder.unquantized_modules(), _NEVER) | dict(reasons)
         return {
             name: reasons.get(name, _NO_REASON)
             for name, shape in (
@@ -195,10 +198,14 @@ class _Weights:
 
     def _read_per_token(self, name: str, shape: tuple[int, ...], size: int) -> int:
         """Bytes of a weight that one decode step reads: of the embedding one row (and all of it
-        where it is the output layer too), of the experts those that a token is sent to."""
+        where it is the output layer too), of learned positions one, of the experts those that a
+        token is sent to."""
         decoder = self._checkpoint.decoder
-        if name == f"{decoder.architecture.embedding}.weight":
+        arch, module = decoder.architecture, name.removesuffix(".weight")
+        if module == arch.embedding:
             return size // shape[0] + (size if decoder.tied_embeddings else 0)
+        if module == arch.positions:
+            return size // shape[0]
         if _EXPERT.search(name):
             return round(size * self._expert_share)
         return size
@@ -225,15 +232,6 @@ def _by_module(entries: Mapping[str, TensorEntry]) -> dict[str, list[str]]:
     for name in entries:
         found.setdefault(name.rpartition(".")[0], []).append(name)
     return found
-
-
-def _expert_share(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """The share of a block's experts that a token is sent to; 1 where there are none."""
-    chosen = config.get("num_experts_per_tok")
-    count = next((config[key] for key in _NUM_EXPERTS if config.get(key)), None)
-    if not isinstance(chosen, int) or not isinstance(count, int) or count <= 0:
-        return 1.0
-    return min(1.0, chosen / count)
 
 
 def _kind(config: Mapping[str, Any]) -> tuple[Kind, str | None]:

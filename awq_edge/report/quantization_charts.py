@@ -26,10 +26,12 @@ _X_LABEL = "block"
 
 @dataclass(frozen=True)
 class HeatMap:
-    """svg, and the value that the strongest colour stands for."""
+    """svg, and the value that the strongest colour stands for. outlined: whether cells are without
+    a value, of which their tooltips tell why."""
 
     svg: str
     strongest: float
+    outlined: bool
 
 
 def kind_of(name: str) -> str:
@@ -221,7 +223,7 @@ def _heat_map(
             if values:
                 medians[row, layer] = median(values)
                 continue
-            why = linears[0].reason or "no error"
+            why = linears[0].reason or "no calibration token reached it"
             tip = f"block {layer}, {kind}: {why}"
             outlines.append(Cell(row, places[layer], None, "muted", tip))
     strongest = max(map(abs, medians.values()), default=0.0)
@@ -240,7 +242,7 @@ def _heat_map(
         for (row, layer), value in medians.items()
     ]
     svg = heat_map(names, len(places), [*cells, *outlines], key=key, label=label, x_label=_X_LABEL)
-    return HeatMap(svg, strongest)
+    return HeatMap(svg, strongest, bool(outlines))
 
 
 def _exponent(linear: LinearReport) -> float:

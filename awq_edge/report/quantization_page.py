@@ -81,9 +81,11 @@ def quantization_page(report: QuantizationReport) -> str:
         lstrip_blocks=True,
     )
     gain, clip = gain_chart(report), clip_chart(report)
-    quantized = sorted(_quantized(report), key=lambda pair: -(pair[1].relative_mse or 0.0))
+    quantized = list(_quantized(report))
+    # Stable: linears without an error, the last.
+    ranked = sorted(quantized, key=lambda pair: -_rank(pair[1]))
     all_listed = len(quantized) <= WORST
-    every = [] if all_listed or len(quantized) > _MOST_ROWS else list(_quantized(report))
+    every = [] if all_listed or len(quantized) > _MOST_ROWS else quantized
     values: dict[str, Any] = {
         "model_name": report.model_name,
         "method": report.method,
@@ -96,11 +98,11 @@ def quantization_page(report: QuantizationReport) -> str:
         "error_chart": Markup(error_chart(report) or ""),
         "exponent_chart": Markup(exponent_chart(report) or ""),
         "time_chart": Markup(time_chart(report) or ""),
-        "gain_chart": gain and {"svg": Markup(gain.svg)},
+        "gain_chart": gain and {"svg": Markup(gain.svg), "outlined": gain.outlined},
         "gain_strongest": gain and f"{gain.strongest:.1f}",
-        "clip_chart": clip and {"svg": Markup(clip.svg)},
+        "clip_chart": clip and {"svg": Markup(clip.svg), "outlined": clip.outlined},
         "clip_strongest": clip and f"{clip.strongest:.1%}",
-        "worst": [_row(*pair) for pair in quantized[:WORST]],
+        "worst": [_row(*pair) for pair in ranked[:WORST]],
         "all_listed": all_listed,
         "every": [_row(*pair) for pair in every],
         "unquantized": _unquantized(report),
@@ -110,11 +112,15 @@ def quantization_page(report: QuantizationReport) -> str:
 
 
 def _quantized(report: QuantizationReport) -> Iterator[tuple[int, LinearReport]]:
-    """The linears that have an error, with their block, in the order of execution."""
+    """The quantized linears with their block, in the order of execution."""
     for block in report.blocks:
         for linear in block.linears:
-            if linear.relative_mse is not None:
+            if linear.quantized:
                 yield block.layer, linear
+
+
+def _rank(linear: LinearReport) -> float:
+    return -1.0 if linear.relative_mse is None else linear.relative_mse
 
 
 def _lead(report: QuantizationReport) -> str:

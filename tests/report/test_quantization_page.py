@@ -288,6 +288,33 @@ def test_a_model_of_which_nothing_was_quantized() -> None:
     ]
 
 
+def test_linears_that_no_token_reached_have_no_error() -> None:
+    """Experts that were never chosen: quantized, with nothing to compare."""
+    report = made_up_report(2, experts=4)
+    silent = (
+        report.blocks[0]
+        .linears[-1]
+        .model_copy(
+            update={
+                **dict.fromkeys(("relative_mse", "sqnr_db", "rtn_relative_mse", "rtn_sqnr_db")),
+                "name": "mlp.last",
+            }
+        )
+    )
+    block = report.blocks[0].model_copy(
+        update={
+            "linears": (*report.blocks[0].linears[:-1], silent),
+            "silent_inputs": ("mlp_in.2", "mlp_in.3"),
+        }
+    )
+    page = Page(quantization_page(report.model_copy(update={"blocks": (block, report.blocks[1])})))
+    assert dict(page.tables["facts"])["reached by no calibration token"] == "mlp_in.*: 2 inputs"
+    (row,) = (row for row in page.tables["every"] if row[1] == "mlp.last")
+    assert row[2:7] == ["-"] * 5
+    assert "block 0, mlp.last: no calibration token reached it" in page.tips[GAIN]
+    assert "mlp.last" not in [row[1] for row in page.tables["worst"]]
+
+
 def test_a_linear_without_noise_does_not_stretch_the_charts() -> None:
     report = made_up_report(2)
     exact = report.blocks[0].linears[0].model_copy(update={"relative_mse": 0.0, "sqnr_db": 300.0})
