@@ -51,7 +51,7 @@ def quantize(
     the blocks done, their number and a word.
     Returns the checkpoint's path and its report. Raises AwqEdgeError (see `awq_edge.errors`).
     """
-    from awq_edge.evaluate.report import read_text
+    from awq_edge.evaluate.text import read_text
     from awq_edge.quantizer import quantize_checkpoint
 
     resolved = _recipe(recipe).overridden(

@@ -25,6 +25,7 @@ from awq_edge.evaluate.sources import Float32, LogitsSource
 
 Progress = Callable[[int, int], None]  # (tokens scored, tokens to score)
 
+DEFAULT_WINDOW = 1024  # tokens, or the model's context where that is shorter
 _ROWS = 64  # rows of logits whose exponentials are in memory at a time
 
 
@@ -35,6 +36,11 @@ class Window:
     begin: int
     first_scored: int
     end: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are scored."""
+        return self.end - self.first_scored
 
 
 @dataclass(frozen=True)
@@ -76,15 +82,11 @@ def score(
     ModelError when the model's output is not finite.
     """
     check_window(window, stride, source.context)
-    if len(ids) < 2:
-        raise ConfigError(
-            f"the text has {len(ids)} token(s); perplexity needs at least 2: give a longer --text "
-            "or a larger --max-tokens"
-        )
+    check_length(ids)
     nll = 0.0
     tokens = 0
     parts = list(windows(len(ids), window, stride))
-    total = sum(part.end - part.first_scored for part in parts)
+    total = sum(part.tokens for part in parts)
     for part in parts:
         inputs = list(ids[part.begin : part.end - 1])
         position = part.first_scored
@@ -93,7 +95,7 @@ def score(
             nll += float(negative_log_likelihoods(logits, targets).sum())
             position += len(logits)
         assert position == part.end, "a source gave another number of rows than was asked for"
-        tokens += part.end - part.first_scored
+        tokens += part.tokens
         if not math.isfinite(nll):
             raise ModelError(
                 f"the model's output is not finite at token {part.first_scored}..{part.end - 1}: "
@@ -102,6 +104,32 @@ def score(
         if progress is not None:
             progress(tokens, total)
     return Score(nll, tokens)
+
+
+def choose_window(window: int | None, stride: int | None, context: int) -> tuple[int, int]:
+    """Window and stride, None replaced by the default: 1024 tokens or the context, and half of it.
+
+    Raises ConfigError as `check_window`.
+    """
+    window = min(DEFAULT_WINDOW, context) if window is None else window
+    stride = max(window // 2, 1) if stride is None else stride
+    check_window(window, stride, context)
+    return window, stride
+
+
+def check_length(ids: Sequence[int]) -> None:
+    """Raise ConfigError where no token has one before it."""
+    if len(ids) < 2:
+        raise ConfigError(
+            f"the text has {len(ids)} token(s); scoring needs at least 2: give a longer --text "
+            "or a larger --max-tokens"
+        )
+
+
+def check_max_tokens(max_tokens: int | None) -> None:
+    """Raise ConfigError for a --max-tokens that leaves nothing to score."""
+    if max_tokens is not None and max_tokens < 2:
+        raise ConfigError(f"--max-tokens {max_tokens}: must be 2 or more")
 
 
 def check_window(window: int, stride: int, context: int) -> None:

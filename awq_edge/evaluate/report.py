@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from awq_edge.errors import ConfigError
-from awq_edge.evaluate.perplexity import Progress, Score, check_window, score
+from awq_edge.evaluate.perplexity import (
+    DEFAULT_WINDOW,
+    Progress,
+    Score,
+    check_max_tokens,
+    choose_window,
+    score,
+)
 from awq_edge.evaluate.sources import LogitsSource, SourceInfo, open_source
+from awq_edge.evaluate.text import TextInfo, read_text
 from awq_edge.provenance import source_commit, versions
 
-DEFAULT_WINDOW = 1024  # tokens, or the model's context where that is shorter
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TextInfo(_Part):
-    """The text that was scored. bytes: of the file. tokens: of the whole file, special tokens
-    included."""
-
-    path: str
-    sha256: str
-    bytes: int
-    tokens: int
-
-
-class PerplexityReport(_Part):
+class PerplexityReport(BaseModel):
     """What `--json` writes.
 
     perplexity: exp(nll / tokens). nll: nats, the sum over `tokens` scored tokens. bits_per_byte:
     nll / ln 2 over the UTF-8 bytes that those tokens stand for; comparable between tokenizers.
     window, stride: tokens. seconds: scoring alone, without loading.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = "awq-edge-perplexity"
     format_version: int = 1
@@ -74,16 +66,13 @@ def evaluate_perplexity(
     text's first tokens. device, dtype, threads: see `open_source`.
     Raises ConfigError for a text or a window that cannot be scored, and what loading raises.
     """
-    content, words = read_text(Path(text))
-    if max_tokens is not None and max_tokens < 2:
-        raise ConfigError(f"--max-tokens {max_tokens}: must be 2 or more")
+    content = read_text(Path(text))
+    check_max_tokens(max_tokens)
     longest = DEFAULT_WINDOW if window is None else window
     source = open_source(str(target), window=longest, device=device, dtype=dtype, threads=threads)
     try:
-        window = min(DEFAULT_WINDOW, source.context) if window is None else window
-        stride = max(window // 2, 1) if stride is None else stride
-        check_window(window, stride, source.context)
-        all_ids = source.tokenizer.encode(words)
+        window, stride = choose_window(window, stride, source.context)
+        all_ids = source.tokenizer.encode(content.words)
         ids = all_ids[:max_tokens]
         start = time.perf_counter()
         result = score(source, ids, window=window, stride=stride, progress=progress)
@@ -98,37 +87,12 @@ def evaluate_perplexity(
             seconds=seconds,
             tokens_per_second=result.tokens / seconds,
             model=source.info,
-            text=TextInfo(
-                path=str(text),
-                sha256=hashlib.sha256(content).hexdigest(),
-                bytes=len(content),
-                tokens=len(all_ids),
-            ),
+            text=content.info(len(all_ids)),
             versions=versions(("numpy", "tokenizers", *source.packages)),
             commit=source_commit(),
         )
     finally:
         source.close()
-
-
-def read_text(path: Path, flag: str = "--text") -> tuple[bytes, str]:
-    """A UTF-8 file as bytes and as text. flag: that gave it, for the messages.
-
-    Raises ConfigError when it is missing, not UTF-8 or empty.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}") from None
-    try:
-        words = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{flag} {path}: not UTF-8 at byte {error.start}; convert it (iconv -t UTF-8)"
-        ) from None
-    if not words.strip():
-        raise ConfigError(f"{flag} {path}: the file is empty; give a text to score")
-    return content, words
 
 
 def _bits_per_byte(source: LogitsSource, ids: list[int], score: Score) -> float | None:

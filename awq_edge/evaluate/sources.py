@@ -63,6 +63,11 @@ class LogitsSource(Protocol):
         ...
 
     @property
+    def vocab_size(self) -> int:
+        """Logits of one position; often more than the tokenizer has ids."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer: ...
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
@@ -104,6 +109,11 @@ class SessionSource:
         return self._model.manifest.context
 
     @property
+    def vocab_size(self) -> int:
+        """As exported."""
+        return self._model.manifest.vocab_size
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self._model.tokenizer
 
@@ -123,6 +133,11 @@ class SessionSource:
         self._model.close()
 
 
+def is_bundle(target: str) -> bool:
+    """Whether `open_source` would open a bundle."""
+    return (Path(target).expanduser() / MANIFEST).exists()
+
+
 def open_source(
     target: str, *, window: int, device: str | None, dtype: str | None, threads: int | None
 ) -> LogitsSource:
@@ -134,7 +149,7 @@ def open_source(
     Raises ConfigError for a choice that a bundle does not have, and what loading raises.
     """
     directory = Path(target).expanduser()
-    if (directory / MANIFEST).exists():
+    if is_bundle(target):
         for flag, value in (("--device", device), ("--dtype", dtype)):
             if value is not None:
                 raise ConfigError(

@@ -27,7 +27,9 @@ class _TransformersSource:
         self._model = model
         self.tokenizer = tokenizer
         self.info = info
-        self.context = int(model.config.get_text_config().max_position_embeddings)
+        text_config = model.config.get_text_config()
+        self.context = int(text_config.max_position_embeddings)
+        self.vocab_size = int(text_config.vocab_size)
         self.packages = ("torch", "transformers")
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:

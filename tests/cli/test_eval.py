@@ -1,4 +1,4 @@
-"""`awq-edge eval perplexity`."""
+"""`awq-edge eval perplexity` and `eval divergence`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_models import TEXT
 
+from awq_edge.evaluate.divergence_report import DivergenceReport
 from awq_edge.evaluate.report import PerplexityReport
 
 from .conftest import Command
@@ -88,3 +89,43 @@ def test_refusals(
 def test_a_target_that_is_nothing(awq_edge_command: Command, text: Path, tmp_path: Path) -> None:
     outcome = awq_edge_command("eval", "perplexity", tmp_path / "none", "--text", text)
     assert "does not exist" in outcome.refused()
+
+
+def test_divergence_table_and_json(
+    awq_edge_command: Command, tiny_bundle: Path, tiny_llama: Path, text: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.json"
+    command = ("eval", "divergence", tiny_bundle, "--reference", tiny_llama, "--text", text, *SMALL)
+    outcome = awq_edge_command(*command, "--json", path)
+    assert (outcome.code, outcome.err) == (0, "")
+    report = DivergenceReport.model_validate_json(path.read_text())
+    kl, bundle_line, reference_line = (outcome.out.splitlines()[i] for i in (0, -2, -1))
+    error = report.kl.standard_error
+    assert kl == f"KL divergence {report.kl.mean:.4g} ± {error:.2g} nats per token"
+    assert "top-1 agreement 100.00%" in outcome.out and "149 tokens, window 64" in outcome.out
+    assert f"perplexity {report.perplexity:.4f}, reference " in outcome.out
+    assert bundle_line.startswith(f"bundle {tiny_bundle}: unquantized, float32, accuracy level 0")
+    assert reference_line.startswith(f"reference: model {tiny_llama}: unquantized, float32")
+
+
+@pytest.mark.parametrize(
+    ("reference", "flags", "message"),
+    [
+        ("none", (), "none does not exist"),
+        ("tiny", ("--window", "999"), "--window 999 is beyond the context of 256"),
+        ("tiny", ("--max-tokens", "1"), "--max-tokens 1: must be 2 or more"),
+        ("demo", (), "have vocabularies of"),
+    ],
+)
+def test_divergence_refusals(
+    awq_edge_command: Command,
+    tiny_bundle: Path,
+    text: Path,
+    tmp_path: Path,
+    reference: str,
+    flags: tuple[str, ...],
+    message: str,
+) -> None:
+    place = {"none": tmp_path / "none", "tiny": tiny_bundle, "demo": "demo"}[reference]
+    command = ("eval", "divergence", tiny_bundle, "--reference", place, "--text", text, *flags)
+    assert message in awq_edge_command(*command).refused()

@@ -44,6 +44,17 @@ def test_eval_gives_the_hosts_number(bare: BareEnvironment, bundle: Path, tmp_pa
     assert json.loads(result.stdout)["perplexity"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_two_bundles_are_compared(bare: BareEnvironment, bundle: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The people of the United States have a great responsibility. " * 5)
+    arguments = ("eval", "divergence", str(bundle), "--reference", str(bundle))
+    arguments += ("--text", str(text), "--window", "32", "--json", "-")
+    result = bare.run("awq-edge", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["kl"]["mean"], report["top1_agreement"]) == (0, 1)
+
+
 def test_chat_answers_a_pipe(bare: BareEnvironment, bundle: Path, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     result = subprocess.run(

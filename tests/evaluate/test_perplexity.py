@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,44 +12,11 @@ from hypothesis.extra import numpy as hnp
 
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.perplexity import negative_log_likelihoods, score, windows
-from awq_edge.evaluate.sources import Float32
 
-VOCAB = 11
+from .fakes import VOCAB, PrefixSource
+
 # float32 exponentials are summed in float64: an error of 1e-7 each, relative to their sum.
 TOLERANCE = 1e-5
-
-
-class PrefixSource:
-    """Logits that depend on every id of the input: a score with another context differs.
-
-    blocks: rows of one block.
-    """
-
-    context = 100
-    info: Any = None
-    packages = ()
-    tokenizer: Any = None
-
-    def __init__(self, blocks: int = 1000) -> None:
-        self.blocks = blocks
-        self.inputs: list[tuple[int, ...]] = []
-
-    def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
-        self.inputs.append(tuple(ids))
-        rows = np.stack([self.row(ids[: end + 1]) for end in range(first, len(ids))])
-        for begin in range(0, len(rows), self.blocks):
-            yield rows[begin : begin + self.blocks]
-
-    def row(self, prefix: Sequence[int]) -> Float32:
-        seed = hash(tuple(prefix)) % 2**32
-        return np.random.default_rng(seed).normal(size=VOCAB).astype(np.float32)
-
-    def close(self) -> None:
-        pass
-
-    def negative_log_likelihood(self, prefix: Sequence[int], target: int) -> float:
-        logits = self.row(prefix).astype(np.float64)
-        return float(np.log(np.exp(logits).sum()) - logits[target])
 
 
 IDS = st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=60)
@@ -102,7 +67,7 @@ def test_score_is_its_definition(
 
 def test_a_uniform_model_has_the_vocabularys_perplexity() -> None:
     source = PrefixSource()
-    source.row = lambda prefix: np.zeros(VOCAB, np.float32)  # type: ignore[method-assign]
+    source.row = lambda prefix: np.zeros(VOCAB, np.float32)
     assert score(source, [1] * 30, window=8, stride=4).perplexity == pytest.approx(VOCAB)
 
 
@@ -126,7 +91,7 @@ def test_negative_log_likelihoods(logits: np.ndarray, seed: int) -> None:
 
 def test_output_that_is_not_finite_is_an_error() -> None:
     source = PrefixSource()
-    source.row = lambda prefix: np.full(VOCAB, np.nan, np.float32)  # type: ignore[method-assign]
+    source.row = lambda prefix: np.full(VOCAB, np.nan, np.float32)
     with pytest.raises(ModelError, match="not finite"):
         score(source, [1, 2, 3], window=8, stride=4)
 

@@ -1,0 +1,184 @@
+"""`awq-edge eval divergence` as a call: from two paths and a text file to a report."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from awq_edge.errors import ConfigError
+from awq_edge.evaluate.divergence import Divergence, Float64, check_same_vocabulary, divergence
+from awq_edge.evaluate.perplexity import (
+    DEFAULT_WINDOW,
+    Progress,
+    check_max_tokens,
+    choose_window,
+)
+from awq_edge.evaluate.sources import LogitsSource, SourceInfo, is_bundle, open_source
+from awq_edge.evaluate.text import Text, TextInfo, read_text
+from awq_edge.provenance import source_commit, versions
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KlPart(_Part):
+    """KL(reference || target) of the scored tokens, in nats.
+
+    standard_error: of the mean, the tokens taken as independent; None where there is only one.
+    """
+
+    mean: float
+    standard_error: float | None
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class DivergenceReport(_Part):
+    """What `--json` writes.
+
+    top1_agreement: share of tokens before which both models hold the same token likeliest.
+    top5_overlap: share of the reference's five likeliest that are among the target's five.
+    perplexity: the target's. perplexity_ratio: target / reference; its standard error is that of
+    the paired tokens, None where there is only one. window, stride: tokens. seconds: scoring
+    alone, without loading.
+    """
+
+    format: str = "awq-edge-divergence"
+    format_version: int = 1
+    kl: KlPart
+    top1_agreement: float
+    top5_overlap: float
+    perplexity: float
+    reference_perplexity: float
+    perplexity_ratio: float
+    perplexity_ratio_standard_error: float | None
+    tokens: int
+    window: int
+    stride: int
+    seconds: float
+    tokens_per_second: float
+    model: SourceInfo
+    reference: SourceInfo
+    text: TextInfo
+    versions: dict[str, str]
+    commit: str | None
+
+
+def evaluate_divergence(
+    target: str | Path,
+    reference: str | Path,
+    text: str | Path,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> DivergenceReport:
+    """How far a model is from a reference on a UTF-8 text file.
+
+    target, reference: directories of bundles, checkpoints or models, hub ids, or "demo"; both are
+    in memory at once. window: tokens, default 1024 or the shorter context; stride: default half of
+    it. max_tokens: score only the text's first tokens. device, dtype: of those of the two that are
+    no bundles; threads: of both; see `open_source`.
+    Raises ConfigError for a text or a window that cannot be scored and for two models of different
+    vocabularies, and what loading raises.
+    """
+    content = read_text(Path(text))
+    check_max_tokens(max_tokens)
+    longest = DEFAULT_WINDOW if window is None else window
+    names = (str(target), str(reference))
+    flexible = not all(map(is_bundle, names))
+    opened: list[LogitsSource] = []
+    try:
+        for name in names:
+            # Where one of the two is a bundle, the flags are the other's.
+            takes = not (flexible and is_bundle(name))
+            opened.append(
+                open_source(
+                    name,
+                    window=longest,
+                    device=device if takes else None,
+                    dtype=dtype if takes else None,
+                    threads=threads,
+                )
+            )
+        return _measure(opened[0], opened[1], content, window, stride, max_tokens, progress)
+    finally:
+        for source in opened:
+            source.close()
+
+
+def _measure(
+    target: LogitsSource,
+    reference: LogitsSource,
+    text: Text,
+    window: int | None,
+    stride: int | None,
+    max_tokens: int | None,
+    progress: Progress | None,
+) -> DivergenceReport:
+    check_same_vocabulary(target, reference)
+    window, stride = choose_window(window, stride, min(target.context, reference.context))
+    all_ids = reference.tokenizer.encode(text.words)
+    if target.tokenizer.encode(text.words) != all_ids:
+        raise ConfigError(
+            f"{target.info.path} and the reference {reference.info.path} have the same vocabulary "
+            "but cut the text into different tokens (special tokens or merges differ); compare "
+            "models of one tokenizer"
+        )
+    start = time.perf_counter()
+    found = divergence(
+        target, reference, all_ids[:max_tokens], window=window, stride=stride, progress=progress
+    )
+    seconds = time.perf_counter() - start
+    ratio = found.perplexity / found.reference_perplexity
+    ratio_error = standard_error(found.nll - found.reference_nll)
+    return DivergenceReport(
+        kl=_kl_part(found),
+        top1_agreement=float(found.same_top1.mean()),
+        top5_overlap=float(found.shared_top5.mean()),
+        perplexity=found.perplexity,
+        reference_perplexity=found.reference_perplexity,
+        perplexity_ratio=ratio,
+        # d exp(x) = exp(x) dx, with x the mean difference of the log-likelihoods
+        perplexity_ratio_standard_error=None if ratio_error is None else ratio * ratio_error,
+        tokens=len(found.kl),
+        window=window,
+        stride=stride,
+        seconds=seconds,
+        tokens_per_second=len(found.kl) / seconds,
+        model=target.info,
+        reference=reference.info,
+        text=text.info(len(all_ids)),
+        versions=versions(("numpy", "tokenizers", *target.packages, *reference.packages)),
+        commit=source_commit(),
+    )
+
+
+def _kl_part(found: Divergence) -> KlPart:
+    p50, p95, p99 = (float(value) for value in np.percentile(found.kl, (50, 95, 99)))
+    return KlPart(
+        mean=float(found.kl.mean()),
+        standard_error=standard_error(found.kl),
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        max=float(found.kl.max()),
+    )
+
+
+def standard_error(values: Float64) -> float | None:
+    """Of the mean of independent values; None where there is only one."""
+    if len(values) < 2:
+        return None
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
