@@ -1,6 +1,6 @@
 """Make the virtual environment that scripts/demo, scripts/test and scripts/check run in.
 
-    python3 scripts/environment.py host,dev      prints the environment's bin folder
+    python3 scripts/environment.py host,dev,eval      prints the environment's bin folder
 
 Standard library only, and syntax that Python 3.6 still reads: an interpreter that is too old must
 get the one line that says so. `.venv/awq-edge.json` says what is installed; it reads "installing"
