@@ -1,7 +1,11 @@
-"""`awq-edge eval`: how good a model is. `perplexity`: of a text. `divergence`: from a reference."""
+"""`awq-edge eval`: how good a model is.
+
+perplexity: of a text. divergence: from a reference. tasks: in benchmarks.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -136,4 +140,89 @@ def divergence(
             progress=progress,
         )
     print_divergence(report, target_json.console())
+    target_json.write(report.model_dump_json(indent=2))
+
+
+@eval_app.command()
+def tasks(
+    target: TargetArgument,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            metavar="NAME[,NAME]",
+            help="Tasks or groups of lm-eval (gsm8k, mbpp, mmlu_*), or yours: --include-path.",
+        ),
+    ],
+    include_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--include-path", metavar="DIR", help="Folder with task files (YAML) of yours."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first documents of each task.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option("--num-fewshot", help="Examples in the prompt. [default: the task's]"),
+    ] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option("--apply-chat-template", help="Ask through the model's chat template."),
+    ] = False,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="Let tasks like mbpp run the code that the model writes: on this machine, with "
+            "your rights, whatever it does.",
+        ),
+    ] = False,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", help="Tokens of prompt and answer. [default: the model's]"),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Sequences at a time; a bundle runs one.")
+    ] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Draws examples and sampled answers. [default: lm-eval's]"),
+    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    json_to: JsonOption = None,
+) -> None:
+    """Benchmark tasks by lm-evaluation-harness: GSM8K, MBPP, and any other that it knows."""
+    from rich.console import Console
+
+    from awq_edge.cli.eval_print import print_tasks
+    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.progress import block_progress
+    from awq_edge.evaluate.tasks import DEFAULT_SEED, evaluate_tasks
+
+    target_json = JsonTarget(json_to)
+    console = Console(stderr=True)
+    with block_progress(console) as progress:
+        report = evaluate_tasks(
+            target,
+            tasks.split(","),
+            include_path=include_path,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            allow_code_execution=allow_code_execution,
+            context=context,
+            batch_size=batch_size,
+            seed=DEFAULT_SEED if seed is None else seed,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            progress=progress,
+        )
+    print_tasks(report, target_json.console())
+    for warning in report.warnings:
+        print(f"lm-eval: {warning}", file=sys.stderr)
     target_json.write(report.model_dump_json(indent=2))

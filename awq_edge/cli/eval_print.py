@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.table import Table
 
 from awq_edge.evaluate.divergence_report import DivergenceReport
 from awq_edge.evaluate.report import PerplexityReport
 from awq_edge.evaluate.sources import SourceInfo
+from awq_edge.evaluate.tasks import MetricPart, TasksReport
+
+_TABLE_WIDTH = 200  # characters; names of tasks are long
 
 
 def print_perplexity(report: PerplexityReport, console: Console) -> None:
@@ -36,6 +40,42 @@ def print_divergence(report: DivergenceReport, console: Console) -> None:
     console.print(_scored(report), soft_wrap=True)
     console.print(_describe(report.model), soft_wrap=True)
     console.print(f"reference: {_describe(report.reference)}", soft_wrap=True)
+
+
+def print_tasks(report: TasksReport, console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "version", "n-shot", "samples", "filter", "metric", "value", "± error"):
+        numeric = name in ("n-shot", "samples", "value", "± error")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    for result in report.results:
+        for metric in result.metrics:
+            table.add_row(
+                result.name,
+                result.version or "",
+                "" if result.n_shot is None else str(result.n_shot),
+                str(result.samples),
+                metric.filter,
+                metric.metric + _better(metric),
+                "none" if metric.value is None else f"{metric.value:.4f}",
+                "" if metric.standard_error is None else f"{metric.standard_error:.4f}",
+            )
+    # As wide as it is: nothing is cut, not even in a pipe, for which rich assumes 80 characters.
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(table)
+    examples = "the tasks' own" if report.num_fewshot is None else str(report.num_fewshot)
+    console.print(
+        f"limit {report.limit or 'none'}, examples {examples}, chat template "
+        f"{'applied' if report.chat_template else 'not applied'}, context {report.context}, "
+        f"{report.truncated_requests} prompts cut to fit it; {report.seconds:.1f} s; lm-eval "
+        f"{report.versions.get('lm-eval', 'unknown')}",
+        soft_wrap=True,
+    )
+    console.print(_describe(report.model), soft_wrap=True)
+
+
+def _better(metric: MetricPart) -> str:
+    """An arrow towards better values."""
+    return {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
 
 
 def _plus_minus(error: float | None) -> str:

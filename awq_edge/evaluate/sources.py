@@ -86,7 +86,7 @@ class SessionSource:
     """A bundle, through the session of its runtime."""
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self.model = model
         manifest = model.manifest
         quantized = manifest.method != "none"
         self.info = SourceInfo(
@@ -106,20 +106,20 @@ class SessionSource:
     @property
     def context(self) -> int:
         """What the bundle was exported for; the session may be opened for less."""
-        return self._model.manifest.context
+        return self.model.manifest.context
 
     @property
     def vocab_size(self) -> int:
         """As exported."""
-        return self._model.manifest.vocab_size
+        return self.model.manifest.vocab_size
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self._model.tokenizer
+        return self.model.tokenizer
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
         """See `LogitsSource`; one block a prefill chunk."""
-        session = self._model.session
+        session = self.model.session
         session.reset()
         for start in range(0, len(ids), session.prefill_chunk):
             piece = ids[start : start + session.prefill_chunk]
@@ -130,7 +130,7 @@ class SessionSource:
 
     def close(self) -> None:
         """Free weights and KV cache."""
-        self._model.close()
+        self.model.close()
 
 
 def is_bundle(target: str) -> bool:

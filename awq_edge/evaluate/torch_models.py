@@ -20,11 +20,11 @@ from awq_edge.w4a16 import dequantize
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class _TransformersSource:
+class TransformersSource:
     """What the two sources here share: a transformers model in memory, with its tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, info: SourceInfo) -> None:
-        self._model = model
+        self.model = model
         self.tokenizer = tokenizer
         self.info = info
         text_config = model.config.get_text_config()
@@ -35,8 +35,8 @@ class _TransformersSource:
     def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
         """See `LogitsSource`; one block."""
         with torch.inference_mode():
-            output = self._model(
-                input_ids=torch.tensor([ids], device=self._model.device),
+            output = self.model(
+                input_ids=torch.tensor([ids], device=self.model.device),
                 use_cache=False,
                 logits_to_keep=len(ids) - first,
             )
@@ -45,10 +45,10 @@ class _TransformersSource:
 
     def close(self) -> None:
         """Free the weights."""
-        del self._model
+        del self.model
 
 
-class ModelSource(_TransformersSource):
+class ModelSource(TransformersSource):
     """An unquantized Hugging Face model, run by transformers itself."""
 
     def __init__(self, path: Path, device: torch.device, dtype: str) -> None:
@@ -67,7 +67,7 @@ class ModelSource(_TransformersSource):
         super().__init__(model, tokenizer, info)
 
 
-class CheckpointSource(_TransformersSource):
+class CheckpointSource(TransformersSource):
     """A checkpoint in the AutoAWQ gemm layout: transformers' model of its config, with the weights
     that the codes stand for. lm_head is as stored, 16 bits where the quantizer left it alone."""
 

@@ -113,7 +113,7 @@ class TokenLoop:
         """Logits after the prompt; None when cancelled. What the cache holds already is kept."""
         session, ids = self._session, self._request.prompt_ids
         # The last id is always run: its logits are needed.
-        kept = min(_common_prefix(session.cached_ids, ids), len(ids) - 1)
+        kept = min(common_prefix(session.cached_ids, ids), len(ids) - 1)
         session.truncate(kept)
         self.timings.reused_tokens = kept
         logits: Float32 | None = None
@@ -230,7 +230,8 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Ids that two sequences begin with in common."""
     count = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

@@ -1,4 +1,4 @@
-"""`awq-edge eval perplexity` and `eval divergence`."""
+"""`awq-edge eval perplexity`, `eval divergence` and `eval tasks`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tiny_models import TEXT
 
 from awq_edge.evaluate.divergence_report import DivergenceReport
 from awq_edge.evaluate.report import PerplexityReport
+from awq_edge.evaluate.tasks import TasksReport
 
 from .conftest import Command
 
@@ -129,3 +130,77 @@ def test_divergence_refusals(
     place = {"none": tmp_path / "none", "tiny": tiny_bundle, "demo": "demo"}[reference]
     command = ("eval", "divergence", tiny_bundle, "--reference", place, "--text", text, *flags)
     assert message in awq_edge_command(*command).refused()
+
+
+TASK = """
+task: a_task_with_a_name_that_is_longer_than_a_narrow_terminal_is_wide
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}, cache_dir: CACHE}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+metadata: {version: 4}
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with one task of three questions."""
+    pytest.importorskip("lm_eval", reason="needs the [eval] extra")
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    data = folder / "data.jsonl"
+    line = json.dumps({"question": "Once upon a", "choices": ["time", "girl"], "answer": 0})
+    data.write_text(f"{line}\n" * 3)
+    text = TASK.replace("DATA", str(data)).replace("CACHE", str(folder / "cache"))
+    (folder / "task.yaml").write_text(text)
+    return folder
+
+
+def test_tasks_table_and_json(
+    awq_edge_command: Command, tiny_bundle: Path, tasks: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.json"
+    command = ("eval", "tasks", tiny_bundle, "--tasks", "a_task*", "--include-path", tasks)
+    outcome = awq_edge_command(*command, "--limit", "2", "--json", path)
+    assert (outcome.code, outcome.err) == (0, "")
+    report = TasksReport.model_validate_json(path.read_text())
+    ((result,), (metric,)) = report.results, report.results[0].metrics
+    header, row, *_ = outcome.out.splitlines()
+    assert header.split() == [
+        *("task", "version", "n-shot", "samples", "filter", "metric", "value", "±", "error")
+    ]
+    assert row.split() == [
+        *(result.name, "4", "0", "2", "none", "acc", "↑"),
+        *(f"{metric.value:.4f}", f"{metric.standard_error:.4f}"),
+    ]
+    assert result.name == "a_task_with_a_name_that_is_longer_than_a_narrow_terminal_is_wide"
+    assert "limit 2, examples the tasks' own, chat template not applied" in outcome.out
+    alone = awq_edge_command(*command, "--json", "-")
+    assert json.loads(alone.out)["results"][0]["samples"] == 3
+    assert "a_task" in alone.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--limit", "0"), "--limit 0: must be 1 or more"),
+        (("--apply-chat-template",), "--apply-chat-template: "),
+        (("--batch-size", "4"), "--batch-size 4: a bundle runs one sequence at a time"),
+        (("--context", "999"), "--context 999 is beyond the 256 tokens"),
+        (("--dtype", "float16"), "a bundle runs as it was exported"),
+        (("--json", "none/x.json"), "--json none/x.json: cannot be written"),
+    ],
+)
+def test_tasks_refusals(
+    awq_edge_command: Command,
+    tiny_bundle: Path,
+    tasks: Path,
+    flags: tuple[str, ...],
+    message: str,
+) -> None:
+    command = ("eval", "tasks", tiny_bundle, "--tasks", "a_task*", "--include-path", tasks)
+    assert message in awq_edge_command(*command, *flags).refused()

@@ -55,6 +55,13 @@ def test_two_bundles_are_compared(bare: BareEnvironment, bundle: Path, tmp_path:
     assert (report["kl"]["mean"], report["top1_agreement"]) == (0, 1)
 
 
+def test_tasks_say_what_to_install(bare: BareEnvironment, bundle: Path, tmp_path: Path) -> None:
+    result = bare.run("awq-edge", "eval", "tasks", str(bundle), "--tasks", "gsm8k", cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: this needs lm-eval") and "pip install 'awq-edge[eval]'" in line
+
+
 def test_chat_answers_a_pipe(bare: BareEnvironment, bundle: Path, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     result = subprocess.run(

@@ -1,14 +1,19 @@
-"""A source whose logits are a function of all ids before them: no model is needed."""
+"""Models that are functions: of all ids before a token, or of a prompt's text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from tiny_models import EOS
 
-from awq_edge.evaluate.sources import Float32
+from awq_edge.evaluate.sources import Float32, SourceInfo
+from awq_edge.evaluate.task_model import Continuation, Likelihood
+from awq_edge.runtime.generation import Request, StopStrings
+from awq_edge.runtime.tokenizer import Tokenizer
 
 VOCAB = 11
 
@@ -48,3 +53,47 @@ class PrefixSource:
     def negative_log_likelihood(self, prefix: Sequence[int], target: int) -> float:
         logits = self.row(prefix).astype(np.float64)
         return float(np.log(np.exp(logits).sum()) - logits[target])
+
+
+class ScriptedTaskModel:
+    """A `TaskModel` over a real tokenizer whose answers and likelihoods are functions.
+
+    answer: from a prompt's text to what is written, which ends at a stop string as everywhere.
+    log_likelihood: of tokens behind a context. continuations, requests: what was asked.
+    """
+
+    packages = ()
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        answer: Callable[[str], str] = lambda prompt: "",
+        log_likelihood: Callable[[Continuation], float] = lambda asked: -1.0,
+        context: int = 1000,
+    ) -> None:
+        self.tokenizer = Tokenizer(directory)
+        self.info = SourceInfo(
+            kind="model", path="scripted", runtime="none", device="none", dtype="none"
+        )
+        self.context = context
+        self.stop_token_ids = frozenset({EOS})
+        self.continuations: list[Continuation] = []
+        self.requests: list[Request] = []
+        self._answer = answer
+        self._log_likelihood = log_likelihood
+
+    def likelihoods(self, asked: Sequence[Continuation]) -> Iterator[tuple[int, Likelihood]]:
+        self.continuations += asked
+        for index in reversed(range(len(asked))):  # any order is allowed
+            yield index, Likelihood(self._log_likelihood(asked[index]), False)
+
+    def answers(self, asked: Sequence[Request]) -> Iterator[tuple[int, str]]:
+        self.requests += asked
+        for index in reversed(range(len(asked))):
+            text = self._answer(self.tokenizer.decode(asked[index].prompt_ids))
+            stops = StopStrings(asked[index].stop)
+            yield index, stops.push(text) + stops.flush()
+
+    def close(self) -> None:
+        pass

@@ -57,7 +57,7 @@ def test_a_checkpoint_against_torch(checkpoint: Path, tiny_llama: Path, text: Pa
     from awq_edge.evaluate.sources import open_source
 
     options: dict[str, Any] = {"window": WINDOW, "device": None, "dtype": None, "threads": None}
-    models = [open_source(str(path), **options)._model for path in (checkpoint, tiny_llama)]
+    models = [open_source(str(path), **options).model for path in (checkpoint, tiny_llama)]
     ids = Tokenizer(tiny_llama).encode(text.read_text(encoding="utf-8"))
     divergences, agreements, before = [], [], 0
     for begin in range(0, len(ids), STRIDE):
