@@ -103,6 +103,8 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
         rounding = ""
         if report.method != "rtn":
             rounding = f", round-to-nearest {summary.mean_rtn_sqnr_db:.2f} dB"
+        if summary.mean_nf4_sqnr_db is not None:
+            rounding += f", NF4 {summary.mean_nf4_sqnr_db:.2f} dB"
         console.print(
             f"SQNR of the {report.errors_of}, mean: {summary.mean_sqnr_db:.2f} dB{rounding} "
             "(each linear: quantization_report.html)",

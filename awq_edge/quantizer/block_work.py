@@ -22,6 +22,7 @@ from awq_edge.errors import ModelError
 from awq_edge.quantizer.awq import GroupChoice, clip_group, output_error, search_group
 from awq_edge.quantizer.folding import fold, realise_scale, row_scale, tie_channels
 from awq_edge.quantizer.gptq import gptq_round, inverse_factor
+from awq_edge.quantizer.nf4 import nf4_fake_quantize
 from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report import LinearReport, sqnr_db
 from awq_edge.quantizer.rounding import NumberFormat, Rounded, ScaleOverflow, round_to_nearest
@@ -320,11 +321,13 @@ def report_linear(
     signal = float(inputs.errors(weight).sum())
     if inputs.tokens == 0 or (signal == 0 and weight.any()):
         return choice_report  # an expert that was (almost) never chosen: no outputs to compare
-    own = float(inputs.errors(unfolded - weight).sum()) / max(signal, 1e-30)
+    signal = max(signal, 1e-30)
+    own = float(inputs.errors(unfolded - weight).sum()) / signal
     rtn_error = choice.rtn_errors.get(name)
     if rtn_error is None:
         rtn_error = output_error(weight, None, None, inputs, task.options.number_format)
-    rtn = rtn_error / max(signal, 1e-30)
+    rtn = rtn_error / signal
+    nf4 = float(inputs.errors(nf4_fake_quantize(weight) - weight).sum()) / signal
     clip = choice.clips.get(name)
     return choice_report.model_copy(
         update={
@@ -334,6 +337,8 @@ def report_linear(
             "sqnr_db": sqnr_db(own),
             "rtn_relative_mse": rtn,
             "rtn_sqnr_db": sqnr_db(rtn),
+            "nf4_relative_mse": nf4,
+            "nf4_sqnr_db": sqnr_db(nf4),
         }
     )
 

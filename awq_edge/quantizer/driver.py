@@ -20,6 +20,7 @@ from awq_edge.quantizer.blocks import BlockOnDevice, BlockRunner, relative_chang
 from awq_edge.quantizer.calibration import CalibrationSet
 from awq_edge.quantizer.executors import Executor, Pending
 from awq_edge.quantizer.folding import fold
+from awq_edge.quantizer.nf4 import nf4_fake_quantize
 from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report import BlockReport, LinearReport, sqnr_db
 from awq_edge.quantizer.rounding import NumberFormat, Rounded, round_to_nearest
@@ -307,8 +308,9 @@ class RtnBlocks:
             rounded = round_to_nearest(weight, self._format)
         except ValueError as error:
             raise ModelError(f"{self._checkpoint.path}: '{full}': {error}") from None
-        noise = float((rounded.dequantize() - weight).square().sum())
-        relative = noise / max(float(weight.square().sum()), 1e-30)
+        signal = max(float(weight.square().sum()), 1e-30)
+        relative = float((rounded.dequantize() - weight).square().sum()) / signal
+        nf4 = float((nf4_fake_quantize(weight) - weight).square().sum()) / signal
         return rounded, LinearReport(
             name=name,
             quantized=True,
@@ -316,4 +318,6 @@ class RtnBlocks:
             sqnr_db=sqnr_db(relative),
             rtn_relative_mse=relative,
             rtn_sqnr_db=sqnr_db(relative),
+            nf4_relative_mse=nf4,
+            nf4_sqnr_db=sqnr_db(nf4),
         )

@@ -1,12 +1,14 @@
 """quantization_report.json: what the quantizer chose, and what it cost.
 
 Errors are relative: squared error over squared output, over all calibration tokens. SQNR is
--10 log10 of it, in dB. `rtn_*` is what round-to-nearest in the same format would have given.
+-10 log10 of it, in dB. `rtn_*` is what round-to-nearest in the same format would have given,
+`nf4_*` what NF4 (4.5 bits a weight, see `awq_edge.quantizer.nf4`) would have.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -41,6 +43,8 @@ class LinearReport(_Part):
     sqnr_db: float | None = None
     rtn_relative_mse: float | None = None
     rtn_sqnr_db: float | None = None
+    nf4_relative_mse: float | None = None
+    nf4_sqnr_db: float | None = None
 
 
 class BlockReport(_Part):
@@ -74,6 +78,7 @@ class SummaryReport(_Part):
     unquantized_linears: int
     mean_sqnr_db: float | None
     mean_rtn_sqnr_db: float | None
+    mean_nf4_sqnr_db: float | None = None
 
 
 class PerplexityComparison(_Part):
@@ -135,12 +140,16 @@ def sqnr_db(relative_mse: float) -> float:
 def summarise(blocks: tuple[BlockReport, ...]) -> SummaryReport:
     """Counts and means over all linears."""
     linears = [linear for block in blocks for linear in block.linears]
-    own = [linear.sqnr_db for linear in linears if linear.sqnr_db is not None]
-    rtn = [linear.rtn_sqnr_db for linear in linears if linear.rtn_sqnr_db is not None]
     quantized = sum(linear.quantized for linear in linears)
     return SummaryReport(
         quantized_linears=quantized,
         unquantized_linears=len(linears) - quantized,
-        mean_sqnr_db=sum(own) / len(own) if own else None,
-        mean_rtn_sqnr_db=sum(rtn) / len(rtn) if rtn else None,
+        mean_sqnr_db=_mean(linear.sqnr_db for linear in linears),
+        mean_rtn_sqnr_db=_mean(linear.rtn_sqnr_db for linear in linears),
+        mean_nf4_sqnr_db=_mean(linear.nf4_sqnr_db for linear in linears),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
