@@ -3,36 +3,28 @@
     python scripts/bench_quality.py --text test.txt --held-out held_out.txt --json FILE
 
 Each variant is exported and scored through the onnxruntime session, as a user would run it, at
-accuracy level 0 (float32) and some at level 4 (int8 activations). The `salient`
-model computes the same function as the demo model, with channels that matter more than others, as
-large models have: a few norm channels and up_proj rows are multiplied by 10 to 40, and the columns
-that read them divided. lm_head stays in 16 bits, so that the blocks alone are compared.
+accuracy level 0 (float32) and some at level 4 (int8 activations). The `salient` model computes the
+same function as the demo model, with channels that matter more than others, as large models have
+(see `awq_edge.study.salient`). lm_head stays in 16 bits, so that the blocks alone are compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
-
 import awq_edge
-from awq_edge.archs import Decoder
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.evaluate.report import evaluate_perplexity
 from awq_edge.model_files import resolve_model
 from awq_edge.provenance import source_commit, versions
+from awq_edge.study.salient import make_salient
 
 # Accuracy levels that each method is scored at.
 METHODS = {"none": (0,), "rtn": (0, 4), "awq": (0, 4), "gptq": (0,), "awq+gptq": (0,)}
-FACTORS = (10.0, 40.0)
-SALIENT_SHARE = 0.02  # of the channels of each input
 
 
 def main() -> None:
@@ -99,38 +91,6 @@ def measure(
         rows.append(row)
         print(name, method, level, {key: round(row[key]["perplexity"], 3) for key in texts})
     return rows
-
-
-def make_salient(source: Path, out: Path) -> Path:
-    """The same function with salient channels, in float32."""
-    shutil.copytree(source, out)
-    decoder = Checkpoint.open(source).decoder
-    tensors = {n: t.astype(np.float32) for n, t in load_file(source / "model.safetensors").items()}
-    random = np.random.default_rng(0)
-    for layer in range(decoder.num_layers):
-        for previous, readers, size in pairs(decoder, layer):
-            channels = random.choice(size, int(size * SALIENT_SHARE), replace=False)
-            factors = random.uniform(*FACTORS, len(channels)).astype(np.float32)
-            prefix = decoder.layer_prefix(layer)
-            scaled = tensors[f"{prefix}.{previous}.weight"]
-            scaled[channels] *= factors if scaled.ndim == 1 else factors[:, None]
-            for reader in readers:
-                tensors[f"{prefix}.{reader}.weight"][:, channels] /= factors
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
-def pairs(decoder: Decoder, layer: int) -> list[tuple[str | None, tuple[str, ...], int]]:
-    """What is multiplied, what reads it, and how many channels lie between."""
-    groups = {group.name: group for group in decoder.scale_groups(layer)}
-    return [
-        (groups[name].previous, groups[name].linears, size)
-        for name, size in (
-            ("attention_in", decoder.hidden_size),
-            ("mlp_in", decoder.hidden_size),
-            ("mlp_out", decoder.intermediate_size),
-        )
-    ]
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from awq_edge.cli.inspect import inspect
 from awq_edge.cli.quantize import quantize
 from awq_edge.cli.recipes import recipes_app
 from awq_edge.cli.run import run
+from awq_edge.cli.study import study
 
 app = typer.Typer(
     name="awq-edge",
@@ -47,6 +48,7 @@ app.command()(export)
 app.command()(run)
 app.command()(chat)
 app.command()(inspect)
+app.command()(study)
 app.add_typer(eval_app)
 app.add_typer(recipes_app)
 

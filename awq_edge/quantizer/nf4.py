@@ -18,7 +18,9 @@ BLOCK = 64  # weights that share a scale
 # Without QLoRA's second quantization (of the scales themselves: 4.127 bits), whose further error
 # is small beside that of the codes.
 BITS_PER_WEIGHT = 4 + 32 / BLOCK
-_CHUNK_VALUES = 1 << 24  # weights at a time: 64 MB of float32 in each temporary, a multiple of BLOCK
+_CHUNK_VALUES = (
+    1 << 24
+)  # weights at a time: 64 MB of float32 in each temporary, a multiple of BLOCK
 
 
 @functools.cache
@@ -43,7 +45,9 @@ def nf4_fake_quantize(weight: torch.Tensor) -> torch.Tensor:
     weight: float32 [out, in]. A last block that is not full has the scale of what is there.
     """
     flat = weight.reshape(-1)
-    return torch.cat([_fake_quantize(part) for part in flat.split(_CHUNK_VALUES)]).view_as(weight)
+    return torch.cat([_fake_quantize(part) for part in torch.split(flat, _CHUNK_VALUES)]).view_as(
+        weight
+    )
 
 
 def _fake_quantize(flat: torch.Tensor) -> torch.Tensor:

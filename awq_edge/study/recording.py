@@ -1,0 +1,110 @@
+"""One pass of the calibration tokens through a model, kept: weights and statistics of every block.
+
+The quantizer's own driver runs the forward passes; what it would have quantized is noted, or
+treated and fed to the next block. The whole model and all its statistics are in memory: this is for
+small models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.quantizer.block_work import (
+    BlockOptions,
+    BlockOutcome,
+    BlockTask,
+    Statistics,
+    Tensors,
+)
+from awq_edge.quantizer.calibration import CalibrationSet
+from awq_edge.quantizer.driver import CalibratedBlocks
+from awq_edge.quantizer.executors import Pending
+from awq_edge.quantizer.rounding import NumberFormat
+
+# Every linear that fits the smallest group is recorded; a treatment with larger ones looks again.
+_SMALLEST_GROUP = 32
+_STATISTICS_BUDGET = 1 << 40  # GPTQ needs G itself, never a sample of tokens
+
+# The tensors of a block as a treatment leaves them, float32, by name relative to the block.
+Treat = Callable[[BlockTask, Tensors, Statistics], Tensors]
+
+
+@dataclass(frozen=True)
+class RecordedBlock:
+    """tensors: float32, by name relative to the block. statistics: by input."""
+
+    task: BlockTask
+    tensors: Tensors
+    statistics: Statistics
+
+
+def record(
+    checkpoint: Checkpoint, calibration: CalibrationSet, device: torch.device
+) -> list[RecordedBlock]:
+    """Weights and statistics of every block, on the device; later blocks see unquantized inputs."""
+    found: list[RecordedBlock] = []
+
+    def note(task: BlockTask, tensors: Tensors, statistics: Statistics) -> Tensors:
+        found.append(RecordedBlock(task, tensors, statistics))
+        return tensors
+
+    _run(checkpoint, calibration, device, note, propagate_error=False)
+    return found
+
+
+def treat_propagating(
+    checkpoint: Checkpoint, calibration: CalibrationSet, device: torch.device, treat: Treat
+) -> list[Tensors]:
+    """Every block as `treat` leaves it, each seeing the outputs of those treated before it."""
+    found: list[Tensors] = []
+
+    def keep(task: BlockTask, tensors: Tensors, statistics: Statistics) -> Tensors:
+        found.append(treat(task, tensors, statistics))
+        return found[-1]
+
+    _run(checkpoint, calibration, device, keep, propagate_error=True)
+    return found
+
+
+class _TreatingExecutor:
+    """Runs a treatment where the quantizer would search, fold and round."""
+
+    width = 1
+
+    def __init__(self, treat: Treat) -> None:
+        self._treat = treat
+
+    def submit(self, task: BlockTask, tensors: Tensors, statistics: Statistics) -> Pending:
+        treated = self._treat(task, tensors, statistics)
+        # Dense, as a checkpoint stores linears that stay in 16 bits: the driver runs them as such.
+        stored = {task.full_name(name): tensor.cpu() for name, tensor in treated.items()}
+        outcome = BlockOutcome(stored=stored, scales={}, linears=(), seconds={})
+        return lambda: outcome
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _run(
+    checkpoint: Checkpoint,
+    calibration: CalibrationSet,
+    device: torch.device,
+    treat: Treat,
+    *,
+    propagate_error: bool,
+) -> None:
+    options = BlockOptions(
+        number_format=NumberFormat(4, _SMALLEST_GROUP, "asymmetric"),
+        statistics_budget=_STATISTICS_BUDGET,
+        seed=calibration.seed,
+        propagate_error=propagate_error,
+        search=False,
+        gptq=False,
+    )
+    blocks = CalibratedBlocks(checkpoint, calibration, options, device, _TreatingExecutor(treat))
+    for _ in blocks.quantize(range(checkpoint.decoder.num_layers)):
+        pass
