@@ -177,13 +177,15 @@ class RuntimeSpec(_Part):
 
 class QuantizationDefaults(_Part):
     """Defaults of `awq-edge quantize`. statistics_budget_bytes: bytes that the calibration
-    statistics of one block may take before a token sample replaces the exact ones."""
+    statistics of one block may take before a token sample replaces the exact ones.
+    propagate_error: later blocks are calibrated on the outputs of quantized ones."""
 
     method: Literal["none", "rtn", "awq", "gptq", "awq+gptq"]
     bits: Literal[2, 3, 4, 8]
     group_size: Literal[32, 64, 128]
     scheme: Literal["asymmetric", "symmetric"]
     lm_head_bits: Literal[4, 8, 16]
+    propagate_error: bool
     statistics_budget_bytes: Size
 
 

@@ -68,6 +68,7 @@ bits = 4
 group_size = 128
 scheme = "asymmetric"
 lm_head_bits = 8
+propagate_error = true
 statistics_budget_bytes = "2 GiB"
 [export]
 context = 4096
@@ -237,6 +238,11 @@ def test_recipes_are_frozen(tmp_path: Path) -> None:
             '"68 GB"',
             'key "device.power_modes[0].memory_bandwidth" is "68 GB"; wrong unit; allowed units: '
             "GB/s, MB/s, B/s",
+        ),
+        (
+            "propagate_error = true",
+            "propagate_error = 1",
+            'key "quantization.propagate_error" is 1',
         ),
         ('"2 GiB"', '"2"', 'key "quantization.statistics_budget_bytes" is "2"; missing unit'),
         # A wrong value: the key, the value and what is allowed.

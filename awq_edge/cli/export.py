@@ -14,6 +14,7 @@ from awq_edge.cli.options import (
     LengthOption,
     OutBundle,
     OverwriteOption,
+    PropagateErrorOption,
     RecipeOption,
     SamplesOption,
     SchemeOption,
@@ -51,6 +52,7 @@ def export(
     bits: BitsOption = None,
     group_size: GroupSizeOption = None,
     scheme: SchemeOption = None,
+    propagate_error: PropagateErrorOption = None,
     lm_head_bits: Annotated[
         int | None,
         typer.Option(
@@ -91,6 +93,7 @@ def export(
             bits=bits,
             group_size=group_size,
             scheme=scheme,
+            propagate_error=propagate_error,
             lm_head_bits=lm_head_bits,
             accuracy_level=accuracy_level,
             activation_dtype=activation_dtype,

@@ -18,6 +18,13 @@ GroupSizeOption = Annotated[
 SchemeOption = Annotated[
     str | None, typer.Option(help="asymmetric or symmetric.  [default: the recipe's]")
 ]
+PropagateErrorOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--propagate-error/--no-propagate-error",
+        help="Calibrate later blocks on the outputs of quantized ones.  [default: the recipe's]",
+    ),
+]
 CalibrationOption = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,7 @@ from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
 
 # Of no effect on what is quantized already.
-_CALIBRATION = ("calibration", "samples", "length", "seed")
+_CALIBRATION = ("calibration", "samples", "length", "seed", "propagate_error")
 
 
 def check_overrides(checkpoint: Path, overrides: Mapping[str, object]) -> None:
@@ -30,7 +30,7 @@ def check_overrides(checkpoint: Path, overrides: Mapping[str, object]) -> None:
     for key, value in overrides.items():
         if value is None:
             continue
-        flag = f"--{key.replace('_', '-')} {value}"
+        flag = _flag(key, value)
         remedy = f"leave it out, or quantize the original model with {flag}"
         if key in _CALIBRATION:
             raise ConfigError(f"{flag}: {checkpoint} is quantized already; {remedy}")
@@ -39,3 +39,11 @@ def check_overrides(checkpoint: Path, overrides: Mapping[str, object]) -> None:
                 f"{flag} contradicts {checkpoint}, which is quantized with "
                 f"{key.replace('_', ' ')} {stored[key]}; {remedy}"
             )
+
+
+def _flag(key: str, value: object) -> str:
+    """As it was typed: --group-size 64, --no-propagate-error."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"

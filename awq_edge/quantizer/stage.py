@@ -62,7 +62,6 @@ class _Job:
     number_format: NumberFormat
     calibration: CalibrationSet | None
     device: torch.device
-    propagate_error: bool
     key: str
     started: float
 
@@ -75,17 +74,15 @@ def quantize_checkpoint(
     model_name: str,
     calibration: str | Path | None = None,
     device: str = "cpu",
-    propagate_error: bool = False,
     overwrite: bool = False,
     reuse: bool = False,
     observer: Observer | None = None,
 ) -> QuantizedCheckpoint:
     """Quantize a model directory into a checkpoint directory.
 
-    recipe: method, bits, group size, scheme, calibration size and seed. calibration: a text file,
-    a directory of text files, "hub:NAME", or None for the packaged text. device: cpu, cuda or
-    cuda:N. propagate_error: later blocks see quantized inputs. reuse: return what `out` holds if it
-    was made from the same inputs.
+    recipe: method, bits, group size, scheme, error propagation, calibration size and seed.
+    calibration: a text file, a directory of text files, "hub:NAME", or None for the packaged text.
+    device: cpu, cuda or cuda:N. reuse: return what `out` holds if it was made from the same inputs.
     A run that was killed leaves its finished blocks beside `out`; the same call continues there.
     Raises ModelError for a model that is damaged, unknown or quantized already, ConfigError for
     options that cannot be met, ResourceError when the disk is too full.
@@ -107,7 +104,6 @@ def quantize_checkpoint(
         "recipe": recipe.model_dump(mode="json", include={"quantization", "calibration"}),
         "calibration": None if drawn is None else drawn.sha256,
         "device": device_name(where),
-        "propagate_error": propagate_error,
     }
     key = resume_key(checkpoint, settings)
     if reuse and (found := _finished(out, key)) is not None:
@@ -121,7 +117,6 @@ def quantize_checkpoint(
         number_format=number_format,
         calibration=drawn,
         device=where,
-        propagate_error=propagate_error,
         key=key,
         started=started,
     )
@@ -243,7 +238,7 @@ def _blocks(job: _Job, recipe: Recipe, executor: Executor) -> CalibratedBlocks |
         number_format=job.number_format,
         statistics_budget=recipe.quantization.statistics_budget_bytes,
         seed=recipe.calibration.seed,
-        propagate_error=job.propagate_error,
+        propagate_error=recipe.quantization.propagate_error,
         search=job.method != "gptq",
         gptq=job.method != "awq",
     )

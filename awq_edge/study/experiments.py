@@ -37,7 +37,8 @@ COMPARED: tuple[Method, ...] = (
 _PUBLIC: tuple[Method, ...] = ("rtn", "awq", "gptq", "awq+gptq")  # those of `quantize`
 _SEARCHED: tuple[Method, ...] = _PUBLIC[1:]
 FIXED_S = (1.0, 1.25, 1.5, 2.0, 4.0)  # the paper's table 2
-GROUP_SIZES = (32, 64, 128, None)
+LARGEST_GROUP = 128
+GROUP_SIZES = (32, 64, LARGEST_GROUP, None)
 SAMPLES = (4, 8, 16, 32, 64, 128)
 # Small calibration sets are drawn three times: one draw says little.
 DRAWS = {4: (0, 1, 2), 8: (0, 1, 2), 16: (0, 1, 2)}

@@ -86,6 +86,11 @@ def _panels(rows: int, columns: int, *, height: float, **options: Any) -> tuple[
     return figure, axes
 
 
+def _from_zero(axis: Any) -> None:
+    """Zero is in the picture; what lies below it too."""
+    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+
+
 def _bars(axis: Any, rows: Sequence[Row], methods: Sequence[str]) -> None:
     """Horizontal bars of the gaps of methods, with their values."""
     text = single_text(rows)
@@ -133,7 +138,7 @@ def _fixed_s(rows: Sequence[Row]) -> Any:
         )
         axis.set_title(f"{model}, INT3 g128")
         axis.set_ylabel(_GAP)
-        axis.set_ylim(bottom=0)
+        _from_zero(axis)
         axis.set_xlabel("s of the 1 % largest channels")
     axis = axes[0][-1]
     for model, style in zip(models, ("-", "--"), strict=False):
@@ -147,7 +152,7 @@ def _fixed_s(rows: Sequence[Row]) -> Any:
     axis.plot(factors, [1 / s for s in factors if s], ":", color="#444444", label="1/s")
     axis.set_title("error of the weights, relative to s = 1")
     axis.set_xlabel("s of the 1 % largest channels")
-    axis.set_ylim(bottom=0)
+    _from_zero(axis)
     axis.legend()
     return figure
 
@@ -197,7 +202,7 @@ def _lines(
             label=_label(method),
         )
     axis.set_xticks(range(len(places)), places)
-    axis.set_ylim(bottom=0)
+    _from_zero(axis)
     axis.set_ylabel(_GAP)
     axis.legend()
 

@@ -25,8 +25,7 @@ from awq_edge.quantizer.driver import CalibratedBlocks
 from awq_edge.quantizer.executors import Pending
 from awq_edge.quantizer.rounding import NumberFormat
 
-# Every linear that fits the smallest group is recorded; a treatment with larger ones looks again.
-_SMALLEST_GROUP = 32
+_GROUP = 32  # of no influence beyond which linears are recorded: those that it fits
 _STATISTICS_BUDGET = 1 << 40  # GPTQ needs G itself, never a sample of tokens
 
 # The tensors of a block as a treatment leaves them, float32, by name relative to the block.
@@ -98,7 +97,7 @@ def _run(
     propagate_error: bool,
 ) -> None:
     options = BlockOptions(
-        number_format=NumberFormat(4, _SMALLEST_GROUP, "asymmetric"),
+        number_format=NumberFormat(4, _GROUP, "asymmetric"),
         statistics_budget=_STATISTICS_BUDGET,
         seed=calibration.seed,
         propagate_error=propagate_error,

@@ -17,7 +17,7 @@ from awq_edge.model_files import resolve_model
 from awq_edge.pipeline import model_name
 from awq_edge.provenance import source_commit, versions
 from awq_edge.quantizer.calibration import PACKAGED
-from awq_edge.study.experiments import EXPERIMENTS, Inputs
+from awq_edge.study.experiments import EXPERIMENTS, LARGEST_GROUP, Inputs
 from awq_edge.study.result import ExperimentResult, StudyReport
 from awq_edge.study.salient import make_salient
 from awq_edge.study.tables import table_of
@@ -156,8 +156,15 @@ def _inputs(
 
 def _variants(model: str, folder: Path, *, salient: bool) -> dict[str, Path]:
     path = resolve_model(model)
-    if Checkpoint.open(path).quantization is not None:
+    checkpoint = Checkpoint.open(path)
+    if checkpoint.quantization is not None:
         raise ModelError(f"{path} is quantized already; a study needs the model in 16 bits")
+    for linear in checkpoint.decoder.linears():
+        if linear.in_features % LARGEST_GROUP:
+            raise ModelError(
+                f"{path}: {linear.name} has {linear.in_features} in_features; a study compares "
+                f"groups of {LARGEST_GROUP}, and needs a model that they fit"
+            )
     variants = {"demo" if model == "demo" else "model": path}
     if salient:
         variants["salient"] = make_salient(path, folder / "salient")

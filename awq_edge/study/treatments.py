@@ -95,11 +95,11 @@ def treat_block(
 ) -> Tensors:
     """All tensors of a block with the treated weights in place: float32, by relative name.
 
-    tensors, statistics: as recorded; `tensors` is left as it was.
+    tensors, statistics: as recorded; `tensors` is left as it was. The columns of every weight are
+    a multiple of the group.
     """
     if treatment.method == "none":
         return dict(tensors)
-    task = _task_for(treatment, task, tensors)
     if treatment.method in ("rtn", "awq-scale", "awq-clip", "awq", *_GPTQ):
         return _by_the_quantizer(treatment, task, tensors, statistics)
     treated = dict(tensors)
@@ -145,21 +145,6 @@ def number_format(treatment: Treatment, in_features: int) -> NumberFormat:
     return NumberFormat(treatment.bits, treatment.group_size or in_features, "asymmetric")
 
 
-def _task_for(treatment: Treatment, task: BlockTask, tensors: Tensors) -> BlockTask:
-    """The task with the options of the treatment; what does not fit its groups stays as it is."""
-    obstacles = dict(task.obstacles)
-    for name in {name for group in task.groups() for name in group.linears}:
-        columns = tensors[f"{name}.weight"].shape[1]
-        if treatment.method != "nf4" and columns % (treatment.group_size or columns):
-            obstacles[name] = f"in_features {columns} is no multiple of {treatment.group_size}"
-    options = replace(
-        task.options,
-        search=treatment.method in ("awq", "awq+gptq"),
-        gptq=treatment.method in _GPTQ,
-    )
-    return replace(task, options=options, obstacles=obstacles)
-
-
 def _by_the_quantizer(
     treatment: Treatment, task: BlockTask, tensors: Tensors, statistics: Statistics
 ) -> Tensors:
@@ -167,7 +152,12 @@ def _by_the_quantizer(
     tasks, choices = {}, {}
     for group in task.groups():
         columns = tensors[f"{task.members(group)[0]}.weight"].shape[1]
-        options = replace(task.options, number_format=number_format(treatment, columns))
+        options = replace(
+            task.options,
+            number_format=number_format(treatment, columns),
+            search=treatment.method in ("awq-scale", "awq", "awq+gptq"),
+            gptq=treatment.method in _GPTQ,
+        )
         tasks[group.name] = replace(task, options=options)
         choices[group.name] = _choose(treatment, tasks[group.name], group, tensors, statistics)
     folded = fold_block(task, tensors, choices)
@@ -189,7 +179,6 @@ def _choose(
 ) -> GroupChoice:
     own = task.statistics_of(group, statistics)
     if treatment.method == "awq-scale":
-        task = replace(task, options=replace(task.options, search=True))
         return _without_clips(
             search_scale_group(task, group, tensors, own), task, group, tensors, own
         )

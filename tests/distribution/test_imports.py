@@ -16,6 +16,7 @@ HOST_ONLY = (
     "awq_edge.exporter",
     "awq_edge.pipeline",
     "awq_edge.quantizer",
+    "awq_edge.study",
     "awq_edge.torch_device",
     "awq_edge.torch_tensors",
     "awq_edge.evaluate.torch_models",

@@ -166,6 +166,7 @@ def test_bfloat16_is_refused_by_name(llama: Path, export: Export) -> None:
         ({"scheme": "symmetric"}, r"--scheme symmetric contradicts .* scheme asymmetric"),
         ({"method": "none"}, r"--method none contradicts .* method rtn"),
         ({"samples": 3}, r"--samples 3: .* is quantized already"),
+        ({"propagate_error": False}, r"--no-propagate-error: .* is quantized already"),
     ],
 )
 def test_overrides_that_a_checkpoint_contradicts(

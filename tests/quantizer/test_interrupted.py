@@ -148,10 +148,9 @@ def test_propagated_errors_survive_a_restart(
         quantize_checkpoint(
             model,
             out,
-            recipe,
+            recipe.overridden({"quantization.propagate_error": propagate_error}),
             model_name="model",
             calibration=calibration_text,
-            propagate_error=propagate_error,
             observer=observe,
         )
         return (out / "model.safetensors").read_bytes()
