@@ -170,9 +170,9 @@ def scale_effect(
     groups, changed, ratios = 0, 0.0, 0.0
     errors = torch.zeros(2, 2, dtype=torch.float64)  # [s, 1] x [salient, others]
     for block in bench.recording(model, calibration):
-        for name in (n for group in block.task.groups() for n in block.task.members(group)):
+        for name in (n for group in block.task.groups for n in block.task.members(group)):
             weight = block.tensors[f"{name}.weight"]
-            mean_abs = block.statistics[block.task.input_of(name)].mean_abs
+            mean_abs = block.statistics[block.task.input_of[name]].mean_abs
             form = number_format(treatment, weight.shape[1])
             scale = fixed_scale(treatment, weight, mean_abs)
             plain, scaled = (_steps(w, form) for w in (weight, weight * scale))

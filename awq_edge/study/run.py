@@ -159,7 +159,10 @@ def _variants(model: str, folder: Path, *, salient: bool) -> dict[str, Path]:
     checkpoint = Checkpoint.open(path)
     if checkpoint.quantization is not None:
         raise ModelError(f"{path} is quantized already; a study needs the model in 16 bits")
-    for linear in checkpoint.decoder.linears():
+    decoder = checkpoint.decoder
+    if any(decoder.has_experts(layer) for layer in range(decoder.num_layers)):
+        raise ModelError(f"{path} is a mixture of experts; a study takes dense models")
+    for linear in (each for layer in range(decoder.num_layers) for each in decoder.linears(layer)):
         if linear.in_features % LARGEST_GROUP:
             raise ModelError(
                 f"{path}: {linear.name} has {linear.in_features} in_features; a study compares "

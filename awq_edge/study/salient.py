@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from awq_edge.archs import Decoder
+from awq_edge.archs import Decoder, ScaleGroup
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
 
@@ -25,8 +25,7 @@ SALIENT_SHARE = 0.02  # of the channels of each input
 def make_salient(source: Path, out: Path) -> Path:
     """Write the model with salient channels to the directory `out`, in float32; returns `out`.
 
-    Raises ConfigError for a model whose blocks are not those of a Llama (a norm before q, k, v; a
-    norm before gate and up; up before down).
+    Raises ConfigError for a model whose norms and up projections cannot take a scale.
     """
     checkpoint = Checkpoint.open(source)
     decoder = checkpoint.decoder
@@ -35,34 +34,42 @@ def make_salient(source: Path, out: Path) -> Path:
     }
     random = np.random.default_rng(0)
     for layer in range(decoder.num_layers):
-        for previous, readers, size in _pairs(decoder):
+        for group, size in _groups(decoder, layer):
             channels = random.choice(size, int(size * SALIENT_SHARE), replace=False)
             factors = random.uniform(*FACTORS, len(channels)).astype(np.float32)
             prefix = decoder.layer_prefix(layer)
-            scaled = tensors[f"{prefix}.{previous}.weight"]
-            scaled[channels] *= factors if scaled.ndim == 1 else factors[:, None]
-            bias = tensors.get(f"{prefix}.{previous}.bias")
+            scaled = tensors[f"{prefix}.{group.previous}.weight"]
+            rows = channels if group.rows is None else channels + group.rows[0]
+            if group.kind == "norm":
+                offset = decoder.norm_offset
+                scaled[rows] = (scaled[rows] + offset) * factors - offset
+            else:
+                scaled[rows] *= factors[:, None]
+            bias = tensors.get(f"{prefix}.{group.previous}.bias")
             if bias is not None:
-                bias[channels] *= factors
-            for reader in readers:
+                bias[rows] *= factors
+            for reader in group.linears:
                 tensors[f"{prefix}.{reader}.weight"][:, channels] /= factors
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.safetensors*"))
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     return out
 
 
-def _pairs(decoder: Decoder) -> list[tuple[str, tuple[str, ...], int]]:
-    """What is multiplied, what reads it, and how many channels lie between."""
-    groups = {group.name: group for group in decoder.scale_groups()}
+def _groups(decoder: Decoder, layer: int) -> list[tuple[ScaleGroup, int]]:
+    """The scale groups that get salient channels, with the number of channels of their input."""
+    groups = {group.name: group for group in decoder.scale_groups(layer)}
     sizes = {
         "attention_in": decoder.hidden_size,
         "mlp_in": decoder.hidden_size,
         "mlp_out": decoder.intermediate_size,
     }
-    missing = [name for name in sizes if name not in groups or groups[name].readers]
-    if missing:
-        raise ConfigError(
-            f"model_type {decoder.model_type} has no plain scale group {', '.join(missing)}, into "
-            "which salient channels could be put; give --no-salient"
-        )
-    return [(groups[name].previous, groups[name].linears, size) for name, size in sizes.items()]
+    found = []
+    for name, size in sizes.items():
+        group = groups.get(name)
+        if group is None or group.kind == "none" or group.readers:
+            raise ConfigError(
+                f"model_type {decoder.model_type} has no plain scale group {name}, into which "
+                "salient channels could be put; give --no-salient"
+            )
+        found.append((group, size))
+    return found

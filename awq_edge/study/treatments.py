@@ -103,10 +103,10 @@ def treat_block(
     if treatment.method in ("rtn", "awq-scale", "awq-clip", "awq", *_GPTQ):
         return _by_the_quantizer(treatment, task, tensors, statistics)
     treated = dict(tensors)
-    for group in task.groups():
+    for group in task.groups:
         for name in task.members(group):
             weight = tensors[f"{name}.weight"]
-            mean_abs = statistics[task.input_of(name)].mean_abs
+            mean_abs = statistics[task.input_of[name]].mean_abs
             treated[f"{name}.weight"] = _directly(treatment, task.full_name(name), weight, mean_abs)
     return treated
 
@@ -150,7 +150,7 @@ def _by_the_quantizer(
 ) -> Tensors:
     """Search, fold and round with the quantizer's own functions."""
     tasks, choices = {}, {}
-    for group in task.groups():
+    for group in task.groups:
         columns = tensors[f"{task.members(group)[0]}.weight"].shape[1]
         options = replace(
             task.options,
@@ -162,7 +162,7 @@ def _by_the_quantizer(
         choices[group.name] = _choose(treatment, tasks[group.name], group, tensors, statistics)
     folded = fold_block(task, tensors, choices)
     rounded: dict[str, RoundedLinear] = {}
-    for group in task.groups():
+    for group in task.groups:
         own = task.statistics_of(group, statistics)
         rounded |= round_group(tasks[group.name], group, folded, choices[group.name], own)
     for name, linear in rounded.items():
@@ -200,7 +200,7 @@ def _without_clips(
         form = task.options.number_format
         return sum(
             output_error(
-                tensors[f"{name}.weight"], scale, None, statistics[task.input_of(name)], form
+                tensors[f"{name}.weight"], scale, None, statistics[task.input_of[name]], form
             )
             for name in task.members(group)
         )
@@ -217,7 +217,7 @@ def _clips(
     form = task.options.number_format
     found = {}
     for name in task.members(group):
-        weight, inputs = tensors[f"{name}.weight"], statistics[task.input_of(name)]
+        weight, inputs = tensors[f"{name}.weight"], statistics[task.input_of[name]]
         clip = search_clips(weight, inputs.diagonal_blocks(form.group_size), form)
         plain = output_error(weight, None, None, inputs, form)
         if output_error(weight, None, clip, inputs, form) < plain:

@@ -132,8 +132,9 @@ class Workbench:
         return ("numpy", "tokenizers", *next(iter(self._models.values())).packages)
 
     def bits_per_weight(self, model: str, treatment: Treatment) -> float:
-        """Mean over the weights of a block's linears."""
-        linears = self._models[model].checkpoint.decoder.linears()
+        """Mean over the weights of all blocks' linears."""
+        decoder = self._models[model].checkpoint.decoder
+        linears = [each for i in range(decoder.num_layers) for each in decoder.linears(i)]
         weights = [linear.in_features * linear.out_features for linear in linears]
         bits = [treatment.bits_per_weight(linear.in_features) for linear in linears]
         return sum(n * b for n, b in zip(weights, bits, strict=True)) / sum(weights)

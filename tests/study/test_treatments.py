@@ -93,7 +93,7 @@ def test_mixed_keeps_the_channels_of_its_choice(
     assert int(kept.sum()) == channel_count(0.05, 128) == 6
     assert torch.equal(found[:, ~kept], plain[:, ~kept])
     score = {
-        "mixed-activation": block.statistics[block.task.input_of(LINEAR)].mean_abs,
+        "mixed-activation": block.statistics[block.task.input_of[LINEAR]].mean_abs,
         "mixed-weight": weight.abs().mean(dim=0),
     }.get(method)
     if score is not None:
@@ -107,7 +107,7 @@ def test_fixed_s_scales_the_largest_activations_alone(recorded: list[RecordedBlo
     block = recorded[0]
     weight = block.tensors[f"{LINEAR}.weight"]
     form = NumberFormat(3, 128, "asymmetric")
-    mean_abs = block.statistics[block.task.input_of(LINEAR)].mean_abs
+    mean_abs = block.statistics[block.task.input_of[LINEAR]].mean_abs
     scale = torch.ones(128)
     scale[mean_abs.argmax()] = 2.0  # 1 % of 128 channels
     expected = fake_quantize(weight * scale, form) / scale
@@ -119,7 +119,7 @@ def test_fixed_s_scales_the_largest_activations_alone(recorded: list[RecordedBlo
 def test_parts_of_awq(recorded: list[RecordedBlock]) -> None:
     """Clips alone leave the norms, scales alone change them; both lower the output error."""
     for block in recorded:
-        inputs = block.statistics[block.task.input_of(LINEAR)]
+        inputs = block.statistics[block.task.input_of[LINEAR]]
         weight = block.tensors[f"{LINEAR}.weight"]
         norm = "input_layernorm.weight"
         rtn = float(inputs.errors(treated(block, Treatment("rtn", 2, 32)) - weight).sum())
@@ -133,7 +133,7 @@ def test_parts_of_awq(recorded: list[RecordedBlock]) -> None:
         )
         s = block.tensors[norm] / scale[norm]
         if not torch.equal(s, torch.ones_like(s)):
-            groups = [g for g in block.task.groups() if LINEAR in g.linears]
+            groups = [g for g in block.task.groups if LINEAR in g.linears]
             names = block.task.members(groups[0])
             errors = [
                 sum(
