@@ -20,7 +20,7 @@ import torch
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
 from awq_edge.evaluate.perplexity import check_window, negative_log_likelihoods, windows
-from awq_edge.evaluate.report import read_text
+from awq_edge.evaluate.text import read_text
 from awq_edge.evaluate.torch_models import ModelSource
 from awq_edge.quantizer.block_work import Tensors
 from awq_edge.quantizer.calibration import PACKAGED, CalibrationSet, load_calibration
@@ -72,8 +72,8 @@ class Text:
     @classmethod
     def read(cls, path: Path) -> Text:
         """Raises ConfigError for a file that is missing, not UTF-8 or empty."""
-        data, content = read_text(path)
-        return cls(path.name, content, hashlib.sha256(data).hexdigest())
+        text = read_text(path)
+        return cls(path.name, text.words, hashlib.sha256(text.content).hexdigest())
 
     @property
     def info(self) -> SourceInfo:
@@ -87,7 +87,7 @@ class _Model(ModelSource):
     def __init__(self, path: Path, device: torch.device) -> None:
         super().__init__(path, device, "float32")
         self.checkpoint = Checkpoint.open(path)
-        self._layers = self._model.get_submodule(self.checkpoint.decoder.architecture.layers)
+        self._layers = self.model.get_submodule(self.checkpoint.decoder.architecture.layers)
 
     def replace(self, blocks: Sequence[Tensors]) -> None:
         """All blocks of the model. blocks: float32, by name relative to the block."""
