@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Shape = Literal["disc", "diamond", "ring", "cross"]
-Role = Literal["ink", "muted", "rule", "series", "other", "base"]
+Dash = Literal["solid", "dashed", "dotted"]
+Role = Literal["ink", "muted", "rule", "series", "other", "base", "third"]
 # Nobody draws in these by accident: nearly black, one apart.
 _PLACEHOLDERS: dict[Role, str] = {
     "ink": "#0a0b01",
@@ -29,7 +30,10 @@ _PLACEHOLDERS: dict[Role, str] = {
     "series": "#0a0b04",
     "other": "#0a0b05",
     "base": "#0a0b06",
+    "third": "#0a0b07",
 }
+# Lengths of strokes and gaps in line widths.
+_DASHES: dict[Dash, tuple[float, ...]] = {"solid": (), "dashed": (3, 2), "dotted": (1, 1.5)}
 # matplotlib's marker, and whether it is filled.
 _SHAPES: dict[Shape, tuple[str, bool]] = {
     "disc": ("o", True),
@@ -57,7 +61,7 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     role: Role
-    dashed: bool = False
+    dash: Dash = "solid"
     band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
@@ -315,11 +319,11 @@ def _draw_line(axis: Axes, line: Line) -> None:
         line.x,
         line.y,
         color=colour(line.role),
-        linestyle=(0, (3, 2)) if line.dashed else "solid",
+        linestyle=(0, _DASHES[line.dash]) if line.dash != "solid" else "solid",
         # One layer, or one between two gaps, is no line.
         marker="o" if len(line.x) <= 2 * _MAX_TICKS else "",
         markersize=2.5,
-        zorder=2 if line.dashed else 3,
+        zorder=3 if line.dash == "solid" else 2,
     )
 
 

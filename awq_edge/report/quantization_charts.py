@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from awq_edge.report.charts import Cell, Line, Mark, Role, bars, heat_map, panels
+from awq_edge.report.charts import Cell, Dash, Line, Mark, Role, bars, heat_map, panels
 
 if TYPE_CHECKING:
     from awq_edge.quantizer.report import BlockReport, LinearReport, QuantizationReport
@@ -47,13 +47,15 @@ def gain_db(linear: LinearReport) -> float | None:
 
 
 def error_chart(report: QuantizationReport) -> str | None:
-    """SQNR by block, a panel for each kind of linear, against round-to-nearest."""
+    """SQNR by block, a panel for each kind of linear, against round-to-nearest and NF4."""
     kinds = _kinds(report)
     lines: list[list[Line]] = []
     for blocks in kinds.values():
         own = _line(blocks, lambda linear: linear.sqnr_db, "series")
-        plain = _line(blocks, lambda linear: linear.rtn_sqnr_db, "base", dashed=True)
-        lines.append([own] if report.method == "rtn" else [plain, own])
+        plain = _line(blocks, lambda linear: linear.rtn_sqnr_db, "base", dash="dashed")
+        nf4 = _line(blocks, lambda linear: linear.nf4_sqnr_db, "third", dash="dotted")
+        others = [nf4] if _has_points([nf4]) else []
+        lines.append([*others, own] if report.method == "rtn" else [*others, plain, own])
     drawn = [(kind, line) for kind, line in zip(kinds, lines, strict=True) if _has_points(line)]
     if not drawn:
         return None
@@ -182,7 +184,7 @@ def _line(
     of: Callable[[LinearReport], float | None],
     role: Role,
     *,
-    dashed: bool = False,
+    dash: Dash = "solid",
 ) -> Line:
     values = [_values(linears, of) for linears in blocks.values()]
     has_band = any(len(found) > 1 for found in values)
@@ -190,7 +192,7 @@ def _line(
         x=list(blocks),
         y=[median(found) if found else math.nan for found in values],
         role=role,
-        dashed=dashed,
+        dash=dash,
         band=None
         if not has_band
         else (

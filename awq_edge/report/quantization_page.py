@@ -52,6 +52,7 @@ class _LinearRow:
     sqnr: str
     rtn_error: str
     rtn_sqnr: str
+    nf4_sqnr: str
     gain: str
     lost: bool
     scale: str
@@ -93,6 +94,7 @@ def quantization_page(report: QuantizationReport) -> str:
         "lead": _lead(report),
         "tiles": list(_tiles(report)),
         "perplexities": [_perplexity_row(row) for row in report.perplexities],
+        "has_nf4": any(linear.nf4_sqnr_db is not None for _, linear in quantized),
         "has_experts": any("*" in kind_of(linear.name) for _, linear in quantized),
         "choices": _choices(report),
         "error_chart": Markup(error_chart(report) or ""),
@@ -137,6 +139,8 @@ def _tiles(report: QuantizationReport) -> Iterator[_Tile]:
         if report.method != "rtn" and summary.mean_rtn_sqnr_db is not None:
             gain = summary.mean_sqnr_db - summary.mean_rtn_sqnr_db
             more = f"round-to-nearest {summary.mean_rtn_sqnr_db:.2f} dB: {gain:+.2f} dB"
+        if summary.mean_nf4_sqnr_db is not None:
+            more += f"; NF4 {summary.mean_nf4_sqnr_db:.2f} dB"
         yield _Tile("Mean SQNR", f"{summary.mean_sqnr_db:.2f} dB", more)
     for row in report.perplexities[:1]:
         more = f"original {row.original:.3f}: {row.quantized / row.original - 1:+.2%}"
@@ -194,6 +198,7 @@ def _row(layer: int, linear: LinearReport) -> _LinearRow:
         sqnr=_decibel(linear.sqnr_db),
         rtn_error=_error(linear.rtn_relative_mse),
         rtn_sqnr=_decibel(linear.rtn_sqnr_db),
+        nf4_sqnr=_decibel(linear.nf4_sqnr_db),
         gain="-" if gain is None else f"{gain:+.2f}",
         lost=gain is not None and gain < 0,
         scale=f"{scale}, gptq" if linear.gptq else scale,

@@ -83,12 +83,15 @@ def _block(
         own = rtn if method == "rtn" else rtn * 10 ** -draw.uniform(-0.05, 0.3)
         choice = choices.get(group) or _choice(draw, name, group, method)
         choices[group] = choice
+        nf4 = 10 ** -draw.uniform(1.8, 3.0)
         errors = {
             "name": name,
             "relative_mse": own,
             "sqnr_db": sqnr_db(own),
             "rtn_relative_mse": rtn,
             "rtn_sqnr_db": sqnr_db(rtn),
+            "nf4_relative_mse": nf4,
+            "nf4_sqnr_db": sqnr_db(nf4),
         }
         linears.append(choice.model_copy(update=errors))
     return BlockReport(

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 import awq_edge
-from awq_edge.quantizer.report import LinearReport, Method, QuantizationReport
+from awq_edge.quantizer.report import LinearReport, Method, QuantizationReport, summarise
 from awq_edge.report.quantization_charts import gain_db
 from awq_edge.report.quantization_page import PAGE_FILE, WORST, quantization_page
 
@@ -78,6 +78,7 @@ def assert_rows_are(
         # To the digits that are shown.
         assert found[0] == pytest.approx(linear.relative_mse, rel=1e-3)
         assert found[1] == pytest.approx(linear.sqnr_db, abs=0.006)
+        assert float(row.pop()) == pytest.approx(linear.nf4_sqnr_db, abs=0.006)
         if method == "rtn":
             assert len(row) == 4
             continue
@@ -174,6 +175,24 @@ def test_error_lines_have_the_heights_of_the_figures() -> None:
         share = (figure - low) / (high - low)
         assert y == pytest.approx(low_y + share * (high_y - low_y), abs=1e-3)
     assert high_y < low_y
+
+
+def test_a_report_without_nf4_has_no_sign_of_it() -> None:
+    report = made_up_report(2)
+    assert "NF4" in quantization_page(report)
+    blocks = tuple(
+        block.model_copy(
+            update={
+                "linears": tuple(
+                    linear.model_copy(update={"nf4_relative_mse": None, "nf4_sqnr_db": None})
+                    for linear in block.linears
+                )
+            }
+        )
+        for block in report.blocks
+    )
+    old = report.model_copy(update={"blocks": blocks, "summary": summarise(blocks)})
+    assert "NF4" not in quantization_page(old)
 
 
 def test_perplexities_are_a_table() -> None:
@@ -296,7 +315,9 @@ def test_linears_that_no_token_reached_have_no_error() -> None:
         .linears[-1]
         .model_copy(
             update={
-                **dict.fromkeys(("relative_mse", "sqnr_db", "rtn_relative_mse", "rtn_sqnr_db")),
+                **dict.fromkeys(
+                    ("relative_mse", "sqnr_db", "rtn_relative_mse", "rtn_sqnr_db", "nf4_sqnr_db")
+                ),
                 "name": "mlp.last",
             }
         )
@@ -310,7 +331,7 @@ def test_linears_that_no_token_reached_have_no_error() -> None:
     page = Page(quantization_page(report.model_copy(update={"blocks": (block, report.blocks[1])})))
     assert dict(page.tables["facts"])["reached by no calibration token"] == "mlp_in.*: 2 inputs"
     (row,) = (row for row in page.tables["every"] if row[1] == "mlp.last")
-    assert row[2:7] == ["-"] * 5
+    assert [*row[2:7], row[-1]] == ["-"] * 6
     assert "block 0, mlp.last: no calibration token reached it" in page.tips[GAIN]
     assert "mlp.last" not in [row[1] for row in page.tables["worst"]]
 
