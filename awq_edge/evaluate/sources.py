@@ -164,4 +164,9 @@ def open_source(
     quantized = read_json(path / "config.json").get("quantization_config") is not None
     from awq_edge.evaluate.torch_models import open_torch_source
 
-    return open_torch_source(path, quantized=quantized, device=device, dtype=dtype, threads=threads)
+    source = open_torch_source(
+        path, quantized=quantized, device=device, dtype=dtype, threads=threads
+    )
+    # As it was given: a hub id or "demo" says more than the folder that it was found in.
+    source.info = source.info.model_copy(update={"path": target})
+    return source

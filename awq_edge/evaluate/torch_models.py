@@ -11,7 +11,7 @@ import torch
 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.evaluate.sources import Float32, LogitsSource, SourceInfo
+from awq_edge.evaluate.sources import Float32, SourceInfo
 from awq_edge.model_files import ModelFiles
 from awq_edge.runtime.tokenizer import Tokenizer
 from awq_edge.torch_device import device_name, torch_device
@@ -112,7 +112,7 @@ def dense_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[
 
 def open_torch_source(
     path: Path, *, quantized: bool, device: str | None, dtype: str | None, threads: int | None
-) -> LogitsSource:
+) -> TransformersSource:
     """Load a model directory; see `awq_edge.evaluate.sources.open_source`."""
     where = torch_device(device or "cpu")
     if dtype is not None and dtype not in DTYPES:

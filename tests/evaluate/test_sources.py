@@ -77,6 +77,14 @@ def test_model_is_the_published_loop(
     assert {"torch", "transformers"} <= set(report.versions)
 
 
+def test_the_path_is_the_one_that_was_given(
+    tiny_llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_llama.parent)
+    for given in (tiny_llama.name, "demo"):
+        assert measure(Path(given), text, max_tokens=4).model.path == given
+
+
 def test_bundle_gives_the_models_number(tiny_llama: Path, tiny_bundle: Path, text: Path) -> None:
     model, bundle = measure(tiny_llama, text), measure(tiny_bundle, text)
     assert bundle.perplexity == pytest.approx(model.perplexity, rel=SAME_ARITHMETIC)
