@@ -162,17 +162,19 @@ class InputStatistics:
 def plan_samples(in_features: Mapping[str, int], budget_bytes: int) -> dict[str, int | None]:
     """Tokens to sample for each input of a block, None where its G fits the budget.
 
-    The smallest inputs get their G first. in_features: by input. budget_bytes: of the whole block.
+    From the smallest input to the largest, each may take an even share of what is left: a G that
+    took more would leave the others a sample of a few tokens. in_features: by input. budget_bytes:
+    of the whole block.
     """
     plan: dict[str, int | None] = {}
     left = budget_bytes
     for index, (name, size) in enumerate(sorted(in_features.items(), key=lambda item: item[1])):
         gram = size * size * _FLOAT_BYTES
-        if gram <= left:
+        share = left // (len(in_features) - index)
+        if gram <= share:
             plan[name] = None
             left -= gram
             continue
-        share = left // (len(in_features) - index)
         plan[name] = max(1, min(_SAMPLE_TOKENS, share // (size * _FLOAT_BYTES)))
         left -= (plan[name] or 0) * size * _FLOAT_BYTES
     return plan

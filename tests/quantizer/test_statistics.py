@@ -65,6 +65,9 @@ def test_budget_gives_the_small_inputs_their_gram_first() -> None:
     grams = 3 * 64 * 64 * 4
     plan = plan_samples(sizes, grams + 100 * 256 * 4)
     assert plan == {"attention_in": None, "attention_out": None, "mlp_in": None, "mlp_out": 100}
+    # Llama-3.1-405B in 2 GiB: two G would take it all.
+    large = {"attention_in": 16384, "attention_out": 16384, "mlp_in": 16384, "mlp_out": 53248}
+    assert plan_samples(large, 2 << 30) == dict.fromkeys(large, 8192) | {"mlp_out": 2520}
     tight = plan_samples(sizes, 1000)
     assert all(count is not None and count >= 1 for count in tight.values())
 
