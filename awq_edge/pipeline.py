@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from awq_edge.artifacts import Bundle, atomic_file, refuse_existing
 from awq_edge.errors import AwqEdgeError
+from awq_edge.executor_options import ExecutorOptions
 from awq_edge.model_files import read_json, resolve_model
 from awq_edge.recipe import Recipe, load_recipe
 
@@ -39,6 +40,8 @@ def quantize(
     seed: int | None = None,
     device: str | None = None,
     eval_texts: Sequence[str | Path] = (),
+    executor: str | ExecutorOptions = "local",
+    resume: bool = True,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> QuantizedCheckpoint:
@@ -48,13 +51,16 @@ def quantize(
     after it override its keys where they are not None. calibration: a text file, a directory of
     text files, "hub:NAME", or None for the text that comes with the package. device: "cpu"
     (default), "cuda" or "cuda:N". eval_texts: UTF-8 files whose perplexity, of the model and of the
-    checkpoint, goes into the report; each is loaded whole for it, in float32. observer: called with
-    the blocks done, their number and a word.
+    checkpoint, goes into the report; each is loaded whole for it, in float32. executor: "local",
+    "ray", or `ExecutorOptions`; the result does not depend on it. resume: continue where a run that
+    was killed has stopped. observer: called with the blocks done, their number and a word.
     Returns the checkpoint's path and its report. Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.evaluate.text import read_text
     from awq_edge.quantizer import quantize_checkpoint
+    from awq_edge.quantizer.resume import has_blocks
 
+    work = _executor(executor)
     resolved = _recipe(recipe).overridden(
         {
             "quantization.method": method,
@@ -67,7 +73,8 @@ def quantize(
             "calibration.seed": seed,
         }
     )
-    refuse_existing(Path(out), overwrite=overwrite)
+    if not (resume and has_blocks(Path(out))):
+        refuse_existing(Path(out), overwrite=overwrite)
     for text in eval_texts:
         read_text(Path(text), "--eval-text")
     source = resolve_model(str(model))
@@ -78,6 +85,8 @@ def quantize(
         model_name=model_name(str(model)),
         calibration=calibration,
         device=device or "cpu",
+        executor=work,
+        resume=resume,
         overwrite=overwrite,
         observer=observer,
     )
@@ -109,6 +118,8 @@ def export(
     length: int | None = None,
     seed: int | None = None,
     device: str | None = None,
+    executor: str | ExecutorOptions = "local",
+    resume: bool = True,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> Bundle:
@@ -127,6 +138,7 @@ def export(
     )
 
     out = Path(out)
+    work = _executor(executor)
     loaded = _recipe(recipe)
     # By name, before the recipe is asked for what such a runtime needs.
     require_lowering(runtime or loaded.runtime.backend)
@@ -190,7 +202,10 @@ def export(
         model_name=name,
         calibration=calibration,
         device=device or "cpu",
-        reuse=True,
+        executor=work,
+        resume=resume,
+        reuse=resume,
+        overwrite=True,  # a checkpoint of ours
         observer=observer,
     )
     bundle = export_checkpoint(
@@ -252,6 +267,10 @@ def model_name(model: str) -> str:
     """How reports call a model: "demo", the hub id, or the directory's name."""
     path = Path(model).expanduser()
     return path.resolve().name if path.is_dir() else model
+
+
+def _executor(executor: str | ExecutorOptions) -> ExecutorOptions:
+    return ExecutorOptions(executor) if isinstance(executor, str) else executor
 
 
 def _recipe(recipe: str | Path | Recipe) -> Recipe:

@@ -10,12 +10,17 @@ from awq_edge.cli.options import (
     BitsOption,
     CalibrationOption,
     DeviceOption,
+    ExecutorOption,
     GroupSizeOption,
     LengthOption,
     OutBundle,
     OverwriteOption,
     PropagateErrorOption,
+    RayAddressOption,
+    RayBlocksOption,
+    RayGpusOption,
     RecipeOption,
+    ResumeOption,
     SamplesOption,
     SchemeOption,
     SeedOption,
@@ -74,12 +79,18 @@ def export(
     length: LengthOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
+    ray_blocks: RayBlocksOption = None,
+    ray_gpus: RayGpusOption = 1.0,
+    resume: ResumeOption = True,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
     from rich.console import Console
 
     from awq_edge.cli.progress import block_progress
+    from awq_edge.executor_options import ExecutorOptions
     from awq_edge.pipeline import export as export_stage
 
     with block_progress(Console(stderr=True)) as observer:
@@ -102,6 +113,8 @@ def export(
             length=length,
             seed=seed,
             device=device,
+            executor=ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus),
+            resume=resume,
             overwrite=overwrite,
             observer=observer,
         )

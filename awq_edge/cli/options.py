@@ -44,6 +44,30 @@ SeedOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N, to quantize on.  [default: cpu]")
 ]
+ExecutorOption = Annotated[
+    str,
+    typer.Option(help="local: this process; ray: the machines of a Ray cluster. Same result."),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT|auto",
+        help="A Ray cluster that runs.  [default: RAY_ADDRESS, or one for this run, here]",
+    ),
+]
+RayBlocksOption = Annotated[
+    int | None,
+    typer.Option(help="Blocks in work at a time.  [default: as many as there is room for]"),
+]
+RayGpusOption = Annotated[
+    float, typer.Option(help="Share of a GPU that a Ray task gets, with --device cuda.")
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume", help="Keep the finished blocks of a run that was interrupted."
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 OutCheckpoint = Annotated[
     Path, typer.Option(help="Directory of the checkpoint, made by this command.")

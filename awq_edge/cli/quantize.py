@@ -11,12 +11,17 @@ from awq_edge.cli.options import (
     BitsOption,
     CalibrationOption,
     DeviceOption,
+    ExecutorOption,
     GroupSizeOption,
     LengthOption,
     OutCheckpoint,
     OverwriteOption,
     PropagateErrorOption,
+    RayAddressOption,
+    RayBlocksOption,
+    RayGpusOption,
     RecipeOption,
+    ResumeOption,
     SamplesOption,
     SchemeOption,
     SeedOption,
@@ -53,6 +58,11 @@ def quantize(
             "several times. Loads the whole model.",
         ),
     ] = None,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
+    ray_blocks: RayBlocksOption = None,
+    ray_gpus: RayGpusOption = 1.0,
+    resume: ResumeOption = True,
     overwrite: OverwriteOption = False,
     json_to: Annotated[
         str | None,
@@ -64,6 +74,7 @@ def quantize(
 
     from awq_edge.cli.output import JsonTarget
     from awq_edge.cli.progress import block_progress
+    from awq_edge.executor_options import ExecutorOptions
     from awq_edge.pipeline import quantize as quantize_stage
 
     target = JsonTarget(json_to)
@@ -83,6 +94,8 @@ def quantize(
             seed=seed,
             device=device,
             eval_texts=eval_text or (),
+            executor=ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus),
+            resume=resume,
             overwrite=overwrite,
             observer=observer,
         )

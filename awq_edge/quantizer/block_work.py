@@ -5,7 +5,8 @@
 All scales of a block are found on its original weights and folded before anything is rounded: a
 fold changes the rows of the linear before it, and codes made earlier would be stale.
 
-Each step is a function of its arguments alone, so that an executor may run it anywhere.
+Each step is a function of its arguments alone, so that an executor may run it anywhere, and again
+where it was lost.
 """
 
 from __future__ import annotations
@@ -80,6 +81,13 @@ class BlockTask:
         inputs = self.decoder.inputs(self.layer).items()
         return {linear: name for name, linears in inputs for linear in linears}
 
+    def members_by_input(self, group: ScaleGroup) -> dict[str, list[str]]:
+        """The linears of a group that are quantized, by the input that they read."""
+        found: dict[str, list[str]] = {}
+        for name in self.members(group):
+            found.setdefault(self.input_of[name], []).append(name)
+        return found
+
     def statistics_of(self, group: ScaleGroup, statistics: Statistics) -> Statistics:
         """Those of the group's inputs."""
         names = (self.input_of[linear] for linear in self.members(group))
@@ -146,16 +154,17 @@ def quantize_block(
     folded = fold_block(task, tensors, choices)
     with clock.phase("round"):
         parts = mapper(
-            round_group,
+            round_linears,
             [
                 (
                     task,
-                    g,
-                    _of_group(g, folded),
-                    choices[g.name],
-                    task.statistics_of(g, statistics),
+                    names,
+                    {f"{name}.weight": folded[f"{name}.weight"] for name in names},
+                    choices[group.name],
+                    statistics[source],
                 )
-                for g in groups
+                for group in groups
+                for source, names in task.members_by_input(group).items()
             ],
         )
         rounded = {name: linear for part in parts for name, linear in part.items()}
@@ -219,20 +228,21 @@ def fold_block(task: BlockTask, tensors: Tensors, choices: Mapping[str, GroupCho
     return folded
 
 
-def round_group(
+def round_linears(
     task: BlockTask,
-    group: ScaleGroup,
+    names: Sequence[str],
     folded: Tensors,
     choice: GroupChoice,
-    statistics: Statistics,
+    inputs: InputStatistics,
 ) -> dict[str, RoundedLinear]:
-    """The codes of the linears of one group. folded: of the block, those of the group at least.
+    """The codes of the linears of one group that read one input. folded: their weights, by name
+    relative to the block. choice: of their group.
 
     Raises ModelError naming the linear whose scales overflow float16.
     """
     number_format = task.options.number_format
     found: dict[str, RoundedLinear] = {}
-    for name in task.members(group):
+    for name in names:
         try:
             nearest = round_to_nearest(
                 folded[f"{name}.weight"], number_format, choice.clips.get(name)
@@ -240,13 +250,8 @@ def round_group(
         except ScaleOverflow as error:
             raise ModelError(f"{task.model}: '{task.full_name(name)}': {error}") from None
         found[name] = RoundedLinear(nearest, False)
-    for source in task.statistics_of(group, statistics):
-        names = [name for name in task.members(group) if task.input_of[name] == source]
-        inputs = statistics[source]
-        factor = _gptq_factor(task.options, inputs, choice.scale)
-        if factor is not None:
-            found |= _with_gptq(task, {n: found[n] for n in names}, folded, factor, choice, inputs)
-    return found
+    factor = _gptq_factor(task.options, inputs, choice.scale)
+    return found if factor is None else _with_gptq(task, found, folded, factor, choice, inputs)
 
 
 def _with_gptq(

@@ -1,4 +1,4 @@
-"""Where the work on blocks is done: here, or by another executor with the same interface.
+"""Where the work on blocks is done: here, or on the machines of a Ray cluster.
 
 The driver runs the blocks' forward passes itself, in order. What is left of a block, see
 `awq_edge.quantizer.block_work`, needs only its weights and statistics.
@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
+
+from awq_edge.executor_options import ExecutorOptions
 from awq_edge.quantizer.block_work import (
     BlockOutcome,
     BlockTask,
@@ -45,3 +48,16 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def open_executor(options: ExecutorOptions, device: torch.device, block_bytes: int) -> Executor:
+    """The executor of these options.
+
+    block_bytes: weights and statistics of a block, as they travel. Raises RuntimeUnavailableError
+    where the cluster cannot be reached or has no machine for a task.
+    """
+    if options.kind == "local":
+        return LocalExecutor()
+    from awq_edge.quantizer.ray_executor import RayExecutor
+
+    return RayExecutor(options, device, block_bytes)

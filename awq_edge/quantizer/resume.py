@@ -37,9 +37,12 @@ Tensors = dict[str, torch.Tensor]
 class BlockStore:
     """The folder of one checkpoint that is being made."""
 
-    def __init__(self, out: Path, key: str) -> None:
-        """Open or begin the folder beside `out`. Raises ConfigError when another run uses it."""
-        self._folder = out.parent / f".{out.name}.resume"
+    def __init__(self, out: Path, key: str, *, resume: bool = True) -> None:
+        """Open or begin the folder beside `out`. resume: keep the blocks that it has.
+
+        Raises ConfigError when another run uses it.
+        """
+        self._folder = _folder(out)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -49,7 +52,7 @@ class BlockStore:
             raise ConfigError(
                 f"another run is making {out} now; wait for it or choose another --out"
             ) from None
-        if self._read_key() != key:
+        if not resume or self._read_key() != key:
             for path in self._folder.iterdir():
                 if path.name != "lock":
                     path.unlink()
@@ -91,6 +94,15 @@ class BlockStore:
             return (self._folder / "key").read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
             return None
+
+
+def has_blocks(out: Path) -> bool:
+    """Whether a run that made `out` was interrupted, at the latest when it removed the folder."""
+    return _folder(out).exists()
+
+
+def _folder(out: Path) -> Path:
+    return out.parent / f".{out.name}.resume"
 
 
 def resume_key(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:

@@ -14,11 +14,17 @@ import torch
 from awq_edge.artifacts import atomic_directory, is_disk_full, refuse_existing, require_disk
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError, ResourceError
+from awq_edge.executor_options import LOCAL, ExecutorOptions
 from awq_edge.provenance import source_commit, versions
 from awq_edge.quantizer.block_work import BlockOptions
 from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
-from awq_edge.quantizer.driver import CalibratedBlocks, Observer, RtnBlocks, obstacles
-from awq_edge.quantizer.executors import Executor, LocalExecutor
+from awq_edge.quantizer.driver import (
+    CalibratedBlocks,
+    Observer,
+    RtnBlocks,
+    obstacles,
+)
+from awq_edge.quantizer.executors import open_executor
 from awq_edge.quantizer.report import (
     REPORT_FILE,
     BlockReport,
@@ -27,8 +33,9 @@ from awq_edge.quantizer.report import (
     QuantizationReport,
     summarise,
 )
-from awq_edge.quantizer.resume import BlockStore, resume_key
+from awq_edge.quantizer.resume import BlockStore, has_blocks, resume_key
 from awq_edge.quantizer.rounding import NumberFormat
+from awq_edge.quantizer.sizes import block_bytes
 from awq_edge.quantizer.writer import (
     CheckpointWriter,
     checkpoint_bytes,
@@ -62,6 +69,7 @@ class _Job:
     number_format: NumberFormat
     calibration: CalibrationSet | None
     device: torch.device
+    executor: ExecutorOptions
     key: str
     started: float
 
@@ -74,6 +82,8 @@ def quantize_checkpoint(
     model_name: str,
     calibration: str | Path | None = None,
     device: str = "cpu",
+    executor: ExecutorOptions = LOCAL,
+    resume: bool = True,
     overwrite: bool = False,
     reuse: bool = False,
     observer: Observer | None = None,
@@ -82,8 +92,9 @@ def quantize_checkpoint(
 
     recipe: method, bits, group size, scheme, error propagation, calibration size and seed.
     calibration: a text file, a directory of text files, "hub:NAME", or None for the packaged text.
-    device: cpu, cuda or cuda:N. reuse: return what `out` holds if it was made from the same inputs.
-    A run that was killed leaves its finished blocks beside `out`; the same call continues there.
+    device: cpu, cuda or cuda:N. executor: where blocks are worked on; "rtn" has no searches and is
+    done here. resume: continue with the finished blocks that a run that was killed has left beside
+    `out`. reuse: return what `out` holds if it was made from the same inputs.
     Raises ModelError for a model that is damaged, unknown or quantized already, ConfigError for
     options that cannot be met, ResourceError when the disk is too full.
     """
@@ -96,7 +107,8 @@ def quantize_checkpoint(
         )
     number_format = NumberFormat(defaults.bits, defaults.group_size, defaults.scheme)
     where = torch_device(device)
-    if not reuse:
+    continued = resume and has_blocks(out)
+    if not reuse and not continued:
         refuse_existing(out, overwrite=overwrite)
     checkpoint = _open_unquantized(model)
     drawn = None if method == "rtn" else _calibration(checkpoint, recipe, calibration)
@@ -106,8 +118,12 @@ def quantize_checkpoint(
         "device": device_name(where),
     }
     key = resume_key(checkpoint, settings)
-    if reuse and (found := _finished(out, key)) is not None:
+    if (reuse or continued) and (found := _finished(out, key)) is not None:
+        if continued:  # killed between the two: the checkpoint is there, so is the folder
+            BlockStore(out, key).remove()
         return found
+    if not reuse:
+        refuse_existing(out, overwrite=overwrite)
     # Finished blocks and the shards that are made of them: twice.
     require_disk(out.parent, 2 * checkpoint_bytes(checkpoint, number_format), "the checkpoint")
     job = _Job(
@@ -117,10 +133,11 @@ def quantize_checkpoint(
         number_format=number_format,
         calibration=drawn,
         device=where,
+        executor=executor,
         key=key,
         started=started,
     )
-    store = BlockStore(out, key)
+    store = BlockStore(out, key, resume=resume)
     try:
         reports = _quantize_blocks(job, recipe, store, observer)
         report = _publish(job, store, reports, out, overwrite or reuse, observer)
@@ -197,10 +214,20 @@ def _quantize_blocks(
         if observer is not None:
             for layer in range(total):
                 observer(layer, total, f"block {layer}, kept")
+    elif job.calibration is None:
+        rtn = RtnBlocks(job.checkpoint, job.number_format, job.device)
+        _run_blocks(rtn, store, reports, total, observer)
     else:
-        executor = LocalExecutor()
+        options = _options(job, recipe)
+        stored = (entry.dtype for entry in job.checkpoint.files.entries.values())
+        element_bytes = 4 if "F32" in stored else 2
+        size = block_bytes(job.checkpoint.decoder, options.statistics_budget, element_bytes)
+        executor = open_executor(job.executor, job.device, size)
         try:
-            _run_blocks(_blocks(job, recipe, executor), store, reports, total, observer)
+            blocks = CalibratedBlocks(
+                job.checkpoint, job.calibration, options, job.device, executor
+            )
+            _run_blocks(blocks, store, reports, total, observer)
         finally:
             executor.close()
     return [reports[layer] for layer in range(total)]
@@ -231,10 +258,8 @@ def _run_blocks(
         reports[layer] = report
 
 
-def _blocks(job: _Job, recipe: Recipe, executor: Executor) -> CalibratedBlocks | RtnBlocks:
-    if job.calibration is None:
-        return RtnBlocks(job.checkpoint, job.number_format, job.device)
-    options = BlockOptions(
+def _options(job: _Job, recipe: Recipe) -> BlockOptions:
+    return BlockOptions(
         number_format=job.number_format,
         statistics_budget=recipe.quantization.statistics_budget_bytes,
         seed=recipe.calibration.seed,
@@ -242,7 +267,6 @@ def _blocks(job: _Job, recipe: Recipe, executor: Executor) -> CalibratedBlocks |
         search=job.method != "gptq",
         gptq=job.method != "awq",
     )
-    return CalibratedBlocks(job.checkpoint, job.calibration, options, job.device, executor)
 
 
 def _publish(

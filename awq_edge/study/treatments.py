@@ -28,7 +28,7 @@ from awq_edge.quantizer.block_work import (
     Statistics,
     Tensors,
     fold_block,
-    round_group,
+    round_linears,
     search_scale_group,
 )
 from awq_edge.quantizer.clipping import search_clips
@@ -163,8 +163,9 @@ def _by_the_quantizer(
     folded = fold_block(task, tensors, choices)
     rounded: dict[str, RoundedLinear] = {}
     for group in task.groups:
-        own = task.statistics_of(group, statistics)
-        rounded |= round_group(tasks[group.name], group, folded, choices[group.name], own)
+        its_task, choice = tasks[group.name], choices[group.name]
+        for source, names in its_task.members_by_input(group).items():
+            rounded |= round_linears(its_task, names, folded, choice, statistics[source])
     for name, linear in rounded.items():
         folded[f"{name}.weight"] = linear.rounded.dequantize()
     return folded

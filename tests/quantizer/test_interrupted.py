@@ -82,7 +82,44 @@ def run_and_kill(model: Path, out: Path, text: Path, method: str, blocks: int) -
     assert result.returncode == -signal.SIGKILL, result.stderr
 
 
-def quantized(model: Path, out: Path, text: Path, method: str) -> list[str]:
+# A function that a run calls, and at which call of it the run kills itself.
+MOMENTS = {
+    "in the statistics pass": ("statistics.InputStatistics.add", 6),
+    "in the search of a block": ("block_work.search_scale_group", 7),
+    "between a block's tensors and its report": ("report.BlockReport.model_dump_json", 3),
+    "before a shard is written": ("writer.CheckpointWriter._flush", 1),
+    "before the checkpoint gets its name": ("stage.write_config", 1),
+    "when the checkpoint has its name": ("resume.BlockStore.remove", 1),
+}
+
+
+def kill_in(model: Path, out: Path, text: Path, function: str, call: int) -> None:
+    """Quantize in a process that kills itself (SIGKILL) when it calls a function for the n-th
+    time."""
+    script = (
+        "import importlib, os, signal, sys, awq_edge\n"
+        "model, out, text, function, call = sys.argv[1:]\n"
+        "module, *names = function.split('.')\n"
+        "owner = importlib.import_module('awq_edge.quantizer.' + module)\n"
+        "for name in names[:-1]:\n"
+        "    owner = getattr(owner, name)\n"
+        "original, left = getattr(owner, names[-1]), [int(call)]\n"
+        "def counted(*args, **options):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] == 0:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return original(*args, **options)\n"
+        "setattr(owner, names[-1], counted)\n"
+        "awq_edge.quantize(model, out, group_size=32, calibration=text, samples=4, length=64)"
+    )
+    command = [sys.executable, "-c", script, str(model), str(out), str(text), function, str(call)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+
+
+def quantized(
+    model: Path, out: Path, text: Path, method: str | None = None, *, resume: bool = True
+) -> list[str]:
     """Quantize to the end; what the observer was told."""
     told: list[str] = []
     awq_edge.quantize(
@@ -93,6 +130,7 @@ def quantized(model: Path, out: Path, text: Path, method: str) -> list[str]:
         calibration=text,
         samples=4,
         length=64,
+        resume=resume,
         observer=lambda done, total, what: told.append(what),
     )
     return told
@@ -113,6 +151,65 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     for file in ("model.safetensors", "config.json"):
         assert (out / file).read_bytes() == (whole / file).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_may_be_killed_at_any_moment(
+    model: Path, calibration_text: Path, tmp_path: Path, moment: str
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    function, call = MOMENTS[moment]
+    kill_in(model, out, calibration_text, function, call)
+    assert (tmp_path / ".out.resume").exists()
+    assert out.exists() == (moment == "when the checkpoint has its name")
+    quantized(model, out, calibration_text)
+    quantized(model, whole, calibration_text)
+    for file in ("model.safetensors", "config.json"):
+        assert (out / file).read_bytes() == (whole / file).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_checkpoint_that_was_there_before_is_not_taken_for_the_new_one(
+    model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    """A run with --overwrite was killed; without it, the old checkpoint is safe."""
+    out = tmp_path / "out"
+    quantized(model, out, calibration_text, "rtn")
+    before = (out / "model.safetensors").read_bytes()
+    store = BlockStore(out, "key")
+    store.close()
+    with pytest.raises(ConfigError, match="exists; choose another --out or give --overwrite"):
+        quantized(model, out, calibration_text, "awq")
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["quantize", "export"])
+def test_no_resume_starts_over(
+    model: Path, calibration_text: Path, tmp_path: Path, stage: str
+) -> None:
+    """And keeps nothing: neither finished blocks nor, for an export, a finished checkpoint."""
+    out = tmp_path / "out"
+    options = {"method": "rtn", "group_size": 32}
+    if stage == "export":
+        options |= {"lm_head_bits": 16}
+
+    def run(resume: bool, stop_at: str | None = None) -> list[str]:
+        told: list[str] = []
+
+        def observe(done: int, total: int, what: str) -> None:
+            told.append(what)
+            if stop_at is not None and what.startswith(stop_at):
+                raise KeyboardInterrupt
+
+        call = getattr(awq_edge, stage)
+        call(model, out, calibration=calibration_text, resume=resume, observer=observe, **options)
+        return told
+
+    for stop_at in ("block 3", "writing weights") if stage == "export" else ("block 3", "writing"):
+        with pytest.raises(KeyboardInterrupt):
+            run(True, stop_at)
+    assert run(False)[:6] == [f"block {layer}" for layer in range(6)]
 
 
 def test_it_continues_in_the_block_that_it_was_in(
