@@ -34,7 +34,8 @@ _PARTS = ("embedding", "blocks", "norms", "lm_head", "other")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 # The tensors of a quantized linear that hold its codes, and its scales: AutoAWQ's and
 # compressed-tensors' names.
-_CODES = ("qweight", "weight_packed")
+_PACKED, _ZERO_POINT = "weight_packed", "weight_zero_point"
+_CODES = ("qweight", _PACKED)
 _SCALES = ("scales", "weight_scale")
 _BITS = (8, 4, 3, 2)
 _CACHE_ITEM_BYTES = 2  # float16 or bfloat16: what a runtime takes unless told otherwise
@@ -216,14 +217,17 @@ class _Weights:
             return self._entries[name].dtype
         assert self._checkpoint.quantization is not None
         out_features, in_features = shape
-        entries = {name.rpartition(".")[2]: self._entries[name] for name in self._stored[linear]}
-        codes = next(entries[name] for name in _CODES if name in entries)
-        scales = next(entries[name] for name in _SCALES if name in entries)
+        entries = {full.rpartition(".")[2]: self._entries[full] for full in self._stored[linear]}
+        codes = next(entries[kind] for kind in _CODES if kind in entries)
+        scales = next(entries[kind] for kind in _SCALES if kind in entries)
         # The last word of a row may hold fewer codes: the bits are the most that fit.
         measured = 8 * codes.size / (out_features * in_features)
         bits = next(bits for bits in _BITS if bits <= measured)
         group_size = in_features * out_features // math.prod(scales.shape)
-        return f"{bits}-bit, group {group_size}, {self._checkpoint.quantization.scheme}"
+        scheme = self._checkpoint.quantization.scheme
+        if _PACKED in entries:  # linears may differ: one without zero points is symmetric
+            scheme = "asymmetric" if _ZERO_POINT in entries else "symmetric"
+        return f"{bits}-bit, group {group_size}, {scheme}"
 
 
 def _by_module(entries: Mapping[str, TensorEntry]) -> dict[str, list[str]]:
