@@ -36,7 +36,7 @@ COMPARED: tuple[Method, ...] = (
 )
 _PUBLIC: tuple[Method, ...] = ("rtn", "awq", "gptq", "awq+gptq")  # those of `quantize`
 _SEARCHED: tuple[Method, ...] = _PUBLIC[1:]
-FIXED_S = (1.0, 1.25, 1.5, 2.0, 4.0)  # the paper's table 2
+FIXED_S = (1.0, 1.25, 1.5, 2.0, 4.0, 8.0, 16.0)  # the paper's table 2, and two beyond it
 LARGEST_GROUP = 128
 GROUP_SIZES = (32, 64, LARGEST_GROUP, None)
 SAMPLES = (4, 8, 16, 32, 64, 128)

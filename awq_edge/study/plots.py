@@ -139,21 +139,24 @@ def _fixed_s(rows: Sequence[Row]) -> Any:
         axis.set_title(f"{model}, INT3 g128")
         axis.set_ylabel(_GAP)
         _from_zero(axis)
-        axis.set_xlabel("s of the 1 % largest channels")
-    axis = axes[0][-1]
+    errors = axes[0][-1]
     for model, style in zip(models, ("-", "--"), strict=False):
         own = [row for row in rows if row.model == model]
         scaled = [row.effect.salient_error_ratio for row in own if row.effect]
         others = [row.effect.other_error_ratio for row in own if row.effect]
         factors = [row.s for row in own]
-        axis.plot(factors, scaled, style, color="#0072B2", marker="o", label=f"scaled, {model}")
-        axis.plot(factors, others, style, color="#7f7f7f", marker="o", label=f"others, {model}")
+        errors.plot(factors, scaled, style, color="#0072B2", marker="o", label=f"scaled, {model}")
+        errors.plot(factors, others, style, color="#7f7f7f", marker="o", label=f"others, {model}")
     factors = [row.s for row in rows if row.model == models[0]]
-    axis.plot(factors, [1 / s for s in factors if s], ":", color="#444444", label="1/s")
-    axis.set_title("error of the weights, relative to s = 1")
-    axis.set_xlabel("s of the 1 % largest channels")
-    _from_zero(axis)
-    axis.legend()
+    errors.plot(factors, [1 / s for s in factors if s], ":", color="#444444", label="1/s")
+    errors.set_title("error of the weights, relative to s = 1")
+    errors.set_yscale("log", base=2)
+    errors.yaxis.set_major_formatter("{x:g}")
+    errors.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for axis in axes[0]:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlabel("s of the 1 % largest channels")
     return figure
 
 
