@@ -19,13 +19,18 @@ import numpy.typing as npt
 from awq_edge.archs import Decoder, Linear, decoder_from_config
 from awq_edge.errors import ModelError
 from awq_edge.fused_experts import split_fused_experts
-from awq_edge.model_files import ModelFiles
+from awq_edge.model_files import ModelFiles, TensorEntry
 from awq_edge.w4a16 import GEMM_LANES, QuantizedWeight, Scheme, unpack_gemm
 
 Array = npt.NDArray[Any]
 
 # Buffers that some checkpoints carry and no decoder reads.
-_IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+_IGNORED_SUFFIXES = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".embeddings.position_ids",
+)
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,22 @@ class Checkpoint:
         """
         files = ModelFiles(path)
         decoder = decoder_from_config(files.config)
-        files.entries = split_fused_experts(files.entries, decoder)
+        files.entries = split_fused_experts(_names_on_disk(files, decoder), decoder)
         checkpoint = cls(files, decoder, _quantization_config(files))
         checkpoint._check_names_and_shapes()
         return checkpoint
+
+    @property
+    def kept_names(self) -> list[str]:
+        """Names of what is kept as it is: the vision tower and projector, where there are some."""
+        vision = self.decoder.architecture.vision
+        if vision is None:
+            return []
+        return [
+            name
+            for name in self.files.entries
+            if vision.keeps(name) and not name.endswith(_IGNORED_SUFFIXES)
+        ]
 
     def is_quantized(self, name: str) -> bool:
         """Whether the linear of this full name ("model.layers.0.mlp.up_proj") is quantized."""
@@ -110,10 +127,17 @@ class Checkpoint:
                     f"{self.path}: weight '{name}' has shape {list(entry.shape)}, "
                     f"config.json implies {list(shape)}"
                 )
+        vision = self.decoder.architecture.vision
+        for part in () if vision is None else vision.parts:
+            if not any(name.startswith(f"{part}.") for name in self.files.entries):
+                raise ModelError(f"{self.path}: the weights of '{part}' are missing")
         lm_head = f"{self.decoder.architecture.lm_head}.weight"
         for name in self.files.entries:
             tied_copy = name == lm_head and self.decoder.tied_embeddings
-            if name not in expected and not tied_copy and not name.endswith(_IGNORED_SUFFIXES):
+            is_kept = vision is not None and vision.keeps(name)
+            if is_kept or name.endswith(_IGNORED_SUFFIXES):
+                continue
+            if name not in expected and not tied_copy:
                 raise ModelError(
                     f"{self.path}: unexpected weight '{name}' for model_type "
                     f"'{self.decoder.model_type}'"
@@ -138,6 +162,23 @@ class Checkpoint:
             shapes[f"{linear}.qzeros"] = (in_features // group, out_features // GEMM_LANES)
             shapes[f"{linear}.scales"] = (in_features // group, out_features)
         return shapes
+
+
+def _names_on_disk(files: ModelFiles, decoder: Decoder) -> dict[str, TensorEntry]:
+    """The entries of a directory; names as transformers has them in memory in their form on disk.
+
+    transformers 5 writes the former where it is told to.
+    """
+    vision = decoder.architecture.vision
+    if vision is None:
+        return files.entries
+    found: dict[str, TensorEntry] = {}
+    for name, entry in files.entries.items():
+        on_disk = vision.name_on_disk(name)
+        if on_disk in found:
+            raise ModelError(f"{files.path}: weight '{on_disk}' is there twice, also as '{name}'")
+        found[on_disk] = entry
+    return dict(sorted(found.items()))
 
 
 def _quantization_config(files: ModelFiles) -> QuantizationConfig | None:

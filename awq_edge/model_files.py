@@ -47,6 +47,10 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    # of vision-language models: how images become inputs
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 # What the quantizer says about a checkpoint; a bundle keeps it.
 REPORT_FILES = ("quantization_report.json", "quantization_report.html")
@@ -123,7 +127,7 @@ class ModelFiles:
         return read_json(path) if path.exists() else {}
 
     def tokenizer_files(self) -> list[Path]:
-        """The tokenizer, chat template and generation files that exist."""
+        """The tokenizer, chat template, image processor and generation files that exist."""
         return [self.path / name for name in TOKENIZER_FILES if (self.path / name).exists()]
 
     def report_files(self) -> list[Path]:

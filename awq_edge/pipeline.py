@@ -35,6 +35,7 @@ def quantize(
     scheme: str | None = None,
     propagate_error: bool | None = None,
     calibration: str | Path | None = None,
+    images: str | Path | None = None,
     samples: int | None = None,
     length: int | None = None,
     seed: int | None = None,
@@ -49,11 +50,12 @@ def quantize(
 
     model: a directory, a hub id, or "demo". recipe: a name, a path, or a Recipe; the arguments
     after it override its keys where they are not None. calibration: a text file, a directory of
-    text files, "hub:NAME", or None for the text that comes with the package. device: "cpu"
-    (default), "cuda" or "cuda:N". eval_texts: UTF-8 files whose perplexity, of the model and of the
-    checkpoint, goes into the report; each is loaded whole for it, in float32. executor: "local",
-    "ray", or `ExecutorOptions`; the result does not depend on it. resume: continue where a run that
-    was killed has stopped. observer: called with the blocks done, their number and a word.
+    text files, "hub:NAME", or None for the text that comes with the package. images: a directory of
+    pictures for a vision-language model, or None for drawn ones. device: "cpu" (default), "cuda" or
+    "cuda:N". eval_texts: UTF-8 files whose perplexity, of the model and of the checkpoint, goes
+    into the report; each is loaded whole for it, in float32. executor: "local", "ray", or
+    `ExecutorOptions`; the result does not depend on it. resume: continue where a run that was
+    killed has stopped. observer: called with the blocks done, their number and a word.
     Returns the checkpoint's path and its report. Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.evaluate.text import read_text
@@ -84,6 +86,7 @@ def quantize(
         resolved,
         model_name=model_name(str(model)),
         calibration=calibration,
+        images=None if images is None else Path(images).expanduser(),
         device=device or "cpu",
         executor=work,
         resume=resume,

@@ -5,14 +5,43 @@ An architecture that is not listed takes the sizes as they are.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from awq_edge.archs import Decoder
 
 _EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "num_local_experts": 4}
+# Vision-language models, with the usual model_type of their text_config.
+_TEXTS = {"llava": "llama", "qwen2_vl": "qwen2_vl_text"}
+IMAGE_TOKEN, VIDEO_TOKEN, BEFORE_IMAGE, AFTER_IMAGE = 5, 6, 7, 8
+_OUTER_KEYS = ("tie_word_embeddings", "vision_config", "vision_feature_select_strategy")
+_LLAVA: dict[str, Any] = {
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 7,
+        "projection_dim": 32,
+    },
+    "image_token_index": IMAGE_TOKEN,
+}
+_QWEN2_VL: dict[str, Any] = {
+    "vision_config": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
+    "image_token_id": IMAGE_TOKEN,
+    "video_token_id": VIDEO_TOKEN,
+    "vision_start_token_id": BEFORE_IMAGE,
+    "vision_end_token_id": AFTER_IMAGE,
+}
 _GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 16, "pad_token_id": 0}
 
 
 def tiny_config(model_type: str, sizes: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """Arguments of AutoConfig.for_model. sizes: under Llama's names."""
+    if model_type in _TEXTS:
+        return _with_vision(model_type, sizes, changes)
     config = dict(sizes)
     if model_type == "opt":
         # No grouped-query attention, no head size of its own, and other names.
@@ -20,6 +49,48 @@ def tiny_config(model_type: str, sizes: dict[str, Any], **changes: Any) -> dict[
         for key in ("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"):
             config.pop(key, None)
     return config | _differences(model_type) | changes
+
+
+def is_vision(model_type: str) -> bool:
+    return model_type in _TEXTS
+
+
+def model_class(model_type: str) -> Any:
+    """transformers' Auto class of the whole model."""
+    import transformers
+
+    if is_vision(model_type):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def in_memory(decoder: Decoder, name: str) -> str:
+    """A name on disk as transformers' class has it."""
+    vision = decoder.architecture.vision
+    return name if vision is None else vision.name_in_memory(name)
+
+
+def _with_vision(model_type: str, sizes: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested configurations. changes: of text_config, but for those in _OUTER_KEYS."""
+    outer = {key: value for key, value in changes.items() if key in _OUTER_KEYS}
+    changes = {key: value for key, value in changes.items() if key not in _OUTER_KEYS}
+    kind = changes.get("text_model_type", _TEXTS[model_type])
+    changes.pop("text_model_type", None)
+    text = {**sizes, "model_type": kind}
+    if kind != "llama":  # the others have no such keys, and Qwen2-VL no head size of its own
+        names = ("attention_bias", "mlp_bias", *(["head_dim"] if kind == "qwen2_vl_text" else []))
+        text = {key: value for key, value in text.items() if key not in names}
+    if model_type == "llava":
+        return {"text_config": text | changes, **_LLAVA, **outer}
+    half = text["hidden_size"] // text["num_attention_heads"] // 2
+    side = half * 3 // 8
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [half - 2 * side, side, side],
+    }
+    tower = {**_QWEN2_VL["vision_config"], "hidden_size": text["hidden_size"]}
+    return {"text_config": text | changes, **_QWEN2_VL, "vision_config": tower, **outer}
 
 
 def _differences(model_type: str) -> dict[str, Any]:

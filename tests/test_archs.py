@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arch_configs import tiny_config
+from arch_configs import in_memory, is_vision, model_class, tiny_config
 
 import awq_edge.archs
-from awq_edge.archs import Decoder, ScaleGroup, architectures, decoder_from_config
+from awq_edge.archs import Config, Decoder, ScaleGroup, architectures, decoder_from_config
 from awq_edge.errors import ModelError
 from awq_edge.model_files import ModelFiles
 
 FOLDER = Path(awq_edge.archs.__file__).parent
-NO_ARCHITECTURES = {"__init__", "base", "config", "decoder"}
+NO_ARCHITECTURES = {"__init__", "base", "config", "decoder", "vision"}
 MODEL_TYPES = sorted({path.stem for path in FOLDER.glob("*.py")} - NO_ARCHITECTURES)
 SIZES: dict[str, Any] = {
     "hidden_size": 96,
@@ -39,16 +39,24 @@ def test_weight_names_and_shapes_equal_transformers(
 ) -> None:
     """As transformers writes them: experts have other names in memory."""
     pytest.importorskip("torch", reason="host extra")
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     flags = {"attention_bias": True, "mlp_bias": True} if model_type == "llama" else {}
     sizes = tiny_config(model_type, SIZES, **flags, tie_word_embeddings=tied)
     config = AutoConfig.for_model(model_type, **sizes)
-    model = AutoModelForCausalLM.from_config(config)
+    model = model_class(model_type).from_config(config)
     model.save_pretrained(tmp_path)
     files = ModelFiles(tmp_path)
-    expected = {name: entry.shape for name, entry in files.entries.items()}
-    assert decoder_from_config(files.config).weight_shapes() == expected
+    decoder = decoder_from_config(files.config)
+    vision = decoder.architecture.vision
+    expected = {
+        name: entry.shape
+        for name, entry in files.entries.items()
+        if vision is None or not vision.keeps(name)
+    }
+    assert decoder.weight_shapes() == expected
+    # What is kept beside the decoder is all of what is left, and something.
+    assert (len(files.entries) > len(expected)) == is_vision(model_type)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -72,6 +80,14 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
     transformers = pytest.importorskip("transformers", reason="host extra")
     config = transformers.AutoConfig.for_model(model_type).to_dict()
     arch = architectures()[model_type]
+    check_defaults(arch.defaults, config.get("text_config") or config)
+    if arch.vision is not None:
+        for text, defaults in arch.vision.texts.items():
+            config = transformers.AutoConfig.for_model(text).to_dict()
+            check_defaults(defaults, config)
+
+
+def check_defaults(defaults: Config, config: dict[str, Any]) -> None:
     ropes = config.get("rope_parameters") or {}
     moved = {
         "rope_theta": ropes.get("full_attention", ropes).get("rope_theta"),
@@ -79,7 +95,7 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
         "sliding_window_pattern": config.get("_sliding_window_pattern"),
         "num_experts": config.get("num_local_experts"),
     }
-    for key, value in arch.defaults.items():
+    for key, value in defaults.items():
         assert config.get(key, moved.get(key)) == value, key
 
 
@@ -87,16 +103,16 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
 def test_what_the_config_decides_equals_transformers(model_type: str) -> None:
     """Flags that the graph reads, against the attributes of transformers' modules."""
     torch = pytest.importorskip("torch", reason="host extra")
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.for_model(model_type, **tiny_config(model_type, SIZES))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = model_class(model_type).from_config(config)
     decoder = decoder_from_config(config.to_dict())
     embedding = model.get_input_embeddings()
     assert decoder.embedding_scale == getattr(embedding, "scalar_embed_scale", 1.0)
     assert decoder.logits_softcap == getattr(config, "final_logit_softcapping", None)
-    layers = model.get_submodule(decoder.architecture.layers)
+    layers = model.get_submodule(in_memory(decoder, decoder.architecture.layers))
     for layer, window in zip(layers, decoder.windows, strict=True):
         attention = layer.self_attn
         assert decoder.attention_scale == attention.scaling

@@ -11,6 +11,7 @@ import pkgutil
 
 from awq_edge.archs.base import Architecture, Config, Experts, Linear, Rope, ScaleGroup
 from awq_edge.archs.decoder import Decoder, MixtureOfExperts
+from awq_edge.archs.vision import ImageTokens, Tower, Vision
 from awq_edge.errors import ModelError
 
 __all__ = [
@@ -18,15 +19,18 @@ __all__ = [
     "Config",
     "Decoder",
     "Experts",
+    "ImageTokens",
     "Linear",
     "MixtureOfExperts",
     "Rope",
     "ScaleGroup",
+    "Tower",
+    "Vision",
     "architectures",
     "decoder_from_config",
 ]
 
-_SHARED = {"base", "config", "decoder"}
+_SHARED = {"base", "config", "decoder", "vision"}
 
 
 @functools.cache

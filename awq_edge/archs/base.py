@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from awq_edge.archs.vision import Vision
 from awq_edge.errors import ModelError
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class Architecture:
     positions: the table of learned positions; its row position + position_offset is added.
     embedding_size: key of the embedding's channels, where project_in and project_out lie between
     those and hidden_size.
+    vision: of a vision-language model, what stands beside its decoder.
     defaults: what transformers takes where config.json lacks a key. required: keys whose value, as
     a boolean, must be this one; other models of the type are refused.
     """
@@ -173,6 +175,7 @@ class Architecture:
     layers: str = "model.layers"
     final_norm: str = "model.norm"
     lm_head: str = "lm_head"
+    vision: Vision | None = None
     defaults: Config = field(default_factory=dict)
     required: Mapping[str, bool] = field(default_factory=dict)
 

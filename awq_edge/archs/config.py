@@ -6,6 +6,7 @@ from typing import Any
 
 from awq_edge.archs.base import Architecture, Config, Rope, RopeKind
 from awq_edge.archs.decoder import Decoder, MixtureOfExperts
+from awq_edge.archs.vision import image_tokens, text_part
 from awq_edge.errors import ModelError
 
 _ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope")
@@ -25,6 +26,10 @@ _WHOLE, _WINDOWED = "full_attention", "sliding_attention"
 
 def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
     """Resolve config.json for `arch`. Raises ModelError naming the offending key and value."""
+    images = None
+    if arch.vision is not None:
+        images = image_tokens(arch.vision, config)
+        arch, config = text_part(arch, config)
     config = {**arch.defaults, **config}
     _require(arch, config)
     num_heads = _integer(config, "num_attention_heads")
@@ -72,6 +77,7 @@ def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float16"),
         bos_token_id=_first(config.get("bos_token_id")),
         eos_token_ids=_all(config.get("eos_token_id")),
+        images=images,
     )
 
 
@@ -219,6 +225,8 @@ def _rope(
 ) -> Rope:
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     kind = "longrope" if kind == "su" else kind  # its name in the first files of Phi-3
+    if kind == "mrope":
+        kind = "default"  # with positions of three axes, which text has the same on each
     if kind not in _ROPE_KINDS:
         raise ModelError(
             f"config.json: rope type '{kind}' is not supported; supported: {', '.join(_ROPE_KINDS)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awq_edge.archs.base import Architecture, FoldKind, Linear, Rope, ScaleGroup
+from awq_edge.archs.vision import ImageTokens
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -29,7 +30,7 @@ class Decoder:
     rope, local_rope: of layers without and with a window. attention_scale: multiplies q k^T.
     attention_softcap, logits_softcap: c of c * tanh(x / c), None for no cap. embedding_scale:
     multiplies the embeddings (transformers rounds it to their dtype first). embedding_size: their
-    channels. max_positions: tokens.
+    channels. max_positions: tokens. images: of a vision-language model.
     """
 
     architecture: Architecture
@@ -60,6 +61,7 @@ class Decoder:
     dtype: str
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    images: ImageTokens | None = None
 
     @property
     def model_type(self) -> str:
@@ -195,7 +197,8 @@ class Decoder:
         return shapes
 
     def unquantized_modules(self) -> tuple[str, ...]:
-        """Full names of what is a linear and never quantized: routers and projections."""
+        """Full names of what is or has linears and is never quantized: routers, projections,
+        vision towers; the latter also as transformers' class has them."""
         arch = self.architecture
         routers = (
             f"{self.layer_prefix(layer)}.{self._router}"
@@ -203,7 +206,10 @@ class Decoder:
             if self.has_experts(layer)
         )
         projections = (arch.project_in, arch.project_out) if self.has_projections else ()
-        return (*routers, *projections)
+        vision = arch.vision
+        parts = () if vision is None else vision.parts
+        in_memory = () if vision is None else map(vision.name_in_memory, parts)
+        return (*routers, *projections, *parts, *in_memory)
 
     @property
     def _experts(self) -> MixtureOfExperts:

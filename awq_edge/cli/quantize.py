@@ -46,6 +46,13 @@ def quantize(
     scheme: SchemeOption = None,
     propagate_error: PropagateErrorOption = None,
     calibration: CalibrationOption = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of pictures to calibrate a vision-language model with.  "
+            "[default: drawn ones]"
+        ),
+    ] = None,
     samples: SamplesOption = None,
     length: LengthOption = None,
     seed: SeedOption = None,
@@ -89,6 +96,7 @@ def quantize(
             scheme=scheme,
             propagate_error=propagate_error,
             calibration=calibration,
+            images=images,
             samples=samples,
             length=length,
             seed=seed,

@@ -101,7 +101,7 @@ def dense_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[
 
     Raises ModelError for scales that are not finite.
     """
-    for name in checkpoint.decoder.weight_shapes():
+    for name in (*checkpoint.decoder.weight_shapes(), *checkpoint.kept_names):
         linear = name.removesuffix(".weight")
         if checkpoint.is_quantized(linear):
             values = dequantize(checkpoint.quantized(linear))
@@ -135,7 +135,11 @@ def _load(
 
     Raises ModelError when transformers cannot load it, or any weight is missing or left over.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+    )
 
     with _quiet_transformers():
         try:
@@ -143,7 +147,10 @@ def _load(
             if weights is not None and hasattr(config, "quantization_config"):
                 del config.quantization_config
             # The class itself: AutoModelForCausalLM takes no weights without a directory.
-            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            classes = MODEL_FOR_CAUSAL_LM_MAPPING
+            if type(config) not in classes:
+                classes = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+            model, report = classes[type(config)].from_pretrained(
                 path if weights is None else None,
                 config=config,
                 state_dict=weights,

@@ -13,6 +13,7 @@ def unsupported(decoder: Decoder) -> str | None:
     has_softcap = decoder.attention_softcap is not None or decoder.logits_softcap is not None
     has_local_rope = any(decoder.windows) and decoder.rope != decoder.local_rope
     missing = {
+        "image inputs": decoder.images is not None,
         "experts": decoder.moe is not None,
         "fused projections": is_fused,
         "an MLP without a gate": not arch.gated,

@@ -2,12 +2,13 @@
 
 The model is built on the meta device. Its own forward pass runs once with blocks that only note
 their arguments, which gives the embedded tokens and what each block needs beside them (rotary
-tables, masks), whatever the architecture.
+tables, masks), whatever the architecture. Of a vision-language model, that pass takes the images
+too, with the weights of its vision tower loaded until it is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 from awq_edge.archs import Decoder
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
+from awq_edge.quantizer.calibration import ImageInputs
 from awq_edge.quantizer.experts import module_name, separate_experts
+from awq_edge.quantizer.meta_model import MetaModel
 from awq_edge.torch_tensors import read_float32
 
 Tensors = dict[str, torch.Tensor]
@@ -31,55 +34,61 @@ class BlockRunner:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         """Build the model without its weights. Raises ModelError when transformers cannot."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         self._checkpoint = checkpoint
         self._device = device
         decoder = checkpoint.decoder
-        # sdpa has no soft cap, and transformers refuses it for models that can have one.
-        has_softcap = decoder.architecture.attention_softcap is not None
-        try:
-            config = AutoConfig.from_pretrained(str(checkpoint.path))
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(
-                    config,
-                    dtype=torch.float32,
-                    attn_implementation="eager" if has_softcap else "sdpa",
-                )
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ModelError(
-                f"{checkpoint.path}: transformers cannot build the model: {error}"
-            ) from None
-        self._model = model.eval()
-        self._base = model.base_model
-        self._layers: Any = model.get_submodule(decoder.architecture.layers)
+        self._model = MetaModel(checkpoint, device)
+        self._layers: Any = self._model.submodule(decoder.architecture.layers)
         for layer, module in enumerate(self._layers):
             if decoder.has_experts(layer):
                 separate_experts(decoder, module)
-        # What is computed from the configuration, not loaded, has no values on the meta device.
-        if hasattr(self._base, "rotary_emb"):
-            self._base.rotary_emb = type(self._base.rotary_emb)(config).to(device)
-        if decoder.architecture.scaled_embedding:
-            embedding = self._base.get_input_embeddings()
-            embedding.embed_scale = torch.tensor(decoder.embedding_scale, device=device)
-        self._arguments: dict[int, list[dict[str, Any]]] = {}
+        # By batch and layer.
+        self._arguments: list[list[dict[str, Any]]] = []
 
-    def embed(self, ids: torch.Tensor, batch: int) -> torch.Tensor:
+    def embed(
+        self, ids: torch.Tensor, batch: int, images: Sequence[ImageInputs | None] = ()
+    ) -> torch.Tensor:
         """The input of the first block: float32 [samples, length, hidden], on the CPU.
 
-        ids: int64 [samples, length]. batch: samples that are run at a time.
+        ids: int64 [samples, length]. batch: samples that are run at a time. images: of each sample,
+        or none at all, see `CalibrationSet`.
+        Raises ModelError naming weights of the vision tower that are missing or unexpected, or with
+        transformers' own words where images and tokens do not fit together.
         """
         names = list(self._checkpoint.decoder.input_shapes())
-        for name in names:
-            self._set_weight(name, self._read(name))
-        pieces = [self._first_inputs(part.to(self._device)) for part in torch.split(ids, batch)]
-        for name in names:
-            self._set_weight(name, torch.empty(0, device="meta"))
+        if any(image is not None for image in images):
+            names += self._checkpoint.kept_names
+        self._arguments = []
+        with self._model.loaded(names, self._read):
+            by_size: dict[int, list[dict[str, Any]]] = {}
+            pieces = []
+            for start in range(0, len(ids), batch):
+                part = ids[start : start + batch].to(self._device)
+                inputs = self._image_inputs(part, images[start : start + batch])
+                hidden, arguments = self._first_inputs(part, inputs)
+                # Those of text are the same whatever the text: kept once.
+                if not inputs:
+                    arguments = by_size.setdefault(len(part), arguments)
+                self._arguments.append(arguments)
+                pieces.append(hidden)
         return torch.cat(pieces)
 
-    def _set_weight(self, name: str, weight: torch.Tensor) -> None:
-        module = self._model.get_submodule(name.removesuffix(".weight"))
-        module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    def _image_inputs(
+        self, ids: torch.Tensor, images: Sequence[ImageInputs | None]
+    ) -> dict[str, torch.Tensor]:
+        """What the forward pass takes beside the ids of a batch; nothing where it has no image."""
+        found = [image for image in images if image is not None]
+        if not found:
+            return {}
+        inputs = {
+            key: torch.cat([torch.from_numpy(image[key]) for image in found]).to(self._device)
+            for key in found[0]
+        }
+        decoder = self._checkpoint.decoder
+        assert decoder.images is not None and decoder.architecture.vision is not None
+        if decoder.architecture.vision.marks_images:
+            inputs["mm_token_type_ids"] = (ids == decoder.images.image_id).int()
+        return inputs
 
     def load(self, layer: int) -> Tensors:
         """The weights of a block by name relative to it: float32, on the device.
@@ -107,8 +116,13 @@ class BlockRunner:
         finally:
             module.to("meta")
 
-    def _first_inputs(self, ids: torch.Tensor) -> torch.Tensor:
-        """Run the model's forward up to the last block without running a block."""
+    def _first_inputs(
+        self, ids: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """Run the model's forward up to the last block without running a block.
+
+        Returns the first one's input, on the CPU, and the arguments of each.
+        """
         seen: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
         def note(hidden: torch.Tensor, *rest: Any, **arguments: Any) -> torch.Tensor:
@@ -123,14 +137,21 @@ class BlockRunner:
             for layer in self._layers:
                 layer.forward = note
             with torch.no_grad():
-                self._base(input_ids=ids, use_cache=False)
+                self._model.module.base_model(input_ids=ids, use_cache=False, **inputs)
         except _AllSeen:
             pass
+        except (ValueError, RuntimeError) as error:
+            if not inputs or isinstance(error, torch.OutOfMemoryError):
+                raise
+            text = " ".join(str(error).split())
+            raise ModelError(
+                f"{self._checkpoint.path}: transformers cannot run the model on calibration "
+                f"images: {text}"
+            ) from error
         finally:
             for layer, original in zip(self._layers, originals, strict=True):
                 layer.forward = original
-        self._arguments[len(ids)] = [arguments for _, arguments in seen]
-        return seen[0][0].cpu()
+        return seen[0][0].cpu(), [arguments for _, arguments in seen]
 
 
 class BlockOnDevice:
@@ -141,7 +162,7 @@ class BlockOnDevice:
         module: torch.nn.Module,
         decoder: Decoder,
         device: torch.device,
-        arguments: Mapping[int, list[dict[str, Any]]],
+        arguments: Sequence[list[dict[str, Any]]],
         layer: int,
     ) -> None:
         self._module = module
@@ -151,9 +172,10 @@ class BlockOnDevice:
         self._layer = layer
 
     @torch.no_grad()
-    def run(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Output of some samples, on the device. hidden: float32 [batch, length, hidden]."""
-        arguments = self._arguments[len(hidden)][self._layer]
+    def run(self, hidden: torch.Tensor, batch: int) -> torch.Tensor:
+        """Output of a batch, on the device. hidden: float32 [samples, length, hidden]. batch: its
+        number among those of `BlockRunner.embed`."""
+        arguments = self._arguments[batch][self._layer]
         output = self._module(hidden.to(self._device), **arguments)
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result

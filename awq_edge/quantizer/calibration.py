@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +27,28 @@ _BYTES_PER_TOKEN = 12
 _TEXT_COLUMNS = ("text", "content", "document", "sentence")
 
 
+# What transformers' image processor makes of one image, by its name in the model's forward pass.
+ImageInputs = Mapping[str, npt.NDArray[Any]]
+
+
 @dataclass(frozen=True)
 class CalibrationSet:
-    """ids: int64 [samples, length]. source: what it was drawn from, in words. sha256: of ids."""
+    """ids: int64 [samples, length]. source: what it was drawn from, in words. images: of each
+    sample, None where it has none; empty for a model of text. sha256: of ids and images."""
 
     ids: npt.NDArray[np.int64]
     source: str
     seed: int
+    images: tuple[ImageInputs | None, ...] = ()
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest()
+        found = hashlib.sha256(self.ids.astype("<i8").tobytes())
+        for inputs in self.images:
+            for name, array in (inputs or {}).items():
+                found.update(name.encode())
+                found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
 
 
 def load_calibration(

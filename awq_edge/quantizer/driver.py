@@ -95,7 +95,8 @@ class CalibratedBlocks:
         self._executor = executor
         self._batch = _BATCH[device.type]
         self._runner = BlockRunner(checkpoint, device)
-        hidden = self._runner.embed(torch.from_numpy(calibration.ids), self._batch)
+        ids = torch.from_numpy(calibration.ids)
+        hidden = self._runner.embed(ids, self._batch, calibration.images)
         self._hidden = hidden.to(_home(hidden, device))
         self._tokens = calibration.ids.size
 
@@ -213,7 +214,7 @@ class CalibratedBlocks:
             if not found.is_finite():
                 raise ModelError(
                     f"{self._checkpoint.path}: the input of '{name}' in block {task.layer} is not "
-                    "finite on the calibration text; the weights are damaged"
+                    "finite on the calibration set; the weights are damaged"
                 )
         return statistics
 
@@ -224,8 +225,8 @@ class CalibratedBlocks:
         the check of the folds are in float32.
         """
         with tf32_products(True):
-            for part in torch.split(self._hidden, self._batch):
-                output = block.run(part)
+            for batch, part in enumerate(torch.split(self._hidden, self._batch)):
+                output = block.run(part, batch)
                 if keep:
                     part.copy_(output)
 
@@ -242,7 +243,7 @@ class CalibratedBlocks:
         outputs = []
         for tensors in (before, after):
             with self._runner.block(layer, tensors) as block:
-                outputs.append(block.run(started.first)[0, :_CHECK_TOKENS])
+                outputs.append(block.run(started.first, 0)[0, :_CHECK_TOKENS])
         given = started.first[0, :_CHECK_TOKENS].to(self._device)
         rerouted = len(given) // _REROUTED_TOKENS if decoder.has_experts(layer) else 0
         change = relative_change(outputs[0] - given, outputs[1] - given, rerouted)

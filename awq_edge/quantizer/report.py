@@ -62,10 +62,14 @@ class BlockReport(_Part):
 
 
 class CalibrationReport(_Part):
-    """source: in words. sha256: of the token ids, int64 little-endian."""
+    """source: in words. sha256: of the token ids, int64 little-endian, and of the pixels behind
+    them. image_samples, image_tokens: samples with an image, and the tokens that images have in
+    all; 0 for a model of text."""
 
     source: str
     samples: int
+    image_samples: int = 0
+    image_tokens: int = 0
     length: int
     seed: int
     sha256: str

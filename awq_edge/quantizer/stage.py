@@ -25,6 +25,7 @@ from awq_edge.quantizer.driver import (
     obstacles,
 )
 from awq_edge.quantizer.executors import open_executor
+from awq_edge.quantizer.image_calibration import load_image_calibration
 from awq_edge.quantizer.report import (
     REPORT_FILE,
     BlockReport,
@@ -81,6 +82,7 @@ def quantize_checkpoint(
     *,
     model_name: str,
     calibration: str | Path | None = None,
+    images: Path | None = None,
     device: str = "cpu",
     executor: ExecutorOptions = LOCAL,
     resume: bool = True,
@@ -92,9 +94,10 @@ def quantize_checkpoint(
 
     recipe: method, bits, group size, scheme, error propagation, calibration size and seed.
     calibration: a text file, a directory of text files, "hub:NAME", or None for the packaged text.
-    device: cpu, cuda or cuda:N. executor: where blocks are worked on; "rtn" has no searches and is
-    done here. resume: continue with the finished blocks that a run that was killed has left beside
-    `out`. reuse: return what `out` holds if it was made from the same inputs.
+    images: a directory of pictures for a vision-language model, None for drawn ones. device: cpu,
+    cuda or cuda:N. executor: where blocks are worked on; "rtn" has no searches and is done here.
+    resume: continue with the finished blocks that a run that was killed has left beside `out`.
+    reuse: return what `out` holds if it was made from the same inputs.
     Raises ModelError for a model that is damaged, unknown or quantized already, ConfigError for
     options that cannot be met, ResourceError when the disk is too full.
     """
@@ -111,7 +114,12 @@ def quantize_checkpoint(
     if not reuse and not continued:
         refuse_existing(out, overwrite=overwrite)
     checkpoint = _open_unquantized(model)
-    drawn = None if method == "rtn" else _calibration(checkpoint, recipe, calibration)
+    if images is not None and checkpoint.decoder.images is None:
+        raise ConfigError(
+            f"--images {images}: model_type '{checkpoint.decoder.model_type}' takes no images; "
+            "leave the flag out"
+        )
+    drawn = None if method == "rtn" else _calibration(checkpoint, recipe, calibration, images)
     settings = {
         "recipe": recipe.model_dump(mode="json", include={"quantization", "calibration"}),
         "calibration": None if drawn is None else drawn.sha256,
@@ -177,16 +185,23 @@ def _open_unquantized(model: Path) -> Checkpoint:
 
 
 def _calibration(
-    checkpoint: Checkpoint, recipe: Recipe, source: str | Path | None
+    checkpoint: Checkpoint, recipe: Recipe, source: str | Path | None, images: Path | None
 ) -> CalibrationSet:
-    drawn = load_calibration(
-        source,
-        Tokenizer(checkpoint.path),
-        samples=recipe.calibration.samples,
-        length=recipe.calibration.length,
-        seed=recipe.calibration.seed,
-        max_positions=checkpoint.decoder.max_positions,
-    )
+    samples, length = recipe.calibration.samples, recipe.calibration.length
+    seed = recipe.calibration.seed
+    if checkpoint.decoder.images is not None:
+        drawn = load_image_calibration(
+            checkpoint, source, images, samples=samples, length=length, seed=seed
+        )
+    else:
+        drawn = load_calibration(
+            source,
+            Tokenizer(checkpoint.path),
+            samples=samples,
+            length=length,
+            seed=seed,
+            max_positions=checkpoint.decoder.max_positions,
+        )
     if int(drawn.ids.max()) >= checkpoint.decoder.vocab_size:
         raise ModelError(
             f"{checkpoint.path}: its tokenizer has ids up to {int(drawn.ids.max())}, config.json a "
@@ -301,9 +316,14 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
     calibration = None
     if drawn is not None:
         samples, length = drawn.ids.shape
+        image_tokens = 0
+        if decoder.images is not None:
+            image_tokens = int((drawn.ids == decoder.images.image_id).sum())
         calibration = CalibrationReport(
             source=drawn.source,
             samples=samples,
+            image_samples=sum(inputs is not None for inputs in drawn.images),
+            image_tokens=image_tokens,
             length=length,
             seed=drawn.seed,
             sha256=drawn.sha256,

@@ -130,12 +130,16 @@ def stored(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> torch.Ten
 
 
 def tensors_outside_blocks(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Embedding, final norm and output layer, one at a time, as they are stored."""
+    """Embedding, final norm and output layer, vision tower and projector, one at a time, as they
+    are stored."""
     layers = f"{checkpoint.decoder.architecture.layers}."
     for name in checkpoint.decoder.weight_shapes():
         if not name.startswith(layers):
             array = checkpoint.dense(name).astype(np.float32, copy=False)
             yield name, stored(checkpoint, name, torch.from_numpy(array))
+    for name in checkpoint.kept_names:
+        array = checkpoint.dense(name).astype(np.float32, copy=False)
+        yield name, stored(checkpoint, name, torch.from_numpy(array))
 
 
 def write_config(
@@ -154,6 +158,11 @@ def write_config(
     kinds = {entry.dtype for entry in checkpoint.files.entries.values()}
     config.pop("torch_dtype", None)
     config["dtype"] = "bfloat16" if "BF16" in kinds else "float16"
+    for key in ("text_config", "vision_config"):  # of a vision-language model
+        part = config.get(key)
+        if isinstance(part, dict) and ("dtype" in part or "torch_dtype" in part):
+            part = {name: value for name, value in part.items() if name != "torch_dtype"}
+            config[key] = {**part, "dtype": config["dtype"]}
     config["quantization_config"] = {
         "quant_method": "awq",
         "bits": number_format.bits,
@@ -181,4 +190,6 @@ def checkpoint_bytes(checkpoint: Checkpoint, number_format: NumberFormat) -> int
             total += count * number_format.bits // 8 + 3 * count // number_format.group_size
         else:
             total += 2 * count
+    for name in checkpoint.kept_names:
+        total += 2 * int(np.prod(checkpoint.files.entries[name].shape))
     return total

@@ -31,6 +31,7 @@ HOST_PACKAGES = {
     "onnx_graphsurgeon",
     "ml_dtypes",
     "matplotlib",
+    "PIL",
     "ray",
 }
 # What `--help` has no use for, over a tenth of a second each. (pydantic is not among them: typer

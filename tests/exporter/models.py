@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from arch_configs import tiny_config
+from arch_configs import model_class, tiny_config
 from safetensors.numpy import load_file, save_file
 
 from awq_edge import w4a16
@@ -45,11 +45,11 @@ def tiny_decoder(model_type: str) -> Decoder:
 
 def save_random_model(path: Path, model_type: str, **config: Any) -> Path:
     """A model directory of float32 weights whose attention is sharp and norms are not all ones."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     torch.manual_seed(0)
     settings = AutoConfig.for_model(model_type, **tiny_config(model_type, TINY, **config))
-    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    model = model_class(model_type).from_config(settings, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:

@@ -8,8 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from arch_configs import tiny_config
-from tokenizers import Tokenizer, models, pre_tokenizers
+from arch_configs import (
+    AFTER_IMAGE,
+    BEFORE_IMAGE,
+    IMAGE_TOKEN,
+    VIDEO_TOKEN,
+    is_vision,
+    model_class,
+    tiny_config,
+)
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from awq_edge.archs import architectures
 
@@ -30,14 +38,37 @@ TINY: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
+IMAGE_TOKENS = {
+    "<image>": IMAGE_TOKEN,
+    "<video>": VIDEO_TOKEN,
+    "<before>": BEFORE_IMAGE,
+    "<after>": AFTER_IMAGE,
+}
+# 16 tokens an image, and as many as its size asks for.
+IMAGE_PROCESSORS = {
+    "llava": {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 28},
+        "crop_size": {"height": 28, "width": 28},
+    },
+    "qwen2_vl": {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 4,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "min_pixels": 16 * 16,
+        "max_pixels": 4096 * 4096,
+    },
+}
+
 
 def build_model(model_type: str, seed: int = 0, **config: Any) -> Any:
     """A random model in float32. Norms are not all ones, biases not all zeros."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     torch.manual_seed(seed)
     settings = AutoConfig.for_model(model_type, **tiny_config(model_type, TINY, **config))
-    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+    model = model_class(model_type).from_config(settings, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
@@ -49,13 +80,22 @@ def build_model(model_type: str, seed: int = 0, **config: Any) -> Any:
 
 
 def save_model(model: Any, path: Path, **options: Any) -> Path:
-    """A model directory with a tokenizer of single bytes. options: of save_pretrained."""
+    """A model directory with a tokenizer of single bytes, and of a vision-language model with its
+    image processor. options: of save_pretrained."""
     model.save_pretrained(path, **options)
+    special = IMAGE_TOKENS if is_vision(model.config.model_type) else {}
     vocabulary = {chr(i) if 32 <= i < 127 else f"<{i}>": i for i in range(VOCAB)}
+    for text, token_id in special.items():
+        del vocabulary[f"<{token_id}>"]
+        vocabulary[text] = token_id
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<0>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 128}))
+    processor = IMAGE_PROCESSORS.get(model.config.model_type)
+    if processor is not None:
+        (path / "preprocessor_config.json").write_text(json.dumps(processor))
     return path
 
 
@@ -77,3 +117,16 @@ def calibration_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "calibration.txt"
     path.write_text("".join(f"{i} the quick brown fox {i * i} jumps; " for i in range(400)))
     return path
+
+
+@pytest.fixture(scope="session", params=[name for name in architectures() if is_vision(name)])
+def vision_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny random vision-language model, with its image processor."""
+    name = str(request.param)
+    return save_model(build_model(name, seed=1), tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of one whose images have 16 tokens, whatever their size."""
+    return save_model(build_model("llava", seed=1), tmp_path_factory.mktemp("llava"))

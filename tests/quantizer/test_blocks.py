@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from arch_configs import in_memory, model_class
 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.model_files import ModelFiles
@@ -45,22 +46,22 @@ def check_blocks(model: Any, path: Path, length: int = 40) -> None:
     checkpoint = Checkpoint.open(path)
     decoder = checkpoint.decoder
     ids = torch.randint(0, 128, (3, length), generator=torch.Generator().manual_seed(0))
-    expected = block_outputs(model, decoder.architecture.layers, ids)
+    expected = block_outputs(model, in_memory(decoder, decoder.architecture.layers), ids)
     assert len(expected) == decoder.num_layers + 1
     runner = BlockRunner(checkpoint, torch.device("cpu"))
     hidden = runner.embed(ids, batch=2)
     assert relative_change(expected[0], hidden) < EQUAL
     for layer in range(decoder.num_layers):
         with runner.block(layer, runner.load(layer)) as block:
-            hidden = torch.cat([block.run(part) for part in torch.split(hidden, 2)])
+            parts = enumerate(torch.split(hidden, 2))
+            hidden = torch.cat([block.run(part, batch) for batch, part in parts])
         assert relative_change(expected[layer + 1], hidden) < EQUAL, layer
 
 
 def test_blocks_equal_the_whole_model(tiny_model: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     # Without an attention implementation asked for: the one that transformers takes for right.
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    kind = model_class(Checkpoint.open(tiny_model).decoder.model_type)
+    model = kind.from_pretrained(tiny_model, dtype=torch.float32).eval()
     check_blocks(model, tiny_model)
 
 
@@ -72,7 +73,7 @@ def test_a_soft_cap_is_seen(tmp_path: Path) -> None:
     runner = BlockRunner(Checkpoint.open(capped), torch.device("cpu"))
     hidden = runner.embed(ids, batch=1)
     with runner.block(0, runner.load(0)) as block:
-        found = block.run(hidden)
+        found = block.run(hidden, 0)
     assert relative_change(block_outputs(free, "model.layers", ids)[1], found) > 100 * EQUAL
 
 

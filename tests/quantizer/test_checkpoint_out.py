@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from arch_configs import model_class
 from safetensors.numpy import load_file, save_file
 
 import awq_edge
@@ -42,7 +43,7 @@ def restore(path: Path) -> Any:
     """transformers' model of a checkpoint's dequantized weights."""
     checkpoint = Checkpoint.open(path)
     state = {}
-    for name in checkpoint.decoder.weight_shapes():
+    for name in (*checkpoint.decoder.weight_shapes(), *checkpoint.kept_names):
         linear = name.removesuffix(".weight")
         array = (
             dequantize(checkpoint.quantized(linear))
@@ -63,7 +64,7 @@ def fake_quantized(path: Path) -> Any:
         for linear in decoder.linears(layer)
     }
     state = {}
-    for name in decoder.weight_shapes():
+    for name in (*decoder.weight_shapes(), *source.kept_names):
         tensor = torch.from_numpy(source.dense(name))
         is_linear = name in linears
         state[name] = fake_quantize(tensor, FORMAT) if is_linear else tensor.half().float()
@@ -72,13 +73,14 @@ def fake_quantized(path: Path) -> Any:
 
 def loaded(path: Path, state: dict[str, torch.Tensor]) -> Any:
     """transformers' model of these weights by their names on disk; every name accounted for."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     # The class itself turns the names of experts into those it has in memory.
-    model, loading = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+    auto = model_class(config.model_type)
+    model, loading = auto._model_mapping[type(config)].from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -95,9 +97,8 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 def test_every_architecture_is_quantized_and_close_to_its_original(
     tiny_model: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
-    original = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    kind = model_class(Checkpoint.open(tiny_model).decoder.model_type)
+    original = kind.from_pretrained(tiny_model, dtype=torch.float32).eval()
     ids = torch.randint(0, 128, (2, 48), generator=torch.Generator().manual_seed(5))
     expected = logits(original, ids)
     errors = {}

@@ -97,7 +97,7 @@ def test_an_expert_sees_the_tokens_that_are_sent_to_it(tmp_path: Path) -> None:
         for name, readers in checkpoint.decoder.inputs(0).items()
     }
     with runner.block(0, runner.load(0)) as block, block.watched(watchers):
-        block.run(hidden)
+        block.run(hidden, 0)
     for expert in range(4):
         tokens = (sent[0] == expert).any(dim=1)
         assert 0 < tokens.sum() < 80

@@ -50,7 +50,7 @@ class Folded:
         outputs = []
         for tensors in (before, after):
             with self._runner.block(layer, tensors) as block:
-                outputs.append(block.run(self._hidden) - self._hidden)
+                outputs.append(block.run(self._hidden, 0) - self._hidden)
         return relative_change(*outputs)
 
 

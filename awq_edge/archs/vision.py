@@ -1,0 +1,187 @@
+"""Vision-language models: what stands beside the decoder, and what an image is to it.
+
+image ── vision tower ── projector ──┐ in the place of the tokens `image_id`
+text ─────────── embedding ──────────┴── decoder
+
+Tower and projector stay in 16 bits. The decoder's configuration is config.json's text_config, or
+lies flat beside vision_config in files of earlier transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from awq_edge.errors import ModelError
+
+if TYPE_CHECKING:
+    from awq_edge.archs.base import Architecture, Config
+
+# Keys that a text_config may leave to the level above it.
+_SHARED_KEYS = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id")
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A kind of vision tower: what transformers takes where vision_config lacks a size.
+
+    patch_size: pixels of a patch's side. merge_size: patches of a side that become one token.
+    extra: embeddings beside those of the patches (a class token).
+    """
+
+    patch_size: int
+    merge_size: int = 1
+    extra: int = 0
+
+
+@dataclass(frozen=True)
+class Vision:
+    """The part of a vision-language model that is not its decoder. Names are those on disk.
+
+    parts: modules that are kept as they are, with all that is below them. in_memory: how names on
+    disk begin -> what transformers' class has there; files may have that form too. optional_level:
+    a level of names below `parts` that some files have and some versions of the class lack.
+    texts: model_types of text_config whose blocks the decoder may have -> what transformers takes
+    where text_config lacks a key; the first one is that of a text_config without a model_type.
+    Empty where the architecture itself describes the blocks.
+    image_token: key of config.json with the id that stands for an image's embeddings, and the id
+    where the key is missing. frame: the same of the ids that stand before and after an image.
+    towers: model_types of vision_config that the model may have; the first one is that of a
+    vision_config without a model_type. selection: key that says whether the first embedding of the
+    tower is dropped ("default") or not ("full"). marks_images: transformers' class is told which
+    tokens are an image's (`mm_token_type_ids`).
+    """
+
+    parts: tuple[str, ...]
+    in_memory: Mapping[str, str]
+    image_token: tuple[str, int]
+    towers: Mapping[str, Tower]
+    texts: Mapping[str, Config] = field(default_factory=dict)
+    optional_level: str | None = None
+    frame: tuple[tuple[str, int], tuple[str, int]] | None = None
+    selection: str | None = None
+    marks_images: bool = False
+
+    def keeps(self, name: str) -> bool:
+        """Whether the tensor of this name on disk is one of `parts`."""
+        return any(name.startswith(f"{part}.") for part in self.parts)
+
+    def name_in_memory(self, name: str) -> str:
+        """A name on disk as transformers' class has it, but for the optional level."""
+        return _replaced(name, self.in_memory)
+
+    def name_on_disk(self, name: str) -> str:
+        """A name as transformers' class has it, or as on disk already, in the form on disk."""
+        return _replaced(name, {memory: disk for disk, memory in self.in_memory.items()})
+
+    def without_level(self, name: str) -> str:
+        """A name without the optional level: what a file and the class can agree on."""
+        if self.optional_level is None:
+            return name
+        return name.replace(f".{self.optional_level}.", ".")
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """An image among the tokens of a decoder.
+
+    image_id: the token whose embeddings are the image's. before, after: ids that frame them.
+    patch_size: pixels of a patch's side. merge_size: side, in patches, of what becomes one token.
+    extra: tokens beside those of the patches; -1 where one of them is dropped.
+    """
+
+    image_id: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    patch_size: int
+    merge_size: int
+    extra: int
+
+    def count(self, rows: int, columns: int, frames: int = 1) -> int:
+        """Tokens of an image of so many patches."""
+        return frames * rows * columns // self.merge_size**2 + self.extra
+
+
+def text_part(arch: Architecture, config: Config) -> tuple[Architecture, Config]:
+    """The architecture and configuration of a vision-language model's decoder.
+
+    Raises ModelError where text_config is of a model_type that the model cannot have.
+    """
+    vision = arch.vision
+    assert vision is not None
+    text = config.get("text_config")
+    if text is None and not vision.texts:
+        return arch, {**arch.defaults, **config}
+    text = text or {}
+    tied = bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    if vision.texts:
+        arch = _with_blocks_of(
+            arch, vision, str(text.get("model_type") or next(iter(vision.texts)))
+        )
+    shared = {key: config[key] for key in _SHARED_KEYS if config.get(key) is not None}
+    return arch, {**arch.defaults, **shared, **text, "tie_word_embeddings": tied}
+
+
+def image_tokens(vision: Vision, config: Config) -> ImageTokens:
+    """What config.json says of images. Raises ModelError for a vision tower that is not known."""
+    tower = config.get("vision_config") or {}
+    kind = str(tower.get("model_type") or next(iter(vision.towers)))
+    if kind not in vision.towers:
+        raise ModelError(
+            f"config.json: vision_config has model_type '{kind}', which is not supported for "
+            f"{config.get('model_type')}; supported: {', '.join(vision.towers)}"
+        )
+    known = vision.towers[kind]
+    drops_first = vision.selection is not None and (
+        config.get(vision.selection, "default") == "default"
+    )
+    frame = [_token_id(config, key) for key in vision.frame or ()]
+    return ImageTokens(
+        image_id=_token_id(config, vision.image_token),
+        before=tuple(frame[:1]),
+        after=tuple(frame[1:]),
+        patch_size=int(tower.get("patch_size", known.patch_size)),
+        merge_size=int(tower.get("spatial_merge_size", known.merge_size)),
+        extra=known.extra - int(drops_first),
+    )
+
+
+def _with_blocks_of(arch: Architecture, vision: Vision, model_type: str) -> Architecture:
+    """The decoder's architecture: blocks of another model_type under the names of this one."""
+    from awq_edge.archs import architectures
+
+    if model_type not in vision.texts:
+        raise ModelError(
+            f"config.json: text_config has model_type '{model_type}', which is not supported for "
+            f"{arch.model_type}; supported: {', '.join(vision.texts)}"
+        )
+    blocks = architectures()[model_type]
+    return dataclasses.replace(
+        blocks,
+        model_type=arch.model_type,
+        examples=arch.examples,
+        embedding=arch.embedding,
+        layers=arch.layers,
+        final_norm=arch.final_norm,
+        lm_head=arch.lm_head,
+        vision=vision,
+        defaults={**blocks.defaults, **vision.texts[model_type]},
+    )
+
+
+def _token_id(config: Config, key: tuple[str, int]) -> int:
+    name, default = key
+    value: Any = config.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ModelError(f"config.json: '{name}' must be a token id, found {value!r}")
+    return value
+
+
+def _replaced(name: str, beginnings: Mapping[str, str]) -> str:
+    """A name with the longest of `beginnings` that it has replaced."""
+    for beginning in sorted(beginnings, key=len, reverse=True):
+        if name == beginning or name.startswith(f"{beginning}."):
+            return beginnings[beginning] + name[len(beginning) :]
+    return name

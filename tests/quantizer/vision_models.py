@@ -1,0 +1,55 @@
+"""What the tests of vision-language models share: calls with small settings, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from arch_configs import IMAGE_TOKEN, model_class
+
+import awq_edge
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.quantizer import QuantizedCheckpoint
+from awq_edge.quantizer.calibration import CalibrationSet
+from awq_edge.quantizer.image_calibration import load_image_calibration
+from awq_edge.quantizer.pictures import draw
+
+VISION = ("llava", "qwen2_vl")
+
+
+def drawn(
+    model: Path, text: Path, images: Path | None = None, samples: int = 5, length: int = 96
+) -> CalibrationSet:
+    return load_image_calibration(
+        Checkpoint.open(model), text, images, samples=samples, length=length, seed=0
+    )
+
+
+def picture_folder(path: Path, seed: int, count: int = 3, side: int | None = None) -> Path:
+    path.mkdir()
+    random = np.random.default_rng(seed)
+    for index in range(count):
+        image = draw(random)
+        (image if side is None else image.resize((side, side))).save(path / f"{index}.png")
+    return path
+
+
+def image_arguments(ids: torch.Tensor, inputs: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
+    """What the whole model takes, of one sample."""
+    found = {key: torch.from_numpy(array) for key, array in (inputs or {}).items()}
+    if "image_grid_thw" in found:
+        found["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int()
+    return {"input_ids": ids, **found}
+
+
+def loaded_whole(path: Path) -> Any:
+    kind = model_class(Checkpoint.open(path).decoder.model_type)
+    return kind.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def quantize(model: Path, out: Path, text: Path, **options: Any) -> QuantizedCheckpoint:
+    settings = {"group_size": 32, "samples": 4, "length": 64, "calibration": text, **options}
+    return awq_edge.quantize(model, out, **settings)
