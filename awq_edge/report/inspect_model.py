@@ -30,7 +30,7 @@ _KINDS: dict[str, Kind] = {
     "awq": "autoawq checkpoint",
     "compressed-tensors": "compressed-tensors checkpoint",
 }
-_PARTS = ("embedding", "blocks", "norms", "lm_head", "other")
+_PARTS = ("embedding", "blocks", "norms", "lm_head", "vision", "other")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 # The tensors of a quantized linear that hold its codes, and its scales: AutoAWQ's and
 # compressed-tensors' names.
@@ -123,11 +123,14 @@ class _Weights:
         counted: set[str] = set()
         for name, shape in self._shapes.items():
             counted |= self._add(name, shape)
+        for name in checkpoint.kept_names:
+            self._add_kept(self._entries[name])
+            counted.add(name)
         rest = [entry for name, entry in self._entries.items() if name not in counted]
         self._sums["other"].bytes += sum(entry.size for entry in rest)
         for entry in rest:
             self._sums["other"].formats.setdefault(entry.dtype, None)
-        self.parameters = sum(math.prod(shape) for shape in self._shapes.values())
+        self.parameters = sum(found.parameters for found in self._sums.values())
         self.unique_bytes = sum(self._entries[name].size for name in counted)
 
     def parts(self) -> Iterator[WeightPart]:
@@ -180,6 +183,13 @@ class _Weights:
         stored = self._format(name, shape)
         found.formats[stored] = (found.formats.get(stored) or 0) + parameters
         return set(tensors)
+
+    def _add_kept(self, entry: TensorEntry) -> None:
+        """Count a tensor of a vision tower or projector, which a decode step does not read."""
+        found, parameters = self._sums["vision"], math.prod(entry.shape)
+        found.parameters += parameters
+        found.bytes += entry.size
+        found.formats[entry.dtype] = (found.formats.get(entry.dtype) or 0) + parameters
 
     def _tensors(self, name: str) -> list[str]:
         linear = name.removesuffix(".weight")

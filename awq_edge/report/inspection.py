@@ -64,7 +64,8 @@ class BundlePart(_Part):
 class WeightPart(_Part):
     """One part of the model.
 
-    name: embedding, blocks, norms, lm_head, tables (rotary), or other. parameters: of the
+    name: embedding, blocks, norms, lm_head, vision (tower and projector), tables (rotary), or
+    other. parameters: of the
     unquantized model. formats: how many of them are stored how. bytes_per_token: of it that one
     decode step reads.
     """

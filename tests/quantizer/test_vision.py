@@ -303,3 +303,16 @@ def test_checkpoints_are_evaluated_on_text(
     ]
     assert found[0].perplexity != found[1].perplexity
     assert found[1].perplexity == pytest.approx(found[0].perplexity, rel=0.5)
+
+
+def test_inspect_counts_the_tower(llava: Path, calibration_text: Path, tmp_path: Path) -> None:
+    from awq_edge.report.inspect_model import inspect_model
+
+    checkpoint = quantize(llava, tmp_path / "out", calibration_text, method="rtn")
+    before, after = (inspect_model(path, hashes=False) for path in (llava, checkpoint.path))
+    whole = sum(parameter.numel() for parameter in loaded_whole(llava).parameters())
+    assert before.parameters == after.parameters == whole
+    parts = {part.name: part for part in after.parts}
+    assert set(parts["vision"].formats) == {"F16"} and parts["vision"].bits_per_weight == 16
+    assert parts["vision"].bytes_per_token == 0 and "other" not in parts
+    assert after.problems == ()
