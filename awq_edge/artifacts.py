@@ -46,7 +46,9 @@ class BundleManifest(BaseModel):
 
     *_bytes: what each part occupies in the weight file. context: tokens the KV cache holds.
     runtime: backend that the graph was lowered for. min_runtime_version: the oldest version of it
-    that computes the graph right, None if any does. source: what the bundle was made from.
+    that computes the graph right, None if any does. bits, group_size, scheme: of most weights of
+    the blocks. other_formats: linears of blocks that differ from that, by full name, in words.
+    source: what the bundle was made from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +80,7 @@ class BundleManifest(BaseModel):
     group_size: int
     scheme: str
     lm_head_bits: int
+    other_formats: dict[str, str] = {}
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     # Bytes in the weight file by part: "embedding", "blocks", "lm_head", "tables".

@@ -1,14 +1,8 @@
-"""Reading a checkpoint: a Hugging Face model, unquantized or in the AutoAWQ gemm layout.
-
-Layout of a quantized linear NAME (source: AutoAWQ's `gemm` version, read by transformers, vLLM):
-
-    NAME.qweight  int32   [in, out / 8]           4-bit codes, order drawn in `awq_edge.w4a16`
-    NAME.qzeros   int32   [in / group, out / 8]   zero points, same order, no off-by-one
-    NAME.scales   float16 [in / group, out]
-"""
+"""Reading a checkpoint: a Hugging Face model, unquantized or in one of `awq_edge.layouts`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +13,9 @@ import numpy.typing as npt
 from awq_edge.archs import Decoder, Linear, decoder_from_config
 from awq_edge.errors import ModelError
 from awq_edge.fused_experts import split_fused_experts
+from awq_edge.layouts import Layout, StoredConfig, layout_of_config, quantization_config
 from awq_edge.model_files import ModelFiles, TensorEntry
-from awq_edge.w4a16 import GEMM_LANES, QuantizedWeight, Scheme, unpack_gemm
+from awq_edge.w4a16 import NumberFormat, QuantizedWeight, Scheme
 
 Array = npt.NDArray[Any]
 
@@ -35,24 +30,42 @@ _IGNORED_SUFFIXES = (
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """quantization_config of config.json, AutoAWQ's keys. scheme: "symmetric" where awq-edge wrote
-    so; other tools' checkpoints count as asymmetric, whose arithmetic covers both."""
+    """A quantized checkpoint in one line: the format of most weights of its blocks.
+
+    scheme: "symmetric" where that is written; AutoAWQ checkpoints of other tools count as
+    asymmetric, whose arithmetic covers both. method: what made it, or the layout's name where
+    nobody says. layout: name of the layout.
+    """
 
     bits: int
     group_size: int
     scheme: Scheme
     method: str
+    layout: str
 
 
 class Checkpoint:
-    """A model directory whose every weight name and shape has been checked against its config."""
+    """A model directory whose every weight name and shape has been checked against its config.
+
+    layout: how quantized linears are stored, None where there are none.
+    """
 
     def __init__(
-        self, files: ModelFiles, decoder: Decoder, quantization: QuantizationConfig | None
+        self,
+        files: ModelFiles,
+        decoder: Decoder,
+        layout: Layout | None = None,
+        stored: StoredConfig | None = None,
     ) -> None:
+        """Use `open`. stored: quantization_config, where there is one."""
         self.files = files
         self.decoder = decoder
-        self.quantization = quantization
+        self.layout = layout
+        self._formats: dict[str, NumberFormat] = {}
+        self.quantization: QuantizationConfig | None = None
+        if layout is not None and stored is not None:
+            self._formats = self._find_formats(layout, stored)
+            self.quantization = self._summary(layout, stored)
 
     @property
     def path(self) -> Path:
@@ -68,7 +81,12 @@ class Checkpoint:
         files = ModelFiles(path)
         decoder = decoder_from_config(files.config)
         files.entries = split_fused_experts(_names_on_disk(files, decoder), decoder)
-        checkpoint = cls(files, decoder, _quantization_config(files))
+        config = quantization_config(files.config)
+        if config is None:
+            checkpoint = cls(files, decoder)
+        else:
+            layout = layout_of_config(config, path)
+            checkpoint = cls(files, decoder, layout, layout.read_config(config, path))
         checkpoint._check_names_and_shapes()
         return checkpoint
 
@@ -86,7 +104,19 @@ class Checkpoint:
 
     def is_quantized(self, name: str) -> bool:
         """Whether the linear of this full name ("model.layers.0.mlp.up_proj") is quantized."""
-        return f"{name}.qweight" in self.files
+        return name in self._formats
+
+    @property
+    def main_format(self) -> NumberFormat | None:
+        """The number format of most weights of the blocks, None where nothing is quantized."""
+        found = self.quantization
+        if found is None:
+            return None
+        return NumberFormat(found.bits, found.group_size, found.scheme)
+
+    def linear_format(self, name: str) -> NumberFormat:
+        """Bits, group size and scheme of a quantized linear by full name."""
+        return self._formats[name]
 
     def dense(self, name: str) -> Array:
         """An unquantized tensor by full name, bfloat16 as float32, other dtypes as stored."""
@@ -95,18 +125,16 @@ class Checkpoint:
     def quantized(self, name: str) -> QuantizedWeight:
         """The codes, scales and zeros of a quantized linear by full name.
 
-        Raises ModelError when its scales are not finite.
+        Raises ModelError when its scales are not finite, or its tensors contradict each other.
         """
-        assert self.quantization is not None
-        scales = np.ascontiguousarray(self.files.read(f"{name}.scales").T)
-        if not np.isfinite(scales).all():
-            raise ModelError(f"{self.path}: '{name}.scales' has NaN or inf")
-        return QuantizedWeight(
-            codes=unpack_gemm(self.files.read(f"{name}.qweight")),
-            scales=scales.astype(np.float16, copy=False),
-            zeros=unpack_gemm(self.files.read(f"{name}.qzeros")),
-            bits=self.quantization.bits,
-        )
+        assert self.layout is not None
+        try:
+            found = self.layout.read(name, self.linear_format(name), self.files.read)
+        except ValueError as error:
+            raise ModelError(f"{self.path}: '{name}': {error}") from None
+        if not np.isfinite(found.scales).all():
+            raise ModelError(f"{self.path}: the scales of '{name}' have NaN or inf")
+        return found
 
     def bias(self, layer: int, linear: Linear) -> Array | None:
         """The bias of a block's linear [out], or None."""
@@ -144,24 +172,79 @@ class Checkpoint:
                 )
 
     def _quantized_shapes(self, dense: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        assert self.quantization is not None
-        group = self.quantization.group_size
+        assert self.layout is not None
         shapes: dict[str, tuple[int, ...]] = {}
         for name, shape in dense.items():
             linear = name.removesuffix(".weight")
-            if not self.is_quantized(linear):
+            number_format = self._formats.get(linear)
+            if number_format is None:
                 shapes[name] = shape
                 continue
             out_features, in_features = shape
-            if in_features % group or out_features % GEMM_LANES:
-                raise ModelError(
-                    f"{self.path}: '{linear}' of shape {list(shape)} cannot be quantized in "
-                    f"groups of {group}"
-                )
-            shapes[f"{linear}.qweight"] = (in_features, out_features // GEMM_LANES)
-            shapes[f"{linear}.qzeros"] = (in_features // group, out_features // GEMM_LANES)
-            shapes[f"{linear}.scales"] = (in_features // group, out_features)
+            reason = self.layout.obstacle(out_features, in_features, number_format)
+            if reason is not None:
+                raise ModelError(f"{self.path}: '{linear}' cannot be quantized: {reason}")
+            shapes |= self.layout.shapes(
+                linear, (out_features, in_features), number_format, self.files.entries
+            )
         return shapes
+
+    def _find_formats(self, layout: Layout, stored: StoredConfig) -> dict[str, NumberFormat]:
+        """Number formats of the quantized linears. Raises ModelError where config.json and the
+        stored tensors disagree about what is quantized."""
+        embedding = self.decoder.architecture.embedding
+        if layout.is_stored(embedding, self.files.entries):
+            raise ModelError(
+                f"{self.path}: '{embedding}' is quantized; supported: linears alone (export the "
+                "unquantized model instead)"
+            )
+        found = {}
+        shapes = self.decoder.weight_shapes()
+        for linear in self._linears():
+            shape = shapes.get(f"{linear}.weight")
+            if shape is None:  # an output layer that is the embedding
+                continue
+            number_format = stored.format_of(linear, shape[1])
+            if layout.is_stored(linear, self.files.entries):
+                if number_format is None:
+                    raise ModelError(
+                        f"{self.path}: '{linear}' is quantized, but config.json does not say how: "
+                        "no target of its config_groups matches, or `ignore` does"
+                    )
+                found[linear] = number_format
+            elif number_format is not None and stored.strict:
+                raise ModelError(
+                    f"{self.path}: config.json says that '{linear}' is quantized, but it is not; "
+                    "the weights and config.json do not belong together"
+                )
+        return found
+
+    def _linears(self) -> Iterator[str]:
+        """Full names of all that is a linear."""
+        decoder = self.decoder
+        for layer in range(decoder.num_layers):
+            for linear in decoder.linears(layer):
+                yield f"{decoder.layer_prefix(layer)}.{linear.name}"
+        yield from decoder.unquantized_modules()
+        yield decoder.architecture.lm_head
+
+    def _summary(self, layout: Layout, stored: StoredConfig) -> QuantizationConfig:
+        sizes: dict[NumberFormat, int] = {}
+        head, shapes = self.decoder.architecture.lm_head, self.decoder.weight_shapes()
+        for linear, number_format in self._formats.items():
+            out_features, in_features = shapes[f"{linear}.weight"]
+            weights = 0 if linear == head else out_features * in_features
+            sizes[number_format] = sizes.get(number_format, 0) + weights
+        if not sizes:
+            sizes = dict.fromkeys(stored.targets.values(), 0)
+        main = max(sizes, key=lambda number_format: sizes[number_format])
+        return QuantizationConfig(
+            bits=main.bits,
+            group_size=main.group_size,
+            scheme=main.scheme,
+            method=stored.method,
+            layout=layout.name,
+        )
 
 
 def _names_on_disk(files: ModelFiles, decoder: Decoder) -> dict[str, TensorEntry]:
@@ -179,31 +262,3 @@ def _names_on_disk(files: ModelFiles, decoder: Decoder) -> dict[str, TensorEntry
             raise ModelError(f"{files.path}: weight '{on_disk}' is there twice, also as '{name}'")
         found[on_disk] = entry
     return dict(sorted(found.items()))
-
-
-def _quantization_config(files: ModelFiles) -> QuantizationConfig | None:
-    config = files.config.get("quantization_config")
-    if config is None:
-        return None
-    method = config.get("quant_method")
-    version = str(config.get("version", "gemm")).lower()
-    if method != "awq" or version != "gemm":
-        raise ModelError(
-            f"{files.path}: quantization_config has quant_method '{method}', version '{version}'; "
-            "supported: awq, gemm (export the unquantized model instead)"
-        )
-    bits = config.get("bits", config.get("w_bit"))
-    group_size = config.get("group_size", config.get("q_group_size"))
-    if bits != 4:
-        raise ModelError(f"{files.path}: quantization_config has bits {bits}; supported: 4")
-    if not isinstance(group_size, int) or group_size <= 0 or group_size % 16:
-        raise ModelError(
-            f"{files.path}: quantization_config has group_size {group_size}; supported: 32, 64, 128"
-        )
-    details = config.get("awq_edge", {})
-    return QuantizationConfig(
-        bits=4,
-        group_size=group_size,
-        scheme=details.get("scheme", "asymmetric"),
-        method=details.get("method", "awq"),
-    )

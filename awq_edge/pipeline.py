@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awq_edge.artifacts import Bundle, atomic_file, refuse_existing
-from awq_edge.errors import AwqEdgeError
+from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.executor_options import ExecutorOptions
+from awq_edge.layouts import quantization_config
 from awq_edge.model_files import read_json, resolve_model
 from awq_edge.recipe import Recipe, load_recipe
 
@@ -34,6 +35,8 @@ def quantize(
     group_size: int | None = None,
     scheme: str | None = None,
     propagate_error: bool | None = None,
+    format: str | None = None,
+    lm_head_bits: int | None = None,
     calibration: str | Path | None = None,
     images: str | Path | None = None,
     samples: int | None = None,
@@ -46,16 +49,19 @@ def quantize(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> QuantizedCheckpoint:
-    """Quantize a model into a checkpoint in the AutoAWQ gemm layout.
+    """Quantize a model into a checkpoint that transformers and vLLM read too.
 
     model: a directory, a hub id, or "demo". recipe: a name, a path, or a Recipe; the arguments
-    after it override its keys where they are not None. calibration: a text file, a directory of
-    text files, "hub:NAME", or None for the text that comes with the package. images: a directory of
-    pictures for a vision-language model, or None for drawn ones. device: "cpu" (default), "cuda" or
-    "cuda:N". eval_texts: UTF-8 files whose perplexity, of the model and of the checkpoint, goes
-    into the report; each is loaded whole for it, in float32. executor: "local", "ray", or
-    `ExecutorOptions`; the result does not depend on it. resume: continue where a run that was
-    killed has stopped. observer: called with the blocks done, their number and a word.
+    after it override its keys where they are not None. format: "awq" (AutoAWQ gemm, 4 bits) or
+    "compressed-tensors"; None for the first where that holds what is asked for. lm_head_bits: 4, 8
+    or 16; a compressed-tensors checkpoint has the output layer in them, an AutoAWQ one in 16.
+    calibration: a text file, a directory of text files, "hub:NAME", or None for the text that comes
+    with the package. images: a directory of pictures for a vision-language model, or None for drawn
+    ones. device: "cpu" (default), "cuda" or "cuda:N". eval_texts: UTF-8 files whose perplexity, of
+    the model and of the checkpoint, goes into the report; each is loaded whole for it, in float32.
+    executor: "local", "ray", or `ExecutorOptions`; the result does not depend on it. resume:
+    continue where a run that was killed has stopped. observer: called with the blocks done, their
+    number and a word.
     Returns the checkpoint's path and its report. Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.evaluate.text import read_text
@@ -70,11 +76,15 @@ def quantize(
             "quantization.group_size": group_size,
             "quantization.scheme": scheme,
             "quantization.propagate_error": propagate_error,
+            "quantization.format": format,
+            "quantization.lm_head_bits": lm_head_bits,
             "calibration.samples": samples,
             "calibration.length": length,
             "calibration.seed": seed,
         }
     )
+    if lm_head_bits in (4, 8):
+        resolved = _holding_lm_head(resolved)
     if not (resume and has_blocks(Path(out))):
         refuse_existing(Path(out), overwrite=overwrite)
     for text in eval_texts:
@@ -166,7 +176,7 @@ def export(
     path = resolve_model(str(model))
     check_export(path, resolved, context=context, lm_head_bits=lm_head_bits)
     name = model_name(str(model))
-    is_quantized = read_json(path / "config.json").get("quantization_config") is not None
+    is_quantized = quantization_config(read_json(path / "config.json")) is not None
     if is_quantized:
         check_overrides(
             path,
@@ -195,6 +205,10 @@ def export(
         )
     from awq_edge.quantizer import quantize_checkpoint
 
+    if resolved.quantization.lm_head_bits != 16:
+        # The layout that holds a quantized output layer, whatever the recipe's: nobody else reads
+        # this checkpoint, and calibrated it is better than what the exporter does without a text.
+        resolved = resolved.overridden({"quantization.format": "compressed-tensors"})
     # Beside the bundle: there is the disk that was chosen for large files. Kept when a run is
     # killed, so that the next one continues where it was.
     between = out.parent / f".{out.name}.checkpoint"
@@ -264,6 +278,18 @@ def _with_perplexities(
         work.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_quantization_page(report, checkpoint.path / PAGE_FILE)
     return replace(checkpoint, report=report)
+
+
+def _holding_lm_head(recipe: Recipe) -> Recipe:
+    """The recipe with a layout that holds a quantized output layer. Raises ConfigError where it
+    names one that does not."""
+    if recipe.quantization.format == "awq":
+        raise ConfigError(
+            f"--lm-head-bits {recipe.quantization.lm_head_bits}: the AutoAWQ layout has the output "
+            "layer in 16 bits (an export rounds it then); give --format compressed-tensors, or "
+            "leave out --lm-head-bits"
+        )
+    return recipe.overridden({"quantization.format": "compressed-tensors"})
 
 
 def model_name(model: str) -> str:

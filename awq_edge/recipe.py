@@ -176,8 +176,9 @@ class RuntimeSpec(_Part):
 
 
 class QuantizationDefaults(_Part):
-    """Defaults of `awq-edge quantize`. statistics_budget_bytes: bytes that the calibration
-    statistics of one block may take before a token sample replaces the exact ones.
+    """Defaults of `awq-edge quantize`. format: layout of the checkpoint, "auto" for AutoAWQ's where
+    that holds the bits and compressed-tensors else. statistics_budget_bytes: bytes that the
+    calibration statistics of one block may take before a token sample replaces the exact ones.
     propagate_error: later blocks are calibrated on the outputs of quantized ones."""
 
     method: Literal["none", "rtn", "awq", "gptq", "awq+gptq"]
@@ -186,6 +187,7 @@ class QuantizationDefaults(_Part):
     scheme: Literal["asymmetric", "symmetric"]
     lm_head_bits: Literal[4, 8, 16]
     propagate_error: bool
+    format: Literal["auto", "awq", "compressed-tensors"]
     statistics_budget_bytes: Size
 
 

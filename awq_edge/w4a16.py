@@ -6,11 +6,7 @@
 `symmetric`: z = 2**(bits - 1); the range is [-max|w|, max|w|].
 `awq_edge.quantizer.rounding` is the same arithmetic in torch; a test holds the two to equal bits.
 
-The AutoAWQ `gemm` layout packs eight 4-bit codes of neighbouring output channels into an int32.
-Bits 4i..4i+3 of word c hold output channel 8c + GEMM_ORDER[i]:
-
-    bit   31..28 27..24 23..20 19..16 15..12 11..8  7..4   3..0
-    8c +     7      5      3      1      6     4     2      0
+How codes lie in the files of a checkpoint: `awq_edge.layouts`.
 """
 
 from __future__ import annotations
@@ -23,40 +19,41 @@ import numpy.typing as npt
 
 Scheme = Literal["asymmetric", "symmetric"]
 UInt8 = npt.NDArray[np.uint8]
-Int32 = npt.NDArray[np.int32]
 Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 
-GEMM_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-GEMM_LANES = 8  # 4-bit codes in an int32
 # The smallest positive fp16: a group of zeros, or nearly so, keeps a positive scale.
 SMALLEST_SCALE = np.float32(2.0**-24)
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """bits of a code, input channels of a group, and the scheme."""
+
+    bits: int
+    group_size: int
+    scheme: Scheme
+
+    def __str__(self) -> str:
+        return f"{self.bits}-bit, group {self.group_size}, {self.scheme}"
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
     """A quantized linear weight.
 
-    codes: uint8 [out, in]. scales: float16 [out, in / group]. zeros: uint8 [out, in / group].
+    codes: uint8 [out, in]. scales: float16 [out, in / group], or float32 where a checkpoint of
+    another tool has scales that float16 cannot hold. zeros: uint8 [out, in / group].
     """
 
     codes: UInt8
-    scales: Float16
+    scales: Float16 | Float32
     zeros: UInt8
     bits: int
 
     @property
     def group_size(self) -> int:
         return int(self.codes.shape[1] // self.scales.shape[1])
-
-
-def gemm_obstacle(out_features: int, in_features: int, group_size: int) -> str | None:
-    """Why a linear cannot be stored in the AutoAWQ gemm layout, or None if it can."""
-    if in_features % group_size:
-        return f"in_features {in_features} is not a multiple of group_size {group_size}"
-    if out_features % GEMM_LANES:
-        return f"out_features {out_features} is not a multiple of {GEMM_LANES}"
-    return None
 
 
 def quantize(
@@ -112,30 +109,3 @@ def dequantize(quantized: QuantizedWeight) -> Float32:
     zeros = quantized.zeros.astype(np.float32)[:, :, None]
     scales = quantized.scales.astype(np.float32)[:, :, None]
     return ((codes - zeros) * scales).reshape(out_features, in_features)
-
-
-def pack_gemm(codes: UInt8) -> Int32:
-    """Pack codes [out, columns] (columns: in, or in / group for zeros) to int32 [columns, out/8].
-
-    The drawing at the top of this module is the layout. Raises ValueError when out is no multiple
-    of 8 or a code does not fit 4 bits.
-    """
-    if codes.shape[0] % GEMM_LANES:
-        raise ValueError(f"out_features {codes.shape[0]} is not a multiple of {GEMM_LANES}")
-    if codes.size and int(codes.max()) > 15:
-        raise ValueError(f"code {int(codes.max())} does not fit 4 bits")
-    lanes = np.ascontiguousarray(codes.T).reshape(codes.shape[1], -1, GEMM_LANES)
-    # Nibbles in memory order make bytes, and four bytes a little-endian word.
-    ordered = lanes[:, :, GEMM_ORDER]
-    packed = ordered[:, :, 0::2] | (ordered[:, :, 1::2] << 4)
-    return np.ascontiguousarray(packed).view("<i4")[:, :, 0]
-
-
-def unpack_gemm(packed: Int32) -> UInt8:
-    """The inverse of `pack_gemm`: int32 [columns, out/8] to uint8 codes [out, columns]."""
-    columns = packed.shape[0]
-    pairs = np.ascontiguousarray(packed).view(np.uint8).reshape(columns, -1, 4)
-    lanes = np.empty((columns, pairs.shape[1], GEMM_LANES), dtype=np.uint8)
-    lanes[:, :, GEMM_ORDER[0::2]] = pairs & 15
-    lanes[:, :, GEMM_ORDER[1::2]] = pairs >> 4
-    return np.ascontiguousarray(lanes.reshape(columns, -1).T)

@@ -14,6 +14,7 @@ from awq_edge import w4a16
 from awq_edge.archs import decoder_from_config
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
+from awq_edge.layouts import awq_gemm
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -41,8 +42,8 @@ def quantized_tensors(tensors: Tensors, linear: str = LINEAR) -> Tensors:
     quantized = w4a16.quantize(tensors[f"{linear}.weight"], 4, 32, "asymmetric")
     rest = {name: value for name, value in tensors.items() if name != f"{linear}.weight"}
     return rest | {
-        f"{linear}.qweight": w4a16.pack_gemm(quantized.codes),
-        f"{linear}.qzeros": w4a16.pack_gemm(quantized.zeros),
+        f"{linear}.qweight": awq_gemm.pack_gemm(quantized.codes),
+        f"{linear}.qzeros": awq_gemm.pack_gemm(quantized.zeros),
         f"{linear}.scales": np.ascontiguousarray(quantized.scales.T),
     }
 
@@ -97,17 +98,20 @@ def test_scales_must_be_finite(tmp_path: Path) -> None:
     tensors = quantized_tensors(dense_tensors())
     tensors[f"{LINEAR}.scales"][0, 0] = np.nan
     checkpoint = Checkpoint.open(write(tmp_path, tensors, quantization_config=AWQ))
-    with pytest.raises(ModelError, match=rf"'{LINEAR}\.scales' has NaN or inf"):
+    with pytest.raises(ModelError, match=rf"the scales of '{LINEAR}' have NaN or inf"):
         checkpoint.quantized(LINEAR)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quant_method": "gptq"}, "quant_method 'gptq', version 'gemm'; supported: awq, gemm"),
+        (
+            {"quant_method": "gptq"},
+            "quant_method 'gptq'; supported: awq .version gemm., compressed-tensors",
+        ),
         ({"version": "gemv"}, "version 'gemv'"),
         ({"bits": 3}, "bits 3; supported: 4"),
-        ({"group_size": -1}, "group_size -1; supported: 32, 64, 128"),
+        ({"group_size": 0}, "group_size 0; supported: a positive number, or -1"),
     ],
 )
 def test_other_formats_are_refused_by_name(

@@ -69,6 +69,7 @@ group_size = 128
 scheme = "asymmetric"
 lm_head_bits = 8
 propagate_error = true
+format = "auto"
 statistics_budget_bytes = "2 GiB"
 [export]
 context = 4096

@@ -68,29 +68,3 @@ def test_refusals_say_the_values() -> None:
         w4a16.quantize(np.full((8, 32), np.nan), 4, 32, "asymmetric")
     with pytest.raises(ValueError, match="overflows fp16"):
         w4a16.quantize(np.full((8, 32), 1e7), 4, 32, "asymmetric")
-    with pytest.raises(ValueError, match="out_features 12 is not a multiple of 8"):
-        w4a16.pack_gemm(np.zeros((12, 32), dtype=np.uint8))
-    with pytest.raises(ValueError, match="code 16 does not fit 4 bits"):
-        w4a16.pack_gemm(np.full((8, 32), 16, dtype=np.uint8))
-
-
-def test_gemm_packing_golden_bytes() -> None:
-    # Output channels 0..7 hold codes 1..8: nibbles from bit 0 up are channels 0,2,4,6,1,3,5,7.
-    codes = np.arange(1, 9, dtype=np.uint8)[:, None]
-    assert w4a16.pack_gemm(codes).view(np.uint32).item() == 0x8642_7531
-    assert w4a16.pack_gemm(codes).tobytes() == bytes.fromhex("31754286")
-
-
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 4).map(lambda n: 8 * n), st.integers(1, 9)),
-                  elements=st.integers(0, 15)))  # fmt: skip
-def test_gemm_packing_round_trip(codes: np.ndarray) -> None:
-    packed = w4a16.pack_gemm(codes)
-    assert packed.dtype == np.int32
-    assert packed.shape == (codes.shape[1], codes.shape[0] // 8)
-    np.testing.assert_array_equal(w4a16.unpack_gemm(packed), codes)
-
-
-def test_gemm_obstacle() -> None:
-    assert w4a16.gemm_obstacle(64, 128, 32) is None
-    assert "172 is not a multiple of group_size 32" in str(w4a16.gemm_obstacle(64, 172, 32))
-    assert "172 is not a multiple of 8" in str(w4a16.gemm_obstacle(172, 64, 32))

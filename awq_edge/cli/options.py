@@ -9,7 +9,7 @@ import typer
 
 RecipeOption = Annotated[str, typer.Option(help="Target device; see `awq-edge recipes`.")]
 BitsOption = Annotated[
-    int | None, typer.Option(help="Bits of a weight: 4.  [default: the recipe's]")
+    int | None, typer.Option(help="Bits of a weight: 2, 3, 4, 8.  [default: the recipe's]")
 ]
 GroupSizeOption = Annotated[
     int | None,
@@ -24,6 +24,13 @@ PropagateErrorOption = Annotated[
         "--propagate-error/--no-propagate-error",
         help="Calibrate later blocks on the outputs of quantized ones.  [default: the recipe's]",
     ),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(help="awq (AutoAWQ gemm, 4 bits) or compressed-tensors.  [default: the recipe's]"),
+]
+LmHeadBitsOption = Annotated[
+    int | None, typer.Option(help="Bits of the output layer: 4, 8, 16.  [default: the recipe's]")
 ]
 CalibrationOption = Annotated[
     str | None,

@@ -12,8 +12,10 @@ from awq_edge.cli.options import (
     CalibrationOption,
     DeviceOption,
     ExecutorOption,
+    FormatOption,
     GroupSizeOption,
     LengthOption,
+    LmHeadBitsOption,
     OutCheckpoint,
     OverwriteOption,
     PropagateErrorOption,
@@ -45,6 +47,8 @@ def quantize(
     group_size: GroupSizeOption = None,
     scheme: SchemeOption = None,
     propagate_error: PropagateErrorOption = None,
+    format: FormatOption = None,
+    lm_head_bits: LmHeadBitsOption = None,
     calibration: CalibrationOption = None,
     images: Annotated[
         Path | None,
@@ -76,7 +80,7 @@ def quantize(
         typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - : alone, out."),
     ] = None,
 ) -> None:
-    """Quantize a model: AWQ scales and clips, 4-bit weights, the AutoAWQ checkpoint layout."""
+    """Quantize a model: AWQ scales and clips, weights of 2 to 8 bits, as other tools read them."""
     from rich.console import Console
 
     from awq_edge.cli.output import JsonTarget
@@ -95,6 +99,8 @@ def quantize(
             group_size=group_size,
             scheme=scheme,
             propagate_error=propagate_error,
+            format=format,
+            lm_head_bits=lm_head_bits,
             calibration=calibration,
             images=images,
             samples=samples,
@@ -120,7 +126,7 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
     summary = report.summary
     console.print(
         f"{path}: {summary.quantized_linears} linears in {report.bits}-bit {report.method}, group "
-        f"{report.group_size}, {report.scheme}; {report.seconds:.0f} s",
+        f"{report.group_size}, {report.scheme}, {report.layout} format; {report.seconds:.0f} s",
         soft_wrap=True,
     )
     if summary.mean_sqnr_db is not None and summary.mean_rtn_sqnr_db is not None:
@@ -141,6 +147,7 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
             soft_wrap=True,
             markup=False,
         )
+    console.print(_lm_head(report), soft_wrap=True)
     reasons: dict[str, int] = {}
     for reason in report.unquantized.values():
         reasons[reason] = reasons.get(reason, 0) + 1
@@ -158,3 +165,13 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
         f"export {path} --out BUNDLE" if missing is None else f"eval perplexity {path} --text FILE"
     )
     console.print(f"next: awq-edge {step}", soft_wrap=True)
+
+
+def _lm_head(report: QuantizationReport) -> str:
+    """The output layer in one line."""
+    head = report.lm_head
+    if head is None:
+        return "output layer: 16 bits (an export rounds it; --lm-head-bits quantizes it here)"
+    line = f"output layer: {head.bits}-bit, group {head.group_size}, {head.scheme}"
+    (linear,) = head.block.linears
+    return f"{line}, SQNR {linear.sqnr_db:.2f} dB, round-to-nearest {linear.rtn_sqnr_db:.2f} dB"

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -36,7 +37,7 @@ from awq_edge.exporter.supported import unsupported
 from awq_edge.exporter.writer import WeightPlan, place_weights, write_weights
 from awq_edge.model_files import ModelFiles
 from awq_edge.provenance import source_commit
-from awq_edge.recipe import Recipe
+from awq_edge.recipe import QuantizationDefaults, Recipe
 
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -58,7 +59,7 @@ def export_checkpoint(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> Bundle:
-    """Export a model directory, quantized (AutoAWQ gemm) or not, into a bundle.
+    """Export a model directory, quantized (see `awq_edge.layouts`) or not, into a bundle.
 
     checkpoint: a directory; one without quantization_config is exported unquantized, whatever the
     recipe's method. recipe: names the runtime. model_name: as reports call it. context: tokens of
@@ -118,12 +119,13 @@ def check_export(
             f"--context {context} is beyond the {longest} positions of the model "
             f"(max_position_embeddings of {model / 'config.json'}); give {longest} or less"
         )
-    quantization, lm_head = checkpoint.quantization, checkpoint.decoder.architecture.lm_head
-    if quantization is not None and checkpoint.is_quantized(lm_head):
-        if lm_head_bits not in (None, quantization.bits):
+    lm_head = checkpoint.decoder.architecture.lm_head
+    if checkpoint.is_quantized(lm_head):
+        bits = checkpoint.linear_format(lm_head).bits
+        if lm_head_bits not in (None, bits):
             raise ConfigError(
                 f"--lm-head-bits {lm_head_bits} contradicts {model}, whose {lm_head} is quantized "
-                f"with bits {quantization.bits}; leave it out"
+                f"with bits {bits}; leave it out"
             )
     return lowering
 
@@ -142,10 +144,12 @@ def resolved_recipe(
         "quantization.method": "none",
     }
     if quantization is not None:
-        overrides["quantization.method"] = quantization.method
-        overrides["quantization.bits"] = quantization.bits
-        overrides["quantization.group_size"] = quantization.group_size
-        overrides["quantization.scheme"] = quantization.scheme
+        for key in ("method", "bits", "group_size", "scheme"):
+            value = getattr(quantization, key)
+            # Other tools' checkpoints have groups, and methods, that no recipe can ask for; the
+            # manifest has them.
+            known = get_args(QuantizationDefaults.model_fields[key].annotation)
+            overrides[f"quantization.{key}"] = value if value in known else None
     return recipe.overridden(overrides)
 
 
@@ -212,11 +216,12 @@ def _manifest(
         head_size=decoder.head_size,
         activation_dtype=activation_dtype,
         accuracy_level=recipe.runtime.accuracy_level,
-        method=recipe.quantization.method,
+        method=quantization.method if quantization else "none",
         bits=quantization.bits if quantization else unquantized_bits,
         group_size=quantization.group_size if quantization else 0,
         scheme=quantization.scheme if quantization else "none",
         lm_head_bits=recipe.quantization.lm_head_bits,
+        other_formats=_other_formats(checkpoint),
         bos_token_id=decoder.bos_token_id,
         eos_token_ids=_eos_token_ids(checkpoint),
         part_bytes=plan.part_bytes(),
@@ -227,6 +232,19 @@ def _manifest(
         source=_source(checkpoint),
         files=files,
     )
+
+
+def _other_formats(checkpoint: Checkpoint) -> dict[str, str]:
+    """Linears of blocks whose format is not that of most: full name -> its format in words."""
+    found, decoder = {}, checkpoint.decoder
+    for layer in range(decoder.num_layers):
+        for linear in decoder.linears(layer):
+            name = f"{decoder.layer_prefix(layer)}.{linear.name}"
+            if checkpoint.is_quantized(name):
+                number_format = checkpoint.linear_format(name)
+                if number_format != checkpoint.main_format:
+                    found[name] = str(number_format)
+    return found
 
 
 def _port(tensor: gs.Variable) -> TensorPort:

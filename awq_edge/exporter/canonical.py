@@ -29,7 +29,7 @@ from awq_edge.exporter.graph import (
 from awq_edge.exporter.sources import QuantizedWeights, Sources
 from awq_edge.exporter.weights import FLOAT32, Part, of_array
 from awq_edge.rope import rope_tables
-from awq_edge.w4a16 import Scheme, gemm_obstacle
+from awq_edge.w4a16 import Scheme
 
 INT64 = int(TensorProto.INT64)
 # lm_head is rounded to nearest at export: small groups, because nothing corrects its error.
@@ -67,25 +67,29 @@ def lm_head_bits(checkpoint: Checkpoint, asked: int) -> int:
 
     A quantized one stays as it is; groups that do not fit leave it unquantized.
     """
-    decoder, quantization = checkpoint.decoder, checkpoint.quantization
-    if quantization is not None and checkpoint.is_quantized(decoder.architecture.lm_head):
-        return quantization.bits
+    decoder, lm_head = checkpoint.decoder, checkpoint.decoder.architecture.lm_head
+    if checkpoint.is_quantized(lm_head):
+        return checkpoint.linear_format(lm_head).bits
     return 16 if decoder.hidden_size % LM_HEAD_GROUP_SIZE else asked
 
 
 def unquantized_linears(checkpoint: Checkpoint, lm_head_asked: int) -> dict[str, str]:
     """Linears that stay unquantized though quantization was asked for: full name -> reason."""
-    decoder, quantization = checkpoint.decoder, checkpoint.quantization
+    decoder, main = checkpoint.decoder, checkpoint.main_format
     reasons = {}
-    for layer in range(decoder.num_layers if quantization is not None else 0):
-        assert quantization is not None
-        for linear in decoder.linears(layer):
-            name = f"{decoder.layer_prefix(layer)}.{linear.name}"
-            if not checkpoint.is_quantized(name):
-                sizes = (linear.out_features, linear.in_features, quantization.group_size)
-                reasons[name] = gemm_obstacle(*sizes) or "not quantized in the checkpoint"
-    if lm_head_bits(checkpoint, lm_head_asked) > lm_head_asked:
-        reasons[decoder.architecture.lm_head] = (
+    if main is not None and checkpoint.layout is not None:
+        for layer in range(decoder.num_layers):
+            for linear in decoder.linears(layer):
+                name = f"{decoder.layer_prefix(layer)}.{linear.name}"
+                if not checkpoint.is_quantized(name):
+                    reason = checkpoint.layout.obstacle(
+                        linear.out_features, linear.in_features, main
+                    )
+                    reasons[name] = reason or "not quantized in the checkpoint"
+    lm_head = decoder.architecture.lm_head
+    rounds = not checkpoint.is_quantized(lm_head)
+    if rounds and lm_head_bits(checkpoint, lm_head_asked) > lm_head_asked:
+        reasons[lm_head] = (
             f"in_features {decoder.hidden_size} is not a multiple of group_size "
             f"{LM_HEAD_GROUP_SIZE}"
         )
@@ -241,6 +245,7 @@ class _CanonicalBuilder:
         source = f"{arch.embedding if tied else arch.lm_head}.weight"
         bits = self._spec.lm_head_bits
         if self._checkpoint.is_quantized(arch.lm_head):
+            bits = self._checkpoint.linear_format(arch.lm_head).bits
             weights = self._sources.quantized(arch.lm_head, "lm_head")
             self._w4a16(arch.lm_head, normed, weights, bits, None, logits)
         elif bits == 16:
@@ -265,10 +270,9 @@ class _CanonicalBuilder:
         if not self._checkpoint.is_quantized(full):
             self._matmul(full, f"{full}.weight", x, "blocks", output, bias)
             return output
-        quantization = self._checkpoint.quantization
-        assert quantization is not None
         weights = self._sources.quantized(full, "blocks")
-        self._w4a16(full, x, weights, quantization.bits, bias, output)
+        bits = self._checkpoint.linear_format(full).bits
+        self._w4a16(full, x, weights, bits, bias, output)
         return output
 
     def _w4a16(

@@ -30,9 +30,9 @@ INT32, INT64 = int(TensorProto.INT32), int(TensorProto.INT64)
 # GroupQueryAttention rotates heads whose size, and rotary part, are multiples of this.
 ROTARY_MULTIPLE = 16
 # 1.22 has no 8-bit MatMulNBits below accuracy level 4, and computes it wrong in float16. Before
-# 1.24 a local window sees one position more than local_window_size. (Both found by the parity
-# tests of this project under those versions.)
-MINIMUM_VERSION, MINIMUM_VERSION_OF_WINDOWS = "1.23", "1.24"
+# 1.24 a local window sees one position more than local_window_size, and there are no 2 bits. (Found
+# by the parity tests of this project under those versions.)
+MINIMUM_VERSION, MINIMUM_VERSION_OF_WINDOWS_AND_TWO_BITS = "1.23", "1.24"
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -52,8 +52,12 @@ def lower(canonical: DecoderGraph, recipe: Recipe) -> DecoderGraph:
 
 def minimum_version(lowered: DecoderGraph) -> str:
     """The oldest onnxruntime that computes this graph right."""
-    windows = any("local_window_size" in node.attrs for node in lowered.graph.nodes)
-    return MINIMUM_VERSION_OF_WINDOWS if windows else MINIMUM_VERSION
+    nodes = lowered.graph.nodes
+    windows = any("local_window_size" in node.attrs for node in nodes)
+    two_bits = any(node.op == "MatMulNBits" and node.attrs["bits"] == 2 for node in nodes)
+    if windows or two_bits:
+        return MINIMUM_VERSION_OF_WINDOWS_AND_TWO_BITS
+    return MINIMUM_VERSION
 
 
 @dataclass(frozen=True)
@@ -185,14 +189,16 @@ class _Lowering:
     def _matmul_nbits(
         self, path: str, x: gs.Variable, weight: MatMulNBits, output: gs.Variable
     ) -> None:
+        container = weight.container_bits(self._accuracy_level, self._dtype)
         tensors = [
-            None if w is None else self._builder.weight(w) for w in weight.inputs(self._dtype)
+            None if w is None else self._builder.weight(w)
+            for w in weight.inputs(container, self._dtype)
         ]
         attributes = {
             "K": weight.in_features,
             "N": weight.out_features,
-            "bits": weight.bits,
-            "block_size": weight.group_size,
+            "bits": container,
+            "block_size": weight.block_size,
             "accuracy_level": self._accuracy_level,
         }
         self._builder.node(

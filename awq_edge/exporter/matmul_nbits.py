@@ -4,7 +4,9 @@
     scales       [N, K / group], in the type of the activations
     zero_points  uint8 [N, ceil(K / group * bits / 8)], low nibble first; absent: the middle code
 
-Source: onnxruntime's docs/ContribOperators.md. B has the bytes of the logical layout.
+Source: onnxruntime's docs/ContribOperators.md. B of 4 and 8 bits has the bytes of the logical
+layout. bits is 2, 4 or 8: 3-bit codes ride in containers of 4, and so do 2-bit ones where their
+kernel is slow. group is a power of two: other groups are cut into smaller ones of the same scale.
 """
 
 from __future__ import annotations
@@ -13,19 +15,31 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from awq_edge.errors import ModelError
 from awq_edge.exporter.weights import (
+    FLOAT32,
     UINT8,
     Weight,
     cast,
+    columns_repeated,
     concatenated,
+    filled,
     reinterpreted,
-    rows_padded,
+    rows_packed,
+    single_codes,
+    two_bits,
 )
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
+# 2-bit codes have a kernel of their own for int8 activations and these groups. Elsewhere they are
+# computed by a fallback, thirty times slower than 4-bit ones (measured with onnxruntime 1.32).
+TWO_BIT_BLOCKS, TWO_BIT_LEVEL = (32, 64, 128), 4
 
 
 @dataclass(frozen=True)
 class MatMulNBits:
-    """Weights of a MatMulNBits, as the canonical graph has them. name: of the module."""
+    """Weights of a MatMulNBits, as the canonical graph has them but for zeros: one to a byte, uint8
+    [out, in / group]. name: of the module."""
 
     name: str
     bits: int
@@ -44,6 +58,11 @@ class MatMulNBits:
         codes, scales, zeros, bias = given + [None] * (4 - len(given))
         assert codes is not None and scales is not None
         attributes = node.attrs
+        if largest_block(attributes["group_size"]) < SMALLEST_BLOCK:
+            raise ModelError(
+                f"{node.name}: group_size {attributes['group_size']}: onnxruntime needs groups "
+                f"that are multiples of {SMALLEST_BLOCK}; quantize the original model again"
+            )
         return cls(
             name=codes.name.removesuffix(".weight"),
             bits=attributes["bits"],
@@ -52,7 +71,7 @@ class MatMulNBits:
             out_features=attributes["out_features"],
             codes=codes,
             scales=scales,
-            zeros=zeros,
+            zeros=None if zeros is None else single_codes(zeros),
             bias=bias,
         )
 
@@ -76,18 +95,39 @@ class MatMulNBits:
             out_features=sum(part.out_features for part in parts),
             codes=codes,
             scales=scales,
-            zeros=below("zeros", [_row_bytes(part.zeros) for part in parts]),
+            zeros=below("zeros", [part.zeros for part in parts]),
             bias=below("bias", [part.bias for part in parts]),
         )
 
-    def inputs(self, dtype: int) -> list[Weight | None]:
-        """B, scales, zero_points, g_idx and bias. dtype: of the activations."""
-        groups = self.in_features // self.group_size
-        shape = (self.out_features, groups, self.group_size * self.bits // 8)
-        codes = reinterpreted(self.codes, UINT8, shape)
-        return [codes, cast(self.scales, dtype), _row_bytes(self.zeros), None, self.bias]
+    @property
+    def block_size(self) -> int:
+        """Channels that share a scale in the node."""
+        return largest_block(self.group_size)
+
+    def container_bits(self, accuracy_level: int, dtype: int) -> int:
+        """Bits of a code in the node. dtype: of the activations."""
+        if self.bits == 2:
+            fast = accuracy_level == TWO_BIT_LEVEL and dtype == FLOAT32
+            return 2 if fast and self.block_size in TWO_BIT_BLOCKS else 4
+        return 4 if self.bits == 3 else self.bits
+
+    def inputs(self, container: int, dtype: int) -> list[Weight | None]:
+        """B, scales, zero_points, g_idx and bias. container: see `container_bits`. dtype: of the
+        activations."""
+        rows, block = self.out_features, self.block_size
+        shape = (rows, self.in_features // block, block * container // 8)
+        codes = two_bits(self.codes) if container == 2 else self.codes
+        zeros = self.zeros
+        if zeros is None and container != self.bits:  # absent would be the container's middle
+            grouped = (rows, self.in_features // self.group_size)
+            zeros = filled(f"{self.name}.zeros", 2 ** (self.bits - 1), grouped, self.codes.part)
+        times = self.group_size // block
+        if zeros is not None:
+            zeros = rows_packed(columns_repeated(zeros, times), container)
+        scales = columns_repeated(cast(self.scales, dtype), times)
+        return [reinterpreted(codes, UINT8, shape), scales, zeros, None, self.bias]
 
 
-def _row_bytes(zeros: Weight | None) -> Weight | None:
-    """Zero points with every row in whole bytes."""
-    return zeros if zeros is None or zeros.dtype == UINT8 else rows_padded(zeros)
+def largest_block(group_size: int) -> int:
+    """The largest power of two, up to 256, that divides a group."""
+    return min(group_size & -group_size, LARGEST_BLOCK)

@@ -22,7 +22,7 @@ from awq_edge.exporter.weights import (
     pack_nibbles,
 )
 from awq_edge.model_files import TensorEntry
-from awq_edge.w4a16 import Scheme, quantize, unpack_gemm
+from awq_edge.w4a16 import Scheme, quantize
 
 _PIECE_BYTES = 32 << 20  # of a piece while it is float32
 _TRANSPOSED_BYTES = 256 << 20  # of a block of columns while it is float32
@@ -80,28 +80,43 @@ class Sources:
         return FLOAT16 if largest <= float(np.finfo(np.float16).max) else FLOAT32
 
     def quantized(self, linear: str, part: Part) -> QuantizedWeights:
-        """Codes uint4 [out, in], scales float16 [out, in / group] and zeros uint4 of a quantized
-        linear of the checkpoint, by full name."""
-        groups, out_features = self._entry(f"{linear}.scales").shape
-        in_features = self._entry(f"{linear}.qweight").shape[0]
-        files = self._checkpoint.files
+        """Codes [out, in], scales [out, in / group] and zeros of a quantized linear of the
+        checkpoint, by full name.
+
+        Codes and zeros are uint4 for up to 4 bits and uint8 for 8; zeros is None where all are
+        2**(bits-1) by the layout. Scales are float16, or float32 where float16 would lose bits.
+        """
+        checkpoint = self._checkpoint
+        layout, number_format = checkpoint.layout, checkpoint.linear_format(linear)
+        assert layout is not None
+        read, scales_name = checkpoint.files.read, layout.scales_name(linear)
+        out_features, in_features = checkpoint.decoder.weight_shapes()[f"{linear}.weight"]
+        grouped = (out_features, in_features // number_format.group_size)
+        wide = number_format.bits == 8
+        dtype = UINT8 if wide else UINT4
+        exact = FLOAT16 if self._entry(scales_name).dtype == "F16" else FLOAT32
 
         def codes() -> Iterator[Array]:
-            yield repack_gemm(files.read(f"{linear}.qweight"))
+            if wide:
+                yield layout.codes(linear, number_format, read)
+            else:
+                yield from layout.nibbles(linear, number_format, read)
 
         def scales() -> Iterator[Array]:
-            values = files.read(f"{linear}.scales")
-            self._require_finite(f"{linear}.scales", values)
-            yield np.ascontiguousarray(self._narrow(f"{linear}.scales", values, FLOAT16).T)
+            values = layout.scales(linear, read)
+            self._require_finite(scales_name, values)
+            yield np.ascontiguousarray(self._narrow(scales_name, values, exact))
 
         def zeros() -> Iterator[Array]:
-            yield pack_nibbles(unpack_gemm(files.read(f"{linear}.qzeros")).reshape(-1))
+            found = layout.zeros(linear, number_format, read)
+            yield found if wide else pack_nibbles(found.reshape(-1))
 
-        grouped = (out_features, groups)
         return (
-            Weight(f"{linear}.weight", UINT4, (out_features, in_features), part, codes),
-            Weight(f"{linear}.scales", FLOAT16, grouped, part, scales),
-            Weight(f"{linear}.zeros", UINT4, grouped, part, zeros),
+            Weight(f"{linear}.weight", dtype, (out_features, in_features), part, codes),
+            Weight(f"{linear}.scales", exact, grouped, part, scales),
+            Weight(f"{linear}.zeros", dtype, grouped, part, zeros)
+            if layout.stores_zeros(number_format)
+            else None,
         )
 
     def rounded(
@@ -216,32 +231,3 @@ class _Rounding:
         if not self._scales:
             for _ in self.codes():
                 pass
-
-
-def repack_gemm(qweight: Array) -> Array:
-    """AutoAWQ gemm words to ONNX uint4 rows, without unpacking to single codes.
-
-    qweight: int32 [in, out / 8], in even; drawn in `awq_edge.w4a16`. Returns uint8 [out, in / 2]:
-    byte j of row n holds the codes of input channels 2j (low nibble) and 2j + 1.
-
-    Two neighbouring input rows are joined nibble by nibble while they are still words, eight codes
-    at a time; what is left is a transposition of bytes.
-
-        word of row 2j        7 5 3 1 6 4 2 0      nibbles named by output channel
-        word of row 2j + 1    7 5 3 1 6 4 2 0
-        even nibbles     ->   5 5 1 1 4 4 0 0      bytes: channels 0, 4, 1, 5
-        odd nibbles      ->   7 7 3 3 6 6 2 2      bytes: channels 2, 6, 3, 7
-    """
-    in_features, words = qweight.shape
-    unsigned = np.ascontiguousarray(qweight).view(np.uint32)
-    first, second = unsigned[0::2], unsigned[1::2]
-    low, high = np.uint32(0x0F0F0F0F), np.uint32(0xF0F0F0F0)
-    even = (first & low) | ((second & low) << np.uint32(4))
-    odd = ((first >> np.uint32(4)) & low) | (second & high)
-    packed = np.empty((words, 8, in_features // 2), np.uint8)
-    for joined, channels in ((even, (0, 4, 1, 5)), (odd, (2, 6, 3, 7))):
-        lanes = joined.astype("<u4", copy=False).view(np.uint8)
-        lanes = lanes.reshape(in_features // 2, words, 4)
-        for lane, channel in enumerate(channels):
-            packed[:, channel] = lanes[:, :, lane].T
-    return packed.reshape(words * 8, in_features // 2)

@@ -116,18 +116,64 @@ def unpack_nibbles(packed: Array, count: int) -> Array:
     return codes.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
-def rows_padded(weight: Weight) -> Weight:
-    """4-bit elements [rows, n] with each row in whole bytes: uint8 [rows, ceil(n / 2)].
-
-    Only for small tensors: an odd n makes rows of the flat packing begin within a byte.
-    """
+def single_codes(weight: Weight) -> Weight:
+    """uint4 elements [rows, n] one to a byte: uint8. Only for small tensors."""
+    if weight.dtype == UINT8:
+        return weight
     rows, columns = weight.shape
-    shape = (rows, (columns + 1) // 2)
-    if columns % 2 == 0:
-        return reinterpreted(weight, UINT8, shape)
 
     def pieces() -> Iterator[Array]:
-        codes = unpack_nibbles(weight.array(), rows * columns).reshape(rows, columns)
-        yield pack_nibbles(codes)
+        yield unpack_nibbles(weight.array(), rows * columns).reshape(rows, columns)
 
-    return replace(weight, dtype=UINT8, shape=shape, pieces=pieces)
+    return replace(weight, dtype=UINT8, pieces=pieces)
+
+
+def rows_packed(weight: Weight, bits: int) -> Weight:
+    """Codes one to a byte [rows, n] as `bits` of a byte, each row in whole bytes, the first code
+    lowest: uint8 [rows, ceil(n * bits / 8)]. bits: 2, 4 or 8."""
+    if bits == 8:
+        return weight
+    rows, columns = weight.shape
+    lanes = 8 // bits
+
+    def pieces() -> Iterator[Array]:
+        for piece in weight.pieces():
+            padded = np.pad(piece, ((0, 0), (0, -columns % lanes)))
+            packed = padded[:, 0::lanes].copy()
+            for lane in range(1, lanes):
+                packed |= padded[:, lane::lanes] << (bits * lane)
+            yield packed
+
+    return replace(weight, shape=(rows, -(-columns // lanes)), pieces=pieces)
+
+
+def two_bits(weight: Weight) -> Weight:
+    """uint4 elements [rows, n] below 4 as two bits each: uint8 [rows, n / 4], the first lowest.
+    n a multiple of 4."""
+    rows, columns = weight.shape
+
+    def pieces() -> Iterator[Array]:
+        for piece in weight.pieces():
+            singles = piece | (piece >> 2)  # within each byte: code 2j + 1 beside code 2j
+            pairs = (singles & 15).reshape(-1, 2)
+            yield pairs[:, 0] | (pairs[:, 1] << 4)
+
+    return replace(weight, dtype=UINT8, shape=(rows, columns // 4), pieces=pieces)
+
+
+def columns_repeated(weight: Weight, times: int) -> Weight:
+    """Each column [rows, n] `times` times in a row: [rows, n * times]."""
+    if times == 1:
+        return weight
+    rows, columns = weight.shape
+
+    def pieces() -> Iterator[Array]:
+        for piece in weight.pieces():
+            yield piece.repeat(times, axis=1)
+
+    return replace(weight, shape=(rows, columns * times), pieces=pieces)
+
+
+def filled(name: str, value: int, shape: tuple[int, int], part: Part) -> Weight:
+    """uint8 [rows, n], the same everywhere."""
+    return Weight(name, UINT8, shape, part, lambda: iter([np.full(shape, value, np.uint8)]))

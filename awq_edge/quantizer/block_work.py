@@ -20,6 +20,7 @@ import torch
 
 from awq_edge.archs import Decoder, Linear, ScaleGroup
 from awq_edge.errors import ModelError
+from awq_edge.layouts import Layout
 from awq_edge.quantizer.awq import GroupChoice, clip_group, output_error, search_group
 from awq_edge.quantizer.folding import fold, realise_scale, row_scale, tie_channels
 from awq_edge.quantizer.gptq import gptq_round, inverse_factor
@@ -38,11 +39,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """How blocks are quantized. statistics_budget: bytes of one block's statistics.
+    """How blocks are quantized and stored. statistics_budget: bytes of one block's statistics.
     propagate_error: later blocks see the outputs of quantized ones. search: AWQ's scales and clips.
     gptq: codes by GPTQ instead of rounding to nearest, on the scaled weights."""
 
     number_format: NumberFormat
+    layout: Layout
     statistics_budget: int
     seed: int
     propagate_error: bool
@@ -188,7 +190,12 @@ def store_block(task: BlockTask, folded: Tensors, rounded: Mapping[str, RoundedL
     for name, tensor in folded.items():
         linear = name.removesuffix(".weight")
         if name.endswith(".weight") and linear in rounded:
-            found |= quantized_tensors(task.full_name(linear), rounded[linear].rounded)
+            found |= quantized_tensors(
+                task.options.layout,
+                task.full_name(linear),
+                rounded[linear].rounded,
+                task.options.number_format,
+            )
         else:
             found[task.full_name(name)] = narrowed(
                 task.model, task.full_name(name), tensor, task.storage[name]

@@ -116,6 +116,42 @@ class BlockRunner:
         finally:
             module.to("meta")
 
+    @contextmanager
+    def output_input(
+        self, norm: Mapping[str, torch.Tensor]
+    ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """What makes the output layer's input of the last block's output: the final norm and a
+        projection, each where the model has one; freed at the end.
+
+        norm: weights of the final norm by full name. A function from float32 [batch, length,
+        hidden] to [batch, length, in_features of the output layer], on the device.
+        """
+        decoder = self._checkpoint.decoder
+        tensors = dict(norm)
+        if decoder.has_projections:
+            name = f"{decoder.architecture.project_out}.weight"
+            tensors[name] = self._read(name)
+        modules: dict[str, Tensors] = {}
+        for full, tensor in tensors.items():
+            name, _, parameter = full.rpartition(".")
+            modules.setdefault(name, {})[parameter] = tensor
+        chain = [self._model.submodule(name) for name in modules]
+        for module, state in zip(chain, modules.values(), strict=True):
+            module.load_state_dict(state, strict=True, assign=True)
+
+        @torch.no_grad()
+        def run(hidden: torch.Tensor) -> torch.Tensor:
+            result = hidden.to(self._device)
+            for module in chain:
+                result = module(result)
+            return result
+
+        try:
+            yield run
+        finally:
+            for module in chain:
+                module.to("meta")
+
     def _first_inputs(
         self, ids: torch.Tensor, inputs: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, list[dict[str, Any]]]:

@@ -13,14 +13,22 @@ from dataclasses import dataclass
 
 import torch
 
+from awq_edge.archs import Decoder
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
+from awq_edge.layouts import Layout
 from awq_edge.quantizer.block_work import BlockOptions, BlockTask, Statistics, Tensors
 from awq_edge.quantizer.blocks import BlockOnDevice, BlockRunner, relative_change
 from awq_edge.quantizer.calibration import CalibrationSet
 from awq_edge.quantizer.executors import Executor, Pending
 from awq_edge.quantizer.folding import fold
 from awq_edge.quantizer.nf4 import nf4_fake_quantize
+from awq_edge.quantizer.output_layer import (
+    OutputLayer,
+    observe_output_layer,
+    output_fold_change,
+    quantize_output_layer,
+)
 from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report import BlockReport, LinearReport, sqnr_db
 from awq_edge.quantizer.rounding import NumberFormat, Rounded, round_to_nearest
@@ -28,7 +36,6 @@ from awq_edge.quantizer.statistics import InputStatistics, plan_samples
 from awq_edge.quantizer.writer import quantized_tensors, restored, storage_dtype, stored
 from awq_edge.torch_device import tf32_products
 from awq_edge.torch_tensors import read_float32
-from awq_edge.w4a16 import gemm_obstacle
 
 # Samples that a block runs at a time, by kind of device: enough rows to keep it busy.
 _BATCH = {"cpu": 4, "cuda": 16}
@@ -45,11 +52,13 @@ Observer = Callable[[int, int, str], None]
 QuantizedBlock = tuple[int, Tensors, BlockReport]
 
 
-def obstacles(checkpoint: Checkpoint, number_format: NumberFormat, layer: int) -> dict[str, str]:
+def obstacles(
+    checkpoint: Checkpoint, layout: Layout, number_format: NumberFormat, layer: int
+) -> dict[str, str]:
     """Linears of a block that cannot be quantized, by name relative to it, each with the reason."""
     found = {}
     for linear in checkpoint.decoder.linears(layer):
-        reason = gemm_obstacle(linear.out_features, linear.in_features, number_format.group_size)
+        reason = layout.obstacle(linear.out_features, linear.in_features, number_format)
         if reason is not None:
             found[linear.name] = reason
     return found
@@ -122,6 +131,46 @@ class CalibratedBlocks:
         with self._runner.block(layer, self._runner.load(layer)) as block:
             self._forward(block)
 
+    def output_layer(self, number_format: NumberFormat) -> QuantizedBlock:
+        """The output layer, once every block was quantized or skipped; as if it were one more
+        block."""
+        options, clock = self._options, PhaseClock(self._device)
+        layer = OutputLayer(
+            self._checkpoint,
+            options.layout,
+            number_format,
+            search=options.search,
+            gptq=options.gptq,
+            seed=options.seed,
+            device=self._device,
+        )
+        size = self._checkpoint.decoder.embedding_size
+        inputs = InputStatistics(
+            size,
+            self._device,
+            sample_tokens=plan_samples({"": size}, options.statistics_budget)[""],
+            seed=options.seed,
+            expected_tokens=self._tokens,
+        )
+        with clock.phase("forward"):
+            observe_output_layer(
+                layer, self._runner, torch.split(self._hidden, self._batch), inputs
+            )
+        with clock.phase("search and round"):
+            outcome = quantize_output_layer(layer, inputs)
+        with clock.phase("check"):
+            change = output_fold_change(layer, self._runner, self._hidden[:1], outcome)
+            require_unchanged("the output layer", change, self._checkpoint.decoder)
+        report = BlockReport(
+            layer=self._checkpoint.decoder.num_layers,
+            seconds=sum(clock.seconds.values()),
+            seconds_by_phase={name: round(value, 4) for name, value in clock.seconds.items()},
+            fold_change=change,
+            sampled_inputs=(layer.name,) if inputs.is_sampled else (),
+            linears=(outcome.report,),
+        )
+        return report.layer, outcome.tensors, report
+
     def _start(self, layer: int, *, keep: bool) -> _Started:
         """Run a block on the current hidden states and begin the work on it."""
         clock = PhaseClock(self._device)
@@ -170,7 +219,9 @@ class CalibratedBlocks:
             layer=layer,
             decoder=decoder,
             options=self._options,
-            obstacles=obstacles(self._checkpoint, self._options.number_format, layer),
+            obstacles=obstacles(
+                self._checkpoint, self._options.layout, self._options.number_format, layer
+            ),
             storage={
                 name: storage_dtype(self._checkpoint, f"{prefix}.{name}")
                 for name in decoder.block_shapes(layer)
@@ -183,7 +234,15 @@ class CalibratedBlocks:
         tensors = {}
         for name in self._runner.load(layer):
             linear, full = name.removesuffix(".weight"), f"{prefix}.{name}"
-            tensor = kept[full].float() if full in kept else restored(f"{prefix}.{linear}", kept)
+            if full in kept:
+                tensor = kept[full].float()
+            else:
+                tensor = restored(
+                    self._options.layout,
+                    f"{prefix}.{linear}",
+                    kept,
+                    self._options.number_format,
+                )
             tensors[name] = tensor.to(self._device)
         with self._runner.block(layer, tensors) as block:
             self._forward(block)
@@ -247,27 +306,59 @@ class CalibratedBlocks:
         given = started.first[0, :_CHECK_TOKENS].to(self._device)
         rerouted = len(given) // _REROUTED_TOKENS if decoder.has_experts(layer) else 0
         change = relative_change(outputs[0] - given, outputs[1] - given, rerouted)
-        if not change <= FOLD_TOLERANCE:
-            raise ModelError(
-                f"block {layer}: folding the scales changed its float32 output by {change:.2e} "
-                f"(relative; at most {FOLD_TOLERANCE:.0e}); the scale groups of "
-                f"archs/{decoder.model_type}.py do not fit this model"
-            )
+        require_unchanged(f"block {layer}", change, decoder)
         return change
+
+
+def require_unchanged(what: str, change: float, decoder: Decoder) -> None:
+    """Raise ModelError where a fold did more than round. change: of the float32 output."""
+    if not change <= FOLD_TOLERANCE:
+        raise ModelError(
+            f"{what}: folding the scales changed its float32 output by {change:.2e} (relative; at "
+            f"most {FOLD_TOLERANCE:.0e}); the scale groups of archs/{decoder.model_type}.py do not "
+            "fit this model"
+        )
 
 
 class RtnBlocks:
     """Round-to-nearest, without calibration: the baseline. Errors are those of the weights."""
 
     def __init__(
-        self, checkpoint: Checkpoint, number_format: NumberFormat, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        number_format: NumberFormat,
+        device: torch.device,
     ) -> None:
         self._checkpoint = checkpoint
+        self._layout = layout
         self._format = number_format
         self._device = device
 
     def skip(self, layer: int, kept: Tensors) -> None:
         """Nothing depends on earlier blocks."""
+
+    def output_layer(self, number_format: NumberFormat) -> QuantizedBlock:
+        """The output layer, as if it were one more block."""
+        start = time.perf_counter()
+        layer = OutputLayer(
+            self._checkpoint,
+            self._layout,
+            number_format,
+            search=False,
+            gptq=False,
+            seed=0,
+            device=self._device,
+        )
+        outcome = quantize_output_layer(layer, None)
+        report = BlockReport(
+            layer=self._checkpoint.decoder.num_layers,
+            seconds=time.perf_counter() - start,
+            fold_change=None,
+            sampled_inputs=(),
+            linears=(outcome.report,),
+        )
+        return report.layer, outcome.tensors, report
 
     def quantize(self, layers: Iterable[int]) -> Iterator[QuantizedBlock]:
         """Layer, tensors as they are stored, by full name, and report of blocks."""
@@ -277,7 +368,7 @@ class RtnBlocks:
     def _block(self, layer: int) -> tuple[Tensors, BlockReport]:
         start = time.perf_counter()
         decoder = self._checkpoint.decoder
-        reasons = obstacles(self._checkpoint, self._format, layer)
+        reasons = obstacles(self._checkpoint, self._layout, self._format, layer)
         linears = []
         found: Tensors = {}
         names = {f"{linear.name}.weight": linear.name for linear in decoder.linears(layer)}
@@ -292,7 +383,8 @@ class RtnBlocks:
                 found[full] = stored(self._checkpoint, full, tensor)
             else:
                 rounded, report = self._linear(full, name, tensor)
-                found |= quantized_tensors(full.removesuffix(".weight"), rounded)
+                linear = full.removesuffix(".weight")
+                found |= quantized_tensors(self._layout, linear, rounded, self._format)
                 linears.append(report)
         return found, BlockReport(
             layer=layer,

@@ -61,6 +61,15 @@ class BlockReport(_Part):
     linears: tuple[LinearReport, ...]
 
 
+class OutputLayerReport(_Part):
+    """The output layer. block: its errors and times, as if it were one more block."""
+
+    bits: int
+    group_size: int
+    scheme: Literal["asymmetric", "symmetric"]
+    block: BlockReport
+
+
 class CalibrationReport(_Part):
     """source: in words. sha256: of the token ids, int64 little-endian, and of the pixels behind
     them. image_samples, image_tokens: samples with an image, and the tokens that images have in
@@ -105,6 +114,8 @@ class PerplexityComparison(_Part):
 class QuantizationReport(_Part):
     """The whole file.
 
+    layout: name of the checkpoint's, see `awq_edge.layouts`. lm_head: None where it stays in 16
+    bits; `summary` is of the blocks alone.
     errors_of: "outputs" over the calibration tokens, or "weights" where there was no calibration
     (rtn). peak_*: bytes. device: that computed. seconds, peak_*: of the last run, where one was
     resumed. inputs_sha256: of all that the weights depend on, see `awq_edge.quantizer.resume`.
@@ -116,6 +127,7 @@ class QuantizationReport(_Part):
     model_name: str
     model_type: str
     method: Method
+    layout: str = "awq"
     bits: int
     group_size: int
     scheme: Literal["asymmetric", "symmetric"]
@@ -134,6 +146,7 @@ class QuantizationReport(_Part):
     inputs_sha256: str
     blocks: tuple[BlockReport, ...]
     perplexities: tuple[PerplexityComparison, ...] = ()
+    lm_head: OutputLayerReport | None = None
 
 
 def sqnr_db(relative_mse: float) -> float:

@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 import torch
 
-from awq_edge.w4a16 import SMALLEST_SCALE, Scheme
+from awq_edge.w4a16 import SMALLEST_SCALE, NumberFormat
+
+__all__ = [
+    "NumberFormat",
+    "Rounded",
+    "ScaleOverflow",
+    "fake_quantize",
+    "ranges",
+    "round_to_nearest",
+]
 
 
 class ScaleOverflow(ValueError):
     """A group's range is so large that its scale does not fit float16."""
-
-
-@dataclass(frozen=True)
-class NumberFormat:
-    """bits of a code, input channels of a group, and the scheme (see `awq_edge.w4a16`)."""
-
-    bits: int
-    group_size: int
-    scheme: Scheme
 
 
 @dataclass(frozen=True)

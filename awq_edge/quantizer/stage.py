@@ -15,6 +15,7 @@ from awq_edge.artifacts import atomic_directory, is_disk_full, refuse_existing, 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError, ResourceError
 from awq_edge.executor_options import LOCAL, ExecutorOptions
+from awq_edge.layouts import Layout, layouts
 from awq_edge.provenance import source_commit, versions
 from awq_edge.quantizer.block_work import BlockOptions
 from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
@@ -26,11 +27,13 @@ from awq_edge.quantizer.driver import (
 )
 from awq_edge.quantizer.executors import open_executor
 from awq_edge.quantizer.image_calibration import load_image_calibration
+from awq_edge.quantizer.output_layer import output_format
 from awq_edge.quantizer.report import (
     REPORT_FILE,
     BlockReport,
     CalibrationReport,
     Method,
+    OutputLayerReport,
     QuantizationReport,
     summarise,
 )
@@ -40,6 +43,7 @@ from awq_edge.quantizer.sizes import block_bytes
 from awq_edge.quantizer.writer import (
     CheckpointWriter,
     checkpoint_bytes,
+    checkpoint_formats,
     tensors_outside_blocks,
     write_config,
 )
@@ -49,12 +53,10 @@ from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.tokenizer import Tokenizer
 from awq_edge.torch_device import device_name, torch_device
 
-_BITS = (4,)
-
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint:
-    """path: directory in the AutoAWQ gemm layout. report: what quantization_report.json says."""
+    """path: directory in one of `awq_edge.layouts`. report: what quantization_report.json says."""
 
     path: Path
     report: QuantizationReport
@@ -62,12 +64,17 @@ class QuantizedCheckpoint:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be done, checked. calibration: None for plain rounding."""
+    """What is to be done, checked. lm_head: None where it stays in 16 bits; lm_head_bits: what was
+    asked for. calibration: None for
+    plain rounding."""
 
     model_name: str
     checkpoint: Checkpoint
     method: Method
+    layout: Layout
     number_format: NumberFormat
+    lm_head_bits: int
+    lm_head: NumberFormat | None
     calibration: CalibrationSet | None
     device: torch.device
     executor: ExecutorOptions
@@ -92,22 +99,19 @@ def quantize_checkpoint(
 ) -> QuantizedCheckpoint:
     """Quantize a model directory into a checkpoint directory.
 
-    recipe: method, bits, group size, scheme, error propagation, calibration size and seed.
-    calibration: a text file, a directory of text files, "hub:NAME", or None for the packaged text.
-    images: a directory of pictures for a vision-language model, None for drawn ones. device: cpu,
-    cuda or cuda:N. executor: where blocks are worked on; "rtn" has no searches and is done here.
-    resume: continue with the finished blocks that a run that was killed has left beside `out`.
-    reuse: return what `out` holds if it was made from the same inputs.
+    recipe: method, layout, bits, group size, scheme, output layer, error propagation, calibration
+    size and seed. calibration: a text file, a directory of text files, "hub:NAME", or None for the
+    packaged text. images: a directory of pictures for a vision-language model, None for drawn ones.
+    device: cpu, cuda or cuda:N. executor: where blocks are worked on; "rtn" has no searches and is
+    done here. resume: continue with the finished blocks that a run that was killed has left beside
+    `out`. reuse: return what `out` holds if it was made from the same inputs.
     Raises ModelError for a model that is damaged, unknown or quantized already, ConfigError for
     options that cannot be met, ResourceError when the disk is too full.
     """
     started = time.perf_counter()
     defaults = recipe.quantization
     method = _method(defaults.method)
-    if defaults.bits not in _BITS:
-        raise ConfigError(
-            f"bits {defaults.bits}: the AutoAWQ layout holds 4-bit weights; give --bits 4"
-        )
+    layout = choose_layout(defaults.format, defaults.bits)
     number_format = NumberFormat(defaults.bits, defaults.group_size, defaults.scheme)
     where = torch_device(device)
     continued = resume and has_blocks(out)
@@ -138,7 +142,10 @@ def quantize_checkpoint(
         model_name=model_name,
         checkpoint=checkpoint,
         method=method,
+        layout=layout,
         number_format=number_format,
+        lm_head_bits=defaults.lm_head_bits,
+        lm_head=_lm_head_format(checkpoint, layout, number_format, defaults.lm_head_bits),
         calibration=drawn,
         device=where,
         executor=executor,
@@ -172,6 +179,32 @@ def _method(method: str) -> Method:
         f"method {method}: there is nothing to quantize; export the model as it is with "
         f"`awq-edge export MODEL --method none`, or give --method {', '.join(get_args(Method))}"
     )
+
+
+def choose_layout(name: str, bits: int) -> Layout:
+    """The layout of a new checkpoint. name: "auto" is AutoAWQ's where that holds the bits, and
+    compressed-tensors else. Raises ConfigError where the named one does not."""
+    known = layouts()
+    if name == "auto":
+        return known["awq" if bits in known["awq"].bits else "compressed-tensors"]
+    layout = known[name]
+    if bits not in layout.bits:
+        others = [other.name for other in known.values() if bits in other.bits]
+        held = ", ".join(str(each) for each in layout.bits)
+        raise ConfigError(
+            f"--format {name} holds codes of {held} bits, not {bits}; give --format "
+            f"{' or '.join(others)}, or --bits {held}"
+        )
+    return layout
+
+
+def _lm_head_format(
+    checkpoint: Checkpoint, layout: Layout, number_format: NumberFormat, bits: int
+) -> NumberFormat | None:
+    """The number format of the output layer, None where it stays in 16 bits."""
+    if bits == 16 or not layout.mixed:
+        return None
+    return output_format(number_format, bits, checkpoint.decoder.embedding_size)
 
 
 def _open_unquantized(model: Path) -> Checkpoint:
@@ -222,16 +255,18 @@ def _finished(out: Path, key: str) -> QuantizedCheckpoint | None:
 def _quantize_blocks(
     job: _Job, recipe: Recipe, store: BlockStore, observer: Observer | None
 ) -> list[BlockReport]:
-    """Every block that is not in the store yet, into the store."""
+    """Every block that is not in the store yet, into the store; the output layer is the last."""
     total = job.checkpoint.decoder.num_layers
-    reports = {i: report for i in range(total) if (report := store.finished(i)) is not None}
-    if len(reports) == total:  # no block has to run
+    parts = total if job.lm_head is None else total + 1
+    reports = {i: report for i in range(parts) if (report := store.finished(i)) is not None}
+    if len(reports) == parts:  # nothing has to run
         if observer is not None:
             for layer in range(total):
                 observer(layer, total, f"block {layer}, kept")
     elif job.calibration is None:
-        rtn = RtnBlocks(job.checkpoint, job.number_format, job.device)
+        rtn = RtnBlocks(job.checkpoint, job.layout, job.number_format, job.device)
         _run_blocks(rtn, store, reports, total, observer)
+        _run_output_layer(job, rtn, store, reports, observer)
     else:
         options = _options(job, recipe)
         stored = (entry.dtype for entry in job.checkpoint.files.entries.values())
@@ -243,9 +278,10 @@ def _quantize_blocks(
                 job.checkpoint, job.calibration, options, job.device, executor
             )
             _run_blocks(blocks, store, reports, total, observer)
+            _run_output_layer(job, blocks, store, reports, observer)
         finally:
             executor.close()
-    return [reports[layer] for layer in range(total)]
+    return [reports[part] for part in range(parts)]
 
 
 def _run_blocks(
@@ -273,9 +309,27 @@ def _run_blocks(
         reports[layer] = report
 
 
+def _run_output_layer(
+    job: _Job,
+    blocks: CalibratedBlocks | RtnBlocks,
+    store: BlockStore,
+    reports: dict[int, BlockReport],
+    observer: Observer | None,
+) -> None:
+    """Quantize the output layer, once all blocks have run, as if it were one more block."""
+    total = job.checkpoint.decoder.num_layers
+    if job.lm_head is None or total in reports:
+        return
+    if observer is not None:
+        observer(total, total, "output layer")
+    _, tensors, reports[total] = blocks.output_layer(job.lm_head)
+    store.save(total, tensors, reports[total])
+
+
 def _options(job: _Job, recipe: Recipe) -> BlockOptions:
     return BlockOptions(
         number_format=job.number_format,
+        layout=job.layout,
         statistics_budget=recipe.quantization.statistics_budget_bytes,
         seed=recipe.calibration.seed,
         propagate_error=recipe.quantization.propagate_error,
@@ -293,26 +347,51 @@ def _publish(
     observer: Observer | None,
 ) -> QuantizationReport:
     """Make the checkpoint directory of the stored blocks and what lies outside them."""
-    total = len(reports)
+    total = job.checkpoint.decoder.num_layers
     if observer is not None:
         observer(total, total, "writing")
     with atomic_directory(out, overwrite=overwrite) as work:
         writer = CheckpointWriter(work)
-        for layer in range(total):
-            for name, tensor in store.load(layer).items():
+        written = set()
+        for part in range(len(reports)):
+            for name, tensor in store.load(part).items():
                 writer.add(name, tensor)
-        for name, tensor in tensors_outside_blocks(job.checkpoint):
+                written.add(name)
+        if job.lm_head is not None:
+            written.add(f"{job.checkpoint.decoder.architecture.lm_head}.weight")
+        for name, tensor in tensors_outside_blocks(job.checkpoint, written):
             writer.add(name, tensor)
         writer.finish()
         report = _report(job, reports)
-        write_config(job.checkpoint, work, job.number_format, job.method, list(report.unquantized))
+        formats = checkpoint_formats(
+            job.checkpoint, job.number_format, job.lm_head, report.unquantized, job.method
+        )
+        write_config(job.checkpoint, work, job.layout, formats)
         (work / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         write_quantization_page(report, work / PAGE_FILE)
     return report
 
 
+def _unquantized_lm_head(job: _Job) -> dict[str, str]:
+    """Why the output layer stays in 16 bits though other bits were asked for."""
+    decoder = job.checkpoint.decoder
+    if job.lm_head is not None or job.lm_head_bits == 16 or not job.layout.mixed:
+        return {}
+    size = decoder.embedding_size
+    return {decoder.architecture.lm_head: f"in_features {size} is not a multiple of 32"}
+
+
 def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
     decoder, drawn = job.checkpoint.decoder, job.calibration
+    blocks = tuple(reports[: decoder.num_layers])
+    lm_head = None
+    if job.lm_head is not None:
+        lm_head = OutputLayerReport(
+            bits=job.lm_head.bits,
+            group_size=job.lm_head.group_size,
+            scheme=job.lm_head.scheme,
+            block=reports[-1],
+        )
     calibration = None
     if drawn is not None:
         samples, length = drawn.ids.shape
@@ -333,17 +412,21 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
         model_name=job.model_name,
         model_type=decoder.model_type,
         method=job.method,
+        layout=job.layout.name,
         bits=job.number_format.bits,
         group_size=job.number_format.group_size,
         scheme=job.number_format.scheme,
         errors_of="weights" if drawn is None else "outputs",
         calibration=calibration,
-        summary=summarise(tuple(reports)),
+        summary=summarise(blocks),
         unquantized={
             f"{decoder.layer_prefix(layer)}.{name}": reason
             for layer in range(decoder.num_layers)
-            for name, reason in obstacles(job.checkpoint, job.number_format, layer).items()
-        },
+            for name, reason in obstacles(
+                job.checkpoint, job.layout, job.number_format, layer
+            ).items()
+        }
+        | _unquantized_lm_head(job),
         seconds=time.perf_counter() - job.started,
         peak_host_bytes=read_process_memory().peak_rss,
         peak_cuda_bytes=torch.cuda.max_memory_allocated(job.device) if is_cuda else None,
@@ -353,5 +436,6 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
         commit=source_commit(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         inputs_sha256=job.key,
-        blocks=tuple(reports),
+        blocks=blocks,
+        lm_head=lm_head,
     )

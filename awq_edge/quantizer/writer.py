@@ -1,6 +1,6 @@
-"""Writing a checkpoint in the AutoAWQ gemm layout, shard by shard.
+"""Writing a checkpoint in one of `awq_edge.layouts`, shard by shard.
 
-The layout is in `awq_edge.checkpoint`. Tensors that are not quantized keep 16 bits: bfloat16 stays
+Tensors that are not quantized keep 16 bits: bfloat16 stays
 bfloat16, anything else becomes float16.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 from awq_edge.artifacts import write_json
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
+from awq_edge.layouts import CheckpointFormats, Layout
 from awq_edge.quantizer.resume import save_tensors
 from awq_edge.quantizer.rounding import NumberFormat, Rounded
-from awq_edge.w4a16 import pack_gemm, unpack_gemm
+from awq_edge.w4a16 import dequantize
 
 _SHARD_BYTES = 1 << 30  # a shard is in memory until it is written
 
@@ -78,27 +79,23 @@ def _temporary(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
-def quantized_tensors(name: str, rounded: Rounded) -> dict[str, torch.Tensor]:
-    """The stored tensors of a quantized linear. name: without ".weight"."""
-    return {
-        f"{name}.qweight": _packed(rounded.codes),
-        f"{name}.qzeros": _packed(rounded.zeros),
-        f"{name}.scales": rounded.scales.T.contiguous().cpu(),
-    }
+def quantized_tensors(
+    layout: Layout, name: str, rounded: Rounded, number_format: NumberFormat
+) -> dict[str, torch.Tensor]:
+    """The stored tensors of a quantized linear, packed where its codes are, on the CPU.
+
+    name: without ".weight".
+    """
+    packed = layout.pack(name, rounded.codes, rounded.scales, rounded.zeros, number_format)
+    return {full: tensor.cpu() for full, tensor in packed.items()}
 
 
-def restored(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def restored(
+    layout: Layout, name: str, tensors: Mapping[str, torch.Tensor], number_format: NumberFormat
+) -> torch.Tensor:
     """The weight that the stored tensors of a linear stand for: float32 [out, in]."""
-    rounded = Rounded(
-        codes=torch.from_numpy(unpack_gemm(tensors[f"{name}.qweight"].numpy())),
-        scales=tensors[f"{name}.scales"].T.contiguous(),
-        zeros=torch.from_numpy(unpack_gemm(tensors[f"{name}.qzeros"].numpy())),
-    )
-    return rounded.dequantize()
-
-
-def _packed(codes: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(pack_gemm(codes.cpu().numpy()).astype(np.int32, copy=False))
+    found = layout.read(name, number_format, lambda full: tensors[full].numpy())
+    return torch.from_numpy(dequantize(found))
 
 
 def storage_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
@@ -129,12 +126,17 @@ def stored(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> torch.Ten
     return narrowed(str(checkpoint.path), name, tensor, storage_dtype(checkpoint, name))
 
 
-def tensors_outside_blocks(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_outside_blocks(
+    checkpoint: Checkpoint, replaced: Collection[str] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Embedding, final norm and output layer, vision tower and projector, one at a time, as they
-    are stored."""
+    are stored.
+
+    replaced: full names that are written otherwise.
+    """
     layers = f"{checkpoint.decoder.architecture.layers}."
     for name in checkpoint.decoder.weight_shapes():
-        if not name.startswith(layers):
+        if not name.startswith(layers) and name not in replaced:
             array = checkpoint.dense(name).astype(np.float32, copy=False)
             yield name, stored(checkpoint, name, torch.from_numpy(array))
     for name in checkpoint.kept_names:
@@ -142,17 +144,49 @@ def tensors_outside_blocks(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.
         yield name, stored(checkpoint, name, torch.from_numpy(array))
 
 
-def write_config(
+def checkpoint_formats(
     checkpoint: Checkpoint,
-    directory: Path,
     number_format: NumberFormat,
+    lm_head: NumberFormat | None,
+    unquantized: Collection[str],
     method: str,
-    unquantized: list[str],
+) -> CheckpointFormats:
+    """What the new checkpoint holds.
+
+    number_format: of the linears of blocks. lm_head: None for 16 bits. unquantized: linears by
+    full name that stay in 16 bits.
+    """
+    decoder = checkpoint.decoder
+    head = decoder.architecture.lm_head
+    linears = [
+        f"{decoder.layer_prefix(layer)}.{linear.name}"
+        for layer in range(decoder.num_layers)
+        for linear in decoder.linears(layer)
+    ]
+    quantized = {name: number_format for name in linears if name not in unquantized}
+    if lm_head is not None:
+        quantized[head] = lm_head
+    heads = () if head in quantized else (head,)
+    blocks = [name for name in linears if name in unquantized]
+    dense = [*heads, *blocks]
+    vision = decoder.architecture.vision
+    aliases = {} if vision is None else {n: vision.name_in_memory(n) for n in (*quantized, *dense)}
+    return CheckpointFormats(
+        number_format,
+        quantized,
+        dense,
+        method,
+        kept=decoder.unquantized_modules(),
+        aliases={name: other for name, other in aliases.items() if other != name},
+    )
+
+
+def write_config(
+    checkpoint: Checkpoint, directory: Path, layout: Layout, formats: CheckpointFormats
 ) -> None:
     """config.json with quantization_config, and the tokenizer files.
 
-    zero_point is true for the symmetric scheme too (all zeros are 8): readers that take it for
-    false expect another layout.
+    A quantized output layer is a weight of its own: tie_word_embeddings becomes false.
     """
     config: dict[str, Any] = dict(checkpoint.files.config)
     kinds = {entry.dtype for entry in checkpoint.files.entries.values()}
@@ -163,19 +197,11 @@ def write_config(
         if isinstance(part, dict) and ("dtype" in part or "torch_dtype" in part):
             part = {name: value for name, value in part.items() if name != "torch_dtype"}
             config[key] = {**part, "dtype": config["dtype"]}
-    config["quantization_config"] = {
-        "quant_method": "awq",
-        "bits": number_format.bits,
-        "group_size": number_format.group_size,
-        "zero_point": True,
-        "version": "gemm",
-        "modules_to_not_convert": [
-            "lm_head",
-            *checkpoint.decoder.unquantized_modules(),
-            *unquantized,
-        ],
-        "awq_edge": {"scheme": number_format.scheme, "method": method},
-    }
+    if checkpoint.decoder.architecture.lm_head in formats.quantized:
+        config["tie_word_embeddings"] = False
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    config["quantization_config"] = layout.make_config(formats)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for file in checkpoint.files.tokenizer_files():
         shutil.copyfile(file, directory / file.name)

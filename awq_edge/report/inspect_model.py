@@ -32,12 +32,6 @@ _KINDS: dict[str, Kind] = {
 }
 _PARTS = ("embedding", "blocks", "norms", "lm_head", "vision", "other")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
-# The tensors of a quantized linear that hold its codes, and its scales: AutoAWQ's and
-# compressed-tensors' names.
-_PACKED, _ZERO_POINT = "weight_packed", "weight_zero_point"
-_CODES = ("qweight", _PACKED)
-_SCALES = ("scales", "weight_scale")
-_BITS = (8, 4, 3, 2)
 _CACHE_ITEM_BYTES = 2  # float16 or bfloat16: what a runtime takes unless told otherwise
 _NEVER = "never quantized: decides which experts a token is sent to"
 _NO_REASON = "not quantized in the checkpoint"
@@ -180,7 +174,7 @@ class _Weights:
         found.parameters += parameters
         found.bytes += size
         found.bytes_per_token += self._read_per_token(name, shape, size)
-        stored = self._format(name, shape)
+        stored = self._format(name)
         found.formats[stored] = (found.formats.get(stored) or 0) + parameters
         return set(tensors)
 
@@ -221,23 +215,11 @@ class _Weights:
             return round(size * self._expert_share)
         return size
 
-    def _format(self, name: str, shape: tuple[int, ...]) -> str:
+    def _format(self, name: str) -> str:
         linear = name.removesuffix(".weight")
         if not self._checkpoint.is_quantized(linear):
             return self._entries[name].dtype
-        assert self._checkpoint.quantization is not None
-        out_features, in_features = shape
-        entries = {full.rpartition(".")[2]: self._entries[full] for full in self._stored[linear]}
-        codes = next(entries[kind] for kind in _CODES if kind in entries)
-        scales = next(entries[kind] for kind in _SCALES if kind in entries)
-        # The last word of a row may hold fewer codes: the bits are the most that fit.
-        measured = 8 * codes.size / (out_features * in_features)
-        bits = next(bits for bits in _BITS if bits <= measured)
-        group_size = in_features * out_features // math.prod(scales.shape)
-        scheme = self._checkpoint.quantization.scheme
-        if _PACKED in entries:  # linears may differ: one without zero points is symmetric
-            scheme = "asymmetric" if _ZERO_POINT in entries else "symmetric"
-        return f"{bits}-bit, group {group_size}, {scheme}"
+        return str(self._checkpoint.linear_format(linear))
 
 
 def _by_module(entries: Mapping[str, TensorEntry]) -> dict[str, list[str]]:

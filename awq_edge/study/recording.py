@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from awq_edge.checkpoint import Checkpoint
+from awq_edge.layouts import layouts
 from awq_edge.quantizer.block_work import (
     BlockOptions,
     BlockOutcome,
@@ -98,6 +99,7 @@ def _run(
 ) -> None:
     options = BlockOptions(
         number_format=NumberFormat(4, _GROUP, "asymmetric"),
+        layout=layouts()["awq"],
         statistics_budget=_STATISTICS_BUDGET,
         seed=calibration.seed,
         propagate_error=propagate_error,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import awq_edge
-from awq_edge import w4a16
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.report import PerplexityReport, evaluate_perplexity
+from awq_edge.layouts import awq_gemm
 from awq_edge.runtime.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch", reason="needs the [host] extra")
@@ -128,7 +128,7 @@ def _dequantized(stored: dict[str, np.ndarray], name: str) -> np.ndarray:
     def codes(packed: np.ndarray) -> np.ndarray:
         bits = packed.view(np.uint32).astype(np.uint64)
         columns = np.empty((packed.shape[0], packed.shape[1] * 8), np.float32)
-        for nibble, column in enumerate(w4a16.GEMM_ORDER):
+        for nibble, column in enumerate(awq_gemm.ORDER):
             columns[:, column::8] = (bits >> np.uint64(4 * nibble)) & np.uint64(15)
         return columns
 

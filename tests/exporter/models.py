@@ -6,16 +6,19 @@ A reference is transformers itself in float32, on the same (dequantized) weights
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from arch_configs import model_class, tiny_config
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.torch import save_file as save_tensors
 
 from awq_edge import w4a16
 from awq_edge.archs import Decoder, decoder_from_config
+from awq_edge.layouts import CheckpointFormats, layouts
 
 VOCAB = 96
 MAX_POSITIONS = 96
@@ -70,38 +73,47 @@ def save_quantized(
     group_size: int = GROUP_SIZE,
     scheme: w4a16.Scheme = "asymmetric",
     lm_head: bool = False,
+    bits: int = 4,
+    layout: str = "awq",
+    others: Mapping[str, w4a16.NumberFormat] | None = None,
 ) -> Path:
-    """The AutoAWQ gemm checkpoint of a model directory, rounded to nearest."""
+    """The checkpoint of a model directory, rounded to nearest.
+
+    others: linears by full name with another format than the rest.
+    """
     config = json.loads((source / "config.json").read_text())
     decoder = decoder_from_config(config)
-    linears = {
-        f"{decoder.layer_prefix(layer)}.{linear.name}"
+    main = w4a16.NumberFormat(bits, group_size, scheme)
+    formats = {
+        f"{decoder.layer_prefix(layer)}.{linear.name}": main
         for layer in range(decoder.num_layers)
         for linear in decoder.linears(layer)
     }
     if lm_head:
-        linears.add("lm_head")
-    tensors: dict[str, np.ndarray] = {}
+        formats["lm_head"] = main
+    formats |= others or {}
+    stored = layouts()[layout]
+    tensors: dict[str, torch.Tensor] = {}
+    quantized = {}
+    dense = []
     for name, value in load_file(source / "model.safetensors").items():
         linear = name.removesuffix(".weight")
-        if linear not in linears or w4a16.gemm_obstacle(*value.shape, group_size):
-            tensors[name] = value.astype(np.float16)
+        number_format = formats.get(linear)
+        if number_format is None or stored.obstacle(*value.shape, number_format):
+            tensors[name] = torch.from_numpy(value.astype(np.float16))
+            dense += [linear] if value.ndim == 2 and "embed" not in name else []
             continue
-        quantized = w4a16.quantize(value, 4, group_size, scheme)
-        tensors[f"{linear}.qweight"] = w4a16.pack_gemm(quantized.codes)
-        tensors[f"{linear}.qzeros"] = w4a16.pack_gemm(quantized.zeros)
-        tensors[f"{linear}.scales"] = np.ascontiguousarray(quantized.scales.T)
-    config["quantization_config"] = {
-        "quant_method": "awq",
-        "bits": 4,
-        "group_size": group_size,
-        "zero_point": True,
-        "version": "gemm",
-        "awq_edge": {"scheme": scheme, "method": "rtn"},
-    }
+        rounded = w4a16.quantize(value, number_format.bits, number_format.group_size,
+                                 number_format.scheme)  # fmt: skip
+        arrays = (torch.from_numpy(a) for a in (rounded.codes, rounded.scales, rounded.zeros))
+        tensors |= stored.pack(linear, *arrays, number_format)
+        quantized[linear] = number_format
+    config["quantization_config"] = stored.make_config(
+        CheckpointFormats(main, quantized, dense, "rtn")
+    )
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
-    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return path
 
 

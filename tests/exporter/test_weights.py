@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from awq_edge import w4a16
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
-from awq_edge.exporter.sources import Sources, repack_gemm
+from awq_edge.exporter.sources import Sources
 from awq_edge.exporter.weights import (
     FLOAT16,
     FLOAT32,
@@ -24,10 +24,14 @@ from awq_edge.exporter.weights import (
     UINT8,
     Weight,
     cast,
+    columns_repeated,
     concatenated,
     of_array,
-    rows_padded,
+    rows_packed,
+    single_codes,
+    two_bits,
 )
+from awq_edge.layouts import awq_gemm
 
 from .conftest import Export
 from .models import save_quantized, save_random_model
@@ -49,7 +53,7 @@ def test_golden_bytes() -> None:
     """Eight output and four input channels, by hand: byte = code of 2j + 16 x code of 2j + 1."""
     codes = np.arange(32, dtype=np.uint8).reshape(8, 4) % 16
     expected = "10 32 54 76 98 ba dc fe 10 32 54 76 98 ba dc fe"
-    assert repack_gemm(w4a16.pack_gemm(codes)).tobytes().hex(" ") == expected
+    assert awq_gemm.repack_gemm(awq_gemm.pack_gemm(codes)).tobytes().hex(" ") == expected
 
 
 @settings(max_examples=30, deadline=None)
@@ -57,7 +61,7 @@ def test_golden_bytes() -> None:
 def test_repacking_equals_a_second_implementation(words: int, pairs: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 16, (8 * words, 2 * pairs), dtype=np.uint8)
     expected = matmul_nbits_bytes(codes, 2 * pairs)[:, 0]
-    np.testing.assert_array_equal(repack_gemm(w4a16.pack_gemm(codes)), expected)
+    np.testing.assert_array_equal(awq_gemm.repack_gemm(awq_gemm.pack_gemm(codes)), expected)
 
 
 def test_every_nibble_of_a_word_arrives() -> None:
@@ -66,7 +70,7 @@ def test_every_nibble_of_a_word_arrives() -> None:
         for row in range(2):
             codes = np.zeros((8, 2), np.uint8)
             codes[channel, row] = 15
-            found = repack_gemm(w4a16.pack_gemm(codes))
+            found = awq_gemm.repack_gemm(awq_gemm.pack_gemm(codes))
             assert found[channel, 0] == 15 << (4 * row)
             assert np.count_nonzero(found) == 1
 
@@ -106,13 +110,30 @@ def test_onnxruntime_recovers_every_weight(group_size: int, tmp_path: Path, expo
 
 
 def test_rows_of_an_odd_number_of_zeros_are_padded() -> None:
-    zeros = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
     flat = np.array([0x21, 0x43, 0x65], np.uint8)
-    weight = Weight("zeros", UINT4, (2, 3), "blocks", lambda: iter([flat]))
-    padded = rows_padded(weight)
+    weight = single_codes(Weight("zeros", UINT4, (2, 3), "blocks", lambda: iter([flat])))
+    np.testing.assert_array_equal(weight.array(), [[1, 2, 3], [4, 5, 6]])
+    padded = rows_packed(weight, 4)
     assert (padded.dtype, padded.shape, padded.nbytes) == (UINT8, (2, 2), 4)
     np.testing.assert_array_equal(padded.array(), [[0x21, 0x03], [0x54, 0x06]])
-    assert (padded.array()[:, 0] & 15).tolist() == zeros[:, 0].tolist()
+    assert rows_packed(weight, 8) is weight
+
+
+def test_two_bits_of_a_byte_are_one_code() -> None:
+    """By hand: the first code in the lowest bits, rows of zero points padded to whole bytes."""
+    codes = np.array([[0, 1, 2, 3, 3, 2, 1, 0], [1, 0, 0, 0, 0, 0, 0, 3]], np.uint8)
+    nibbles = codes[:, 0::2] | codes[:, 1::2] << 4
+    weight = Weight("codes", UINT4, (2, 8), "blocks", lambda: iter([nibbles]))
+    packed = two_bits(weight)
+    assert (packed.dtype, packed.shape) == (UINT8, (2, 2))
+    np.testing.assert_array_equal(packed.array(), [[0b11100100, 0b00011011], [0b1, 0b11000000]])
+    zeros = of_array("zeros", codes[:, :5], UINT8, "blocks")
+    assert rows_packed(zeros, 2).array().tolist() == [[0b11100100, 0b11], [0b1, 0]]
+
+
+def test_columns_are_repeated() -> None:
+    weight = of_array("scales", np.array([[1, 2], [3, 4]]), FLOAT32, "blocks")
+    assert columns_repeated(weight, 3).array().tolist() == [[1, 1, 1, 2, 2, 2], [3, 3, 3, 4, 4, 4]]
 
 
 def test_cast_and_concatenation() -> None:
@@ -143,7 +164,7 @@ def test_pieces_join_to_the_tensor(rows: int, llama: Path, monkeypatch: pytest.M
     np.testing.assert_array_equal(scales.array(), quantized.scales)  # before the codes, too
     np.testing.assert_array_equal(codes.array(), matmul_nbits_bytes(quantized.codes, 160).ravel())
     assert zeros is not None
-    packed = rows_padded(zeros).array()
+    packed = rows_packed(single_codes(zeros), 4).array()
     np.testing.assert_array_equal(packed[:, 0] & 15, quantized.zeros[:, 0])
 
 

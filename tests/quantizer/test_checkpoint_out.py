@@ -322,8 +322,8 @@ def test_refusals_come_before_the_work(llama: Path, calibration_text: Path, tmp_
         quantized(checkpoint, tmp_path / "again", calibration_text)
     with pytest.raises(ConfigError, match="exists; choose another --out or give --overwrite"):
         quantized(llama, checkpoint, calibration_text)
-    with pytest.raises(ConfigError, match="bits 3: the AutoAWQ layout holds 4-bit"):
-        quantized(llama, tmp_path / "again", calibration_text, bits=3)
+    with pytest.raises(ConfigError, match="--format awq holds codes of 4 bits, not 3; give"):
+        quantized(llama, tmp_path / "again", calibration_text, bits=3, format="awq")
     with pytest.raises(ConfigError, match="method none: there is nothing to quantize"):
         quantized(llama, tmp_path / "again", calibration_text, "none")
     with pytest.raises(ConfigError, match="--device tpu: allowed values: cpu, cuda, cuda:N"):

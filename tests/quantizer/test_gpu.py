@@ -44,12 +44,15 @@ def test_cuda_gives_the_quality_of_the_cpu(
             calibration=calibration_text,
             samples=8,
             length=64,
+            lm_head_bits=4,
             device=device,
         ).report
     cpu, cuda = reports["cpu"], reports["cuda"]
     assert cuda.device == torch.cuda.get_device_name() and cuda.peak_cuda_bytes
     assert cpu.calibration == cuda.calibration
-    for ours, theirs in zip(cpu.blocks, cuda.blocks, strict=True):
+    assert cpu.lm_head is not None and cuda.lm_head is not None
+    heads = (cpu.lm_head.block, cuda.lm_head.block)
+    for ours, theirs in [*zip(cpu.blocks, cuda.blocks, strict=True), heads]:
         assert theirs.fold_change is not None and theirs.fold_change < 1e-5
         for a, b in zip(ours.linears, theirs.linears, strict=True):
             assert a.rtn_sqnr_db is not None and b.rtn_sqnr_db is not None

@@ -1,0 +1,64 @@
+"""Layouts: how the quantized weights of a checkpoint lie in its files. One file each, found by
+import.
+
+To add one: write `layouts/<name>.py` with a module constant LAYOUT. Nothing else changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from awq_edge.errors import ModelError
+from awq_edge.layouts.base import CheckpointFormats, Layout, StoredConfig
+
+__all__ = [
+    "CheckpointFormats",
+    "Layout",
+    "StoredConfig",
+    "layout_of_config",
+    "layouts",
+    "quantization_config",
+]
+
+_SHARED = {"base"}
+
+
+@functools.cache
+def layouts() -> dict[str, Layout]:
+    """Every layout of this folder by the name that --format has for it."""
+    found = {}
+    for module_info in pkgutil.iter_modules(__path__):
+        if module_info.name not in _SHARED:
+            layout: Layout = importlib.import_module(f"{__name__}.{module_info.name}").LAYOUT
+            found[layout.name] = layout
+    return dict(sorted(found.items()))
+
+
+def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What config.json says of quantization, None for an unquantized model.
+
+    Early llm-compressor wrote it as `compression_config`, at times one level down.
+    """
+    found = config.get("quantization_config") or config.get("compression_config")
+    if found is None:
+        return None
+    inner = found.get("quantization_config")
+    return dict(found) if inner is None else {**found, **inner}
+
+
+def layout_of_config(quantization: Mapping[str, Any], path: Path) -> Layout:
+    """The layout of a quantization_config. Raises ModelError naming one that is not known."""
+    method = quantization.get("quant_method")
+    for layout in layouts().values():
+        if method == layout.quant_method:
+            return layout
+    known = ", ".join(layout.description for layout in layouts().values())
+    raise ModelError(
+        f"{path}: quantization_config has quant_method '{method}'; supported: {known} (export the "
+        "unquantized model instead)"
+    )
