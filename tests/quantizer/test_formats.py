@@ -166,3 +166,23 @@ def test_config_of_compressed_tensors_is_valid_there(
     weights: Any = group.weights
     assert (weights.num_bits, weights.group_size, weights.symmetric) == (3, 32, True)
     assert (weights.strategy, weights.type, weights.actorder) == ("group", "int", None)
+
+
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+def test_transformers_knows_the_autoawq_config(
+    llama: Path, calibration_text: Path, tmp_path: Path, scheme: str
+) -> None:
+    """And, where gptqmodel is installed, whose linears it uses for that, the same logits."""
+    from transformers import AutoModelForCausalLM, AwqConfig
+
+    out = tmp_path / "out"
+    quantized(llama, out, calibration_text, scheme=scheme, format="awq")
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    read = AwqConfig.from_dict(config)
+    assert (read.bits, read.group_size, read.zero_point) == (4, 32, True)
+    assert (read.quant_method.value, read.format) == ("awq", "gemm")
+    assert read.modules_to_not_convert == ["lm_head"]
+    pytest.importorskip("gptqmodel", reason="gptqmodel is not installed: it needs torch 2.14")
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float16, device_map="cpu").eval()
+    expected = logits(restore(out), token_ids())
+    assert relative(logits(model, token_ids()).float(), expected) < HALF_TOLERANCE
