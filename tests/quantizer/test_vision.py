@@ -163,6 +163,30 @@ def test_transformers_converts_the_decoder_alone(
     assert {name for name in modules if should_convert_module(name, skipped)} == linears
 
 
+def test_compressed_tensors_converts_the_decoder_alone(
+    vision_model: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    """By the package's own reading of targets and ignore; the output layer in 8 bits as well."""
+    match = pytest.importorskip("compressed_tensors.utils.match")
+
+    checkpoint = quantize(
+        vision_model, tmp_path / "out", calibration_text, method="rtn", bits=3, lm_head_bits=8
+    )
+    opened = Checkpoint.open(checkpoint.path)
+    settings = opened.files.config["quantization_config"]
+    targets = [t for group in settings["config_groups"].values() for t in group["targets"]]
+    decoder = opened.decoder
+    linears = {
+        in_memory(decoder, f"{decoder.layer_prefix(layer)}.{linear.name}")
+        for layer in range(decoder.num_layers)
+        for linear in decoder.linears(layer)
+    }
+    found = match.match_named_modules(loaded_whole(vision_model), targets, settings["ignore"])
+    assert {name for name, _ in found} == linears | {"lm_head"}
+    for name in opened.kept_names:
+        assert opened.files.entries[name].dtype == "F16"
+
+
 def renamed(source: Path, out: Path, rename: dict[str, str]) -> Path:
     shutil.copytree(source, out)
     tensors = load_file(source / "model.safetensors")
