@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import awq_edge
-from awq_edge.archs import architectures
 from awq_edge.backends import open_session
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
@@ -132,18 +132,37 @@ def test_tied_embeddings_are_untied(
     assert relative(logits(read, token_ids()), expected) < EXACT_TOLERANCE
 
 
-@pytest.mark.parametrize("model_type", list(architectures()))
-def test_every_architecture(model_type: str, calibration_text: Path, tmp_path: Path) -> None:
-    source = save_model(build_model(model_type), tmp_path / "model")
-    report = quantized(source, tmp_path / "out", calibration_text, lm_head_bits=8).report
+def test_every_architecture(tiny_model: Path, calibration_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = quantized(tiny_model, out, calibration_text, lm_head_bits=8).report
     assert report.lm_head is not None
     change = report.lm_head.block.fold_change
     assert change is not None and change < FOLD_TOLERANCE
-    from transformers import AutoModelForCausalLM
+    expected = logits(restore(tiny_model), token_ids())
+    assert relative(logits(restore(out), token_ids()), expected) < 0.4
+    arch = Checkpoint.open(out).decoder.architecture
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    targets = config["config_groups"]["group_1"]["targets"]
+    if arch.vision is None:
+        assert targets == ["lm_head"]
+    else:  # as on disk, and as transformers' class has it
+        assert targets == list(dict.fromkeys([arch.lm_head, "lm_head"]))
+        tower = next(iter(arch.vision.parts))
+        assert any(re.match(t.removeprefix("re:"), f"{tower}.x") for t in config["ignore"])
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    expected = logits(model, token_ids())
-    assert relative(logits(restore(tmp_path / "out"), token_ids()), expected) < 0.4
+
+def test_an_input_that_is_no_norms_output(calibration_text: Path, tmp_path: Path) -> None:
+    """OPT 350M: no final norm, but a projection. Clips alone, which still beat rounding."""
+    sizes = {"word_embed_proj_dim": 32, "do_layer_norm_before": False}
+    model = save_model(build_model("opt", **sizes), tmp_path / "model")
+    out = tmp_path / "out"
+    report = quantized(model, out, calibration_text, lm_head_bits=4).report
+    assert report.lm_head is not None
+    (linear,) = report.lm_head.block.linears
+    assert linear.exponent is None and report.lm_head.block.fold_change == 0
+    assert linear.sqnr_db is not None and linear.rtn_sqnr_db is not None
+    assert linear.sqnr_db > linear.rtn_sqnr_db
+    assert Checkpoint.open(out).quantized("lm_head").codes.shape == (128, 32)
 
 
 def test_an_export_that_quantizes_calibrates_the_output_layer(
