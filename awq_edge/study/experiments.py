@@ -93,7 +93,7 @@ def group_size(bench: Workbench, inputs: Inputs) -> Rows:
 
 
 def int2(bench: Workbench, inputs: Inputs) -> Rows:
-    """Two bits, groups of 64 and 128 (the paper's table 9, and with AWQ in front of GPTQ)."""
+    """Two bits, groups of 128 and 64; the paper puts AWQ in front of GPTQ there."""
     for model in bench.models:
         for size in (128, 64):
             for method in _PUBLIC:
