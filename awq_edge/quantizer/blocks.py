@@ -61,7 +61,7 @@ class BlockRunner:
         self._arguments = []
         with self._model.loaded(names, self._read):
             by_size: dict[int, list[dict[str, Any]]] = {}
-            pieces = []
+            whole = torch.empty(0)
             for start in range(0, len(ids), batch):
                 part = ids[start : start + batch].to(self._device)
                 inputs = self._image_inputs(part, images[start : start + batch])
@@ -70,8 +70,10 @@ class BlockRunner:
                 if not inputs:
                     arguments = by_size.setdefault(len(part), arguments)
                 self._arguments.append(arguments)
-                pieces.append(hidden)
-        return torch.cat(pieces)
+                if start == 0:  # filled in place: these states are as large as several blocks
+                    whole = torch.empty(len(ids), *hidden.shape[1:])
+                whole[start : start + batch] = hidden
+        return whole
 
     def _image_inputs(
         self, ids: torch.Tensor, images: Sequence[ImageInputs | None]
