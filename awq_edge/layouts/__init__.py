@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from awq_edge.errors import ModelError
+from awq_edge.errors import ConfigError, ModelError
 from awq_edge.layouts.base import CheckpointFormats, Layout, StoredConfig
 
 __all__ = [
     "CheckpointFormats",
     "Layout",
     "StoredConfig",
+    "choose_layout",
     "layout_of_config",
     "layouts",
     "quantization_config",
@@ -62,3 +63,20 @@ def layout_of_config(quantization: Mapping[str, Any], path: Path) -> Layout:
         f"{path}: quantization_config has quant_method '{method}'; supported: {known} (export the "
         "unquantized model instead)"
     )
+
+
+def choose_layout(name: str, bits: int) -> Layout:
+    """The layout of a new checkpoint. name: "auto" is AutoAWQ's where that holds the bits, and
+    compressed-tensors else. Raises ConfigError where the named one does not."""
+    known = layouts()
+    if name == "auto":
+        return known["awq" if bits in known["awq"].bits else "compressed-tensors"]
+    layout = known[name]
+    if bits not in layout.bits:
+        others = [other.name for other in known.values() if bits in other.bits]
+        held = ", ".join(str(each) for each in layout.bits)
+        raise ConfigError(
+            f"--format {name} holds codes of {held} bits, not {bits}; give --format "
+            f"{' or '.join(others)}, or --bits {held}"
+        )
+    return layout

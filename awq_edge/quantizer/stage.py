@@ -15,7 +15,7 @@ from awq_edge.artifacts import atomic_directory, is_disk_full, refuse_existing, 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError, ResourceError
 from awq_edge.executor_options import LOCAL, ExecutorOptions
-from awq_edge.layouts import Layout, layouts
+from awq_edge.layouts import Layout, choose_layout
 from awq_edge.provenance import source_commit, versions
 from awq_edge.quantizer.block_work import BlockOptions
 from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
@@ -179,23 +179,6 @@ def _method(method: str) -> Method:
         f"method {method}: there is nothing to quantize; export the model as it is with "
         f"`awq-edge export MODEL --method none`, or give --method {', '.join(get_args(Method))}"
     )
-
-
-def choose_layout(name: str, bits: int) -> Layout:
-    """The layout of a new checkpoint. name: "auto" is AutoAWQ's where that holds the bits, and
-    compressed-tensors else. Raises ConfigError where the named one does not."""
-    known = layouts()
-    if name == "auto":
-        return known["awq" if bits in known["awq"].bits else "compressed-tensors"]
-    layout = known[name]
-    if bits not in layout.bits:
-        others = [other.name for other in known.values() if bits in other.bits]
-        held = ", ".join(str(each) for each in layout.bits)
-        raise ConfigError(
-            f"--format {name} holds codes of {held} bits, not {bits}; give --format "
-            f"{' or '.join(others)}, or --bits {held}"
-        )
-    return layout
 
 
 def _lm_head_format(
