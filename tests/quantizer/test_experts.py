@@ -155,10 +155,9 @@ def test_errors_of_experts_may_be_propagated(calibration_text: Path, tmp_path: P
         report = quantize_checkpoint(
             model,
             tmp_path / f"{propagate}",
-            recipe,
+            recipe.overridden({"quantization.propagate_error": propagate}),
             model_name="tiny",
             calibration=calibration_text,
-            propagate_error=propagate,
         ).report
         errors.append([linear.relative_mse for linear in report.blocks[1].linears])
     assert errors[0] != errors[1]
