@@ -169,7 +169,10 @@ def scale_effect(
     """What the s of a fixed-s treatment does to scales and errors, over all linears."""
     groups, changed, ratios = 0, 0.0, 0.0
     errors = torch.zeros(2, 2, dtype=torch.float64)  # [s, 1] x [salient, others]
+    peaks: list[float] = []
     for block in bench.recording(model, calibration):
+        means = [inputs.mean_abs for inputs in block.statistics.values()]
+        peaks += [float(mean.max() / mean.median()) for mean in means]
         for name in (n for group in block.task.groups for n in block.task.members(group)):
             weight = block.tensors[f"{name}.weight"]
             mean_abs = block.statistics[block.task.input_of[name]].mean_abs
@@ -191,6 +194,7 @@ def scale_effect(
         expected_error_ratio=ratios / groups / treatment.s,
         salient_error_ratio=float(root[0]),
         other_error_ratio=float(root[1]),
+        activation_peaks=(min(peaks), max(peaks)),
     )
 
 

@@ -138,7 +138,12 @@ def _fixed_s(rows: Sequence[Row]) -> Any:
         )
         axis.set_title(f"{model}, INT3 g128")
         axis.set_ylabel(_GAP)
-        _from_zero(axis)
+        lowest, highest = (f(value.value for value in values) for f in (min, max))
+        if 0 < 10 * lowest < highest:  # a large s can cost hundreds
+            axis.set_yscale("log", base=2)
+            axis.yaxis.set_major_formatter("{x:g}")
+        else:
+            _from_zero(axis)
     errors = axes[0][-1]
     for model, style in zip(models, ("-", "--"), strict=False):
         own = [row for row in rows if row.model == model]

@@ -29,7 +29,9 @@ class ScaleEffect(_Part):
 
     changed_groups: share of groups whose scale D' is not the D of s = 1. scale_ratio: mean D'/D.
     expected_error_ratio: scale_ratio / s. salient_error_ratio, other_error_ratio: root of the
-    squared error of those weights, relative to that with s = 1; measured.
+    squared error of those weights, relative to that with s = 1; measured. activation_peaks: the
+    largest mean|x| of a channel over that of the median channel, of the input where this is
+    smallest and of that where it is largest.
     """
 
     changed_groups: float
@@ -37,6 +39,7 @@ class ScaleEffect(_Part):
     expected_error_ratio: float
     salient_error_ratio: float
     other_error_ratio: float
+    activation_peaks: tuple[float, float]
 
 
 class CalibrationInfo(_Part):

@@ -98,6 +98,7 @@ def test_rows_of_the_experiments(report: StudyReport) -> None:
     assert [row.s for row in fixed] == [1, 1.25, 1.5, 2, 4, 8, 16]
     first, *others = (row.effect for row in fixed)
     assert first is not None and first.changed_groups == 0
+    assert 1 < first.activation_peaks[0] < first.activation_peaks[1]
     assert first.scale_ratio == first.salient_error_ratio == first.other_error_ratio == 1
     for row, effect in zip(fixed[1:], others, strict=True):
         assert effect is not None and row.s is not None
