@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import awq_edge
 from awq_edge import artifacts
@@ -66,6 +67,12 @@ def test_a_disk_that_fills_up_is_one_line_and_costs_no_work(
     assert finished and not list((small_disk / ".out.resume").glob("*.partial*"))
 
 
+def same_threads() -> dict[str, str]:
+    """The environment of a process with as many torch threads as this one: with another number it
+    would start over."""
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
 def run_and_kill(model: Path, out: Path, text: Path, method: str, blocks: int) -> None:
     """Quantize in a process that kills itself (SIGKILL) when `blocks` blocks are finished."""
     script = (
@@ -78,7 +85,9 @@ def run_and_kill(model: Path, out: Path, text: Path, method: str, blocks: int) -
         "                  length=64, observer=observe)"
     )
     command = [sys.executable, "-c", script, str(model), str(out), str(text), method, str(blocks)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=same_threads()
+    )
     assert result.returncode == -signal.SIGKILL, result.stderr
 
 
@@ -113,7 +122,9 @@ def kill_in(model: Path, out: Path, text: Path, function: str, call: int) -> Non
         "awq_edge.quantize(model, out, group_size=32, calibration=text, samples=4, length=64)"
     )
     command = [sys.executable, "-c", script, str(model), str(out), str(text), function, str(call)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=same_threads()
+    )
     assert result.returncode == -signal.SIGKILL, result.stderr
 
 
