@@ -26,12 +26,18 @@ def bundle(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return awq_edge.export(stories, out, method="awq", group_size=32, accuracy_level=0)
 
 
-def test_layers_that_do_not_fit_are_named(bundle: Bundle) -> None:
+def test_layers_that_do_not_fit_are_named(bundle: Bundle, stories: Path, tmp_path: Path) -> None:
+    """An export goes through compressed-tensors, where only the groups have to fit."""
+    groups = "in_features 172 is not a multiple of group_size 32"
     unquantized = bundle.manifest.unquantized
-    assert len(unquantized) == 15  # gate, up and down of five blocks
-    assert unquantized["model.layers.4.mlp.down_proj"] == (
-        "in_features 172 is not a multiple of group_size 32"
+    assert set(unquantized) == {f"model.layers.{i}.mlp.down_proj" for i in range(5)}
+    assert set(unquantized.values()) == {groups}
+    checkpoint = awq_edge.quantize(
+        stories, tmp_path / "awq", method="rtn", group_size=32, format="awq"
     )
+    unquantized = checkpoint.report.unquantized
+    assert len(unquantized) == 15  # gate, up and down of five blocks
+    assert unquantized["model.layers.4.mlp.down_proj"] == groups
     assert unquantized["model.layers.0.mlp.gate_proj"] == "out_features 172 is not a multiple of 8"
 
 
