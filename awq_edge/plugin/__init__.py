@@ -1,0 +1,1 @@
+"""The kernels and the TensorRT plugin, seen from Python: packing, binding, op contract."""

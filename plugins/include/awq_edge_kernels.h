@@ -1,0 +1,206 @@
+/* W4A16 kernels for language models on CUDA devices: the C interface of libawq_edge_kernels.so.
+ *
+ * Conventions, unless a function says otherwise:
+ *   - Pointers inside parameter structs and to tensors are device pointers, aligned to 16 bytes; the
+ *     structs themselves, and where a size is returned, are on the host.
+ *   - Tensors are contiguous and row-major, written [slowest, ..., fastest].
+ *   - "activation dtype" is `dtype` of the call: AWQ_EDGE_FLOAT16 or AWQ_EDGE_BFLOAT16. All sums
+ *     are in float32.
+ *   - `stream` is a cudaStream_t. Nothing allocates, synchronizes or throws; every call may be
+ *     captured into a CUDA graph. Calls on different streams need different workspaces.
+ *   - Results do not depend on timing: the same arguments on the same device give the same bits.
+ *   - A function returns AWQ_EDGE_OK or another status, and then has launched nothing;
+ *     awq_edge_last_error() puts it into words with the values. Errors inside a kernel surface
+ *     at the next synchronization, as with any CUDA kernel.
+ */
+#ifndef AWQ_EDGE_KERNELS_H_
+#define AWQ_EDGE_KERNELS_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define AWQ_EDGE_API __attribute__((visibility("default")))
+#else
+#define AWQ_EDGE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised whenever a struct or a function changes; the caller compares it before anything else. */
+#define AWQ_EDGE_ABI_VERSION 1
+/* Raised whenever the packing of qweight, scales or zeros changes; see awq_edge/plugin/packing.py.
+ */
+#define AWQ_EDGE_LAYOUT_VERSION 1
+
+enum awq_edge_status {
+  AWQ_EDGE_OK = 0,
+  AWQ_EDGE_INVALID_ARGUMENT = 1, /* a null or misaligned pointer, a size out of range */
+  AWQ_EDGE_UNSUPPORTED = 2,      /* a combination that no kernel exists for */
+  AWQ_EDGE_WORKSPACE = 3,        /* the workspace is smaller than the query says */
+  AWQ_EDGE_CUDA_ERROR = 4,       /* the CUDA runtime refused a launch */
+  AWQ_EDGE_NO_LIBRARY = 5        /* a tactic needs cuBLASLt, which could not be loaded */
+};
+
+enum awq_edge_dtype { AWQ_EDGE_FLOAT16 = 0, AWQ_EDGE_BFLOAT16 = 1, AWQ_EDGE_INT8 = 2 };
+
+AWQ_EDGE_API int awq_edge_abi_version(void);
+AWQ_EDGE_API int awq_edge_layout_version(void);
+/* What a status means, in general. Never null. */
+AWQ_EDGE_API const char* awq_edge_status_message(int status);
+/* What the last failing call of this thread refused, with the values; "" if none failed. */
+AWQ_EDGE_API const char* awq_edge_last_error(void);
+/* Compute capabilities that the library has machine code for: "80,86,87,89,90,120". */
+AWQ_EDGE_API const char* awq_edge_architectures(void);
+
+/* ------------------------------------------------------------------ quantized linear
+ *
+ * y[m, n] = bias[n] + sum_k x[m, k] * (code[n, k] - zero[n, k / group_size]) * scale[n, ...]
+ *
+ * Codes minus zeros are small integers, exact in both activation dtypes; products are summed in
+ * float32 within a group and multiplied by the scale in float32: no weight is ever rounded, except
+ * in tactic AWQ_EDGE_TACTIC_CUBLASLT, whose weights are rounded to the activation dtype.
+ */
+enum awq_edge_epilogue {
+  AWQ_EDGE_EPILOGUE_NONE = 0,
+  /* y[m, i] = silu(gate[m, i]) * up[m, i], i < out_features / 2: the rows of the weight were
+   * interleaved by `pack_gate_up` of awq_edge/plugin/packing.py; y is [m, out_features / 2]. */
+  AWQ_EDGE_EPILOGUE_SILU_MUL = 1
+};
+
+enum awq_edge_tactic {
+  AWQ_EDGE_TACTIC_AUTO = 0,
+  AWQ_EDGE_TACTIC_DECODE = 1,  /* m <= 16: each byte of the weight is read once */
+  AWQ_EDGE_TACTIC_GEMM = 2,    /* any m: tensor-core tiles, dequantized in registers */
+  AWQ_EDGE_TACTIC_CUBLASLT = 3 /* any m: dequantized into the workspace, then cuBLASLt */
+};
+
+typedef struct {
+  int32_t bits;         /* 3, 4 or 8 */
+  int32_t group_size;   /* 32, 64 or 128 */
+  int32_t in_features;  /* k: a multiple of group_size and of 8 */
+  int32_t out_features; /* n: 1 or more; with SILU_MUL a multiple of 2 */
+  int32_t dtype;        /* activation dtype */
+  int32_t epilogue;     /* awq_edge_epilogue */
+  /* In layout version AWQ_EDGE_LAYOUT_VERSION; tiles = ceil(n / 16), blocks = ceil(k / 128). */
+  const uint32_t* qweight; /* [tiles, blocks, 64 * bits] */
+  const uint16_t* scales;  /* float16 [tiles, blocks * 128 / group_size, 8, 2] */
+  const uint32_t* zeros;   /* [tiles, blocks * 128 / group_size, bits == 8 ? 4 : 2]; null:
+                              symmetric, zero = 2^(bits-1) */
+  const void* bias;        /* activation dtype [n] in the order of the outputs before the
+                              epilogue's pairing (gate rows, then up rows); null: none */
+} awq_edge_w4a16_weight;
+
+/* Bytes of workspace that awq_edge_w4a16_linear needs for any m up to `max_m` with `tactic`. */
+AWQ_EDGE_API int awq_edge_w4a16_workspace(const awq_edge_w4a16_weight* weight, int32_t max_m,
+                                          int32_t tactic, size_t* bytes);
+
+/* x: [m, k]; y: [m, n] or [m, n / 2], activation dtype. m: 1 to 65535.
+ * workspace: of the queried size. Its first AWQ_EDGE_COUNTER_BYTES must be zero before the first
+ * call that uses it; every call leaves them zero. */
+#define AWQ_EDGE_COUNTER_BYTES 65536
+AWQ_EDGE_API int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, void* y,
+                                       int32_t m, int32_t tactic, void* workspace,
+                                       size_t workspace_bytes, void* stream);
+
+/* The weight as numbers: w [n, k] in the activation dtype, rounded once. Rows in the order of the
+ * packing (interleaved for SILU_MUL). */
+AWQ_EDGE_API int awq_edge_w4a16_dequantize(const awq_edge_w4a16_weight* weight, void* w,
+                                           void* stream);
+
+/* ------------------------------------------------------------------ attention
+ *
+ * Rotary embedding, append to the KV cache and causal grouped-query attention over its valid part:
+ * the operator awq_edge::CachedAttention of docs/graph.md.
+ *
+ * Token s of sequence b has position p = past_length[b] + s and attends to positions 0..p, or
+ * p - window + 1..p. Positions p >= context are not written, and their outputs are undefined.
+ */
+typedef struct {
+  int32_t dtype;        /* of q, k, v and y */
+  int32_t kv_dtype;     /* of the cache: `dtype` itself or AWQ_EDGE_INT8 */
+  int32_t batch;        /* b */
+  int32_t tokens;       /* s: tokens of this call for every sequence, 1 or more */
+  int32_t num_heads;    /* h: a multiple of num_kv_heads */
+  int32_t num_kv_heads; /* g */
+  int32_t head_size;    /* d: 32, 64, 96, 128 or 256 */
+  int32_t rotary_size;  /* r: even, at most d; 0: no rotation. Channel i pairs with i + r / 2 */
+  int32_t context;      /* c: positions of the cache */
+  int32_t window;       /* positions that a query sees, itself included; 0: all */
+  float scale;          /* multiplies q . k */
+  float soft_cap;       /* scores become cap * tanh(score / cap); 0: none */
+  const void* q;        /* [b, s, h * d] with row stride q_stride elements */
+  const void* k;        /* [b, s, g * d], k_stride */
+  const void* v;        /* [b, s, g * d], v_stride; a merged qkv gives three pointers into it */
+  int64_t q_stride, k_stride, v_stride; /* elements from token to token; a multiple of 8 */
+  const int64_t* past_length;           /* [b] */
+  const float* cosine;                  /* [c, r / 2]; null where r is 0 */
+  const float* sine;                    /* [c, r / 2] */
+  const void* q_norm;   /* activation dtype [d]: RMSNorm weight of each head of q before the rotation;
+                           null: none */
+  const void* k_norm;   /* likewise of k */
+  float norm_eps;       /* of q_norm and k_norm */
+  void* key_cache;      /* kv_dtype [b, g, c, d] */
+  void* value_cache;    /* kv_dtype [b, g, c, d] */
+  float* key_scales;    /* float32 [b, g, c]; one per position; null unless kv_dtype is int8 */
+  float* value_scales;  /* likewise */
+  void* y;              /* activation dtype [b, s, h * d] */
+} awq_edge_attention;
+
+/* Bytes of workspace for this call and for every one with fewer tokens. Pointers are not read. */
+AWQ_EDGE_API int awq_edge_cached_attention_workspace(const awq_edge_attention* attention,
+                                                     size_t* bytes);
+/* Workspace: as in awq_edge_w4a16_linear, zeroed counters included. */
+AWQ_EDGE_API int awq_edge_cached_attention(const awq_edge_attention* attention, void* workspace,
+                                           size_t workspace_bytes, void* stream);
+
+/* ------------------------------------------------------------------ the rest of a decode step */
+
+/* y = x / sqrt(mean(x^2) + eps) * weight over the last axis, statistics in float32.
+ * x, y: [rows, size]; weight: [size]. Where `residual` [rows, size] is given: residual += x first
+ * (in place, rounded to the activation dtype), and y is the norm of it. x and y may be the same. */
+AWQ_EDGE_API int awq_edge_rms_norm(const void* x, void* residual, const void* weight, void* y,
+                                   int32_t rows, int32_t size, float eps, int32_t dtype,
+                                   void* stream);
+
+/* y[r, i] = silu(x[r, i]) * x[r, size + i]; x: [rows, 2 * size], y: [rows, size]. */
+AWQ_EDGE_API int awq_edge_silu_mul(const void* x, void* y, int32_t rows, int32_t size,
+                                   int32_t dtype, void* stream);
+
+/* y[r, :] = table[ids[r], :]; ids: int64 [rows], each within 0..vocab-1 (others read row 0);
+ * table: [vocab, size]. */
+AWQ_EDGE_API int awq_edge_embedding(const int64_t* ids, const void* table, void* y, int32_t rows,
+                                    int32_t size, int32_t vocab, int32_t dtype, void* stream);
+
+/* y[i, :] = x[rows[i], :]; rows: int64 [count]; x: [*, size]. For the wanted positions of a
+ * prefill. */
+AWQ_EDGE_API int awq_edge_gather_rows(const void* x, const int64_t* rows, void* y, int32_t count,
+                                      int32_t size, int32_t dtype, void* stream);
+
+/* The next token of each row of logits [rows, vocab] (activation dtype).
+ * temperature 0: the largest, the smaller id where two are equal. Otherwise: the top_k largest
+ * (0: all; at most 1024), of these the smallest set whose probability reaches top_p, and of them one by
+ * a counter-based generator (Philox 4x32-10) of (seed, *step, row). ids: int64 [rows]. step: int64
+ * [1], device memory, so that a replayed graph draws anew; read, not changed. */
+typedef struct {
+  float temperature;
+  float top_p; /* (0, 1] */
+  int32_t top_k;
+  uint64_t seed;
+} awq_edge_sampling;
+
+AWQ_EDGE_API int awq_edge_sample(const void* logits, const awq_edge_sampling* sampling,
+                                 const int64_t* step, int64_t* ids, int32_t rows, int32_t vocab,
+                                 int32_t dtype, void* workspace, size_t workspace_bytes,
+                                 void* stream);
+AWQ_EDGE_API int awq_edge_sample_workspace(int32_t rows, int32_t vocab, size_t* bytes);
+
+/* past_length[i] += by, i < batch: the last node of a decode step that is replayed as a graph. */
+AWQ_EDGE_API int awq_edge_advance(int64_t* past_length, int32_t batch, int64_t by, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* AWQ_EDGE_KERNELS_H_ */
