@@ -1,0 +1,37 @@
+// What is done to the sums of a quantized linear before they are stored.
+#pragma once
+
+#include "element.cuh"
+#include "w4a16_layout.h"
+
+namespace awq_edge {
+
+// The outputs of a linear. width: columns of y, n or n / 2.
+struct Output {
+  void* y;
+  const void* bias;  // may be null
+  int n;
+  int width;
+  bool silu_mul;
+};
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x)); }
+
+// Outputs of one tile: 16, or 8 where gate and up share it.
+__device__ __forceinline__ int tile_outputs(bool silu_mul) { return silu_mul ? 8 : 16; }
+
+template <typename T>
+__device__ __forceinline__ float bias_at(const Output& output, int i) {
+  return output.bias == nullptr ? 0.0f : to_float(static_cast<const T*>(output.bias)[i]);
+}
+
+// Output column `column` from the tile's sums: `sum` of row `column`, or with SILU_MUL the gate in
+// row i and the up value in row i + 8. column < width.
+template <typename T>
+__device__ __forceinline__ T finish(const Output& output, int column, float sum, float up) {
+  if (!output.silu_mul) return from_float<T>(sum + bias_at<T>(output, column));
+  const float gate = sum + bias_at<T>(output, column);
+  return from_float<T>(silu(gate) * (up + bias_at<T>(output, output.width + column)));
+}
+
+}  // namespace awq_edge

@@ -1,0 +1,5 @@
+#include "w4a16_gemm_launch.cuh"
+
+namespace awq_edge {
+template int launch_gemm_as<__half>(const GemmArguments&, const GemmPlan&, int, void*);
+}
