@@ -5,7 +5,8 @@
     ├── ModelError               a model or checkpoint cannot be read, or is not supported
     ├── ArtifactError            a checkpoint, bundle or engine is damaged or does not match
     ├── RuntimeUnavailableError  this machine cannot execute what was asked for
-    └── ResourceError            not enough disk, memory or context
+    ├── ResourceError            not enough disk, memory or context
+    └── KernelError              a CUDA kernel refused its arguments, or CUDA its launch
 
 Every message says what failed, with the actual values, and what to do about it.
 """
@@ -35,3 +36,7 @@ class RuntimeUnavailableError(AwqEdgeError):
 
 class ResourceError(AwqEdgeError):
     """Not enough disk space, memory or context length for what was asked."""
+
+
+class KernelError(AwqEdgeError):
+    """A function of the kernel library refused its arguments, or CUDA the launch."""
