@@ -180,10 +180,14 @@ AWQ_EDGE_API int awq_edge_gather_rows(const void* x, const int64_t* rows, void* 
                                       int32_t size, int32_t dtype, void* stream);
 
 /* The next token of each row of logits [rows, vocab] (activation dtype).
- * temperature 0: the largest, the smaller id where two are equal. Otherwise: the top_k largest
- * (0: all; at most 1024), of these the smallest set whose probability reaches top_p, and of them one by
- * a counter-based generator (Philox 4x32-10) of (seed, *step, row). ids: int64 [rows]. step: int64
- * [1], device memory, so that a replayed graph draws anew; read, not changed. */
+ * temperature 0: the largest, the smaller id where two are equal; NaN is below everything.
+ * Otherwise: the top_k largest (0: all), of these the smallest set whose probability reaches
+ * top_p, and of them one by a counter-based generator (Philox 4x32-10) of (seed, *step, row). The
+ * arithmetic is integers, specified in plugins/kernels/sampling_math.h: another implementation
+ * gives the same tokens. ids: int64 [rows]. step: int64 [1], device memory, so that a replayed graph
+ * draws anew; read, not changed; may be null at temperature 0. rows: 1 to 16384; vocab: 1 to
+ * 262144. ids and step are aligned to 8 bytes. Workspace: as in awq_edge_w4a16_linear, zeroed
+ * counters included. */
 typedef struct {
   float temperature;
   float top_p; /* (0, 1] */
