@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from awq_edge.cache import cache_directory
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 
 MANIFEST = "manifest.json"
@@ -184,14 +185,6 @@ def _stamp(path: Path, stat: os.stat_result, entry: FileEntry) -> Path:
         f"{entry.sha256}"
     )
     return cache_directory() / "verified" / hashlib.sha256(key.encode()).hexdigest()
-
-
-def cache_directory() -> Path:
-    """Where this tool keeps what can be made again: $AWQ_EDGE_CACHE, or the user's cache folder."""
-    explicit = os.environ.get("AWQ_EDGE_CACHE")
-    if explicit:
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "awq-edge"
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from typing import Any
 
 from random_checkpoint import GROUP_SIZE, write_random_checkpoint
 
-from awq_edge.artifacts import cache_directory
+from awq_edge.cache import cache_directory
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.provenance import source_commit, versions
 

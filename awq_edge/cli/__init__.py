@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from awq_edge._version import __version__
+from awq_edge.cli.build_plugins import build_plugins
 from awq_edge.cli.chat import chat
 from awq_edge.cli.eval import eval_app
 from awq_edge.cli.export import export
@@ -49,6 +50,7 @@ app.command()(run)
 app.command()(chat)
 app.command()(inspect)
 app.command()(study)
+app.command()(build_plugins)
 app.add_typer(eval_app)
 app.add_typer(recipes_app)
 

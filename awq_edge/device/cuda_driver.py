@@ -26,3 +26,11 @@ def compute_capability(device: int = 0) -> int | None:
         and driver.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, handle) == 0
     )
     return 10 * major.value + minor.value if done else None
+
+
+def compute_capabilities() -> tuple[int, ...]:
+    """Of every GPU of this machine, in the driver's order; empty where there is none."""
+    found: list[int] = []
+    while (capability := compute_capability(len(found))) is not None:
+        found.append(capability)
+    return tuple(found)

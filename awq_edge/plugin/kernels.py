@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from awq_edge.cache import cache_directory
 from awq_edge.device.cuda_driver import compute_capability
 from awq_edge.errors import KernelError, RuntimeUnavailableError
 from awq_edge.plugin.interface import (
@@ -47,8 +48,8 @@ __all__ = [
     "Status",
     "Tactic",
     "W4A16Weight",
-    "cache_directory",
     "candidates",
+    "install_directory",
     "load_kernels",
     "runs_on",
 ]
@@ -128,17 +129,16 @@ def load_kernels(path: Path | str | None = None, *, device: int = 0) -> KernelLi
 
 def candidates() -> list[Path]:
     """Where the library may be when it is not named, in the order of preference."""
-    files = [cache_directory() / FILE_NAME, _PACKAGE / "plugin" / "lib" / FILE_NAME]
+    files = [install_directory() / FILE_NAME, _PACKAGE / "plugin" / "lib" / FILE_NAME]
     checkout = _PACKAGE.parent
     if (checkout / "plugins" / "CMakeLists.txt").is_file():
-        files.append(checkout / "build" / FILE_NAME)
+        files.append(checkout / "build" / "plugins" / FILE_NAME)
     return files
 
 
-def cache_directory() -> Path:
-    """Where `awq-edge build-plugins` puts the libraries: below the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "awq-edge" / "plugins"
+def install_directory() -> Path:
+    """Where `awq-edge build-plugins` puts the libraries."""
+    return cache_directory() / "plugins"
 
 
 def runs_on(architectures: tuple[int, ...], capability: int) -> bool:

@@ -20,7 +20,7 @@ BUILD_COMMAND = "awq-edge build-plugins"
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No library of this machine is in sight, and it has no GPU; returns the package's folder."""
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("AWQ_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(kernels, "_PACKAGE", tmp_path / "root" / "awq_edge")
     monkeypatch.setattr(kernels, "compute_capability", lambda device: None)
     return tmp_path / "root" / "awq_edge"
@@ -33,7 +33,7 @@ def _has_gpu(monkeypatch: pytest.MonkeyPatch, capability: int) -> None:
 def test_missing_library_names_the_places_and_the_command(tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailableError, match=BUILD_COMMAND) as refused:
         load_kernels()
-    assert f"{FILE_NAME} is not in {tmp_path}/cache/awq-edge/plugins, " in str(refused.value)
+    assert f"{FILE_NAME} is not in {tmp_path}/cache/plugins, " in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -41,7 +41,7 @@ def test_missing_library_names_the_places_and_the_command(tmp_path: Path) -> Non
 def test_a_named_file_that_is_missing_is_an_error_although_others_are_there(
     by_variable: bool, gcc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FakeLibrary().build(gcc, kernels.cache_directory() / FILE_NAME)
+    FakeLibrary().build(gcc, kernels.install_directory() / FILE_NAME)
     missing = tmp_path / "no.so"
     if by_variable:
         monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, str(missing))
@@ -55,9 +55,9 @@ def test_places_are_searched_in_order(
     (package.parent / "plugins").mkdir(parents=True)
     (package.parent / "plugins" / "CMakeLists.txt").touch()
     places = [
-        package.parent / "build" / FILE_NAME,
+        package.parent / "build" / "plugins" / FILE_NAME,
         package / "plugin" / "lib" / FILE_NAME,
-        tmp_path / "cache" / "awq-edge" / "plugins" / FILE_NAME,
+        tmp_path / "cache" / "plugins" / FILE_NAME,
     ]
     for place in places:
         assert load_kernels(FakeLibrary().build(gcc, place)).path == place
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
 def test_a_stale_library_in_the_cache_does_not_hide_the_one_of_the_package(
     gcc: str, package: Path
 ) -> None:
-    stale = FakeLibrary(layout_version=9).build(gcc, kernels.cache_directory() / FILE_NAME)
+    stale = FakeLibrary(layout_version=9).build(gcc, kernels.install_directory() / FILE_NAME)
     with pytest.raises(RuntimeUnavailableError, match="layout version 9"):
         load_kernels()
     good = FakeLibrary().build(gcc, package / "plugin" / "lib" / FILE_NAME)
