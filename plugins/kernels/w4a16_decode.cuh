@@ -3,16 +3,19 @@
 //   x row (token) g ─┐                    8 or 16 columns of B
 //   W tile: 16 rows ─┴─ mma.m16n8k16 ─ float32 sums of a group ─ x scale ─ sums of the row
 //
-// A thread block computes kTiles tiles (16 rows each) over a range of blocks of 128 channels. Its
-// warps take the blocks in turn and each keeps several of them under way in shared memory of its
-// own: copies are asynchronous and need no registers and no barrier. At the end the warps' sums are
-// added in order. Where one thread block per tile would leave multiprocessors idle, several share
-// the channels; the last to arrive adds their sums, also in order.
+// A warp computes kTiles tiles (16 rows each). The warps of a thread block lie along the rows
+// (row_warps of them) and share the blocks of 128 channels in turns: those along the rows read the
+// same part of x at the same time, from the L1 cache all but once. Each keeps several blocks under
+// way in shared memory of its own: copies are asynchronous and need no registers and no barrier. At
+// the end the sums of warps with the same rows are added in order. Where this would leave
+// multiprocessors idle, several thread blocks share the channels; the last to arrive adds their
+// sums, also in order.
 #pragma once
 
 #include "async_copy.cuh"
 #include "w4a16_dequantize.cuh"
 #include "w4a16_epilogue.cuh"
+#include "w4a16_plan.h"
 
 namespace awq_edge {
 
@@ -28,24 +31,8 @@ struct DecodeArguments {
   int tiles, blocks;
   int group_size;
   int splits;
+  int row_warps;
 };
-
-// Stages of a warp's ring: about 4 KB under way a warp and tile, whatever the bits.
-constexpr int decode_stages(int bits) { return bits == 8 ? 2 : 4; }
-
-// Bytes of one stage of one warp: the codes, scales and zero points of kTiles blocks. Scales and
-// zero points for the smallest group, 32.
-template <int kBits>
-constexpr int decode_tile_bytes() {
-  return block_words(kBits) * 4 + 4 * 32 + 4 * zero_words(kBits) * 4;
-}
-
-template <int kBits, int kTiles>
-size_t decode_shared_bytes(int warps, int token_tiles) {
-  const size_t ring = size_t(warps) * decode_stages(kBits) * kTiles * decode_tile_bytes<kBits>();
-  const size_t sums = size_t(warps + 1) * kTiles * token_tiles * 128 * sizeof(float);
-  return ring > sums ? ring : sums;
-}
 
 // Start copying one tile's block into a stage.
 template <int kBits>
@@ -156,12 +143,12 @@ __device__ __forceinline__ void multiply_block(float (&sums)[kTokenTiles][4], co
   }
 }
 
-// Store the outputs of kTiles tiles from their sums in shared memory, in fragment order.
-template <typename T, int kTiles, int kTokenTiles>
+// Store the outputs of `tiles` tiles from their sums in shared memory, in fragment order.
+template <typename T, int kTokenTiles>
 __device__ __forceinline__ void store_outputs(const float* sums, const DecodeArguments& a,
-                                              int first_tile) {
+                                              int first_tile, int tiles) {
   const int per_tile = tile_outputs(a.output.silu_mul);
-  const int columns = kTiles * per_tile;
+  const int columns = tiles * per_tile;
   for (int i = threadIdx.x; i < columns * a.m; i += blockDim.x) {
     const int token = i / columns, tile = i % columns / per_tile, row = i % per_tile;
     const int column = (first_tile + tile) * per_tile + row;
@@ -179,12 +166,14 @@ __device__ __forceinline__ void store_outputs(const float* sums, const DecodeArg
 template <typename T, int kBits, int kTiles, int kTokenTiles>
 __global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
   extern __shared__ __align__(128) uint8_t shared[];
-  constexpr int kTileBytes = decode_tile_bytes<kBits>();
+  constexpr int kTileBytes = decode_tile_bytes(kBits);
   constexpr int kSums = kTiles * kTokenTiles * 128;
   constexpr int kStages = decode_stages(kBits);
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-  const int warps = blockDim.x / kLanes;
-  const int first_tile = blockIdx.x * kTiles;
+  const int row_warps = a.row_warps, warps = blockDim.x / kLanes / row_warps;  // along channels
+  const int row_warp = warp % row_warps, channel_warp = warp / row_warps;
+  const int block_tile = blockIdx.x * row_warps * kTiles;
+  const int first_tile = block_tile + row_warp * kTiles;
   const int begin = int(int64_t(a.blocks) * blockIdx.y / a.splits);
   const int end = int(int64_t(a.blocks) * (blockIdx.y + 1) / a.splits);
   uint8_t* ring = shared + warp * kStages * kTiles * kTileBytes;
@@ -201,12 +190,12 @@ __global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
     commit_copies();
   };
 #pragma unroll
-  for (int stage = 0; stage < kStages; ++stage) copy(begin + warp + stage * warps, stage);
+  for (int stage = 0; stage < kStages; ++stage) copy(begin + channel_warp + stage * warps, stage);
   wait_for_previous_kernel();
 
   float sums[kTiles][kTokenTiles][4] = {};
   Activations<kTokenTiles> x, next;
-  int block = begin + warp, stage = 0;
+  int block = begin + channel_warp, stage = 0;
   if (block < end) load_activations<T>(x, a, block, lane);
   for (; block < end; block += warps) {
     wait_copies<kStages - 1>();
@@ -226,8 +215,9 @@ __global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
   // The warps' sums, in their order.
   wait_copies<0>();
   __syncthreads();
-  float* all = reinterpret_cast<float*>(shared);  // [warp][kSums]
-  float* total = all + warps * kSums;
+  const int block_sums = row_warps * kSums;
+  float* all = reinterpret_cast<float*>(shared);  // [channel warp][row warp][kSums]
+  float* total = all + warps * block_sums;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -239,15 +229,15 @@ __global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kSums; i += blockDim.x) {
+  for (int i = threadIdx.x; i < block_sums; i += blockDim.x) {
     float sum = 0.0f;
-    for (int w = 0; w < warps; ++w) sum += all[w * kSums + i];
+    for (int w = 0; w < warps; ++w) sum += all[w * block_sums + i];
     total[i] = sum;
   }
   if (a.splits > 1) {
-    float* partials = a.partials + size_t(blockIdx.x) * a.splits * kSums;
-    for (int i = threadIdx.x; i < kSums; i += blockDim.x) {
-      __stcg(&partials[blockIdx.y * kSums + i], total[i]);
+    float* partials = a.partials + size_t(blockIdx.x) * a.splits * block_sums;
+    for (int i = threadIdx.x; i < block_sums; i += blockDim.x) {
+      __stcg(&partials[blockIdx.y * block_sums + i], total[i]);
     }
     __threadfence();
     __syncthreads();
@@ -259,14 +249,15 @@ __global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
     if (!is_last) return;
     __threadfence();
     if (threadIdx.x == 0) a.counters[blockIdx.x] = 0;
-    for (int i = threadIdx.x; i < kSums; i += blockDim.x) {
+    for (int i = threadIdx.x; i < block_sums; i += blockDim.x) {
       float sum = 0.0f;
-      for (int s = 0; s < a.splits; ++s) sum += __ldcg(&partials[s * kSums + i]);
+#pragma unroll 4
+      for (int s = 0; s < a.splits; ++s) sum += __ldcg(&partials[s * block_sums + i]);
       total[i] = sum;
     }
   }
   __syncthreads();
-  store_outputs<T, kTiles, kTokenTiles>(total, a, first_tile);
+  store_outputs<T, kTokenTiles>(total, a, block_tile, row_warps * kTiles);
 }
 
 }  // namespace awq_edge

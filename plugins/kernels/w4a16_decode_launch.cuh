@@ -10,7 +10,7 @@ namespace awq_edge {
 template <typename T, int kBits, int kTiles, int kTokenTiles>
 int launch_decode_instance(const DecodeArguments& arguments, const DecodePlan& plan, void* stream) {
   auto* kernel = decode_kernel<T, kBits, kTiles, kTokenTiles>;
-  const size_t bytes = decode_shared_bytes<kBits, kTiles>(plan.warps, kTokenTiles);
+  const size_t bytes = decode_shared_bytes(kBits, plan);
   const int most = device_limits().shared_bytes_per_block;
   if (bytes > size_t(most)) {
     return fail(AWQ_EDGE_UNSUPPORTED,
@@ -29,9 +29,8 @@ int launch_decode_bits(const DecodeArguments& arguments, const DecodePlan& plan,
     return plan.tiles == 1 ? launch_decode_instance<T, kBits, 1, 1>(arguments, plan, stream)
                            : launch_decode_instance<T, kBits, 2, 1>(arguments, plan, stream);
   }
-  return plan.tiles == 1   ? launch_decode_instance<T, kBits, 1, 2>(arguments, plan, stream)
-         : plan.tiles == 2 ? launch_decode_instance<T, kBits, 2, 2>(arguments, plan, stream)
-                           : launch_decode_instance<T, kBits, 4, 2>(arguments, plan, stream);
+  return plan.tiles == 1 ? launch_decode_instance<T, kBits, 1, 2>(arguments, plan, stream)
+                         : launch_decode_instance<T, kBits, 2, 2>(arguments, plan, stream);
 }
 
 template <typename T>

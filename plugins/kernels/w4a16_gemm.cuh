@@ -76,47 +76,84 @@ class GemmBlock {
   static constexpr int kCodeBytes = block_words(kBits) * 4;
   static constexpr int kScaleOffset = kGemmTiles * kCodeBytes;
   static constexpr int kZeroOffset = kScaleOffset + kGemmTiles * 128;
-  static constexpr int kZeroBytes = 4 * zero_words(kBits) * 4;
+  static constexpr int kZeroGroupBytes = zero_words(kBits) * 4;
+  static constexpr int kZeroBytes = 4 * kZeroGroupBytes;
+  static constexpr int kXChunks = kBlockChannels / 8;  // of 16 bytes, in a block of one token
+  static constexpr int kXCopies = kTokens * kXChunks / kThreads;
+  static constexpr int kVectors = kCodeBytes / 16;
+  static constexpr int kCodeCopies = (kGemmTiles * kVectors + kThreads - 1) / kThreads;
 
-  __device__ GemmBlock(const GemmArguments& a, uint8_t* shared, int first_token, int first_tile)
-      : a_(a), shared_(shared), first_token_(first_token), first_tile_(first_tile) {}
+  // first_block: of 128 channels, the first one that is copied.
+  __device__ __forceinline__ GemmBlock(const GemmArguments& a, uint8_t* shared, int first_token,
+                                       int first_tile, int first_block)
+      : a_(a), shared_(shared), first_token_(first_token), first_tile_(first_tile) {
+    const int thread = threadIdx.x;
+    const int chunk = thread % kXChunks;
+    channel_ = first_block * kBlockChannels + chunk * 8;
+#pragma unroll
+    for (int i = 0; i < kXCopies; ++i) {
+      // Tokens that are not there repeat the last one; nobody stores their sums.
+      const int token = min(first_token + thread / kXChunks + i * (kThreads / kXChunks), a.m - 1);
+      x_[i] = static_cast<const T*>(a.x) + size_t(token) * a.k + channel_;
+    }
+    x_offset_ = x_chunk_offset(kTokens, thread / kXChunks, chunk);
+    static_assert(kThreads / kXChunks % 2 == 0, "the exchange of halves is that of the first token");
+#pragma unroll
+    for (int i = 0; i < kCodeCopies; ++i) {
+      const int copy = thread + i * kThreads;
+      const int tile = min(copy / kVectors, kGemmTiles - 1);
+      codes_[i] = a.qweight +
+                  (size_t(tile_at(tile)) * a.blocks + first_block) * block_words(kBits) +
+                  copy % kVectors * 4;
+    }
+    // Scales of a tile and block: two copies of 16 bytes a group; zero points: one or two of 8.
+    groups_ = kWholeBlocks ? 1 : kBlockChannels / a.group_size;
+    const int copies = 2 * groups_;
+    scale_tile_ = thread / copies;
+    const size_t group = (size_t(tile_at(scale_tile_)) * a.blocks + first_block) * groups_;
+    scales_ = a.scales + group * 32 + thread % copies * 16;
+    zero_copies_ = groups_ * kZeroGroupBytes / 8;
+    const int zero_tile = thread / zero_copies_;
+    const size_t zero_group = (size_t(tile_at(zero_tile)) * a.blocks + first_block) * groups_;
+    zeros_ = a.zeros == nullptr || zero_tile >= kGemmTiles
+                 ? nullptr
+                 : a.zeros + zero_group * kZeroGroupBytes + thread % zero_copies_ * 8;
+  }
 
-  __device__ __forceinline__ void copy_weights(int block, int stage) const {
+  // Start copying the next block of the weights.
+  __device__ __forceinline__ void copy_weights(int stage) {
+    const int thread = threadIdx.x;
     uint8_t* to = shared_ + stage * kStageBytes + kXBytes;
-    constexpr int kVectors = kCodeBytes / 16;
-    for (int i = threadIdx.x; i < kGemmTiles * kVectors; i += kThreads) {
-      const int tile = min(first_tile_ + i / kVectors, a_.tiles - 1);
-      const uint32_t* from =
-          a_.qweight + (size_t(tile) * a_.blocks + block) * block_words(kBits) + i % kVectors * 4;
-      copy_async_16(to + i * 16, from);
+#pragma unroll
+    for (int i = 0; i < kCodeCopies; ++i) {
+      if ((i + 1) * kThreads <= kGemmTiles * kVectors ||
+          thread + i * kThreads < kGemmTiles * kVectors) {
+        copy_async_16(to + (thread + i * kThreads) * 16, codes_[i]);
+      }
+      codes_[i] += block_words(kBits);
     }
-    const int groups = kBlockChannels / a_.group_size;
-    for (int i = threadIdx.x; i < kGemmTiles * 2 * groups; i += kThreads) {
-      const int tile = i / (2 * groups), part = i % (2 * groups);
-      const size_t group = (size_t(tile_at(tile)) * a_.blocks + block) * groups;
-      copy_async_16(to + kScaleOffset + tile * 128 + part * 16, a_.scales + group * 32 + part * 16);
+    if (scale_tile_ < kGemmTiles) {
+      copy_async_16(to + kScaleOffset + scale_tile_ * 128 + thread % (2 * groups_) * 16, scales_);
     }
-    if (a_.zeros == nullptr) return;
-    constexpr int kBytes = zero_words(kBits) * 4;
-    const int parts = groups * kBytes / 8;
-    for (int i = threadIdx.x; i < kGemmTiles * parts; i += kThreads) {
-      const int tile = i / parts, part = i % parts;
-      const size_t group = (size_t(tile_at(tile)) * a_.blocks + block) * groups;
-      copy_async_8(to + kZeroOffset + tile * kZeroBytes + part * 8,
-                   a_.zeros + group * kBytes + part * 8);
+    scales_ += groups_ * 32;
+    if (zeros_ != nullptr) {
+      copy_async_8(to + kZeroOffset + thread / zero_copies_ * kZeroBytes +
+                       thread % zero_copies_ * 8,
+                   zeros_);
+      zeros_ += groups_ * kZeroGroupBytes;
     }
   }
 
-  __device__ __forceinline__ void copy_x(int block, int stage) const {
-    uint8_t* to = shared_ + stage * kStageBytes;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < kTokens * 16; i += kThreads) {
-      const int token = i / 16, chunk = i % 16, channel = block * kBlockChannels + chunk * 8;
-      const bool inside = first_token_ + token < a_.m && channel < a_.k;
-      const T* from = static_cast<const T*>(a_.x) +
-                      (inside ? size_t(first_token_ + token) * a_.k + channel : 0);
-      copy_async_16(to + x_chunk_offset(kTokens, token, chunk), from, inside ? 16 : 0);
+  // Start copying the next block of x.
+  __device__ __forceinline__ void copy_x(int stage) {
+    uint8_t* to = shared_ + stage * kStageBytes + x_offset_;
+    const int bytes = channel_ < a_.k ? 16 : 0;
+#pragma unroll
+    for (int i = 0; i < kXCopies; ++i) {
+      copy_async_16(to + i * (kThreads / kXChunks) * 128, bytes ? x_[i] : a_.x, bytes);
+      x_[i] += kBlockChannels;
     }
+    channel_ += kBlockChannels;
   }
 
   // sums += the block in `stage`.
@@ -247,7 +284,7 @@ class GemmBlock {
     const uint8_t* weights = shared_ + stage * kStageBytes + kXBytes;
     const uint8_t* zeros = a_.zeros == nullptr ? nullptr
                                                : weights + kZeroOffset + tile * kZeroBytes +
-                                                     index * zero_words(kBits) * 4;
+                                                     index * kZeroGroupBytes;
     return group_parameters<kBits>(weights + kScaleOffset + tile * 128 + index * 32, zeros, g);
   }
 
@@ -276,10 +313,16 @@ class GemmBlock {
   uint8_t* shared_;
   int first_token_;
   int first_tile_;
+  // What this thread copies next.
+  const T* x_[kXCopies];
+  const uint32_t* codes_[kCodeCopies];
+  const uint8_t* scales_;
+  const uint8_t* zeros_;  // null: nothing
+  int channel_, x_offset_, groups_, scale_tile_, zero_copies_;
 };
 
 template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM, bool kWholeBlocks>
-__global__ void __launch_bounds__(32 * kGemmWarpsAlongN * kWarpsAlongM)
+__global__ void __launch_bounds__(32 * kGemmWarpsAlongN * kWarpsAlongM, kWarpsAlongM == 2 ? 1 : 2)
     gemm_kernel(const __grid_constant__ GemmArguments a) {
   using Block = GemmBlock<T, kBits, kTokenTiles, kWarpsAlongM, kWholeBlocks>;
   extern __shared__ __align__(128) uint8_t shared[];
@@ -287,22 +330,22 @@ __global__ void __launch_bounds__(32 * kGemmWarpsAlongN * kWarpsAlongM)
   const int row_blocks = ceil_div(a.tiles, kGemmTiles);
   int token_block, row_block;
   raster(blockIdx.x, a.token_blocks, row_blocks, &token_block, &row_block);
-  const Block work(a, shared, token_block * Block::kTokens, row_block * kGemmTiles);
   const int begin = int(int64_t(a.blocks) * blockIdx.y / a.splits);
   const int end = int(int64_t(a.blocks) * (blockIdx.y + 1) / a.splits);
+  Block work(a, shared, token_block * Block::kTokens, row_block * kGemmTiles, begin);
 
   float sums[kGemmTilesPerWarp][kTokenTiles][4] = {};
-  if (begin < end) work.copy_weights(begin, 0);
+  if (begin < end) work.copy_weights(0);
   wait_for_previous_kernel();
-  if (begin < end) work.copy_x(begin, 0);
+  if (begin < end) work.copy_x(0);
   commit_copies();
   for (int block = begin; block < end; ++block) {
     const int stage = (block - begin) % kGemmStages;
     wait_copies<0>();
     __syncthreads();  // the stage is there for all, and the other one is no longer read
     if (block + 1 < end) {
-      work.copy_weights(block + 1, stage ^ 1);
-      work.copy_x(block + 1, stage ^ 1);
+      work.copy_weights(stage ^ 1);
+      work.copy_x(stage ^ 1);
     }
     commit_copies();
     work.multiply(sums, stage);
@@ -328,12 +371,12 @@ __global__ void __launch_bounds__(32 * kGemmWarpsAlongN * kWarpsAlongM)
     __threadfence();
     if (threadIdx.x == 0) a.counters[blockIdx.x] = 0;
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      float sum = 0.0f;
-      for (int s = 0; s < a.splits; ++s) {
-        sum += __ldcg(&partials[(size_t(s) * kSums + i) * Block::kThreads + threadIdx.x]);
+    for (int i = 0; i < kSums; ++i) flat[i] = 0.0f;
+    for (int s = 0; s < a.splits; ++s) {  // all loads of a split are under way together
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        flat[i] += __ldcg(&partials[(size_t(s) * kSums + i) * Block::kThreads + threadIdx.x]);
       }
-      flat[i] = sum;
     }
   }
   work.store(sums);

@@ -35,7 +35,7 @@ namespace {
 // From this many rows on, Hopper multiplies 16-bit weights by its own instructions so much faster
 // than mma.sync that expanding them first pays: docs/kernels.md has the measurement. Edge devices
 // have no such instructions.
-constexpr int kCublasLtFrom = 512;
+constexpr int kCublasLtFrom = 192;
 constexpr size_t kCublasLtWorkspace = size_t(32) << 20;
 
 struct Sizes {
@@ -93,9 +93,11 @@ int check_tactic(const TacticFields& fields, int m) {
                    AWQ_EDGE_TACTIC_CUBLASLT);
   AWQ_EDGE_REQUIRE(fields.tactic != AWQ_EDGE_TACTIC_DECODE || m <= kMaxDecodeTokens,
                    "w4a16: m is %d; the decode tactic takes at most %d", m, kMaxDecodeTokens);
-  AWQ_EDGE_REQUIRE(fields.tiles <= 4 && fields.tiles != 3 && fields.warps <= 16,
-                   "w4a16: tactic with %d tiles and %d warps; 1, 2 or 4 and at most 16", fields.tiles,
-                   fields.warps);
+  AWQ_EDGE_REQUIRE(fields.tiles <= 2 && fields.warps <= 16 &&
+                       (fields.row_warps == 0 || fields.warps % fields.row_warps == 0),
+                   "w4a16: tactic with %d tiles, %d warps and %d of them along the rows; at most 2 "
+                   "and 16, the latter a multiple of the last",
+                   fields.tiles, fields.warps, fields.row_warps);
   return AWQ_EDGE_OK;
 }
 
@@ -109,18 +111,23 @@ int chosen_tactic(int tactic, int m) {
   return AWQ_EDGE_TACTIC_GEMM;
 }
 
+Machine this_machine() {
+  const DeviceLimits& limits = device_limits();
+  return {limits.sm_count, limits.shared_bytes_per_block};
+}
+
 size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 size_t workspace_of(const awq_edge_w4a16_weight& w, const Sizes& s, const TacticFields& fields,
                     int m) {
-  const int sm_count = device_limits().sm_count;
+  const Machine machine = this_machine();
   switch (chosen_tactic(fields.tactic, m)) {
     case AWQ_EDGE_TACTIC_DECODE:
       return AWQ_EDGE_COUNTER_BYTES +
-             4 * decode_plan(m, s.tiles, s.blocks, sm_count, fields).partial_floats;
+             4 * decode_plan(m, s.tiles, s.blocks, w.bits, machine, fields).partial_floats;
     case AWQ_EDGE_TACTIC_GEMM:
       return AWQ_EDGE_COUNTER_BYTES +
-             4 * gemm_plan(m, s.tiles, s.blocks, sm_count, fields).partial_floats;
+             4 * gemm_plan(m, s.tiles, s.blocks, machine, fields).partial_floats;
     default:
       return AWQ_EDGE_COUNTER_BYTES + rounded(size_t(s.rows) * w.in_features * 2) +
              (s.silu_mul ? rounded(size_t(m) * s.rows * 2) : 0) + kCublasLtWorkspace;
@@ -207,18 +214,18 @@ int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, vo
   auto* rest = static_cast<uint8_t*>(workspace) + AWQ_EDGE_COUNTER_BYTES;
   const auto* scales = reinterpret_cast<const uint8_t*>(w.scales);
   const auto* zeros = reinterpret_cast<const uint8_t*>(w.zeros);
-  const int sm_count = device_limits().sm_count;
+  const Machine machine = this_machine();
   switch (chosen_tactic(fields.tactic, m)) {
     case AWQ_EDGE_TACTIC_DECODE: {
-      const DecodePlan plan = decode_plan(m, s.tiles, s.blocks, sm_count, fields);
+      const DecodePlan plan = decode_plan(m, s.tiles, s.blocks, w.bits, machine, fields);
       const DecodeArguments arguments{w.qweight, scales,   zeros,         x,
                                       output,    reinterpret_cast<float*>(rest), counters,
                                       m,         w.in_features, s.tiles,  s.blocks,
-                                      w.group_size, plan.splits};
+                                      w.group_size, plan.splits, plan.row_warps};
       return launch_decode(arguments, plan, w.dtype, w.bits, stream);
     }
     case AWQ_EDGE_TACTIC_GEMM: {
-      const GemmPlan plan = gemm_plan(m, s.tiles, s.blocks, sm_count, fields);
+      const GemmPlan plan = gemm_plan(m, s.tiles, s.blocks, machine, fields);
       const GemmArguments arguments{w.qweight, scales,   zeros,         x,
                                     output,    reinterpret_cast<float*>(rest), counters,
                                     m,         w.in_features, s.tiles,  s.blocks,

@@ -11,39 +11,77 @@ constexpr int kMaxDecodeTokens = 16;
 constexpr int kMaxTokens = 65535;
 constexpr int kCounters = AWQ_EDGE_COUNTER_BYTES / 4;
 
-// A tactic may carry its partition: AWQ_EDGE_TACTIC_* | tiles << 8 | warps << 12 | splits << 20.
+// A tactic may carry its partition: AWQ_EDGE_TACTIC_* | tiles << 8 | warps << 12 | splits << 20 |
+// row_warps << 28. What is 0 is chosen.
 struct TacticFields {
-  int tactic, tiles, warps, splits;
+  int tactic, tiles, warps, splits, row_warps;
 };
 inline TacticFields tactic_fields(int tactic) {
-  return {tactic & 0xff, tactic >> 8 & 0xf, tactic >> 12 & 0xff, tactic >> 20 & 0xff};
+  return {tactic & 0xff, tactic >> 8 & 0xf, tactic >> 12 & 0xff, tactic >> 20 & 0xff,
+          tactic >> 28 & 0x7};
 }
 
-// tiles: of 16 rows in a thread block. splits: thread blocks that share the channels.
+// tiles: of 16 rows, of a warp. warps: of a thread block, row_warps of them along the rows. splits:
+// thread blocks that share the channels.
 struct DecodePlan {
-  int token_tiles, tiles, warps, splits, tile_groups;
+  int token_tiles, tiles, warps, row_warps, splits, tile_groups;
   size_t partial_floats;
 };
 
-inline DecodePlan decode_plan(int m, int tiles, int blocks, int sm_count, TacticFields asked) {
+// What a division of work depends on of a device.
+struct Machine {
+  int sm_count;
+  int shared_bytes;  // that a thread block may have
+};
+
+// Stages of a warp's ring: about 4 KB under way a warp and tile, whatever the bits.
+AWQ_EDGE_HD constexpr int decode_stages(int bits) { return bits == 8 ? 2 : 4; }
+
+// Bytes of one stage of one tile: codes, scales and zero points, these for the smallest group.
+AWQ_EDGE_HD constexpr int decode_tile_bytes(int bits) {
+  return block_words(bits) * 4 + 4 * 32 + 4 * zero_words(bits) * 4;
+}
+
+inline size_t decode_shared_bytes(int bits, const DecodePlan& plan) {
+  const size_t ring = size_t(plan.warps) * decode_stages(bits) * plan.tiles * decode_tile_bytes(bits);
+  const size_t sums = size_t(plan.warps + plan.row_warps) * plan.tiles * plan.token_tiles * 512;
+  return ring > sums ? ring : sums;
+}
+
+inline DecodePlan decode_plan(int m, int tiles, int blocks, int bits, const Machine& machine,
+                              const TacticFields& asked) {
   DecodePlan plan{};
   plan.token_tiles = m > 8 ? 2 : 1;
-  plan.tiles = asked.tiles ? asked.tiles : (tiles >= 2 * sm_count ? 2 : 1);
-  plan.tile_groups = ceil_div(tiles, plan.tiles);
-  plan.warps = asked.warps ? asked.warps : (blocks >= 16 ? 8 : 4);
+  plan.row_warps = asked.row_warps ? asked.row_warps : 1;
+  // Few tiles: all warps of a multiprocessor share the channels of one or two. Many: thread blocks
+  // of four warps, of which several fit a multiprocessor, so that the end of one is hidden by the
+  // others. The bounds are from a sweep over the shapes of docs/kernels.md.
+  const int sm_count = machine.sm_count, pairs = ceil_div(tiles, 2);
+  const bool few = tiles <= sm_count;
+  const bool middle = pairs > 9 * sm_count / 4 && pairs <= 7 * sm_count / 2;
+  plan.tiles = asked.tiles ? asked.tiles : (few || middle ? 1 : 2);
+  plan.warps = pairs <= sm_count ? 16 : pairs <= 9 * sm_count / 4 ? 8 : 4;
+  if (asked.warps) plan.warps = asked.warps;
+  while (!asked.warps && plan.warps > 1 &&
+         (plan.warps > blocks || decode_shared_bytes(bits, plan) > size_t(machine.shared_bytes))) {
+    plan.warps /= 2;
+  }
+  plan.tile_groups = ceil_div(tiles, plan.tiles * plan.row_warps);
   int splits = asked.splits;
   if (splits == 0) {
-    // Enough thread blocks for two on every multiprocessor, each with four blocks a warp at least.
+    // A split costs a round through the L2 cache: only where half of the device would be idle, and
+    // for 4096 channels each.
     splits = 1;
-    while (plan.tile_groups * splits < sm_count && blocks / (splits + 1) >= 2 * plan.warps) {
-      ++splits;
+    if (2 * plan.tile_groups <= sm_count && blocks >= 64) {
+      const int idle = sm_count / plan.tile_groups, deep = blocks / 32;
+      splits = idle < deep ? idle : deep;
     }
   }
   plan.splits = splits < 1 ? 1 : splits > blocks ? blocks : splits;
   if (plan.tile_groups > kCounters) plan.splits = 1;
   plan.partial_floats = plan.splits == 1 ? 0
-                                         : size_t(plan.tile_groups) * plan.splits * plan.tiles *
-                                               plan.token_tiles * 128;
+                                         : size_t(plan.tile_groups) * plan.splits * plan.row_warps *
+                                               plan.tiles * plan.token_tiles * 128;
   return plan;
 }
 
@@ -53,7 +91,9 @@ struct GemmPlan {
   size_t partial_floats;
 };
 
-inline GemmPlan gemm_plan(int m, int tiles, int blocks, int sm_count, TacticFields asked) {
+inline GemmPlan gemm_plan(int m, int tiles, int blocks, const Machine& machine,
+                          const TacticFields& asked) {
+  const int sm_count = machine.sm_count;
   GemmPlan plan{};
   plan.warps_along_m = m > 32 ? 2 : 1;
   plan.token_tiles = m > 64 ? 8 : 4;
