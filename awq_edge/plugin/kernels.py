@@ -82,7 +82,7 @@ class KernelLibrary:
             raise TypeError(f"{name} takes {expected} arguments, {len(arguments)} were given")
         status = getattr(self._handle, name)(*arguments)
         if status != Status.OK:
-            raise KernelError(f"{name}: {self._words(status)}")
+            raise KernelError(self._words(name, status))
 
     def size(self, name: str, *arguments: Any) -> int:
         """What a workspace query (`awq_edge_..._workspace`) answers, in bytes.
@@ -93,10 +93,11 @@ class KernelLibrary:
         self.call(name, *arguments, answer)
         return answer.value
 
-    def _words(self, status: int) -> str:
+    def _words(self, name: str, status: int) -> str:
         last = self._handle.awq_edge_last_error().decode()
-        general = self._handle.awq_edge_status_message(status).decode()
-        return f"{last or general} (status {status})"
+        words = last or self._handle.awq_edge_status_message(status).decode()
+        prefix = "" if words.startswith(f"{name}:") else f"{name}: "
+        return f"{prefix}{words} (status {status})"
 
 
 def load_kernels(path: Path | str | None = None, *, device: int = 0) -> KernelLibrary:

@@ -11,7 +11,7 @@ namespace awq_edge {
 namespace {
 
 // exp overflows to infinity far below zero, and the quotient is then the zero it should be.
-__device__ __forceinline__ float silu(float value) { return value / (1.0f + __expf(-value)); }
+__device__ __forceinline__ float silu(float value) { return value / (1.0f + expf(-value)); }
 
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kRowThreads)

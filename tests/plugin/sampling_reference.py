@@ -54,10 +54,11 @@ def random_bits(seed: int, step: int, row: int) -> int:
     return words[1] << 32 | words[0]
 
 
-def weights(logits: npt.NDArray[np.float32], temperature: float) -> list[int]:
+def weights(logits: npt.NDArray[np.float32], temperature: float) -> npt.NDArray[np.uint64]:
     """Integer weights of logits (exact values of 16-bit floats), the largest has 2^44."""
     values = np.asarray(logits, dtype=np.float32)
-    maximum = np.float32(-np.inf) if np.isnan(values).all() else np.nanmax(values)
+    nothing = bool(np.isnan(values).all())
+    maximum = np.float32(-np.inf) if nothing else np.nanmax(values)
     with np.errstate(all="ignore"):
         # The library takes the temperature as float32 and divides in float64.
         scale = np.float32(1.4426950408889634 / np.float64(np.float32(temperature)))
@@ -71,13 +72,11 @@ def weights(logits: npt.NDArray[np.float32], temperature: float) -> list[int]:
             power = (power * fraction).astype(np.float32) + coefficient
         power = (power * fraction).astype(np.float32) + np.float32(1)
         mantissa = (power * np.float32(2**23)).astype(np.uint64)
-        shift = WEIGHT_BITS - 23 + whole.astype(np.int64)
-    result = [
-        0 if not ok else int(m) << int(s) if s >= 0 else int(m) >> int(-s)
-        for ok, m, s in zip(in_range, mantissa, shift, strict=True)
-    ]
-    full = np.isnan(values) if np.isnan(values).all() else values == maximum
-    return [1 << WEIGHT_BITS if is_full else w for is_full, w in zip(full, result, strict=True)]
+    shift = WEIGHT_BITS - 23 + whole.astype(np.int64)
+    left, right = np.maximum(shift, 0).astype(np.uint64), np.maximum(-shift, 0).astype(np.uint64)
+    result = np.where(in_range, mantissa << left >> right, np.uint64(0))
+    full = np.isnan(values) if nothing else values == maximum
+    return np.where(full, np.uint64(1 << WEIGHT_BITS), result)
 
 
 def order(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
@@ -102,8 +101,7 @@ def sample(
         return Draw(int(ids[0]), 1)
     if top_k > 0:
         ids = ids[:top_k]
-    ordered = np.array(weights(logits, temperature), dtype=object)[ids]
-    through = np.cumsum(ordered)
+    through = np.cumsum(weights(logits, temperature)[ids])  # below 2^63
     fixed = int(np.float64(np.float32(top_p)) * 2.0**32)
     threshold = max(1, int(through[-1]) * fixed >> 32)
     kept = int(np.argmax(through >= threshold)) + 1

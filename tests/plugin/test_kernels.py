@@ -141,13 +141,20 @@ def test_arguments_arrive_and_sizes_come_back(gcc: str, tmp_path: Path) -> None:
     library.call("awq_edge_sample", 16, sampling, 16, 16, 1, 100, 0, 16, 64, None)
 
 
-@pytest.mark.parametrize(("last", "words"), [("size is 7", "size is 7"), ("", "refused")])
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ("size is 7", "size is 7"),
+        ("awq_edge_silu_mul: size is 7", "size is 7"),
+        ("", "refused"),
+    ],
+)
 def test_a_refusal_is_raised_with_the_library_s_words(
     last: str, words: str, gcc: str, tmp_path: Path
 ) -> None:
     fake = FakeLibrary(status=1, last_error=last)
     library = load_kernels(fake.build(gcc, tmp_path / FILE_NAME))
-    with pytest.raises(KernelError, match=rf"awq_edge_silu_mul: {words} \(status 1\)"):
+    with pytest.raises(KernelError, match=rf"^awq_edge_silu_mul: {words} \(status 1\)$"):
         library.call("awq_edge_silu_mul", 16, 16, 1, 7, 0, None)
     with pytest.raises(KernelError, match=words):
         library.size("awq_edge_sample_workspace", 1, 1)
