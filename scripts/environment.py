@@ -34,7 +34,7 @@ def main():
             "awq-edge needs Python {}.{} or newer, {} is {}; install one, or name it: "
             "PYTHON=/path/to/python3".format(*OLDEST, sys.executable, platform.python_version())
         )
-    extras = sorted(set(sys.argv[1].split(",")))
+    extras = sorted(set(filter(None, sys.argv[1].split(","))))
     venv = Path(os.environ.get("AWQ_EDGE_VENV") or ROOT / ".venv").absolute()
     with_lock(lambda: prepare(venv, extras))
     print(venv / "bin")
@@ -105,14 +105,15 @@ def create(venv):
 
 
 def install(venv, extras):
-    say("installing awq-edge[{}] with the versions of constraints.txt".format(",".join(extras)))
+    package = "[{}]".format(",".join(extras)) if extras else ""
+    say(f"installing awq-edge{package} with the versions of constraints.txt")
     if "host" in extras and sys.platform == "linux" and platform.machine() == "x86_64":
         say(
             "torch's Linux wheels on the public index carry CUDA: about 3 GB to download. For a "
             "CPU build let pip find one first (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL)"
         )
     command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
-    command += ["--constraint", "constraints.txt", "--editable", ".[{}]".format(",".join(extras))]
+    command += ["--constraint", "constraints.txt", "--editable", f".{package}"]
     run(command, "installing failed (pip's reason is above); the next run starts over")
 
 

@@ -118,11 +118,12 @@ def compile_libraries(
 
 def sources_directory() -> Path:
     """The CUDA sources: of the installed package, or of this checkout."""
-    for folder in (_PACKAGE / "plugin" / "sources", _PACKAGE.parent / "plugins"):
+    packaged = _PACKAGE / "plugin" / "cuda_sources"
+    for folder in (packaged, _PACKAGE.parent / "plugins"):
         if (folder / "CMakeLists.txt").is_file():
             return folder
     raise RuntimeUnavailableError(
-        f"the CUDA sources are not in {_PACKAGE / 'plugin' / 'sources'}; this installation is "
+        f"the CUDA sources are not in {packaged}; this installation is "
         "incomplete: install awq-edge again"
     )
 

@@ -1,0 +1,185 @@
+"""The kernels compile for every target without spills, and the library refuses what it must.
+
+Compiling takes minutes the first time and nothing while the sources stay as they are
+(scripts/kernel_resources.py); AWQ_EDGE_TEST_ARCHITECTURES=86 compiles for one target.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from awq_edge.errors import KernelError, RuntimeUnavailableError
+from awq_edge.plugin import interface, kernels
+from awq_edge.plugin.kernels import FILE_NAME, Dtype, KernelLibrary, Sampling, load_kernels
+from awq_edge.plugin.toolchain import Toolchain, find_toolchain
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "docs" / "results" / "kernel_resources.json"
+REGENERATE = "regenerate it: scripts/kernel_resources.py --json docs/results/kernel_resources.json"
+
+PTXAS = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN8awq_edge3oneIfEEvPi' for 'sm_90a'
+ptxas info    : Function properties for _ZN8awq_edge3oneIfEEvPi
+    56 bytes stack frame, 148 bytes spill stores, 152 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 56 bytes cumulative stack size, 128 bytes smem
+ptxas info    : Compile time = 10.000 ms
+ptxas info    : Compiling entry function '_ZN8awq_edge3twoEv' for 'sm_120'
+ptxas info    : Function properties for _ZN8awq_edge3twoEv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers
+"""
+
+
+def _script() -> ModuleType:
+    path = ROOT / "scripts" / "kernel_resources.py"
+    spec = importlib.util.spec_from_file_location("kernel_resources", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kernel_resources"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+resources: Any = _script()
+
+
+@pytest.fixture(scope="module")
+def tools() -> Toolchain:
+    try:
+        return find_toolchain()
+    except RuntimeUnavailableError as error:
+        pytest.skip(reason=str(error))
+
+
+@pytest.fixture(scope="module")
+def compiled(tools: Toolchain) -> Path:
+    return Path(resources.compiled(tools))
+
+
+@pytest.fixture(scope="module")
+def library(compiled: Path) -> KernelLibrary:
+    return load_kernels(compiled / FILE_NAME)
+
+
+def test_what_ptxas_prints_is_read() -> None:
+    assert resources.parse_ptxas(PTXAS) == [
+        (
+            "_ZN8awq_edge3oneIfEEvPi",
+            "90",
+            {"registers": 64, "shared_bytes": 128, "spill_bytes": 300},
+        ),
+        ("_ZN8awq_edge3twoEv", "120", {"registers": 8, "shared_bytes": 0, "spill_bytes": 0}),
+    ]
+    with pytest.raises(ValueError, match="not what ptxas -v prints"):
+        resources.parse_ptxas("Compiling entry function 'x' for 'sm_90'\nsomething else\n")
+
+
+def test_names_are_readable() -> None:
+    symbols = [
+        "_ZN8awq_edge44_GLOBAL__N__334e1c89_11_rms_norm_cu_8fd032a0"
+        "15rms_norm_kernelI6__halfLi8EEEvPKT_PS3_S5_S6_if",
+        "_ZN8awq_edge3twoEv",
+    ]
+    assert resources.demangle(symbols) == ["rms_norm_kernel<__half, 8>", "two"]
+
+
+@pytest.mark.slow
+def test_no_kernel_spills(compiled: Path, tools: Toolchain) -> None:
+    table = resources.read_resources(compiled)
+    sources = {path.name for path in (ROOT / "plugins" / "kernels").glob("*.cu")}
+    with_kernels = {
+        name for name in sources if "__global__" in (ROOT / "plugins/kernels" / name).read_text()
+    }
+    assert with_kernels <= {name.partition(": ")[0] for name in table} <= sources
+    targets = [str(target) for target in resources.architectures(tools)]
+    spilling = {}
+    for name, row in table.items():
+        assert list(row) == targets, name
+        bytes_by_target = {target: usage["spill_bytes"] for target, usage in row.items()}
+        if any(bytes_by_target.values()):
+            spilling[name] = bytes_by_target
+    assert spilling == {}
+
+
+@pytest.mark.slow
+def test_the_table_of_resources_is_current(compiled: Path, tools: Toolchain) -> None:
+    committed = json.loads(TABLE.read_text(encoding="utf-8"))
+    table = resources.read_resources(compiled)
+    assert set(committed["kernels"]) == set(table), REGENERATE
+    if committed["cuda"] != tools.cuda_version:
+        pytest.skip(reason=f"the table is of CUDA {committed['cuda']}, not {tools.cuda_version}")
+    for name, row in table.items():
+        assert {target: committed["kernels"][name][target] for target in row} == row, REGENERATE
+
+
+@pytest.mark.slow
+def test_library_exports_the_header_and_nothing_else(
+    compiled: Path, library: KernelLibrary, tools: Toolchain
+) -> None:
+    output = subprocess.run(
+        ["nm", "-D", "--defined-only", compiled / FILE_NAME],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    exported = set(re.findall(r" [TWVBDR] (\w+)", output))
+    assert exported == {*interface.FUNCTIONS, *interface.QUERIES}
+    assert library.architectures == resources.architectures(tools)
+
+
+@pytest.mark.slow
+def test_library_needs_no_cuda_installation(compiled: Path) -> None:
+    output = subprocess.run(
+        ["readelf", "-d", compiled / FILE_NAME], capture_output=True, text=True, check=True
+    ).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+?)\]", output)
+    assert needed and not [name for name in needed if "cuda" in name or "stdc++" in name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    kernels.compute_capability(0) is not None, reason="these addresses would reach a GPU"
+)
+def test_refusals_name_the_values(library: KernelLibrary) -> None:
+    """Everything is checked on the host, before a GPU is asked for anything."""
+    half, aligned = Dtype.FLOAT16, 16
+    refused = [
+        ("awq_edge_rms_norm", (aligned, None, aligned, aligned, 0, 8, 1e-5, half), "rows is 0"),
+        ("awq_edge_rms_norm", (aligned, None, aligned, aligned, 1, 8, -1.0, half), "eps is -1"),
+        ("awq_edge_rms_norm", (aligned, 32, aligned, 32, 1, 8, 0.0, half), "the same tensor"),
+        ("awq_edge_silu_mul", (None, aligned, 1, 8, half), "x is .nil."),
+        ("awq_edge_silu_mul", (aligned + 8, aligned, 1, 8, half), "x is 0x18.* 16 bytes"),
+        ("awq_edge_silu_mul", (aligned, aligned, 1, 8, Dtype.INT8), "dtype is 2"),
+        ("awq_edge_embedding", (4, aligned, aligned, 1, 8, 9, half), "ids is 0x4.* 8 bytes"),
+        ("awq_edge_embedding", (8, aligned, aligned, 1, 8, 0, half), "vocab is 0"),
+        ("awq_edge_gather_rows", (aligned, 8, aligned, -3, 8, half), "count is -3"),
+        ("awq_edge_advance", (8, 0, 1), "batch is 0"),
+    ]
+    for name, arguments, words in refused:
+        with pytest.raises(KernelError, match=rf"^{name}: .*{words}"):
+            library.call(name, *arguments, None)
+    for settings, words in [
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": float("nan")}, "temperature is -?nan"),
+        ({"top_p": 0.0}, "top_p is 0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({}, r"workspace has 64 bytes, 2 rows need \d+"),
+    ]:
+        sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0, **settings})
+        arguments = (aligned, sampling, 8, 8, 2, 100, half, aligned, 64, None)
+        with pytest.raises(KernelError, match=words):
+            library.call("awq_edge_sample", *arguments)
+    for rows, vocab, words in [(0, 9, "rows is 0"), (1, 262145, "vocab is 262145")]:
+        with pytest.raises(KernelError, match=words):
+            library.size("awq_edge_sample_workspace", rows, vocab)
