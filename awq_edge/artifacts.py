@@ -47,7 +47,8 @@ class BundleManifest(BaseModel):
 
     *_bytes: what each part occupies in the weight file. context: tokens the KV cache holds.
     runtime: backend that the graph was lowered for. min_runtime_version: the oldest version of it
-    that computes the graph right, None if any does. bits, group_size, scheme: of most weights of
+    that computes the graph right, None if any does. graph: the file that says what is computed.
+    opset, accuracy_level (of MatMulNBits), inputs, outputs: of ONNX graphs. bits, group_size, scheme: of most weights of
     the blocks. other_formats: linears of blocks that differ from that, by full name, in words.
     source: what the bundle was made from.
     """
@@ -62,7 +63,7 @@ class BundleManifest(BaseModel):
     model_type: str
     runtime: str
     min_runtime_version: str | None = None
-    opset: int
+    opset: int | None = None
     graph: str
     weights: str
     context: int
@@ -75,7 +76,7 @@ class BundleManifest(BaseModel):
     num_kv_heads: int
     head_size: int
     activation_dtype: str
-    accuracy_level: int
+    accuracy_level: int | None = None
     method: str
     bits: int
     group_size: int
@@ -89,8 +90,8 @@ class BundleManifest(BaseModel):
     # Bytes of weights that one decoded token reads (the embedding counts one row).
     bytes_per_token: int
     unquantized: dict[str, str]
-    inputs: tuple[TensorPort, ...]
-    outputs: tuple[TensorPort, ...]
+    inputs: tuple[TensorPort, ...] = ()
+    outputs: tuple[TensorPort, ...] = ()
     source: dict[str, str]
     files: dict[str, FileEntry]
 

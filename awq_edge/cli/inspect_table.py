@@ -117,10 +117,13 @@ def _facts(found: Inspection) -> Table:
     if found.bundle is not None:
         target = found.bundle
         newest = f" {target.min_runtime_version} or later" if target.min_runtime_version else ""
+        opset = "" if target.opset is None else f", opset {target.opset}"
+        level = target.accuracy_level
+        accuracy = "" if level is None else f", accuracy level {level}"
         table.add_row(
             "made for",
-            f"{target.runtime}{newest}, opset {target.opset}, {target.activation_dtype}, accuracy "
-            f"level {target.accuracy_level}, prefill chunk {target.prefill_chunk}",
+            f"{target.runtime}{newest}{opset}, {target.activation_dtype}{accuracy}, prefill chunk "
+            f"{target.prefill_chunk}",
         )
     if made.calibration:
         table.add_row("calibration", made.calibration)

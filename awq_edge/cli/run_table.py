@@ -20,16 +20,18 @@ def print_report(report: RunReport, console: Console) -> None:
     weights = _WEIGHTS.get(
         bundle.method, f"{bundle.bits}-bit {bundle.method}, group {bundle.group_size}"
     )
+    level = bundle.accuracy_level
+    accuracy = "" if level is None else f", accuracy level {level}"
     console.print(
         f"{bundle.model_name}: {weights}, lm_head {bundle.lm_head_bits}-bit, "
-        f"{bundle.activation_dtype}, accuracy level {bundle.accuracy_level}, "
-        f"context {report.request.context}",
+        f"{bundle.activation_dtype}{accuracy}, context {report.request.context}",
         soft_wrap=True,
     )
     mode = f", {environment.power_mode}" if environment.power_mode else ""
+    threads = "" if environment.threads is None else f", {environment.threads} threads"
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     console.print(
-        f"{environment.device}, {environment.threads} threads{mode}; {versions}; "
+        f"{environment.device}{threads}{mode}; {versions}; "
         f"commit {environment.commit or 'unknown'}",
         soft_wrap=True,
     )

@@ -8,16 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-import onnx
-import onnx_graphsurgeon as gs
-
 from awq_edge._version import __version__
 from awq_edge.artifacts import (
     MANIFEST,
     Bundle,
     BundleManifest,
     FileEntry,
-    TensorPort,
     atomic_directory,
     hash_file,
     refuse_existing,
@@ -25,22 +21,15 @@ from awq_edge.artifacts import (
 )
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.exporter.canonical import (
-    GraphSpec,
-    build_canonical_graph,
-    lm_head_bits,
-    unquantized_linears,
-)
-from awq_edge.exporter.graph import DecoderGraph, to_model
+from awq_edge.exporter.canonical import GraphSpec, lm_head_bits, unquantized_linears
+from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.lowerings import Lowering, require_lowering
 from awq_edge.exporter.supported import unsupported
-from awq_edge.exporter.writer import WeightPlan, place_weights, write_weights
+from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.model_files import ModelFiles
 from awq_edge.provenance import source_commit
 from awq_edge.recipe import QuantizationDefaults, Recipe
 
-GRAPH_FILE = "model.onnx"
-WEIGHTS_FILE = "model.onnx.data"
 RECIPE_FILE = "recipe.json"
 # What manifest, recipe and the file system's own blocks take beside the files that are counted.
 _SMALL_FILES_BYTES = 1 << 20
@@ -83,15 +72,14 @@ def export_checkpoint(
         activation_dtype=recipe.runtime.activation_dtype,
         lm_head_bits=recipe.quantization.lm_head_bits,
     )
-    lowered = lowering.lower(build_canonical_graph(source, spec), recipe)
-    plan = WeightPlan.of(lowered)
-    model = to_model(lowered, lowering.IR_VERSION)
-    place_weights(model, plan, WEIGHTS_FILE)
+    lowered = lowering.build(source, spec, recipe)
+    plan = WeightPlan.of(lowered.weights)
+    model = lowered.render(plan)
     small = sum(file.stat().st_size for file in _copied(source.files))
-    needed = plan.size + model.ByteSize() + small + _SMALL_FILES_BYTES
+    needed = plan.size + len(model) + small + _SMALL_FILES_BYTES
     require_disk(out.parent, needed, f"the bundle of {model_name}")
     with atomic_directory(out, overwrite=overwrite) as work:
-        files = _write_files(work, source.files, model, plan, recipe, observer)
+        files = _write_files(work, source.files, lowered, model, plan, recipe, observer)
         manifest = _manifest(source, recipe, lowered, plan, files, model_name, unquantized)
         text = manifest.model_dump_json(indent=2)
         (work / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -113,6 +101,7 @@ def check_export(
             f"'{checkpoint.decoder.model_type}' needs: {missing}; `awq-edge quantize` takes the "
             "model, and `awq-edge eval` runs the checkpoint on this machine"
         )
+    lowering.check_model(checkpoint)
     longest = checkpoint.decoder.max_positions
     if context is not None and context > longest:
         raise ConfigError(
@@ -156,7 +145,8 @@ def resolved_recipe(
 def _write_files(
     work: Path,
     files: ModelFiles,
-    model: onnx.ModelProto,
+    lowered: Lowered,
+    model: bytes,
     plan: WeightPlan,
     recipe: Recipe,
     observer: Observer | None,
@@ -167,15 +157,15 @@ def _write_files(
         if observer is not None:
             observer(done // 1_000_000, total // 1_000_000, f"{what}, MB")
 
-    weights = write_weights(plan, work / WEIGHTS_FILE, report)
-    (work / GRAPH_FILE).write_bytes(model.SerializeToString())
+    weights = write_weights(plan, work / lowered.weights_file, report)
+    (work / lowered.model_file).write_bytes(model)
     for file in _copied(files):
         shutil.copyfile(file, work / file.name)
     config = {key: v for key, v in files.config.items() if key != "quantization_config"}
     (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (work / RECIPE_FILE).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    others = sorted(path for path in work.iterdir() if path.name != WEIGHTS_FILE)
-    return {WEIGHTS_FILE: weights} | {path.name: hash_file(path) for path in others}
+    others = sorted(path for path in work.iterdir() if path.name != lowered.weights_file)
+    return {lowered.weights_file: weights} | {path.name: hash_file(path) for path in others}
 
 
 def _copied(files: ModelFiles) -> list[Path]:
@@ -186,7 +176,7 @@ def _copied(files: ModelFiles) -> list[Path]:
 def _manifest(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    lowered: DecoderGraph,
+    lowered: Lowered,
     plan: WeightPlan,
     files: dict[str, FileEntry],
     model_name: str,
@@ -201,10 +191,10 @@ def _manifest(
         model_name=model_name,
         model_type=decoder.model_type,
         runtime=recipe.runtime.backend,
-        min_runtime_version=require_lowering(recipe.runtime.backend).minimum_version(lowered),
-        opset=lowered.graph.opset,
-        graph=GRAPH_FILE,
-        weights=WEIGHTS_FILE,
+        min_runtime_version=lowered.minimum_version,
+        opset=lowered.opset,
+        graph=lowered.model_file,
+        weights=lowered.weights_file,
         context=recipe.export.context,
         prefill_chunk=recipe.export.prefill_chunk,
         vocab_size=decoder.vocab_size,
@@ -215,7 +205,7 @@ def _manifest(
         num_kv_heads=decoder.num_kv_heads,
         head_size=decoder.head_size,
         activation_dtype=activation_dtype,
-        accuracy_level=recipe.runtime.accuracy_level,
+        accuracy_level=lowered.accuracy_level,
         method=quantization.method if quantization else "none",
         bits=quantization.bits if quantization else unquantized_bits,
         group_size=quantization.group_size if quantization else 0,
@@ -227,8 +217,8 @@ def _manifest(
         part_bytes=plan.part_bytes(),
         bytes_per_token=plan.bytes_per_token(),
         unquantized=unquantized,
-        inputs=tuple(_port(tensor) for tensor in lowered.graph.inputs),
-        outputs=tuple(_port(tensor) for tensor in lowered.graph.outputs),
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
         source=_source(checkpoint),
         files=files,
     )
@@ -245,11 +235,6 @@ def _other_formats(checkpoint: Checkpoint) -> dict[str, str]:
                 if number_format != checkpoint.main_format:
                     found[name] = str(number_format)
     return found
-
-
-def _port(tensor: gs.Variable) -> TensorPort:
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.dtype).name
-    return TensorPort(name=tensor.name, dtype=dtype, shape=tuple(tensor.shape))
 
 
 def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:

@@ -16,8 +16,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
+from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import BATCH, CONTEXT, SEQUENCE, DecoderGraph, GraphBuilder
+from awq_edge.exporter.lowered import Lowered, lowered_graph
 from awq_edge.exporter.matmul_nbits import MatMulNBits
 from awq_edge.exporter.weights import cast
 from awq_edge.recipe import Recipe
@@ -43,6 +46,21 @@ def check_recipe(recipe: Recipe) -> None:
             f"runtime onnxruntime executes {' or '.join(DTYPES)} activations, recipe "
             f"{recipe.name} has {dtype}; give --activation-dtype float32"
         )
+
+
+def check_model(checkpoint: Checkpoint) -> None:
+    """onnxruntime executes whatever the canonical graph has."""
+
+
+def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:
+    """The graph of a checkpoint for onnxruntime."""
+    lowered = lower(build_canonical_graph(checkpoint, spec), recipe)
+    return lowered_graph(
+        lowered,
+        IR_VERSION,
+        minimum_version=minimum_version(lowered),
+        accuracy_level=recipe.runtime.accuracy_level,
+    )
 
 
 def lower(canonical: DecoderGraph, recipe: Recipe) -> DecoderGraph:

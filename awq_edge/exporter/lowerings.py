@@ -10,8 +10,10 @@ import importlib
 import pkgutil
 from typing import Protocol, cast
 
+from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
-from awq_edge.exporter.graph import DecoderGraph
+from awq_edge.exporter.canonical import GraphSpec
+from awq_edge.exporter.lowered import Lowered
 from awq_edge.recipe import Recipe
 
 _PREFIX = "lower_"
@@ -19,19 +21,18 @@ _PACKAGE = __name__.rpartition(".")[0]
 
 
 class Lowering(Protocol):
-    """A module `lower_<name>`. OPSET, IR_VERSION: of ONNX, that the result is written in."""
-
-    OPSET: int
-    IR_VERSION: int
+    """A module `lower_<name>`."""
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raise ConfigError for what the runtime cannot execute."""
 
-    def lower(self, canonical: DecoderGraph, recipe: Recipe) -> DecoderGraph:
-        """The graph for the runtime; the canonical one is left as it was."""
+    def check_model(self, checkpoint: Checkpoint) -> None:
+        """Raise ModelError for a model that the canonical graph has everything for, and the runtime
+        has not. The checkpoint may still be unquantized."""
 
-    def minimum_version(self, lowered: DecoderGraph) -> str:
-        """The oldest version of the runtime that computes this graph right."""
+    def build(self, checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:
+        """The model for the runtime. Evaluates no weight but, where its type depends on it, the
+        embedding."""
 
 
 def lowering_names() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 
 from awq_edge.artifacts import FileEntry
-from awq_edge.exporter.graph import DecoderGraph
 from awq_edge.exporter.weights import Weight
 
 # Pages: onnxruntime maps the file, and the system maps whole pages.
@@ -22,20 +21,20 @@ Observer = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """Where each weight of a graph goes in the weight file. offsets: bytes, by name."""
+    """Where each weight goes in the weight file. offsets: bytes, by name."""
 
     weights: tuple[Weight, ...]
     offsets: dict[str, int]
     size: int
 
     @classmethod
-    def of(cls, decoder_graph: DecoderGraph) -> WeightPlan:
+    def of(cls, weights: Sequence[Weight]) -> WeightPlan:
         """Weights in the order of execution, each on a page of its own."""
-        weights, offsets, end = tuple(decoder_graph.used_weights()), {}, 0
+        offsets, end = {}, 0
         for weight in weights:
             offsets[weight.name] = -(-end // ALIGNMENT) * ALIGNMENT
             end = offsets[weight.name] + weight.nbytes
-        return cls(weights, offsets, end)
+        return cls(tuple(weights), offsets, end)
 
     def part_bytes(self) -> dict[str, int]:
         """Bytes by part of the model, the padding between weights not counted."""

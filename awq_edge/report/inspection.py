@@ -54,9 +54,9 @@ class BundlePart(_Part):
 
     runtime: str
     min_runtime_version: str | None
-    opset: int
+    opset: int | None
     activation_dtype: str
-    accuracy_level: int
+    accuracy_level: int | None
     prefill_chunk: int
     lm_head_bits: int
 

@@ -27,7 +27,7 @@ class BundlePart(_Part):
     scheme: str
     lm_head_bits: int
     activation_dtype: str
-    accuracy_level: int
+    accuracy_level: int | None
     context: int
     commit: str | None
 
