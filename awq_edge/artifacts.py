@@ -48,9 +48,9 @@ class BundleManifest(BaseModel):
     *_bytes: what each part occupies in the weight file. context: tokens the KV cache holds.
     runtime: backend that the graph was lowered for. min_runtime_version: the oldest version of it
     that computes the graph right, None if any does. graph: the file that says what is computed.
-    opset, accuracy_level (of MatMulNBits), inputs, outputs: of ONNX graphs. bits, group_size, scheme: of most weights of
-    the blocks. other_formats: linears of blocks that differ from that, by full name, in words.
-    source: what the bundle was made from.
+    opset, accuracy_level (of MatMulNBits), inputs, outputs: of ONNX graphs. bits, group_size,
+    scheme: of most weights of the blocks. other_formats: linears of blocks that differ from that,
+    by full name, in words. source: what the bundle was made from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""What a lowering hands to the bundle writer: weights, and the file that says what is done with them."""
+"""What a lowering hands to the bundle writer: weights, and the file that says what they are for."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def lowered_graph(
     def render(plan: WeightPlan) -> bytes:
         model = to_model(graph, ir_version)
         place_weights(model, plan, GRAPH_WEIGHTS_FILE)
-        return model.SerializeToString()
+        data: bytes = model.SerializeToString()
+        return data
 
     return Lowered(
         model_file=GRAPH_FILE,

@@ -187,7 +187,7 @@ class Sources:
             raise ModelError(
                 f"{self._checkpoint.path}: weight '{source}' has values up to "
                 f"{float(np.abs(values).max()):.3g}, which {narrow.dtype} cannot hold; export with "
-                "--activation-dtype float32"
+                "--activation-dtype float32, or bfloat16 for runtime cuda"
             )
         return narrow
 

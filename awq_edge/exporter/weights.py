@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -26,11 +27,15 @@ Part = Literal["embedding", "blocks", "lm_head", "tables"]
 
 FLOAT16 = int(onnx.TensorProto.FLOAT16)
 FLOAT32 = int(onnx.TensorProto.FLOAT)
+BFLOAT16 = int(onnx.TensorProto.BFLOAT16)
+INT32 = int(onnx.TensorProto.INT32)
 UINT8 = int(onnx.TensorProto.UINT8)
 UINT4 = int(onnx.TensorProto.UINT4)
 _NUMPY: dict[int, type[np.generic]] = {
     FLOAT16: np.float16,
     FLOAT32: np.float32,
+    BFLOAT16: ml_dtypes.bfloat16,
+    INT32: np.int32,
     UINT8: np.uint8,
     UINT4: np.uint8,  # two elements to a byte
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -182,14 +183,19 @@ def test_partial_rotary(
     np.testing.assert_allclose(found, expected[0], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("runtime", lowering_names())
+def graph_lowerings() -> list[str]:
+    """The runtimes that execute a graph."""
+    return [name for name in lowering_names() if hasattr(require_lowering(name), "lower")]
+
+
+@pytest.mark.parametrize("runtime", graph_lowerings())
 def test_a_lowering_leaves_the_canonical_graph_as_it_was(
     runtime: str, tiny_checkpoint: Path
 ) -> None:
     graph = canonical(tiny_checkpoint)
     before = to_model(graph, ir_version=11).SerializeToString()
     weights = dict(graph.weights)
-    lowering = require_lowering(runtime)
+    lowering: Any = require_lowering(runtime)
     recipe = parity_recipe(**{"runtime.backend": runtime})
     first = to_model(lowering.lower(graph, recipe), lowering.IR_VERSION).SerializeToString()
     assert to_model(graph, ir_version=11).SerializeToString() == before
@@ -199,7 +205,7 @@ def test_a_lowering_leaves_the_canonical_graph_as_it_was(
 
 
 def test_onnxruntime_lowering_merges_and_fuses(llama_checkpoint: Path) -> None:
-    lowering = require_lowering("onnxruntime")
+    lowering: Any = require_lowering("onnxruntime")
     lowered = lowering.lower(canonical(llama_checkpoint), parity_recipe())
     assert (lowered.graph.opset, lowering.IR_VERSION) == (21, 10)
     assert all(node.domain in (None, "com.microsoft") for node in lowered.graph.nodes)
@@ -219,7 +225,8 @@ def test_onnxruntime_lowering_merges_and_fuses(llama_checkpoint: Path) -> None:
 
 def test_a_head_size_that_onnxruntime_cannot_rotate(tmp_path: Path) -> None:
     path = save_random_model(tmp_path / "model", "llama", head_dim=24)
-    lowered = require_lowering("onnxruntime").lower(canonical(path), parity_recipe())
+    lowering: Any = require_lowering("onnxruntime")
+    lowered = lowering.lower(canonical(path), parity_recipe())
     assert ops(lowered)["RotaryEmbedding"] == 4
     attention = [n for n in lowered.graph.nodes if n.op == "GroupQueryAttention"]
     assert {node.attrs["do_rotary"] for node in attention} == {0}
