@@ -16,7 +16,7 @@ from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.executor_options import ExecutorOptions
 from awq_edge.layouts import quantization_config
 from awq_edge.model_files import read_json, resolve_model
-from awq_edge.recipe import Recipe, load_recipe
+from awq_edge.recipe import Recipe, list_recipes, load_recipe
 
 if TYPE_CHECKING:
     from awq_edge.quantizer import QuantizedCheckpoint
@@ -115,7 +115,7 @@ def export(
     model: str | Path,
     out: str | Path,
     *,
-    recipe: str | Path | Recipe = "cpu",
+    recipe: str | Path | Recipe | None = None,
     runtime: str | None = None,
     context: int | None = None,
     method: str | None = None,
@@ -139,8 +139,9 @@ def export(
     """Export a model or a checkpoint into a bundle for one runtime, quantizing it first if needed.
 
     model: a directory, a hub id, or "demo"; a checkpoint that is quantized already is exported as
-    it is, and arguments that contradict it are refused. runtime: None for the recipe's. context:
-    tokens of the KV cache. The other arguments: see `quantize`.
+    it is, and arguments that contradict it are refused. recipe: None for "cpu", or for the recipe
+    that is called as the runtime. runtime: None for the recipe's. context: tokens of the KV cache.
+    The other arguments: see `quantize`.
     Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.exporter import (
@@ -152,7 +153,7 @@ def export(
 
     out = Path(out)
     work = _executor(executor)
-    loaded = _recipe(recipe)
+    loaded = _recipe(_default_recipe(runtime) if recipe is None else recipe)
     # By name, before the recipe is asked for what such a runtime needs.
     require_lowering(runtime or loaded.runtime.backend)
     resolved = loaded.overridden(
@@ -300,6 +301,12 @@ def model_name(model: str) -> str:
 
 def _executor(executor: str | ExecutorOptions) -> ExecutorOptions:
     return ExecutorOptions(executor) if isinstance(executor, str) else executor
+
+
+def _default_recipe(runtime: str | None) -> str:
+    """The recipe that is called as the runtime, of no particular device; else that of a CPU."""
+    names = [found.name for found in list_recipes()]
+    return runtime if runtime in names and runtime is not None else "cpu"
 
 
 def _recipe(recipe: str | Path | Recipe) -> Recipe:

@@ -99,9 +99,10 @@ class PowerMode(_Part):
 
 class Device(_Part):
     """The hardware. memory_bytes: bytes installed. memory_bandwidth: bytes/s at the highest memory
-    clock. system_reserved_bytes: bytes that the system keeps. None for the first two: detect."""
+    clock. system_reserved_bytes: bytes that the system keeps. None for the first two: detect.
+    kind "cuda" is any NVIDIA GPU."""
 
-    kind: Literal["cpu", "jetson", "rtx"]
+    kind: Literal["cpu", "cuda", "jetson", "rtx"]
     compute_capability: Annotated[str, AfterValidator(_compute_capability)] | None = None
     sm_count: PositiveInt | None = None
     memory_bytes: DetectableSize
@@ -112,7 +113,7 @@ class Device(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Device:
-        if self.kind != "cpu":
+        if self.kind not in ("cpu", "cuda"):
             for key in ("compute_capability", "sm_count", "memory_bytes", "memory_bandwidth"):
                 if getattr(self, key) is None:
                     raise ValueError(f'kind "{self.kind}" needs a figure for {key}')

@@ -32,6 +32,7 @@ FILES = sorted(recipe_folder().glob("*.toml"))
 NAMES = sorted(path.stem for path in FILES if not path.name.startswith("_"))
 DEVICES = {  # what the project promises
     "cpu",
+    "cuda",
     *(f"jetson-orin-nano-{size}" for size in ("4gb", "8gb")),
     *(f"jetson-orin-nx-{size}" for size in ("8gb", "16gb")),
     *(f"jetson-agx-orin-{size}" for size in ("32gb", "64gb")),
@@ -253,7 +254,7 @@ def test_recipes_are_frozen(tmp_path: Path) -> None:
         (
             '"jetson"',
             '"xavier"',
-            'key "device.kind" is "xavier"; allowed values: \'cpu\', \'jetson',
+            "key \"device.kind\" is \"xavier\"; allowed values: 'cpu', 'cuda', 'jetson",
         ),
         ("sm_count = 8", 'sm_count = "8"', 'key "device.sm_count" is "8"; must be an integer'),
         ("sm_count = 8", "sm_count = 8.0", 'key "device.sm_count" is 8.0; must be an integer'),

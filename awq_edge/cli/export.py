@@ -19,7 +19,6 @@ from awq_edge.cli.options import (
     RayAddressOption,
     RayBlocksOption,
     RayGpusOption,
-    RecipeOption,
     ResumeOption,
     SamplesOption,
     SchemeOption,
@@ -37,7 +36,13 @@ def export(
         str, typer.Argument(help="Directory of a model or checkpoint, a hub id, or 'demo'.")
     ],
     out: OutBundle,
-    recipe: RecipeOption = "cpu",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Target device; see `awq-edge recipes`.  [default: cpu, or cuda with --runtime "
+            "cuda]"
+        ),
+    ] = None,
     runtime: Annotated[
         str | None,
         typer.Option(help="onnxruntime, tensorrt-rtx, tensorrt or cuda.  [default: the recipe's]"),
@@ -72,7 +77,10 @@ def export(
         ),
     ] = None,
     activation_dtype: Annotated[
-        str | None, typer.Option(help="float16 or float32.  [default: the recipe's]")
+        str | None,
+        typer.Option(
+            help="float16, float32 (onnxruntime) or bfloat16 (cuda).  [default: the recipe's]"
+        ),
     ] = None,
     calibration: CalibrationOption = None,
     samples: SamplesOption = None,
