@@ -30,6 +30,7 @@ from awq_edge.runtime.session import (
     SessionInfo,
     SessionMemory,
     SessionOptions,
+    check_positions,
 )
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -106,14 +107,7 @@ class OnnxRuntimeSession(SessionBase):
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Float32:
         """Append ids; logits at some: float32 [len(positions), vocab]. See `Session`."""
         self._require(ids)
-        wanted = np.asarray(positions, dtype=np.int64).reshape(-1)
-        if len(wanted) and (
-            wanted[0] < 0 or wanted[-1] >= len(ids) or (np.diff(wanted) <= 0).any()
-        ):
-            raise ConfigError(
-                f"positions must be increasing and within 0..{len(ids) - 1} (there are {len(ids)} "
-                f"ids); they run from {wanted[0]} to {wanted[-1]}"
-            )
+        wanted = check_positions(positions, len(ids))
         found = np.empty((len(wanted), self._vocab_size), dtype=np.float32)
         for start in range(0, len(ids), self._prefill_chunk):
             chunk = ids[start : start + self._prefill_chunk]

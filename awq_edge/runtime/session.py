@@ -47,9 +47,14 @@ class SessionInfo:
 
 @dataclass(frozen=True)
 class SessionMemory:
-    """Bytes that a session allocated for itself, as far as the backend knows them."""
+    """Bytes that a session allocated for itself; None where the backend does not know them.
+
+    workspace: activations and the scratch memory of kernels.
+    """
 
     kv_cache: int
+    weights: int | None = None
+    workspace: int | None = None
 
 
 class Session(Protocol):
@@ -207,3 +212,14 @@ def check_context(bundle: Bundle, context: int | None) -> int:
             f"with; export it again with --context {context}"
         )
     return context
+
+
+def check_positions(positions: Sequence[int], count: int) -> npt.NDArray[np.int64]:
+    """Wanted positions as an array. Raises ConfigError unless they increase within 0..count-1."""
+    wanted = np.asarray(positions, dtype=np.int64).reshape(-1)
+    if len(wanted) and (wanted[0] < 0 or wanted[-1] >= count or (np.diff(wanted) <= 0).any()):
+        raise ConfigError(
+            f"positions must be increasing and within 0..{count - 1} (there are {count} ids); they "
+            f"run from {wanted[0]} to {wanted[-1]}"
+        )
+    return wanted

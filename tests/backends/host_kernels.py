@@ -1,0 +1,259 @@
+"""The kernel interface in NumPy on host addresses, and a device that is the host.
+
+With these the cuda backend runs on a CPU: its program, its pointers, strides and buffers, all but the
+kernels themselves. Written from plugins/include/awq_edge_kernels.h; sums are in float32, and what a
+kernel writes is rounded to the activation dtype once, as the header says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from awq_edge.plugin.interface import (
+    COUNTER_BYTES,
+    FUNCTIONS,
+    AttentionParameters,
+    Dtype,
+    Epilogue,
+    Sampling,
+    W4A16Weight,
+)
+from awq_edge.plugin.packing import PackedWeight, unpack
+from awq_edge.w4a16 import dequantize
+
+Array = np.ndarray[Any, Any]
+_DTYPES: dict[int, Any] = {Dtype.FLOAT16: np.float16, Dtype.BFLOAT16: ml_dtypes.bfloat16}
+_ALIGNMENT = 16
+_STREAM = 0x5EED  # what the device hands out, and every launch has to pass on
+
+
+class HostDevice:
+    """See `awq_edge.backends.cuda.device.Device`. A captured step is run again, as it is."""
+
+    torch_device = torch.device("cpu")
+    name = "host"
+
+    def __init__(self, free: int | None = None) -> None:
+        self._free = free
+        self._in_scope = False
+
+    @property
+    def stream(self) -> int:
+        assert self._in_scope, "a launch outside of the device's scope"
+        return _STREAM
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        before, self._in_scope = self._in_scope, True
+        try:
+            yield
+        finally:
+            self._in_scope = before
+
+    def host_tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def synchronize(self) -> None:
+        pass
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        def replay() -> None:
+            with self.scope():
+                work()
+
+        replay()
+        return replay
+
+    def free_bytes(self) -> int | None:
+        return self._free
+
+
+class HostKernels:
+    """See `awq_edge.plugin.kernels.KernelLibrary`. calls: names, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self._weights: dict[int, Array] = {}
+
+    def call(self, name: str, *arguments: Any) -> None:
+        assert len(arguments) == len(FUNCTIONS[name]), name
+        assert arguments[-1] == _STREAM, name
+        self.calls.append(name)
+        getattr(self, name.removeprefix("awq_edge_"))(*arguments[:-1])
+
+    def size(self, name: str, *arguments: Any) -> int:
+        assert len(arguments) == len(FUNCTIONS[name]) - 1, name
+        return COUNTER_BYTES + 16
+
+    def w4a16_linear(
+        self, weight: W4A16Weight, x: int, y: int, m: int, tactic: int, space: int, size: int
+    ) -> None:
+        _check_workspace(space, size)
+        n, k = weight.out_features, weight.in_features
+        w = self._dequantized(weight)
+        values = read(x, (m, k), weight.dtype) @ w.T
+        if weight.bias:
+            values = values + read(weight.bias, (n,), weight.dtype)
+        if weight.epilogue == Epilogue.SILU_MUL:
+            values = silu(values[:, : n // 2]) * values[:, n // 2 :]
+        write(y, values, weight.dtype)
+
+    def cached_attention(self, a: AttentionParameters, space: int, size: int) -> None:
+        _check_workspace(space, size)
+        assert (a.batch, a.kv_dtype) == (1, a.dtype)
+        s, h, g, d = a.tokens, a.num_heads, a.num_kv_heads, a.head_size
+        past = int(raw(a.past_length, (1,), np.int64)[0])
+        q = read_rows(a.q, s, a.q_stride, h * d, a.dtype).reshape(s, h, d)
+        k = read_rows(a.k, s, a.k_stride, g * d, a.dtype).reshape(s, g, d)
+        v = read_rows(a.v, s, a.v_stride, g * d, a.dtype).reshape(s, g, d)
+        if a.q_norm:
+            q = rms(q, a.norm_eps) * read(a.q_norm, (d,), a.dtype)
+        if a.k_norm:
+            k = rms(k, a.norm_eps) * read(a.k_norm, (d,), a.dtype)
+        half = a.rotary_size // 2
+        tables = [raw(p, (a.context, half), np.float32)[past : past + s] for p in (a.cosine, a.sine)]
+        q, k = (_rotated(each, *tables) for each in (q, k))
+        caches = []
+        for cache, new in ((a.key_cache, k), (a.value_cache, v)):
+            whole = raw(cache, (g, a.context, d), _DTYPES[a.dtype])
+            whole[:, past : past + s] = new.transpose(1, 0, 2).astype(_DTYPES[a.dtype])
+            caches.append(whole[:, : past + s].astype(np.float32).repeat(h // g, axis=0))
+        keys, values = caches  # [h, past + s, d]
+        scores = np.einsum("shd,hpd->hsp", q, keys) * a.scale
+        distance = (past + np.arange(s))[:, None] - np.arange(past + s)[None, :]
+        hidden = (distance < 0) | ((distance >= a.window) if a.window else False)
+        scores = np.where(hidden[None], -np.inf, scores)
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        write(a.y, np.einsum("hsp,hpd->shd", shares, values).reshape(s, h * d), a.dtype)
+
+    def rms_norm(
+        self,
+        x: int,
+        residual: int | None,
+        weight: int,
+        y: int,
+        rows: int,
+        size: int,
+        eps: float,
+        dtype: int,
+    ) -> None:
+        values = read(x, (rows, size), dtype)
+        if residual is not None:
+            write(residual, values + read(residual, (rows, size), dtype), dtype)
+            values = read(residual, (rows, size), dtype)
+        write(y, rms(values, eps) * read(weight, (size,), dtype), dtype)
+
+    def silu_mul(self, x: int, y: int, rows: int, size: int, dtype: int) -> None:
+        both = read(x, (rows, 2 * size), dtype)
+        write(y, silu(both[:, :size]) * both[:, size:], dtype)
+
+    def embedding(
+        self, ids: int, table: int, y: int, rows: int, size: int, vocab: int, dtype: int
+    ) -> None:
+        wanted = raw(ids, (rows,), np.int64)
+        write(y, read(table, (vocab, size), dtype)[wanted], dtype)
+
+    def gather_rows(self, x: int, rows: int, y: int, count: int, size: int, dtype: int) -> None:
+        wanted = raw(rows, (count,), np.int64)
+        write(y, read(x, (int(wanted.max()) + 1, size), dtype)[wanted], dtype)
+
+    def sample(
+        self,
+        logits: int,
+        sampling: Sampling,
+        step: int,
+        ids: int,
+        rows: int,
+        vocab: int,
+        dtype: int,
+        space: int,
+        size: int,
+    ) -> None:
+        _check_workspace(space, size)
+        assert sampling.temperature == 0
+        raw(ids, (rows,), np.int64)[:] = read(logits, (rows, vocab), dtype).argmax(axis=1)
+
+    def advance(self, past_length: int, batch: int, by: int) -> None:
+        raw(past_length, (batch,), np.int64)[:] += by
+
+    def _dequantized(self, weight: W4A16Weight) -> Array:
+        """float32 [n, k], gate above up; unpacked once."""
+        address: int = weight.qweight
+        if address not in self._weights:
+            paired = weight.epilogue == Epilogue.SILU_MUL
+            n, k, bits, group = (
+                weight.out_features,
+                weight.in_features,
+                weight.bits,
+                weight.group_size,
+            )
+            tiles = -(-(n // 2) // 8) if paired else -(-n // 16)
+            blocks = -(-k // 128)
+            groups = blocks * 128 // group
+            zeros = (tiles, groups, 4 if bits == 8 else 2)
+            packed = PackedWeight(
+                qweight=raw(address, (tiles, blocks, 64 * bits), np.int32),
+                scales=raw(weight.scales, (tiles, groups, 8, 2), np.float16),
+                zeros=raw(weight.zeros, zeros, np.int32) if weight.zeros else None,
+                bits=bits,
+                group_size=group,
+                in_features=k,
+                out_features=n,
+                paired=paired,
+            )
+            self._weights[address] = dequantize(unpack(packed))
+        return self._weights[address]
+
+
+def raw(address: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The memory at an address, writable."""
+    assert address and address % _ALIGNMENT == 0, hex(address or 0)
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    return np.frombuffer(memory, dtype=np.uint8).view(dtype).reshape(shape)
+
+
+def read(address: int, shape: tuple[int, ...], dtype: int) -> Array:
+    """Activations as float32."""
+    return raw(address, shape, _DTYPES[dtype]).astype(np.float32)
+
+
+def read_rows(address: int, rows: int, stride: int, size: int, dtype: int) -> Array:
+    """Rows that lie `stride` elements apart, as float32 [rows, size]."""
+    assert stride % 8 == 0 and stride >= size
+    flat = read(address, ((rows - 1) * stride + size,), dtype)
+    return np.stack([flat[row * stride : row * stride + size] for row in range(rows)])
+
+
+def write(address: int, values: Array, dtype: int) -> None:
+    """Round to activations."""
+    raw(address, values.shape, _DTYPES[dtype])[:] = values.astype(_DTYPES[dtype])
+
+
+def rms(x: Array, eps: float) -> Array:
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(eps))
+
+
+def silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def _rotated(x: Array, cosine: Array, sine: Array) -> Array:
+    """x: [s, heads, d]; the first 2 * half channels turn."""
+    half = cosine.shape[1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    cosine, sine = cosine[:, None], sine[:, None]
+    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine, rest], axis=-1)
+
+
+def _check_workspace(address: int, size: int) -> None:
+    assert size >= COUNTER_BYTES + 16
+    assert not raw(address, (COUNTER_BYTES,), np.uint8).any()
