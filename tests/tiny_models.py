@@ -45,7 +45,7 @@ def save_tokenizer(directory: Path, *, chat: bool = False, merges: bool = True) 
     return directory
 
 
-def save_tiny_llama(directory: Path, *, chat: bool = False) -> Path:
+def save_tiny_llama(directory: Path, *, chat: bool = False, head_size: int = 16) -> Path:
     """A model directory of random float32 weights, large enough for texts to differ."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -60,7 +60,7 @@ def save_tiny_llama(directory: Path, *, chat: bool = False) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=head_size,
         max_position_embeddings=MAX_POSITIONS,
         bos_token_id=BOS,
         eos_token_id=IM_END if chat else EOS,

@@ -1,8 +1,8 @@
 """The kernel interface in NumPy on host addresses, and a device that is the host.
 
-With these the cuda backend runs on a CPU: its program, its pointers, strides and buffers, all but the
-kernels themselves. Written from plugins/include/awq_edge_kernels.h; sums are in float32, and what a
-kernel writes is rounded to the activation dtype once, as the header says.
+With these the cuda backend runs on a CPU: its program, its pointers, strides and buffers, all but
+the kernels themselves. Written from plugins/include/awq_edge_kernels.h; sums are in float32, and
+what a kernel writes is rounded to the activation dtype once, as the header says.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class HostKernels:
         if a.k_norm:
             k = rms(k, a.norm_eps) * read(a.k_norm, (d,), a.dtype)
         half = a.rotary_size // 2
-        tables = [raw(p, (a.context, half), np.float32)[past : past + s] for p in (a.cosine, a.sine)]
+        tables = [
+            raw(p, (a.context, half), np.float32)[past : past + s] for p in (a.cosine, a.sine)
+        ]
         q, k = (_rotated(each, *tables) for each in (q, k))
         caches = []
         for cache, new in ((a.key_cache, k), (a.value_cache, v)):

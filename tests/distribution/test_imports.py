@@ -11,8 +11,10 @@ import pytest
 
 from .conftest import BareEnvironment
 
-# Modules that need the [host] extra; everything else must import on a base install.
+# Modules that need the [host] extra, or torch of the [cuda] extra; everything else must import on a
+# base install.
 HOST_ONLY = (
+    "awq_edge.backends.cuda",
     "awq_edge.exporter",
     "awq_edge.pipeline",
     "awq_edge.quantizer",
