@@ -12,7 +12,6 @@ import ctypes
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
@@ -29,7 +28,8 @@ from awq_edge.plugin.packing import PackedWeight, unpack
 from awq_edge.w4a16 import dequantize
 
 Array = np.ndarray[Any, Any]
-_DTYPES: dict[int, Any] = {Dtype.FLOAT16: np.float16, Dtype.BFLOAT16: ml_dtypes.bfloat16}
+# bfloat16 as its bits: NumPy has no such type.
+_DTYPES: dict[int, Any] = {Dtype.FLOAT16: np.float16, Dtype.BFLOAT16: np.uint16}
 _ALIGNMENT = 16
 _STREAM = 0x5EED  # what the device hands out, and every launch has to pass on
 
@@ -125,8 +125,8 @@ class HostKernels:
         caches = []
         for cache, new in ((a.key_cache, k), (a.value_cache, v)):
             whole = raw(cache, (g, a.context, d), _DTYPES[a.dtype])
-            whole[:, past : past + s] = new.transpose(1, 0, 2).astype(_DTYPES[a.dtype])
-            caches.append(whole[:, : past + s].astype(np.float32).repeat(h // g, axis=0))
+            whole[:, past : past + s] = narrow(new.transpose(1, 0, 2), a.dtype)
+            caches.append(wide(whole[:, : past + s], a.dtype).repeat(h // g, axis=0))
         keys, values = caches  # [h, past + s, d]
         scores = np.einsum("shd,hpd->hsp", q, keys) * a.scale
         distance = (past + np.arange(s))[:, None] - np.arange(past + s)[None, :]
@@ -225,7 +225,7 @@ def raw(address: int, shape: tuple[int, ...], dtype: Any) -> Array:
 
 def read(address: int, shape: tuple[int, ...], dtype: int) -> Array:
     """Activations as float32."""
-    return raw(address, shape, _DTYPES[dtype]).astype(np.float32)
+    return wide(raw(address, shape, _DTYPES[dtype]), dtype)
 
 
 def read_rows(address: int, rows: int, stride: int, size: int, dtype: int) -> Array:
@@ -237,7 +237,22 @@ def read_rows(address: int, rows: int, stride: int, size: int, dtype: int) -> Ar
 
 def write(address: int, values: Array, dtype: int) -> None:
     """Round to activations."""
-    raw(address, values.shape, _DTYPES[dtype])[:] = values.astype(_DTYPES[dtype])
+    raw(address, values.shape, _DTYPES[dtype])[:] = narrow(values, dtype)
+
+
+def wide(values: Array, dtype: int) -> Array:
+    """Activations as they lie in memory, as float32."""
+    if dtype == Dtype.FLOAT16:
+        return values.astype(np.float32)
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(values: Array, dtype: int) -> Array:
+    """The inverse of `wide`, to nearest, ties to even."""
+    if dtype == Dtype.FLOAT16:
+        return values.astype(np.float16)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def rms(x: Array, eps: float) -> Array:
