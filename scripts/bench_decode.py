@@ -1,0 +1,303 @@
+"""Decode speed on one GPU: Hugging Face in fp16, eager and compiled; the cuda runtime in 4 bits.
+
+    python scripts/bench_decode.py [--context 0 --context 1024 --context 4096] [--json FILE]
+
+A random model of Llama-2-7B's shape, made on the GPU: nothing is downloaded or read. All sides
+decode greedily, batch 1, the next token chosen on the GPU; nothing waits for the host within a
+repeat. A repeat is `--steps` steps between two CUDA events, and counts as its mean; the figure is
+the median of the repeats. The roofline is what a step must read (weights, and the KV cache up to
+the step's position) over the bandwidth of a copy, measured in the same process.
+
+`with_logits_on_the_host` is what a session's `decode` does: float32 logits of every step in host
+memory, which is what `awq-edge run` waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_program import LLAMA_2_7B, Shape, Variant, fill_random, linears, random_program
+
+from awq_edge.backends.cuda.device import CudaDevice
+from awq_edge.backends.cuda.model import CudaModel
+from awq_edge.cuda_program import CudaProgram
+from awq_edge.plugin.kernels import load_kernels
+from awq_edge.provenance import source_commit, versions
+
+SIDES = ("awq-edge", "hf-eager", "hf-compiled")
+COPY_BYTES = 2 << 30
+SHAPES: dict[str, Shape] = {
+    "llama-2-7b": LLAMA_2_7B,
+    "tiny": Shape(4096, 1024, 2816, 4, 8, 4, 128, 4608),  # to try the script
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-2-7b")
+    parser.add_argument("--side", action="append", choices=SIDES, help="default: all")
+    parser.add_argument("--context", action="append", type=int, help="default: 0, 1024, 4096")
+    parser.add_argument("--bits", type=int, default=4, choices=(3, 4, 8))
+    parser.add_argument("--lm-head-bits", type=int, default=8, choices=(4, 8, 16))
+    parser.add_argument("--steps", type=int, default=64, help="of a repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--commit", default=source_commit(), help="of these sources")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    shape, contexts = SHAPES[arguments.shape], arguments.context or [0, 1024, 4096]
+    timing = Timing(arguments.steps, arguments.repeats)
+    bandwidth = copy_bandwidth()
+    report: dict[str, Any] = {
+        "what": f"decode, batch 1, {arguments.shape}, random weights",
+        "machine": machine(arguments.commit),
+        "steps": arguments.steps,
+        "repeats": arguments.repeats,
+        "copy_bytes_per_second": bandwidth,
+        "rows": [],
+    }
+    variant = Variant(bits=arguments.bits, lm_head_bits=arguments.lm_head_bits)
+    measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "awq-edge": lambda: ours(shape, variant, contexts, timing),
+        "hf-eager": lambda: hugging_face(shape, contexts, timing, is_compiled=False),
+        "hf-compiled": lambda: hugging_face(shape, contexts, timing, is_compiled=True),
+    }
+    for side in arguments.side or SIDES:
+        for row in measures[side]():
+            read = row["weight_bytes"] + row["kv_bytes"]
+            row["bytes_per_second"] = read * row["tokens_per_second"]
+            row["share_of_roofline"] = row["bytes_per_second"] / bandwidth
+            report["rows"].append(row)
+        gc.collect()
+        torch.cuda.empty_cache()
+        print_rows(report["rows"], side)
+        if arguments.json:  # after each side: a run that is cut off has what it has measured
+            report["ratios"] = ratios(report["rows"])
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+class Timing:
+    """Seconds of a step by CUDA events."""
+
+    def __init__(self, steps: int, repeats: int) -> None:
+        self.steps = steps
+        self.repeats = repeats
+
+    def seconds(self, prepare: Callable[[], None], step: Callable[[], object]) -> list[float]:
+        """Seconds of a step in each repeat, after one that warms up. prepare: back to the start."""
+        found = []
+        for repeat in range(self.repeats + 1):
+            prepare()
+            torch.cuda.synchronize()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(self.steps):
+                step()
+            end.record()
+            end.synchronize()
+            if repeat:
+                found.append(begin.elapsed_time(end) / 1e3 / self.steps)
+        return found
+
+
+def ours(
+    shape: Shape, variant: Variant, contexts: list[int], timing: Timing
+) -> list[dict[str, Any]]:
+    """The cuda runtime's captured steps."""
+    device = CudaDevice()
+    program = random_program(shape, variant)
+    block = torch.zeros(program.weight_bytes, dtype=torch.uint8, device="cuda")
+    with device.scope():
+        tensors = fill_random(program, block)
+        cache = max(contexts) + timing.steps
+        model = CudaModel(program, tensors, load_kernels(), device, context=cache, max_rows=16)
+        model.cache.normal_()
+        host = device.host_tensor((1, shape.vocab_size), torch.float32)
+        device.synchronize()
+    greedy, step = device.capture(model.greedy_step), device.capture(model.step)
+    rows = []
+    for context in contexts:
+        state = torch.tensor([context, 0, 1, 0], device="cuda")
+
+        def prepare(state: torch.Tensor = state) -> None:
+            model.state.copy_(state)
+
+        def to_host() -> None:
+            step()
+            host.copy_(model.logits32[:1], non_blocking=True)
+            device.synchronize()
+
+        with device.scope():
+            seconds = timing.seconds(prepare, greedy)
+            prepare()
+            begin = time.perf_counter()
+            for _ in range(timing.steps):
+                to_host()
+            with_host = (time.perf_counter() - begin) / timing.steps
+        row = row_of("awq-edge", context, seconds, weight_bytes(program), shape, timing)
+        row |= {"bits": variant.bits, "lm_head_bits": variant.lm_head_bits}
+        rows.append(row | {"tokens_per_second_with_logits_on_the_host": 1 / with_host})
+    return rows
+
+
+def hugging_face(
+    shape: Shape, contexts: list[int], timing: Timing, *, is_compiled: bool
+) -> list[dict[str, Any]]:
+    """transformers in fp16 with its default attention: a growing cache, or a static one and
+    torch.compile as `generate` uses it."""
+    model, rows = llama(shape), []
+    size = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
+    name = "hf-compiled" if is_compiled else "hf-eager"
+    for context in contexts:
+        with torch.inference_mode():
+            seconds, compile_seconds = _hugging_face_at(model, context, timing, is_compiled)
+        row = row_of(name, context, seconds, size, shape, timing)
+        rows.append(row | {"compile_seconds": compile_seconds})
+        print_rows(rows[-1:], name)
+    return rows
+
+
+def _hugging_face_at(
+    model: Any, context: int, timing: Timing, is_compiled: bool
+) -> tuple[list[float], float | None]:
+    """Seconds of a step in each repeat, and of the compilation."""
+    from transformers import CompileConfig, DynamicCache, StaticCache
+
+    ids = torch.randint(0, model.config.vocab_size, (1, max(context, 1)), device=model.device)
+    token = ids[:, -1:].clone()
+    call, cache, compile_seconds = model, DynamicCache(config=model.config), None
+    if is_compiled:
+        torch._dynamo.reset()  # shapes of another context would become symbolic
+        call = model.get_compiled_call(CompileConfig(fullgraph=True))
+        cache = StaticCache(config=model.config, max_cache_len=context + timing.steps + 1)
+    model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def prepare() -> None:
+        back_to(cache, context)
+
+    def step() -> None:
+        logits = call(token, past_key_values=cache, use_cache=True).logits
+        token.copy_(logits[:, -1].argmax(-1, keepdim=True))
+
+    if is_compiled:
+        begin = time.perf_counter()
+        for _ in range(3):  # compiles, captures, replays
+            prepare()
+            step()
+        torch.cuda.synchronize()
+        compile_seconds = time.perf_counter() - begin
+    return timing.seconds(prepare, step), compile_seconds
+
+
+def back_to(cache: Any, context: int) -> None:
+    """Forget what was decoded: the cache holds `context` positions again."""
+    for layer in cache.layers:
+        length = getattr(layer, "cumulative_length", None)
+        if isinstance(length, torch.Tensor):
+            length.fill_(context)
+        else:
+            layer.keys, layer.values = (x[:, :, :context] for x in (layer.keys, layer.values))
+
+
+def llama(shape: Shape) -> Any:
+    """A random LlamaForCausalLM in fp16 on the GPU."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_size,
+        max_position_embeddings=shape.context,
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device("cuda"):
+            return LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def weight_bytes(program: CudaProgram) -> int:
+    """Bytes of weights that one step reads; of the embedding and the rotary tables one row."""
+    names = {program.embedding, program.cosine, program.sine}
+    whole = sum(p.nbytes for name, p in program.tensors.items() if name not in names)
+    rows = sum(program.tensors[name].nbytes // program.tensors[name].shape[0] for name in names)
+    assert whole > sum(linear.in_features for linear in linears(program))
+    return whole + rows
+
+
+def row_of(
+    side: str, context: int, seconds: list[float], weights: int, shape: Shape, timing: Timing
+) -> dict[str, Any]:
+    """One figure. kv_bytes: keys and values in 16 bits, up to the middle of a repeat."""
+    positions = context + timing.steps / 2
+    return {
+        "side": side,
+        "context": context,
+        "tokens_per_second": 1 / statistics.median(seconds),
+        "tokens_per_second_of_repeats": [1 / value for value in seconds],
+        "weight_bytes": weights,
+        "kv_bytes": int(4 * shape.num_layers * shape.num_kv_heads * shape.head_size * positions),
+    }
+
+
+def copy_bandwidth() -> float:
+    """Bytes/s that a copy on the device reads and writes; the median of ten."""
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    seconds = Timing(4, 10).seconds(lambda: None, lambda: target.copy_(source))
+    return 2 * COPY_BYTES / statistics.median(seconds)
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How many times as fast as the others the cuda runtime is, by context."""
+    rates = {(row["side"], row["context"]): row["tokens_per_second"] for row in rows}
+    return {
+        side: {
+            str(context): rates["awq-edge", context] / rate
+            for (other, context), rate in rates.items()
+            if other == side and ("awq-edge", context) in rates
+        }
+        for side in SIDES[1:]
+    }
+
+
+def machine(commit: str | None) -> dict[str, Any]:
+    """What the figures were measured on."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "versions": versions(("torch", "transformers", "triton")),
+        "commit": commit,
+    }
+
+
+def print_rows(rows: list[dict[str, Any]], side: str) -> None:
+    for row in rows:
+        if row["side"] == side:
+            share = row.get("share_of_roofline")
+            print(
+                f"{side:12} context {row['context']:5}: {row['tokens_per_second']:7.1f} tokens/s"
+                + ("" if share is None else f", {row['bytes_per_second'] / 1e9:6.0f} GB/s, "
+                   f"{share:.1%} of the roofline"),
+                flush=True,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
