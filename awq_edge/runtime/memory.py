@@ -27,6 +27,9 @@ _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _VALUE_BYTES = {"float32": 4, "float16": 6}
 _SCORE_BYTES = 4
 _ARENA_SLACK = 1.5
+# Rows of logits that the cuda backend computes at a time: a chunk of 512 by a vocabulary of 128,000
+# would take 131 MB in 16 bits alone.
+CUDA_LOGITS_ROWS = 64
 # The interpreter with its libraries and a session without a model, as measured on x86-64 Linux:
 # 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
 _OVERHEAD_BYTES = {"onnxruntime": 85_000_000}
@@ -67,11 +70,33 @@ def kv_cache_bytes(manifest: BundleManifest, context: int) -> int:
 
 
 def predict_memory(manifest: BundleManifest, context: int) -> PredictedMemory:
-    """What one sequence of up to `context` tokens needs. context: positions of the KV cache.
+    """What one sequence of up to `context` tokens needs. context: positions of the KV cache."""
+    activations = _cuda_activations if manifest.runtime == "cuda" else _graph_activations
+    return PredictedMemory(
+        weights=sum(manifest.part_bytes.values()),
+        kv_cache=kv_cache_bytes(manifest, context),
+        activations=activations(manifest, context),
+        overhead=_OVERHEAD_BYTES.get(manifest.runtime, _DEFAULT_OVERHEAD_BYTES),
+    )
 
-    Activations: those of one prefill chunk that are alive at the same time, at the FFN; and the
-    attention scores of every head over the context.
-    """
+
+def _cuda_activations(manifest: BundleManifest, context: int) -> int:
+    """The buffers of the cuda backend: of one chunk, and of the logits that are computed at a time,
+    in 16 bits and in 32. What kernels split their work with is not in it: it depends on the GPU."""
+    chunk = min(manifest.prefill_chunk, context)
+    per_token = (
+        3 * manifest.hidden_size  # residual, branch, normed
+        + (2 * manifest.num_heads + 2 * manifest.num_kv_heads) * manifest.head_size  # q, k, v, y
+        + manifest.intermediate_size  # product
+    )
+    per_logits_row = 6 * manifest.vocab_size + 2 * 2 * manifest.hidden_size
+    item = _ITEM_BYTES[manifest.activation_dtype]
+    return item * chunk * per_token + CUDA_LOGITS_ROWS * per_logits_row
+
+
+def _graph_activations(manifest: BundleManifest, context: int) -> int:
+    """Those of one prefill chunk that are alive at the same time, at the FFN; and the attention
+    scores of every head over the context."""
     dtype = manifest.activation_dtype
     chunk = min(manifest.prefill_chunk, context)
     per_token = (
@@ -81,12 +106,7 @@ def predict_memory(manifest: BundleManifest, context: int) -> PredictedMemory:
     )
     values = _VALUE_BYTES.get(dtype, _ITEM_BYTES[dtype]) * (chunk * per_token + manifest.vocab_size)
     scores = _SCORE_BYTES * chunk * manifest.num_heads * context
-    return PredictedMemory(
-        weights=sum(manifest.part_bytes.values()),
-        kv_cache=kv_cache_bytes(manifest, context),
-        activations=int(_ARENA_SLACK * values) + scores,
-        overhead=_OVERHEAD_BYTES.get(manifest.runtime, _DEFAULT_OVERHEAD_BYTES),
-    )
+    return int(_ARENA_SLACK * values) + scores
 
 
 def read_process_memory() -> ProcessMemory:

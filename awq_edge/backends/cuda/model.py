@@ -18,10 +18,7 @@ from awq_edge.backends.cuda.linears import KERNEL_DTYPES, Kernels, ReadyLinear, 
 from awq_edge.backends.cuda.weights import DTYPES
 from awq_edge.cuda_program import CudaProgram, Layer, Linear
 from awq_edge.plugin.interface import COUNTER_BYTES, AttentionParameters, Sampling
-
-# Rows of logits that are computed at a time: a chunk of 512 by a vocabulary of 128,000 would take
-# 131 MB.
-LOGITS_ROWS = 64
+from awq_edge.runtime.memory import CUDA_LOGITS_ROWS as LOGITS_ROWS
 
 
 class CudaModel:

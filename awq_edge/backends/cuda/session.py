@@ -16,11 +16,12 @@ import torch
 from awq_edge.artifacts import Bundle
 from awq_edge.backends.cuda.device import Device
 from awq_edge.backends.cuda.linears import Kernels
-from awq_edge.backends.cuda.model import LOGITS_ROWS, CudaModel
+from awq_edge.backends.cuda.model import CudaModel
 from awq_edge.backends.cuda.weights import load_weights
 from awq_edge.cuda_program import read_program
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 from awq_edge.plugin.packing import LAYOUT_VERSION
+from awq_edge.runtime.memory import CUDA_LOGITS_ROWS as LOGITS_ROWS
 from awq_edge.runtime.memory import kv_cache_bytes
 from awq_edge.runtime.session import (
     Float32,
