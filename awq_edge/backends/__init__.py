@@ -1,8 +1,8 @@
 """Backends, one file each, found by import.
 
-To add one: write `backends/<name>.py`, where <name> is the bundle's `runtime` with `-` as `_`. It
-imports its library at the top and has `open_session(bundle, options) -> Session`. Nothing else
-changes.
+To add one: write `backends/<name>.py`, or a package of that name, where <name> is the bundle's
+`runtime` with `-` as `_`. It imports its library at the top and has
+`open_session(bundle, options) -> Session`. Nothing else changes.
 """
 
 from __future__ import annotations

@@ -94,6 +94,9 @@ def _memory(report: RunReport) -> Table:
     table.add_row("weights + KV cache", _megabytes(loaded), _megabytes(measured.loaded))
     table.add_row("activations", _megabytes(predicted.activations), "")
     table.add_row("overhead", _megabytes(predicted.overhead), _megabytes(measured.before_load))
+    if measured.on_device is not None:
+        on_device = loaded + predicted.activations
+        table.add_row("on the GPU", _megabytes(on_device), _megabytes(measured.on_device))
     table.add_row("total, peak", _megabytes(predicted.total), _megabytes(measured.peak))
     return table
 

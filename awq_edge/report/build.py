@@ -164,6 +164,10 @@ def _memory(model: Model, after: ProcessMemory, cpu: CpuInfo) -> MemoryPart:
     before, loaded = model.load_figures.before.rss, model.load_figures.after.rss
     growth = loaded - before if loaded is not None and before is not None else None
     resident = predicted.weights + predicted.kv_cache
+    session = model.session.memory
+    on_device, fitting, peak = session.on_device, growth, after.peak_rss
+    if on_device is not None:  # what the process takes of the host's memory is not what must fit
+        fitting, peak = on_device - (session.workspace or 0), None
     return MemoryPart(
         predicted=PredictedMemoryPart(
             weights=predicted.weights,
@@ -179,10 +183,11 @@ def _memory(model: Model, after: ProcessMemory, cpu: CpuInfo) -> MemoryPart:
             after_run_anonymous=after.anonymous,
             after_run_file_backed=after.file_backed,
             peak=after.peak_rss,
+            on_device=on_device,
         ),
-        loaded_over_predicted=None if growth is None else growth / resident,
-        peak_over_predicted=(None if after.peak_rss is None else after.peak_rss / predicted.total),
-        device=cpu.memory_bytes,
+        loaded_over_predicted=None if fitting is None else fitting / resident,
+        peak_over_predicted=None if peak is None else peak / predicted.total,
+        device=cpu.memory_bytes if on_device is None else session.device,
     )
 
 

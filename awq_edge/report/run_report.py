@@ -124,6 +124,7 @@ class MeasuredMemoryPart(_Part):
     """Bytes of resident memory of this process. loaded: what loading added, weights and KV cache.
 
     anonymous: allocations, which must fit. file_backed: mapped files, which the system may drop.
+    on_device: of the GPU's memory, what the session takes of it: weights, KV cache, buffers.
     """
 
     before_load: int | None
@@ -132,11 +133,13 @@ class MeasuredMemoryPart(_Part):
     after_run_anonymous: int | None
     after_run_file_backed: int | None
     peak: int | None
+    on_device: int | None
 
 
 class MemoryPart(_Part):
     """The memory fit. peak_over_predicted: measured peak / predicted total. loaded_over_predicted:
-    measured loaded / predicted weights + KV cache. device: bytes that the device has."""
+    measured loaded / predicted weights + KV cache; on a GPU, weights and KV cache there, and no
+    peak. device: bytes that the device has."""
 
     predicted: PredictedMemoryPart
     measured: MeasuredMemoryPart

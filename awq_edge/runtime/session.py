@@ -49,12 +49,21 @@ class SessionInfo:
 class SessionMemory:
     """Bytes that a session allocated for itself; None where the backend does not know them.
 
-    workspace: activations and the scratch memory of kernels.
+    workspace: activations and the scratch memory of kernels. device: bytes of the GPU that all of
+    it lies on; None where that is the process's own memory.
     """
 
     kv_cache: int
     weights: int | None = None
     workspace: int | None = None
+    device: int | None = None
+
+    @property
+    def on_device(self) -> int | None:
+        """Bytes taken of a device's own memory; None where it has none, or they are not known."""
+        if self.device is None or self.weights is None or self.workspace is None:
+            return None
+        return self.kv_cache + self.weights + self.workspace
 
 
 class Session(Protocol):

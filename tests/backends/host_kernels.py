@@ -40,7 +40,7 @@ class HostDevice:
     torch_device = torch.device("cpu")
     name = "host"
 
-    def __init__(self, free: int | None = None) -> None:
+    def __init__(self, free: int = 1 << 30) -> None:
         self._free = free
         self._in_scope = False
 
@@ -71,8 +71,8 @@ class HostDevice:
         replay()
         return replay
 
-    def free_bytes(self) -> int | None:
-        return self._free
+    def memory(self) -> tuple[int, int]:
+        return self._free, 1 << 30
 
 
 class HostKernels:

@@ -106,6 +106,8 @@ def test_memory(bundle: Bundle) -> None:
         predicted = predict_memory(bundle.manifest, context).activations
         assert found.workspace is not None
         assert 65536 <= found.workspace - predicted < 65536 + 2000
+        assert found.on_device == weights + found.kv_cache + found.workspace
+        assert found.device == 1 << 30
 
 
 def test_logits_at_more_rows_than_are_computed_at_a_time(
@@ -181,3 +183,25 @@ def test_a_machine_without_a_gpu_says_so(bundle: Bundle) -> None:
     with pytest.raises(RuntimeUnavailableError, match="--runtime onnxruntime") as caught:
         open_session(bundle, SessionOptions())
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_report_counts_the_memory_of_the_gpu(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`awq-edge run` from the bundle to its report, with the kernels' interface in NumPy."""
+    import awq_edge.backends.cuda as backend
+    from awq_edge.runtime.run import run
+
+    monkeypatch.setattr(backend, "CudaDevice", HostDevice)
+    monkeypatch.setattr(backend, "load_kernels", HostKernels)
+    report = run(bundle.path, "Once upon a time", max_new_tokens=4, ignore_eos=True)
+    assert len(report.result.token_ids) == 4
+    assert (report.environment.device, report.environment.threads) == ("host", None)
+    assert report.bundle.accuracy_level is None
+    memory = report.memory
+    assert memory.measured.on_device is not None and memory.device == 1 << 30
+    assert memory.peak_over_predicted is None
+    # Predicted are the tensors; what is loaded is the file, with its padding.
+    taken = bundle.manifest.files["model.weights"].size + memory.predicted.kv_cache
+    resident = memory.predicted.weights + memory.predicted.kv_cache
+    assert memory.loaded_over_predicted == pytest.approx(taken / resident)

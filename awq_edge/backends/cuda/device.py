@@ -46,8 +46,8 @@ class Device(Protocol):
         """
         ...
 
-    def free_bytes(self) -> int | None:
-        """Memory that is not taken, None where that is not known."""
+    def memory(self) -> tuple[int, int]:
+        """Bytes of the device's memory that are free, and all of them."""
         ...
 
 
@@ -97,6 +97,6 @@ class CudaDevice:
                 work()
         return graph.replay
 
-    def free_bytes(self) -> int | None:
-        free: int = torch.cuda.mem_get_info(self.torch_device)[0]
-        return free
+    def memory(self) -> tuple[int, int]:
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        return free, total

@@ -98,6 +98,7 @@ class CudaSession(SessionBase):
             kv_cache=model.cache.nbytes,
             weights=self._weights.nbytes,
             workspace=model.workspace_bytes,
+            device=self._device.memory()[1],
         )
 
     def prefill(self, ids: Sequence[int]) -> Float32:
@@ -209,8 +210,8 @@ class CudaSession(SessionBase):
 
 
 def _require_memory(device: Device, needed: int, context: int) -> None:
-    free = device.free_bytes()
-    if free is not None and needed > free:
+    free, _ = device.memory()
+    if needed > free:
         raise ResourceError(
             f"weights and a KV cache of {context} tokens need {needed / 1e6:,.0f} MB of the memory "
             f"of {device.name}, {free / 1e6:,.0f} MB are free; choose a smaller --context or model"
