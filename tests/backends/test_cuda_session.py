@@ -66,15 +66,15 @@ def test_greedy_is_decode_with_the_largest_logit(session: CudaSession) -> None:
     for _ in range(9):
         expected.append(token)
         token = int(session.decode(token).argmax())
+    after = session.decode(token).copy()
     session.reset()
     first = int(session.prefill(IDS[:40]).argmax())
     found = session.greedy(first, 4)
     found += session.greedy(found[-1], 5)
     assert [first, *found] == [*expected, token]
     assert list(session.cached_ids) == [*IDS[:40], *expected]
-    # And back to single steps, on top of what the loop left in the cache.
-    session.truncate(45)
-    assert int(session.decode(expected[5]).argmax()) == expected[6]
+    # The cache is the same to the bit, whatever capturing the loop's step has run.
+    np.testing.assert_array_equal(session.decode(token), after)
 
 
 def test_greedy_needs_room(session: CudaSession) -> None:

@@ -144,6 +144,9 @@ class CudaSession(SessionBase):
         model = self._require_model()
         if self._greedy_step is None:
             with _memory_errors("the greedy step was captured"):
+                # Capturing runs the step once: at the position that the first one overwrites.
+                with self._device.scope():
+                    self._set_state(token_id)
                 self._greedy_step = self._device.capture(model.greedy_step)
         with self._device.scope():
             history = torch.empty(count, dtype=torch.int64, device=self._device.torch_device)

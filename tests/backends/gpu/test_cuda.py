@@ -176,9 +176,11 @@ def test_greedy_is_decode_with_the_largest_logit(reference: Path) -> None:
         for _ in range(200):
             token = int(session.decode(token).argmax())
             expected.append(token)
+        after = session.decode(token).copy()
         session.reset()
         session.prefill(ids)
         assert session.greedy(first, 200) == expected
+        np.testing.assert_array_equal(session.decode(token), after)
 
 
 def test_memory_is_what_the_device_gave(reference: Path) -> None:
