@@ -152,6 +152,8 @@ FUNCTIONS: dict[str, tuple[type[Any], ...]] = {
     ),
     "awq_edge_sample_workspace": (c_int32, c_int32, _SIZE),
     "awq_edge_advance": (_DEVICE, c_int32, c_int64, _STREAM),
+    "awq_edge_clear_counters": (_DEVICE, _STREAM),
+    "awq_edge_copy": (_DEVICE, _DEVICE, c_size_t, _STREAM),
 }
 
 # Functions that cannot fail: (type of the result, types of the arguments).

@@ -204,6 +204,17 @@ AWQ_EDGE_API int awq_edge_sample_workspace(int32_t rows, int32_t vocab, size_t* 
 /* past_length[i] += by, i < batch: the last node of a decode step that is replayed as a graph. */
 AWQ_EDGE_API int awq_edge_advance(int64_t* past_length, int32_t batch, int64_t by, void* stream);
 
+/* ------------------------------------------------------------------ memory of others
+ *
+ * For callers whose workspace and tensors are handed out by a framework, as TensorRT does to the
+ * plugin, and who have no CUDA runtime of their own. */
+
+/* Zero the first AWQ_EDGE_COUNTER_BYTES of a workspace that others write to between the calls. */
+AWQ_EDGE_API int awq_edge_clear_counters(void* workspace, void* stream);
+
+/* Copy device memory that does not overlap. Addresses need no alignment. */
+AWQ_EDGE_API int awq_edge_copy(const void* from, void* to, size_t bytes, void* stream);
+
 #ifdef __cplusplus
 }
 #endif
