@@ -41,7 +41,8 @@ class Attribute:
     def refusal(self, value: Number) -> str:
         """Why `value` is out of range, or an empty string."""
         if self.choices and value not in self.choices:
-            return f"must be {', '.join(map(str, self.choices[:-1]))} or {self.choices[-1]}"
+            *others, last = map(str, self.choices)
+            return f"must be {', '.join(others)}{' or ' if others else ''}{last}"
         if self.minimum is not None and value < self.minimum:
             return f"must be at least {number(self.minimum)}"
         if self.maximum is not None and value > self.maximum:
