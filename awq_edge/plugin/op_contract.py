@@ -200,7 +200,7 @@ def _fits(tensor: Tensor, shape: Sequence[int], known: dict[str, int]) -> bool:
     """Whether `shape` is the tensor's; dimensions that were not known before are added to known."""
     names = tensor.shape
     if names[0] == "...":
-        if len(shape) < len(names):
+        if len(shape) < len(names) - 1:
             return False
         names, shape = names[1:], shape[len(shape) - len(names) + 1 :]
     if len(shape) != len(names):

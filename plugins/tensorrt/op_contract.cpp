@@ -43,7 +43,7 @@ bool is_size(const char* name) { return std::isdigit(static_cast<unsigned char>(
 bool fits(const Tensor& tensor, const Shape& shape, Dimensions& known) {
   const bool open = std::strcmp(tensor.shape.front(), "...") == 0;
   const size_t names = tensor.shape.size() - (open ? 1 : 0);
-  if (open ? shape.size() < tensor.shape.size() : shape.size() != names) return false;
+  if (open ? shape.size() < names : shape.size() != names) return false;
   for (size_t i = 0; i < names; ++i) {
     const char* name = tensor.shape[tensor.shape.size() - names + i];
     const int64_t size = shape[shape.size() - names + i];

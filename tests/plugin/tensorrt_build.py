@@ -1,35 +1,38 @@
 """Builds ONNX graphs with TensorRT-RTX in a process of its own, because TensorRT can end it.
 
-    python tensorrt_build.py python|LIBRARY < [{"model": PATH, "sm": [86], "plan": PATH, ...}, ...]
+    python tensorrt_build.py LIBRARY HOW < [{"model": PATH, "sm": [86], "plan": PATH, ...}, ...]
 
-The plugin is the Python one, or the shared library. Writes a plan for each job that builds; the
-last line of the output is JSON: for each job, whether it parsed and built, and what was logged.
+HOW: load (the C++ plugin, by TensorRT), init (the C++ plugin, by its own function) or python.
+Writes a plan for each job that builds. The last line of the output is JSON: for each job, whether
+it parsed and built, and what was logged.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from awq_edge.plugin.tensorrt_module import load_tensorrt
+from awq_edge.plugin.tensorrt_plugin import register
+
 PROFILES = {"decode": (1, 1), "prefill": (32, 512), "both": (1, 512)}
 
 
 def main() -> None:
-    from awq_edge.plugin.tensorrt_module import load_tensorrt
-
     trt: Any = load_tensorrt("tensorrt_rtx")
-    plugin = sys.argv[1]
+    plugin, how = sys.argv[1:]
     logger = _logger(trt)
-    trt.init_libnvinfer_plugins(logger, "")
-    if plugin == "python":
-        from awq_edge.plugin.tensorrt_plugin import register
-
-        register(trt)
-        register(trt)
-    else:
-        trt.get_plugin_registry().load_library(plugin)
+    if how == "load":
+        assert trt.get_plugin_registry().load_library(plugin) is not None
+    if how == "init":
+        for _ in range(2):
+            assert ctypes.CDLL(plugin).awq_edge_plugin_init() == 0
+    # Where the C++ plugin is there already, this changes nothing.
+    register(trt)
+    register(trt)
     print(json.dumps([_build(trt, logger, job) for job in json.load(sys.stdin)]))
 
 
