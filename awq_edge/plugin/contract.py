@@ -113,6 +113,8 @@ def _attention_conflicts(attributes: Attributes) -> str:
     return ""
 
 
+_MERGED = "q's heads, k's, v's"
+_TABLE = "scaling is in it"
 _CACHE = ("batch", "num_kv_heads", "context", "head_size")
 _CACHE_SCALES = ("batch", "num_kv_heads", "context")
 
@@ -165,13 +167,13 @@ CACHED_ATTENTION = Op(
         ),
     ),
     inputs=(
-        Tensor("qkv", "activations", ("batch", "tokens", "qkv_features"), "", "merged_qkv"),
+        Tensor("qkv", "activations", ("batch", "tokens", "qkv_features"), _MERGED, "merged_qkv"),
         Tensor("q", "activations", ("batch", "tokens", "q_features"), "", "!merged_qkv"),
         Tensor("k", "activations", ("batch", "tokens", "kv_features"), "", "!merged_qkv"),
         Tensor("v", "activations", ("batch", "tokens", "kv_features"), "", "!merged_qkv"),
         Tensor("past_length", "int64", ("batch",), "filled positions of the cache"),
-        Tensor("cosine", "float32", ("positions", "half_rotary"), "", "rotary_size"),
-        Tensor("sine", "float32", ("positions", "half_rotary"), "", "rotary_size"),
+        Tensor("cosine", "float32", ("positions", "half_rotary"), _TABLE, "rotary_size"),
+        Tensor("sine", "float32", ("positions", "half_rotary"), _TABLE, "rotary_size"),
         Tensor("past_key", "cache", _CACHE, ""),
         Tensor("past_value", "cache", _CACHE, ""),
         Tensor("q_norm", "activations", ("head_size",), "RMSNorm weight", "qk_norm"),

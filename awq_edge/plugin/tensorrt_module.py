@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from awq_edge.cache import cache_directory
 from awq_edge.errors import RuntimeUnavailableError
-from awq_edge.plugin.kernels import cache_directory
 
 MODULES = ("tensorrt", "tensorrt_rtx")
 # What has IPluginV3 with aliased outputs, as JetPack 6.2 has it; the first RTX has all of it.
@@ -39,7 +39,7 @@ def load_tensorrt(name: str = "") -> ModuleType:
             "RTX GPUs need `pip install 'awq-edge[rtx]'`"
         )
     if wanted == "tensorrt_rtx" and sys.platform == "linux":
-        _let_parser_find_plugins(cache_directory().parent)
+        _let_parser_find_plugins(cache_directory())
     tensorrt = importlib.import_module(wanted)
     version = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
     if version < OLDEST[wanted]:

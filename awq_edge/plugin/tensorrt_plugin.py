@@ -42,8 +42,10 @@ def register(tensorrt: ModuleType | None = None, library: KernelLibrary | None =
     """
     trt: Any = tensorrt or load_tensorrt()
     registry = trt.get_plugin_registry()
+    # Asking for a creator that is not there would be an error in TensorRT's log.
+    creators = {(c.name, c.plugin_version, c.plugin_namespace): c for c in registry.all_creators}
     for op in OPS.values():
-        known = registry.get_creator(op.name, PLUGIN_VERSION, PLUGIN_NAMESPACE)
+        known = creators.get((op.name, PLUGIN_VERSION, PLUGIN_NAMESPACE))
         if known is None:
             library = library or load_kernels()
             registry.register_creator(_creator(trt, op, library), PLUGIN_NAMESPACE)

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <cstdio>
+#include <cstring>
 
 #include "awq_edge_kernels.h"
 #include "creator.h"
@@ -59,6 +60,22 @@ nvinfer1::IPluginRegistry* registry() {
   return symbol == nullptr ? nullptr : reinterpret_cast<GetRegistry>(symbol)();
 }
 
+// Whether a plugin of this name is known already; asking for it by name would be an error in
+// TensorRT's log where it is not.
+bool has_creator(nvinfer1::IPluginRegistry& known, const char* name) {
+  int32_t count = 0;
+  nvinfer1::IPluginCreatorInterface* const* creators = known.getAllCreators(&count);
+  for (int32_t i = 0; i < count; ++i) {
+    if (std::strcmp(creators[i]->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE") != 0) continue;
+    auto& creator = static_cast<nvinfer1::IPluginCreatorV3One&>(*creators[i]);
+    if (std::strcmp(creator.getPluginName(), name) == 0 &&
+        std::strcmp(creator.getPluginVersion(), kVersion) == 0 &&
+        std::strcmp(creator.getPluginNamespace(), kNamespace) == 0)
+      return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept {
@@ -90,7 +107,8 @@ AWQ_EDGE_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& coun
 }
 
 // Register both operators with the TensorRT of this process; a second call changes nothing.
-// 0: they are registered. 1: no TensorRT of its version is loaded. 2: the kernels do not fit. 3: TensorRT refused.
+// 0: they are registered. 1: no TensorRT of the version that this was compiled for is loaded. 2: the
+// kernels do not fit. 3: TensorRT refused.
 AWQ_EDGE_API int awq_edge_plugin_init(void) {
   using namespace awq_edge::plugin;
   nvinfer1::IPluginRegistry* const known = registry();
@@ -100,7 +118,7 @@ AWQ_EDGE_API int awq_edge_plugin_init(void) {
   if (count == 0) return 2;
   for (int32_t i = 0; i < count; ++i) {
     auto& creator = static_cast<Creator&>(*creators[i]);
-    if (known->getCreator(creator.getPluginName(), kVersion, kNamespace) == nullptr &&
+    if (!has_creator(*known, creator.getPluginName()) &&
         !known->registerCreator(creator, kNamespace))
       return 3;
   }

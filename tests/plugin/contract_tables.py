@@ -1,6 +1,6 @@
 """The contract as the tables of docs/plugin.md.
 
-    python -m tests.plugin.contract_tables      prints them
+python -m tests.plugin.contract_tables      prints them
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def _attribute(attribute: Attribute) -> str:
         assert attribute.minimum is not None and attribute.maximum is not None
         values = f"{number(attribute.minimum)} to {number(attribute.maximum)}"
     default = "required" if attribute.default is None else number(attribute.default)
-    return (
-        f"| `{attribute.name}` | {attribute.type} | {values} | {default} | {attribute.meaning} |"
-    )
+    return f"| `{attribute.name}` | {attribute.type} | {values} | {default} | {attribute.meaning} |"
 
 
 def _tensor(tensor: Tensor, meaning: str) -> str:

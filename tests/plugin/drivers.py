@@ -63,7 +63,7 @@ class PythonDriver:
         register(self.trt, library)
 
     def _creator(self, op: str) -> Any:
-        return self.trt.get_plugin_registry().get_creator(op, PLUGIN_VERSION, PLUGIN_NAMESPACE)
+        return self.trt.get_plugin_registry().creators[op, PLUGIN_VERSION, PLUGIN_NAMESPACE]
 
     def declared_fields(self, op: str) -> str:
         return ", ".join(field.name for field in self._creator(op).field_names)

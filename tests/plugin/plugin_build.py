@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -39,6 +40,14 @@ def tensorrt_headers() -> Path:
         reason=f"NOT BUILT: libawq_edge_plugin.so: no NvInferRuntime.h in {where}; it is in "
         "TensorRT's package and repository, set TENSORRT_INCLUDE_DIR"
     )
+
+
+def tensorrt_major() -> int:
+    """The first number of the headers' version."""
+    text = (tensorrt_headers() / "NvInferVersion.h").read_text()
+    match = re.search(r"define (?:TRT_MAJOR_ENTERPRISE|NV_TENSORRT_MAJOR) (\d+)", text)
+    assert match is not None
+    return int(match[1])
 
 
 def cuda_headers() -> Path:

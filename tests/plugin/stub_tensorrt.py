@@ -81,8 +81,9 @@ class Registry:
     def __init__(self) -> None:
         self.creators: dict[tuple[str, str, str], Any] = {}
 
-    def get_creator(self, name: str, version: str, namespace: str) -> Any:
-        return self.creators.get((name, version, namespace))
+    @property
+    def all_creators(self) -> list[Any]:
+        return list(self.creators.values())
 
     def register_creator(self, creator: Any, namespace: str) -> bool:
         key = (creator.name, creator.plugin_version, namespace)

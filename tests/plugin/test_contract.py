@@ -6,12 +6,15 @@ import ctypes
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from awq_edge.errors import ConfigError
-from awq_edge.plugin import contract, interface
+from awq_edge.plugin import contract, interface, packing
 from awq_edge.plugin.contract import CACHED_ATTENTION, OPS, W4A16_LINEAR
 from awq_edge.plugin.op_contract import Attribute, Number, Op, Tensor, describe
+from awq_edge.plugin.packing import pack
+from awq_edge.w4a16 import QuantizedWeight
 
 from .conftest import CppPlugin
 
@@ -168,3 +171,35 @@ def test_the_plugin_in_cpp_has_this_contract(cpp_plugin: CppPlugin) -> None:
             for op in OPS.values()
         ],
     }
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("has_zeros", [0, 1])
+def test_a_packed_weight_has_the_shapes_of_the_contract(
+    bits: int, group_size: int, has_zeros: int
+) -> None:
+    rows, channels = 40, 384
+    groups = (rows, channels // group_size)
+    packed = pack(
+        QuantizedWeight(
+            codes=np.zeros((rows, channels), np.uint8),
+            scales=np.ones(groups, np.float16),
+            zeros=np.full(groups, 0 if has_zeros else 2 ** (bits - 1), np.uint8),
+            bits=bits,
+        )
+    )
+    values = W4A16_LINEAR.read(
+        {
+            "bits": bits,
+            "group_size": group_size,
+            "in_features": channels,
+            "out_features": rows,
+            "layout_version": packing.LAYOUT_VERSION,
+            "has_zeros": has_zeros,
+        }
+    )
+    tensors = [packed.qweight, packed.scales, *([] if packed.zeros is None else [packed.zeros])]
+    W4A16_LINEAR.check_shapes(values, [[1, channels], *(list(each.shape) for each in tensors)])
+    names = ["float16", *(each.dtype.name for each in tensors)]
+    W4A16_LINEAR.check_dtypes(values, names)

@@ -123,6 +123,7 @@ def test_a_foreign_plugin_of_the_same_name_is_refused(recording_kernels: Path) -
     foreign = SimpleNamespace(
         name="W4A16Linear",
         plugin_version=PLUGIN_VERSION,
+        plugin_namespace="",
         field_names=[SimpleNamespace(name="bits"), SimpleNamespace(name="groups")],
     )
     module.get_plugin_registry().register_creator(foreign, "")

@@ -23,14 +23,14 @@ from awq_edge.plugin.op_contract import Number
 
 from .conftest import CppPlugin
 from .plan_fields import fields_of
-from .plugin_build import tensorrt_headers
+from .plugin_build import tensorrt_major
 from .plugin_graph import ATTENTION, CONTEXT, HIDDEN, Change, build_model, linear_attributes
 
 ROOT = Path(__file__).resolve().parents[2]
 SMS = (86, 89, 120)
 _TIMEOUT_S = 300
-# The first TensorRT whose logger finder has the layout of TensorRT-RTX 1.7's.
-_LOGGER_MAJOR = 11
+# The TensorRT whose registry and logger finder are laid out as TensorRT-RTX 1.7's.
+_LAYOUT_MAJOR = 11
 
 # What differs from the plain graph, which has three linears, an fp16 cache and a rotation.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -95,6 +95,8 @@ def build(request: pytest.FixtureRequest, recording_kernels: Path) -> Build:
         pytest.skip(reason="needs tensorrt-rtx, which has wheels for Linux on x86-64 and Windows")
     library = ""
     if request.param != "python":
+        if request.param == "init":
+            _needs_rtx_layout()
         built: CppPlugin = request.getfixturevalue("cpp_plugin")
         library = str(built.library)
     cache = request.getfixturevalue("tmp_path_factory").mktemp("cache")
@@ -117,6 +119,11 @@ def build(request: pytest.FixtureRequest, recording_kernels: Path) -> Build:
         return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
     return run
+
+
+def _needs_rtx_layout() -> None:
+    if tensorrt_major() < _LAYOUT_MAJOR:
+        pytest.skip(reason=f"needs the headers of TensorRT {_LAYOUT_MAJOR}")
 
 
 def _job(folder: Path, name: str, model: onnx.ModelProto, **others: Any) -> dict[str, Any]:
@@ -176,9 +183,7 @@ def test_wrong_nodes_are_refused_with_the_reason(build: Build, tmp_path: Path) -
 
 @pytest.mark.parametrize("build", ["load"], indirect=True)
 def test_cpp_refusals_go_to_tensorrts_logger(build: Build, tmp_path: Path) -> None:
-    version = (tensorrt_headers() / "NvInferVersion.h").read_text()
-    if f"TRT_MAJOR_ENTERPRISE {_LOGGER_MAJOR}" not in version:
-        pytest.skip(reason=f"needs the headers of TensorRT {_LOGGER_MAJOR}")
+    _needs_rtx_layout()
     changes, message = REFUSALS["bits"]
     (result,), errors = build([_job(tmp_path, "bits", build_model(**changes))])
     assert f"ERROR: {message}" in result["log"]
