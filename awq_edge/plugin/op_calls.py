@@ -64,6 +64,7 @@ class LinearCall:
         self._profile = (0, 0)
         self._rows = 0
         self._bytes = 0
+        self._sized_for = self.tactic
 
     def configure(self, dtype: str, smallest: Shapes, largest: Shapes) -> None:
         self._weight = self._describe(_DTYPE[dtype])
@@ -92,13 +93,15 @@ class LinearCall:
     def prepare(self, dtype: str, shapes: Shapes, dimensions: dict[str, int]) -> None:
         self._weight = self._describe(_DTYPE[dtype])
         self._rows = _rows(shapes[0])
-        self._bytes = self._size(self._rows, self.tactic) if self._rows else 0
+        self._measure()
 
     def enqueue(
         self, inputs: Sequence[int], outputs: Sequence[int], workspace: int, stream: int
     ) -> None:
         if self._rows == 0:
             return
+        if self._sized_for != self.tactic:
+            self._measure()
         address = dict(zip(self._names, inputs, strict=True))
         weight = self._weight
         weight.qweight, weight.scales = address["qweight"], address["scales"]
@@ -110,6 +113,11 @@ class LinearCall:
             *(weight, address["x"], outputs[0], self._rows, self.tactic),
             *(workspace if self._bytes else None, self._bytes, stream),
         )
+
+    def _measure(self) -> None:
+        """The workspace of the calls to come; the tactic may be set before or after the shapes."""
+        self._bytes = self._size(self._rows, self.tactic) if self._rows else 0
+        self._sized_for = self.tactic
 
     def _size(self, rows: int, tactic: int) -> int:
         return self._library.size("awq_edge_w4a16_workspace", self._weight, rows, int(tactic))

@@ -71,12 +71,13 @@ class LinearCall final : public OpCall {
                const Dimensions&) override {
     weight_ = describe(dtype);
     rows_ = rows_of(shapes[0]);
-    bytes_ = rows_ ? bytes_for(weight_, rows_, tactic) : 0;
+    measure();
   }
 
   void enqueue(void const* const* inputs, void* const* outputs, void* workspace,
                void* stream) override {
     if (rows_ == 0) return;
+    if (sized_for_ != tactic) measure();
     const void* x = nullptr;
     for (size_t i = 0; i < inputs_.size(); ++i) {
       const std::string name = inputs_[i].name;
@@ -94,6 +95,12 @@ class LinearCall final : public OpCall {
   }
 
  private:
+  // The workspace of the calls to come. TensorRT may set the tactic before or after the shapes.
+  void measure() {
+    bytes_ = rows_ ? bytes_for(weight_, rows_, tactic) : 0;
+    sized_for_ = tactic;
+  }
+
   static size_t bytes_for(const awq_edge_w4a16_weight& weight, int32_t rows, int32_t tactic) {
     size_t bytes = 0;
     require_ok("awq_edge_w4a16_workspace",
@@ -119,6 +126,7 @@ class LinearCall final : public OpCall {
   awq_edge_w4a16_weight weight_{};
   int32_t rows_ = 0;
   size_t bytes_ = 0;
+  int32_t sized_for_ = AWQ_EDGE_TACTIC_AUTO;
 };
 
 }  // namespace

@@ -218,6 +218,16 @@ def test_a_linear_passes_everything_on(setup: Setup) -> None:
     ]
 
 
+def test_a_tactic_may_be_set_after_the_shapes(setup: Setup) -> None:
+    plugin = setup.driver.create("W4A16Linear", WIDE)
+    plugin.attach()
+    plugin.shape_change([HALF, INT32, HALF], [[6, 192], *WIDE_CONSTANTS])
+    plugin.set_tactic(DECODE)
+    plugin.enqueue([1000, 1001, 1002], [2000], 77, 88)
+    bytes_ = COUNTER_BYTES + 1_000_000 + 600
+    assert setup.recorded()[1].endswith(f" m=6 tactic=1 workspace=77 bytes={bytes_} stream=88")
+
+
 def test_a_linear_without_workspace_clears_nothing(setup: Setup) -> None:
     plugin = setup.driver.create("W4A16Linear", {**LINEAR, "epilogue": 1, "has_bias": 1})
     _run(plugin, [HALF, INT32, HALF, HALF], [[192], *LINEAR_CONSTANTS, [40]], [2000])

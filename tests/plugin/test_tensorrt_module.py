@@ -78,7 +78,7 @@ def test_rtx_imported_too_early_is_refused_before_it_can_end_the_process(tmp_pat
         "print(load_tensorrt('tensorrt_rtx').__version__)\n"
     )
     root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": root, "AWQ_EDGE_CACHE": str(tmp_path)}
     for first, status, output in (
         ("tensorrt_rtx", 1, "call awq_edge.plugin.tensorrt_module.load_tensorrt() instead"),
         ("sys", 0, "1."),

@@ -111,7 +111,7 @@ def build(request: pytest.FixtureRequest, recording_kernels: Path) -> Build:
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
-                "XDG_CACHE_HOME": str(cache),
+                "AWQ_EDGE_CACHE": str(cache),
                 ENVIRONMENT_VARIABLE: str(recording_kernels),
             },
         )
