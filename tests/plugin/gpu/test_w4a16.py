@@ -33,13 +33,13 @@ pytestmark = [
 ]
 
 HALF, BRAIN = torch.float16, torch.bfloat16
-# Outputs are rounded once, to 11 or 8 bits: a relative error of 2^-12 or 2^-9 at most, less in the
-# mean. Sums in float32 add 1e-6.
-TOLERANCE = {HALF: 3e-4, BRAIN: 2.4e-3}
-# cuBLASLt's weights are rounded too.
-ROUNDED_WEIGHTS = 1.6
-# silu(gate) * up amplifies relative differences where the gate is negative.
-SILU = 1.5
+# Outputs are rounded once: a relative error of at most 2^-11 or 2^-8. Sums in float32 add 1e-6.
+# That no code is wrong is for the exact tests below.
+TOLERANCE = {HALF: 5e-4, BRAIN: 4e-3}
+# cuBLASLt's weights are rounded too, and its sums before the bias is added.
+ROUNDED_WEIGHTS = 3
+# silu(gate) * up is of two factors, and amplifies differences where the gate is negative.
+SILU = 2
 ALL_M = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 512, 4096)
 # (n, k) of Llama-2-7B, Llama-3-8B and Qwen3-4B, merged as they run: qkv, o, gate and up, down.
 REAL_SHAPES = {
@@ -56,9 +56,9 @@ def run() -> Any:
     assert runner.counters_are_zero()
 
 
-def tolerance(linear: Linear, tactic: int) -> float:
+def tolerance(linear: Linear, tactic: int, m: int) -> float:
     value = TOLERANCE[linear.dtype]
-    if tactic in (Tactic.AUTO, Tactic.CUBLASLT):
+    if tactic == Tactic.CUBLASLT or (tactic == Tactic.AUTO and m > 16):
         value *= ROUNDED_WEIGHTS
     return value * SILU if linear.silu_mul else value
 
@@ -74,7 +74,7 @@ def check(run: Runner, linear: Linear, x: Any, weight: Any = None) -> None:
     for tactic in tactics(len(x)):
         error = relative_error(run(linear, x, tactic), expected)
         # Written so that NaN, from an output that nobody wrote, fails.
-        assert error < tolerance(linear, tactic), (len(x), Tactic(tactic).name, error)
+        assert error < tolerance(linear, tactic, len(x)), (len(x), Tactic(tactic).name, error)
 
 
 @pytest.mark.parametrize("name", REAL_SHAPES)
