@@ -174,8 +174,8 @@ def _hugging_face_at(
     token = ids[:, -1:].clone()
     call, cache, compile_seconds = model, DynamicCache(config=model.config), None
     if is_compiled:
-        torch._dynamo.reset()  # shapes of another context would become symbolic
-        call = model.get_compiled_call(CompileConfig(fullgraph=True))
+        # One compilation for every length of the cache; its graphs are captured for each.
+        call = model.get_compiled_call(CompileConfig(fullgraph=True, dynamic=True))
         cache = StaticCache(config=model.config, max_cache_len=context + timing.steps + 1)
     model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
