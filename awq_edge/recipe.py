@@ -172,7 +172,9 @@ class RuntimeSpec(_Part):
     @model_validator(mode="after")
     def _consistent(self) -> RuntimeSpec:
         if self.backend != "onnxruntime" and self.cuda_version is None:
-            raise ValueError(f'backend "{self.backend}" needs cuda_version')
+            raise ValueError(
+                f'backend "{self.backend}" needs cuda_version; recipes of GPUs have one'
+            )
         return self
 
 

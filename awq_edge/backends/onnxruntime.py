@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from awq_edge.artifacts import Bundle
-from awq_edge.device.cpu import describe_cpu
+from awq_edge.device.cpu import describe_cpu, measure_read_bandwidth
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError, RuntimeUnavailableError
 from awq_edge.runtime.session import (
     Float32,
@@ -84,6 +84,10 @@ class OnnxRuntimeSession(SessionBase):
     @property
     def memory(self) -> SessionMemory:
         return SessionMemory(kv_cache=sum(array.nbytes for array in self._cache.values()))
+
+    def measure_bandwidth(self) -> float | None:
+        """Bytes/s that this session's threads read from memory. See `Session`."""
+        return measure_read_bandwidth(self._threads)
 
     def prefill(self, ids: Sequence[int]) -> Float32:
         """Append ids in chunks; logits after the last: float32 [vocab]. See `Session`."""

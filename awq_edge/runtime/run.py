@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from awq_edge.device.cpu import measure_read_bandwidth
 from awq_edge.errors import ConfigError
 from awq_edge.report.build import build_run_report
 from awq_edge.report.run_report import RunReport
@@ -66,9 +65,8 @@ def run(
             if on_text is not None:
                 on_text(piece)
         after = read_process_memory()
-        threads_used = model.session.info.threads
         # Measured behind the run: its buffers must not count as the run's memory.
-        measured = None if threads_used is None else measure_read_bandwidth(threads_used)
+        measured = model.session.measure_bandwidth()
         return build_run_report(
             model,
             request,

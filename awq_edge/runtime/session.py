@@ -98,6 +98,10 @@ class Session(Protocol):
         """Positions of the KV cache that are filled: len(cached_ids)."""
         ...
 
+    def measure_bandwidth(self) -> float | None:
+        """Bytes/s that the memory can do which decoding reads; None where it cannot be measured."""
+        ...
+
     def prefill(self, ids: Sequence[int]) -> Float32:
         """Append one or more ids; logits after the last: float32 [vocab].
 

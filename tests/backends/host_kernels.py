@@ -74,6 +74,9 @@ class HostDevice:
     def memory(self) -> tuple[int, int]:
         return self._free, 1 << 30
 
+    def copy_bandwidth(self) -> float | None:
+        return 1e9
+
 
 class HostKernels:
     """See `awq_edge.plugin.kernels.KernelLibrary`. calls: names, in order."""

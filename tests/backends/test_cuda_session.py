@@ -198,6 +198,7 @@ def test_a_run_report_counts_the_memory_of_the_gpu(
     assert len(report.result.token_ids) == 4
     assert (report.environment.device, report.environment.threads) == ("host", None)
     assert report.bundle.accuracy_level is None
+    assert report.bandwidth.device_bytes_per_second == 1e9
     memory = report.memory
     assert memory.measured.on_device is not None and memory.device == 1 << 30
     assert memory.peak_over_predicted is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -49,6 +50,16 @@ class Device(Protocol):
     def memory(self) -> tuple[int, int]:
         """Bytes of the device's memory that are free, and all of them."""
         ...
+
+    def copy_bandwidth(self) -> float | None:
+        """Bytes/s that a copy within the device's memory reads and writes; None where there is no
+        room to measure it."""
+        ...
+
+
+# Of one copy: beyond every cache, and little enough to fit beside a model.
+_COPY_BYTES = 256 << 20
+_COPIES = 11
 
 
 class CudaDevice:
@@ -100,3 +111,22 @@ class CudaDevice:
     def memory(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.torch_device)
         return free, total
+
+    def copy_bandwidth(self) -> float | None:
+        seconds: list[float] = []
+        with self.scope():
+            try:
+                source, target = (
+                    torch.empty(_COPY_BYTES, dtype=torch.uint8, device=self.torch_device)
+                    for _ in range(2)
+                )
+            except torch.cuda.OutOfMemoryError:
+                return None
+            for _ in range(_COPIES):
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                begin.record()
+                target.copy_(source)
+                end.record()
+                end.synchronize()
+                seconds.append(begin.elapsed_time(end) / 1e3)
+        return 2 * _COPY_BYTES / statistics.median(seconds)

@@ -101,6 +101,10 @@ class CudaSession(SessionBase):
             device=self._device.memory()[1],
         )
 
+    def measure_bandwidth(self) -> float | None:
+        """Bytes/s of a copy within the GPU's memory. See `Session`."""
+        return self._device.copy_bandwidth()
+
     def prefill(self, ids: Sequence[int]) -> Float32:
         """Append ids in chunks; logits after the last: float32 [vocab]. See `Session`."""
         self._require(ids)
