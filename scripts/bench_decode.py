@@ -19,7 +19,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def main() -> None:
         "rows": [],
     }
     variant = Variant(bits=arguments.bits, lm_head_bits=arguments.lm_head_bits)
-    measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    measures: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "awq-edge": lambda: ours(shape, variant, contexts, timing),
         "hf-eager": lambda: hugging_face(shape, contexts, timing, is_compiled=False),
         "hf-compiled": lambda: hugging_face(shape, contexts, timing, is_compiled=True),
@@ -75,12 +75,12 @@ def main() -> None:
             row["bytes_per_second"] = read * row["tokens_per_second"]
             row["share_of_roofline"] = row["bytes_per_second"] / bandwidth
             report["rows"].append(row)
+            report["ratios"] = ratios(report["rows"])
+            print_row(row)
+            if arguments.json:  # after each row: a run that is cut off has what it has measured
+                arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         gc.collect()
         torch.cuda.empty_cache()
-        print_rows(report["rows"], side)
-        if arguments.json:  # after each side: a run that is cut off has what it has measured
-            report["ratios"] = ratios(report["rows"])
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 class Timing:
@@ -109,7 +109,7 @@ class Timing:
 
 def ours(
     shape: Shape, variant: Variant, contexts: list[int], timing: Timing
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """The cuda runtime's captured steps."""
     device = CudaDevice()
     program = random_program(shape, variant)
@@ -122,7 +122,6 @@ def ours(
         host = device.host_tensor((1, shape.vocab_size), torch.float32)
         device.synchronize()
     greedy, step = device.capture(model.greedy_step), device.capture(model.step)
-    rows = []
     for context in contexts:
         state = torch.tensor([context, 0, 1, 0], device="cuda")
 
@@ -143,25 +142,22 @@ def ours(
             with_host = (time.perf_counter() - begin) / timing.steps
         row = row_of("awq-edge", context, seconds, weight_bytes(program), shape, timing)
         row |= {"bits": variant.bits, "lm_head_bits": variant.lm_head_bits}
-        rows.append(row | {"tokens_per_second_with_logits_on_the_host": 1 / with_host})
-    return rows
+        yield row | {"tokens_per_second_with_logits_on_the_host": 1 / with_host}
 
 
 def hugging_face(
     shape: Shape, contexts: list[int], timing: Timing, *, is_compiled: bool
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """transformers in fp16 with its default attention: a growing cache, or a static one and
     torch.compile as `generate` uses it."""
-    model, rows = llama(shape), []
+    model = llama(shape)
     size = sum(p.nbytes for p in model.parameters()) - model.model.embed_tokens.weight.nbytes
     name = "hf-compiled" if is_compiled else "hf-eager"
     for context in contexts:
         with torch.inference_mode():
             seconds, compile_seconds = _hugging_face_at(model, context, timing, is_compiled)
         row = row_of(name, context, seconds, size, shape, timing)
-        rows.append(row | {"compile_seconds": compile_seconds})
-        print_rows(rows[-1:], name)
-    return rows
+        yield row | {"compile_seconds": compile_seconds}
 
 
 def _hugging_face_at(
@@ -287,16 +283,12 @@ def machine(commit: str | None) -> dict[str, Any]:
     }
 
 
-def print_rows(rows: list[dict[str, Any]], side: str) -> None:
-    for row in rows:
-        if row["side"] == side:
-            share = row.get("share_of_roofline")
-            print(
-                f"{side:12} context {row['context']:5}: {row['tokens_per_second']:7.1f} tokens/s"
-                + ("" if share is None else f", {row['bytes_per_second'] / 1e9:6.0f} GB/s, "
-                   f"{share:.1%} of the roofline"),
-                flush=True,
-            )  # fmt: skip
+def print_row(row: dict[str, Any]) -> None:
+    print(
+        f"{row['side']:12} context {row['context']:5}: {row['tokens_per_second']:7.1f} tokens/s, "
+        f"{row['bytes_per_second'] / 1e9:6.0f} GB/s, {row['share_of_roofline']:6.1%} of the roof",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
