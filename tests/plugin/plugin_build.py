@@ -31,7 +31,11 @@ def tensorrt_headers() -> Path:
     """The folder of NvInferRuntime.h, or a skip that says why there is no C++ plugin."""
     named = os.environ.get("TENSORRT_INCLUDE_DIR")
     machine = os.uname().machine
-    usual = (f"/usr/include/{machine}-linux-gnu", "/usr/local/tensorrt/include")
+    usual = (
+        f"/usr/include/{machine}-linux-gnu",
+        "/usr/local/tensorrt/include",
+        "/opt/tensorrt/include",
+    )
     for folder in map(Path, [named] if named else usual):
         if (folder / "NvInferRuntime.h").is_file():
             return folder

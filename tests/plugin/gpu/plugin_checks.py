@@ -1,4 +1,4 @@
-"""Both plugins on a GPU, driven as TensorRT drives them, against float64. No pytest in here.
+"""W4A16Linear of both plugins on a GPU, driven as TensorRT drives it, against float64.
 
 Workspaces and outputs are filled with ones (all bits) before each call: the workspace that TensorRT
 hands out holds what other layers left there.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from awq_edge.plugin.contract import CACHED_ATTENTION, W4A16_LINEAR
+from awq_edge.plugin.contract import W4A16_LINEAR
 from awq_edge.plugin.op_contract import Number
 from awq_edge.plugin.packing import PackedWeight, pack, pack_gate_up
 from awq_edge.w4a16 import QuantizedWeight
@@ -22,7 +22,7 @@ from ..stub_tensorrt import DataType
 # Of the largest output: rounding to the activation dtype (2^-11, 2^-8), and of what the epilogue
 # multiplies.
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-_TYPES = {
+TYPES = {
     torch.float16: DataType.HALF,
     torch.bfloat16: DataType.BF16,
     torch.float32: DataType.FLOAT,
@@ -137,7 +137,7 @@ def check_linear(driver: Driver, case: LinearCase) -> list[tuple[int, torch.Tens
         "has_bias": int(case.bias),
         "epilogue": int(case.silu_mul),
     }
-    types = [_TYPES[tensor.dtype] for tensor in inputs]
+    types = [TYPES[tensor.dtype] for tensor in inputs]
     shapes = [list(tensor.shape) for tensor in inputs]
     smallest, largest = ([[1, rows, case.in_features], *shapes[1:]] for rows in case.profile)
     plugin = driver.create(W4A16_LINEAR.name, fields)
@@ -158,115 +158,6 @@ def check_linear(driver: Driver, case: LinearCase) -> list[tuple[int, torch.Tens
     return results
 
 
-@dataclass(frozen=True)
-class AttentionCase:
-    tokens: int
-    past: tuple[int, ...]
-    dtype: torch.dtype = torch.float16
-    merged: bool = False
-    in_place: bool = True
-    window: int = 0
-    heads: int = 8
-    kv_heads: int = 2
-    head_size: int = 64
-    context: int = 256
-
-
-ATTENTION_CASES = (
-    AttentionCase(1, (200,)),
-    AttentionCase(1, (3, 130), torch.bfloat16, merged=True, in_place=False),
-    AttentionCase(40, (0, 100), merged=True),
-    AttentionCase(65, (17,), torch.bfloat16, in_place=False, window=50),
-)
-
-
-def check_attention(driver: Driver, case: AttentionCase) -> list[torch.Tensor]:
-    """Compare y and the cache with float64; returns y, present_key and present_value."""
-    generator = torch.Generator("cuda").manual_seed(1)
-    batch, d = len(case.past), case.head_size
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, device="cuda").to(case.dtype)
-
-    qkv = [normal(batch, case.tokens, h * d) for h in (case.heads, case.kv_heads, case.kv_heads)]
-    angles = torch.randn(case.context, d // 2, generator=generator, device="cuda")
-    cosine, sine = angles.cos(), angles.sin()
-    past = [normal(batch, case.kv_heads, case.context, d) for _ in range(2)]
-    before = [cache.clone() for cache in past]
-    rows = [torch.cat(qkv, dim=-1)] if case.merged else qkv
-    lengths = torch.tensor(case.past, device="cuda")
-    inputs = [*(row.contiguous() for row in rows), lengths, cosine, sine, *past]
-    fields: dict[str, Number] = {
-        "num_heads": case.heads,
-        "num_kv_heads": case.kv_heads,
-        "head_size": d,
-        "rotary_size": d,
-        "scale": d**-0.5,
-        "window": case.window,
-        "merged_qkv": int(case.merged),
-    }
-    types = [_TYPES[tensor.dtype] for tensor in inputs]
-    shapes = [list(tensor.shape) for tensor in inputs]
-    plugin = driver.create(CACHED_ATTENTION.name, fields)
-    plugin.configure(types, shapes, shapes)
-    size = plugin.workspace(types, shapes)
-    plugin.attach()
-    plugin.shape_change(types, shapes)
-    y = ones([batch, case.tokens, case.heads * d], case.dtype)
-    present = past if case.in_place else [ones(list(cache.shape), case.dtype) for cache in past]
-    run(plugin, inputs, [y, *present], size)
-    expected, keys, values = attention_reference(case, qkv, cosine, sine, before)
-    for name, found, wanted in (
-        ("y", y, expected),
-        ("k", present[0], keys),
-        ("v", present[1], values),
-    ):
-        error = (found.double() - wanted).abs().max() / wanted.abs().max()
-        assert float(error) <= TOLERANCE[case.dtype], f"{case}: {name} is off by {float(error)}"
-    if not case.in_place:
-        assert all(torch.equal(cache, old) for cache, old in zip(past, before, strict=True))
-    return [y, *present]
-
-
-def attention_reference(
-    case: AttentionCase,
-    qkv: list[torch.Tensor],
-    cosine: torch.Tensor,
-    sine: torch.Tensor,
-    cache: list[torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, keys and values in float64, straight from the definition in docs/graph.md."""
-    keys, values = (each.double().clone() for each in cache)
-    y = torch.zeros(
-        len(case.past), case.tokens, case.heads * case.head_size, device="cuda"
-    ).double()
-    for b, past in enumerate(case.past):
-        q, k, v = (row[b].double().unflatten(-1, (-1, case.head_size)) for row in qkv)
-        positions = torch.arange(past, past + case.tokens, device="cuda")
-        cos, sin = (each.double()[positions, None] for each in (cosine, sine))
-        q, k = (_rotated(each, cos, sin) for each in (q, k))
-        keys[b, :, positions] = k.transpose(0, 1).to(case.dtype).double()
-        values[b, :, positions] = v.transpose(0, 1)
-        group = case.heads // case.kv_heads
-        seen = slice(0, past + case.tokens)
-        scores = torch.einsum("shd,hcd->hsc", q, keys[b, :, seen].repeat_interleave(group, 0))
-        columns = torch.arange(past + case.tokens, device="cuda")
-        hidden = columns > positions[:, None]
-        if case.window:
-            hidden |= columns <= positions[:, None] - case.window
-        weights = (scores * case.head_size**-0.5).masked_fill(hidden, -torch.inf).softmax(-1)
-        mixed = torch.einsum(
-            "hsc,hcd->shd", weights, values[b, :, seen].repeat_interleave(group, 0)
-        )
-        y[b] = mixed.flatten(1)
-    return y, keys, values
-
-
-def _rotated(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    low, high = rows.chunk(2, dim=-1)
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
-
-
 def check_capture(driver: Driver) -> None:
     """A call is captured into a CUDA graph and replayed with other inputs."""
     case = LINEAR_CASES[0]
@@ -274,7 +165,7 @@ def check_capture(driver: Driver) -> None:
     packed = pack(weight)
     x = torch.randn(1, 1, case.in_features, device="cuda").to(case.dtype)
     inputs = [x, *on_gpu(packed)]
-    types = [_TYPES[tensor.dtype] for tensor in inputs]
+    types = [TYPES[tensor.dtype] for tensor in inputs]
     shapes = [list(tensor.shape) for tensor in inputs]
     fields: dict[str, Number] = {
         "bits": case.bits,

@@ -16,12 +16,14 @@ from ..plugin_build import build_host, build_plugin, tensorrt_headers
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
-from .plugin_checks import (  # noqa: E402
+from .plugin_attention_checks import (  # noqa: E402
     ATTENTION_CASES,
-    LINEAR_CASES,
     AttentionCase,
-    LinearCase,
     check_attention,
+)
+from .plugin_checks import (  # noqa: E402
+    LINEAR_CASES,
+    LinearCase,
     check_capture,
     check_linear,
 )
