@@ -14,6 +14,7 @@
 #include "async_copy.cuh"
 #include "w4a16_dequantize.cuh"
 #include "w4a16_epilogue.cuh"
+#include "w4a16_plan.h"
 
 namespace awq_edge {
 
@@ -65,10 +66,12 @@ AWQ_EDGE_HD void raster(int index, int token_blocks, int row_blocks, int* token_
   *row_block = index % column / height;
 }
 
-// kWholeBlocks: group_size is 128, known when this is compiled: no branch then hinders scheduling.
-template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM, bool kWholeBlocks>
+template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM>
 class GemmBlock {
  public:
+  // Group size 128, known when this is compiled: no branch then hinders scheduling. The plan gives
+  // other groups narrower tiles, which are cheaper to compile twice over.
+  static constexpr bool kWholeBlocks = kTokenTiles == kWideTokenTiles;
   static constexpr int kThreads = 32 * kGemmWarpsAlongN * kWarpsAlongM;
   static constexpr int kTokens = 8 * kTokenTiles * kWarpsAlongM;
   static constexpr int kXBytes = gemm_x_bytes(kTokens);
@@ -321,10 +324,10 @@ class GemmBlock {
   int channel_, x_offset_, groups_, scale_tile_, zero_copies_;
 };
 
-template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM, bool kWholeBlocks>
+template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM>
 __global__ void __launch_bounds__(32 * kGemmWarpsAlongN * kWarpsAlongM, kWarpsAlongM == 2 ? 1 : 2)
     gemm_kernel(const __grid_constant__ GemmArguments a) {
-  using Block = GemmBlock<T, kBits, kTokenTiles, kWarpsAlongM, kWholeBlocks>;
+  using Block = GemmBlock<T, kBits, kTokenTiles, kWarpsAlongM>;
   extern __shared__ __align__(128) uint8_t shared[];
   let_next_kernel_start();
   const int row_blocks = ceil_div(a.tiles, kGemmTiles);

@@ -7,10 +7,10 @@
 
 namespace awq_edge {
 
-template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM, bool kWholeBlocks>
+template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM>
 int launch_gemm_instance(const GemmArguments& arguments, const GemmPlan& plan, void* stream) {
-  using Block = GemmBlock<T, kBits, kTokenTiles, kWarpsAlongM, kWholeBlocks>;
-  auto* kernel = gemm_kernel<T, kBits, kTokenTiles, kWarpsAlongM, kWholeBlocks>;
+  using Block = GemmBlock<T, kBits, kTokenTiles, kWarpsAlongM>;
+  auto* kernel = gemm_kernel<T, kBits, kTokenTiles, kWarpsAlongM>;
   constexpr size_t bytes = gemm_shared_bytes<kBits>(Block::kTokens);
   static_assert(bytes <= 99 * 1024, "sm_86, sm_89 and sm_120 have 99 KB for a thread block");
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
@@ -20,14 +20,11 @@ int launch_gemm_instance(const GemmArguments& arguments, const GemmPlan& plan, v
 
 template <typename T, int kBits>
 int launch_gemm_bits(const GemmArguments& arguments, const GemmPlan& plan, void* stream) {
-  if (plan.token_tiles == 8) {
-    return arguments.group_size == kBlockChannels
-               ? launch_gemm_instance<T, kBits, 8, 2, true>(arguments, plan, stream)
-               : launch_gemm_instance<T, kBits, 8, 2, false>(arguments, plan, stream);
+  if (plan.token_tiles == kWideTokenTiles) {
+    return launch_gemm_instance<T, kBits, kWideTokenTiles, 2>(arguments, plan, stream);
   }
-  return plan.warps_along_m == 2
-             ? launch_gemm_instance<T, kBits, 4, 2, false>(arguments, plan, stream)
-             : launch_gemm_instance<T, kBits, 4, 1, false>(arguments, plan, stream);
+  return plan.warps_along_m == 2 ? launch_gemm_instance<T, kBits, 4, 2>(arguments, plan, stream)
+                                 : launch_gemm_instance<T, kBits, 4, 1>(arguments, plan, stream);
 }
 
 template <typename T>

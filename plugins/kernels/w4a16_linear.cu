@@ -127,7 +127,7 @@ size_t workspace_of(const awq_edge_w4a16_weight& w, const Sizes& s, const Tactic
              4 * decode_plan(m, s.tiles, s.blocks, w.bits, machine, fields).partial_floats;
     case AWQ_EDGE_TACTIC_GEMM:
       return AWQ_EDGE_COUNTER_BYTES +
-             4 * gemm_plan(m, s.tiles, s.blocks, machine, fields).partial_floats;
+             4 * gemm_plan(m, s.tiles, s.blocks, w.group_size, machine, fields).partial_floats;
     default:
       return AWQ_EDGE_COUNTER_BYTES + rounded(size_t(s.rows) * w.in_features * 2) +
              (s.silu_mul ? rounded(size_t(m) * s.rows * 2) : 0) + kCublasLtWorkspace;
@@ -225,7 +225,7 @@ int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, vo
       return launch_decode(arguments, plan, w.dtype, w.bits, stream);
     }
     case AWQ_EDGE_TACTIC_GEMM: {
-      const GemmPlan plan = gemm_plan(m, s.tiles, s.blocks, machine, fields);
+      const GemmPlan plan = gemm_plan(m, s.tiles, s.blocks, w.group_size, machine, fields);
       const GemmArguments arguments{w.qweight, scales,   zeros,         x,
                                     output,    reinterpret_cast<float*>(rest), counters,
                                     m,         w.in_features, s.tiles,  s.blocks,

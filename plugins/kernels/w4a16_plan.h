@@ -91,12 +91,15 @@ struct GemmPlan {
   size_t partial_floats;
 };
 
-inline GemmPlan gemm_plan(int m, int tiles, int blocks, const Machine& machine,
+// Token tiles of a warp where each block of 128 channels is one group.
+constexpr int kWideTokenTiles = 8;
+
+inline GemmPlan gemm_plan(int m, int tiles, int blocks, int group_size, const Machine& machine,
                           const TacticFields& asked) {
   const int sm_count = machine.sm_count;
   GemmPlan plan{};
   plan.warps_along_m = m > 32 ? 2 : 1;
-  plan.token_tiles = m > 64 ? 8 : 4;
+  plan.token_tiles = m > 64 && group_size == kBlockChannels ? kWideTokenTiles : 4;
   const int tokens = 8 * plan.token_tiles * plan.warps_along_m;
   plan.token_blocks = ceil_div(m, tokens);
   plan.row_blocks = ceil_div(tiles, 8);

@@ -166,12 +166,16 @@ TEST(a_decode_plan_covers_all_tiles_within_shared_memory) {
 TEST(a_gemm_plan_covers_all_rows_of_x) {
   for (int m : {17, 32, 33, 64, 65, 128, 129, 4096, 65535}) {
     for (int tiles : {1, 8, 256, 1376}) {
-      const GemmPlan p = gemm_plan(m, tiles, 32, Machine{132, 232448}, TacticFields{});
-      const int tokens = 8 * p.token_tiles * p.warps_along_m;
-      CHECK(p.token_blocks * tokens >= m);
-      CHECK((p.token_blocks - 1) * tokens < m);
-      CHECK(p.row_blocks * 8 >= tiles);
-      CHECK(p.splits >= 1 && p.splits <= 32);
+      for (int group_size : {32, 128}) {
+        const Machine machine{132, 232448};
+        const GemmPlan p = gemm_plan(m, tiles, 32, group_size, machine, TacticFields{});
+        const int tokens = 8 * p.token_tiles * p.warps_along_m;
+        CHECK(p.token_blocks * tokens >= m);
+        CHECK((p.token_blocks - 1) * tokens < m);
+        CHECK(p.row_blocks * 8 >= tiles);
+        CHECK(p.splits >= 1 && p.splits <= 32);
+        CHECK(group_size == 128 || p.token_tiles != kWideTokenTiles);
+      }
     }
   }
 }
