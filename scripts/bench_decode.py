@@ -167,20 +167,30 @@ def _hugging_face_at(
     from transformers import CompileConfig, DynamicCache, StaticCache
 
     ids = torch.randint(0, model.config.vocab_size, (1, max(context, 1)), device=model.device)
-    token = ids[:, -1:].clone()
-    call, cache, compile_seconds = model, DynamicCache(config=model.config), None
-    if is_compiled:
-        # One compilation for every length of the cache; its graphs are captured for each.
-        call = model.get_compiled_call(CompileConfig(fullgraph=True, dynamic=True))
-        cache = StaticCache(config=model.config, max_cache_len=context + timing.steps + 1)
+    token = torch.ones((1, 1), dtype=torch.int64, device=model.device)
+    room = context + timing.steps + 1
+    cache = StaticCache(model.config, room) if is_compiled else DynamicCache(config=model.config)
     model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    # As `generate` does for a static cache: the mask is made outside of what is compiled, so that
+    # one compilation serves every length of the cache (the graphs are captured for each).
+    position = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
+    columns = torch.arange(room, device=model.device)
+    given: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    call, compile_seconds = model, None
+    if is_compiled:
+        call = model.get_compiled_call(CompileConfig(fullgraph=True, dynamic=True))
 
     def prepare() -> None:
         back_to(cache, context)
+        position.fill_(context)
 
     def step() -> None:
-        logits = call(token, past_key_values=cache, use_cache=True).logits
+        if is_compiled:
+            given["attention_mask"] = (columns <= position)[None, None]
+            given["position_ids"] = position
+        logits = call(token, **given).logits
         token.copy_(logits[:, -1].argmax(-1, keepdim=True))
+        position.add_(1)
 
     if is_compiled:
         begin = time.perf_counter()
