@@ -1,8 +1,7 @@
 // cuBLASLt, loaded at run time: the library is no dependency of this one, and its headers are not
 // needed. The few declarations are those of its documented, stable C interface.
 #include <dlfcn.h>
-
-#include <mutex>
+#include <pthread.h>
 
 #include "status.h"
 #include "w4a16_launch.h"
@@ -86,13 +85,17 @@ const Library& library() {
 // One handle per device, made at first use.
 Handle handle_of_device() {
   constexpr int kDevices = 64;
-  static std::mutex mutex;
+  // std::mutex may throw, and with that half of the C++ runtime would be linked in.
+  static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
   static Handle handles[kDevices] = {};
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return nullptr;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (handles[device] == nullptr && library().create(&handles[device]) != 0) return nullptr;
-  return handles[device];
+  pthread_mutex_lock(&mutex);
+  if (handles[device] == nullptr && library().create(&handles[device]) != 0)
+    handles[device] = nullptr;
+  const Handle handle = handles[device];
+  pthread_mutex_unlock(&mutex);
+  return handle;
 }
 
 // The descriptors of one product, destroyed in any case.

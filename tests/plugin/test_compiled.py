@@ -144,6 +144,13 @@ def test_library_needs_no_cuda_installation(compiled: Path) -> None:
     ).stdout
     needed = re.findall(r"\(NEEDED\).*\[(.+?)\]", output)
     assert needed and not [name for name in needed if "cuda" in name or "stdc++" in name]
+    # What throws brings half of the C++ runtime, and with it the newest symbols of glibc.
+    objects = sorted(compiled.glob("CMakeFiles/awq_edge_kernels.dir/kernels/*.o"))
+    undefined = subprocess.run(
+        ["nm", "-uC", *objects], capture_output=True, text=True, check=True
+    ).stdout
+    assert "cudaLaunchKernelExC" in undefined
+    assert re.findall(r" U (std::.*|operator (?:new|delete).*|__cxa_throw)", undefined) == []
 
 
 @pytest.mark.slow
