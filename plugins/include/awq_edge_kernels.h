@@ -99,7 +99,8 @@ AWQ_EDGE_API int awq_edge_w4a16_workspace(const awq_edge_w4a16_weight* weight, i
 
 /* x: [m, k]; y: [m, n] or [m, n / 2], activation dtype. m: 1 to 65535.
  * workspace: of the queried size. Its first AWQ_EDGE_COUNTER_BYTES must be zero before the first
- * call that uses it; every call leaves them zero. */
+ * call that uses it; every call leaves them zero. * Where the size is AWQ_EDGE_COUNTER_BYTES alone, no work is split and the counters are not touched.
+ */
 #define AWQ_EDGE_COUNTER_BYTES 65536
 AWQ_EDGE_API int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, void* y,
                                        int32_t m, int32_t tactic, void* workspace,
