@@ -11,7 +11,13 @@ from typing import Protocol
 
 from awq_edge.errors import ConfigError, KernelError
 from awq_edge.plugin.contract import CACHED_ATTENTION, DECODE_ROWS, MAX_ROWS, W4A16_LINEAR
-from awq_edge.plugin.interface import AttentionParameters, Dtype, Tactic, W4A16Weight
+from awq_edge.plugin.interface import (
+    COUNTER_BYTES,
+    AttentionParameters,
+    Dtype,
+    Tactic,
+    W4A16Weight,
+)
 from awq_edge.plugin.kernels import KernelLibrary
 from awq_edge.plugin.op_contract import Number
 
@@ -106,7 +112,7 @@ class LinearCall:
         weight = self._weight
         weight.qweight, weight.scales = address["qweight"], address["scales"]
         weight.zeros, weight.bias = address.get("zeros"), address.get("bias")
-        if self._bytes:
+        if self._bytes > COUNTER_BYTES:  # else nothing is split, and the counters are not touched
             self._library.call("awq_edge_clear_counters", workspace, stream)
         self._library.call(
             "awq_edge_w4a16_linear",

@@ -87,7 +87,7 @@ class LinearCall final : public OpCall {
       if (name == "zeros") weight_.zeros = static_cast<const uint32_t*>(inputs[i]);
       if (name == "bias") weight_.bias = inputs[i];
     }
-    if (bytes_)
+    if (bytes_ > AWQ_EDGE_COUNTER_BYTES)  // else nothing is split, and the counters are not touched
       require_ok("awq_edge_clear_counters", awq_edge_clear_counters(workspace, stream));
     require_ok("awq_edge_w4a16_linear",
                awq_edge_w4a16_linear(&weight_, x, outputs[0], rows_, tactic,

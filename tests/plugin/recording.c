@@ -34,9 +34,10 @@ int awq_edge_w4a16_workspace(const awq_edge_w4a16_weight* weight, int32_t max_m,
                              size_t* bytes) {
   if (tactic == AWQ_EDGE_TACTIC_CUBLASLT && !has_cublaslt) return AWQ_EDGE_NO_LIBRARY;
   if (tactic == AWQ_EDGE_TACTIC_DECODE && max_m > 16) return AWQ_EDGE_INVALID_ARGUMENT;
-  /* A small weight needs none. */
-  *bytes = weight->out_features <= 64 ? 0 : 1000000 * (size_t)tactic + 100 * (size_t)max_m;
-  if (*bytes) *bytes += AWQ_EDGE_COUNTER_BYTES + (size_t)weight->dtype;
+  /* The work on a small weight is not split. */
+  *bytes = AWQ_EDGE_COUNTER_BYTES;
+  if (weight->out_features > 64)
+    *bytes += 1000000 * (size_t)tactic + 100 * (size_t)max_m + (size_t)weight->dtype;
   return AWQ_EDGE_OK;
 }
 

@@ -228,12 +228,13 @@ def test_a_tactic_may_be_set_after_the_shapes(setup: Setup) -> None:
     assert setup.recorded()[1].endswith(f" m=6 tactic=1 workspace=77 bytes={bytes_} stream=88")
 
 
-def test_a_linear_without_workspace_clears_nothing(setup: Setup) -> None:
+def test_a_linear_that_is_not_split_clears_nothing(setup: Setup) -> None:
     plugin = setup.driver.create("W4A16Linear", {**LINEAR, "epilogue": 1, "has_bias": 1})
     _run(plugin, [HALF, INT32, HALF, HALF], [[192], *LINEAR_CONSTANTS, [40]], [2000])
     assert setup.recorded() == [
         "linear bits=4 group_size=64 in=192 out=40 dtype=0 epilogue=1 qweight=1001 scales=1002 "
-        "zeros=0 bias=1003 x=1000 y=2000 m=1 tactic=0 workspace=0 bytes=0 stream=88",
+        "zeros=0 bias=1003 x=1000 y=2000 m=1 tactic=0 workspace=77 "
+        f"bytes={COUNTER_BYTES} stream=88",
     ]
 
 
