@@ -104,8 +104,10 @@ int check_tensors(const awq_edge_attention& a) {
     if (status != AWQ_EDGE_OK) return status;
   }
   int status = check_stride("q_stride", a.q_stride, a.num_heads, a.head_size);
-  if (status == AWQ_EDGE_OK) status = check_stride("k_stride", a.k_stride, a.num_kv_heads, a.head_size);
-  if (status == AWQ_EDGE_OK) status = check_stride("v_stride", a.v_stride, a.num_kv_heads, a.head_size);
+  if (status == AWQ_EDGE_OK)
+    status = check_stride("k_stride", a.k_stride, a.num_kv_heads, a.head_size);
+  if (status == AWQ_EDGE_OK)
+    status = check_stride("v_stride", a.v_stride, a.num_kv_heads, a.head_size);
   return status;
 }
 

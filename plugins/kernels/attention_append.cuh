@@ -15,8 +15,10 @@ constexpr int kAppendWarps = 8;
 template <typename T, int kHeadSize>
 __global__ void __launch_bounds__(32 * kAppendWarps)
     append_to_cache(const __grid_constant__ awq_edge_attention a) {
-  let_next_kernel_start();
+  // In this order, so that the prefill kernel behind this one starts when q and past_length are
+  // there already, and may work on them before this one ends.
   wait_for_previous_kernel();
+  let_next_kernel_start();
   const int lane = threadIdx.x % 32, b = blockIdx.z;
   const int row = blockIdx.x * kAppendWarps + threadIdx.x / 32;
   const int token = row / a.num_kv_heads, head = row % a.num_kv_heads;

@@ -251,65 +251,74 @@ __device__ __forceinline__ DecodeBlock decode_block(const awq_edge_attention& a,
   return block;
 }
 
-// The new tokens among the block's keys. Row tiles of one kv head may each write the same bytes to
-// the same place, so that none of them has to wait for another.
 template <typename T, int kHeadSize>
-__device__ __forceinline__ void append_own_keys(const awq_edge_attention& a,
-                                                const DecodeBlock& block, int warp, int lane) {
+__device__ __forceinline__ void load_query(const awq_edge_attention& a, const DecodeBlock& block,
+                                           T* queries, int row, int lane) {
+  const int heads_per_kv = a.num_heads / a.num_kv_heads;
+  HeadRow<kHeadSize> values{};
+  if (row < block.rows) {
+    const int token = (block.first_row + row) / heads_per_kv;
+    const int head = block.kv_head * heads_per_kv + (block.first_row + row) % heads_per_kv;
+    const int64_t row_in = static_cast<int64_t>(block.b) * a.tokens + token;
+    values = load_row<T, kHeadSize>(
+        static_cast<const T*>(a.q) + row_in * a.q_stride + head * kHeadSize, a.rotary_size, lane);
+    const int position = block.past + token < a.context ? block.past + token : a.context - 1;
+    normalize_and_rotate(values, static_cast<const T*>(a.q_norm), a, position, lane);
+  }
+  store_row(values, queries + row * query_stride<kHeadSize>(), a.rotary_size, lane);
+}
+
+// The queries into shared memory, and the new tokens among the block's keys into the cache, one row
+// a warp. Row tiles of one kv head may each append the same bytes to the same place, so that none
+// of them has to wait for another. Returns the largest scale of the values that the warp appended.
+template <typename T, int kHeadSize, int kRows>
+__device__ __forceinline__ float prepare_rows(const awq_edge_attention& a,
+                                              const DecodeBlock& block, T* queries, int warp,
+                                              int lane) {
   const KeyRange keys = block.keys.keys;
   const int first = keys.begin > block.past ? keys.begin : block.past;
-  for (int i = warp; i < 2 * (keys.end - first); i += kDecodeWarps) {
-    const int position = first + i / 2;
-    append_row<T, kHeadSize>(a, i % 2 == 0, block.b, position - block.past, block.kv_head,
-                             position, lane);
-  }
-}
-
-template <typename T, int kHeadSize>
-__device__ __forceinline__ void load_queries(const awq_edge_attention& a, const DecodeBlock& block,
-                                             T* queries, int tile_rows, int warp, int lane) {
-  const int heads_per_kv = a.num_heads / a.num_kv_heads;
-  for (int row = warp; row < tile_rows; row += kDecodeWarps) {
-    HeadRow<kHeadSize> values{};
-    if (row < block.rows) {
-      const int token = (block.first_row + row) / heads_per_kv;
-      const int head = block.kv_head * heads_per_kv + (block.first_row + row) % heads_per_kv;
-      const int64_t row_in = static_cast<int64_t>(block.b) * a.tokens + token;
-      values = load_row<T, kHeadSize>(
-          static_cast<const T*>(a.q) + row_in * a.q_stride + head * kHeadSize, a.rotary_size,
-          lane);
-      const int position = block.past + token < a.context ? block.past + token : a.context - 1;
-      normalize_and_rotate(values, static_cast<const T*>(a.q_norm), a, position, lane);
-    }
-    store_row(values, queries + row * query_stride<kHeadSize>(), a.rotary_size, lane);
-  }
-}
-
-// The largest scale among the block's values, or 1: shares times scale / largest stay in T's range
-// however small the scales are.
-template <bool kInt8>
-__device__ __forceinline__ float largest_value_scale(const float* scales, KeyRange keys,
-                                                     float* shared) {
-  if constexpr (!kInt8) return 1.0f;
+  const int new_rows = keys.end > first ? 2 * (keys.end - first) : 0;
   float largest = 0.0f;
-  for (int key = keys.begin + threadIdx.x; key < keys.end; key += kDecodeThreads)
+  for (int i = warp; i < new_rows + kRows; i += kDecodeWarps) {
+    if (i >= new_rows) {
+      load_query<T, kHeadSize>(a, block, queries, i - new_rows, lane);
+      continue;
+    }
+    const int position = first + i / 2;
+    const float scale = append_row<T, kHeadSize>(a, i % 2 == 0, block.b, position - block.past,
+                                                 block.kv_head, position, lane);
+    if (i % 2 == 1) largest = fmaxf(largest, scale);
+  }
+  return largest;
+}
+
+// The largest scale of the values that were there before this call, among the block's keys; of this
+// lane's part of them.
+__device__ __forceinline__ float largest_old_scale(const float* scales, KeyRange keys, int past) {
+  const int end = keys.end < past ? keys.end : past;
+  float largest = 0.0f;
+#pragma unroll 4
+  for (int key = keys.begin + threadIdx.x; key < end; key += kDecodeThreads)
     largest = fmaxf(largest, __ldcg(scales + key));
-  largest = warp_max(largest);
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = largest;
-  __syncthreads();
-  largest = shared[0];
+  return largest;
+}
+
+// What the shares' V scales are divided by: the largest, or 1. Shares times scale / largest stay in
+// T's range however small the scales are.
+__device__ __forceinline__ float value_unit_of(const float* largest_of_warps) {
+  float largest = largest_of_warps[0];
 #pragma unroll
-  for (int warp = 1; warp < kDecodeWarps; ++warp) largest = fmaxf(largest, shared[warp]);
+  for (int warp = 1; warp < kDecodeWarps; ++warp) largest = fmaxf(largest, largest_of_warps[warp]);
   return largest > 0.0f ? largest : 1.0f;
 }
 
 template <typename T, int kHeadSize, bool kInt8, int kTiles>
 struct DecodeShape {
   static constexpr int kRows = 8 * kTiles;
-  static constexpr int kBlocksPerSm = kHeadSize * kTiles <= 128 ? 3 : 2;
+    static constexpr int kBlocksPerSm = kHeadSize * kTiles <= 64 ? 2 : 1;
   static constexpr size_t kQueryBytes = kRows * (kHeadSize + 32) * sizeof(T);
   static constexpr size_t kMergeBytes = merge_bytes(kRows, kHeadSize);
-  static constexpr size_t kSharedBytes = kQueryBytes + kMergeBytes + 16 * kDecodeWarps;
+  static constexpr size_t kSharedBytes = kQueryBytes + kMergeBytes + sizeof(float) * kDecodeWarps;
 };
 
 template <typename T, int kHeadSize, bool kInt8, int kTiles>
@@ -332,17 +341,38 @@ __global__ void __launch_bounds__(kDecodeThreads,
   const KeyRange keys = block.keys.keys;
   if (keys.begin == keys.end && block.split != 0) return;
 
-  append_own_keys<T, kHeadSize>(a, block, warp, lane);
-  load_queries<T, kHeadSize>(a, block, queries, Shape::kRows, warp, lane);
-  __syncthreads();
-
   const int64_t head = static_cast<int64_t>(block.b) * a.num_kv_heads + block.kv_head;
   const Element* key_head = static_cast<const Element*>(a.key_cache) + head * a.context * kHeadSize;
   const Element* value_head =
       static_cast<const Element*>(a.value_cache) + head * a.context * kHeadSize;
   const float* key_scale_head = kInt8 ? a.key_scales + head * a.context : nullptr;
   const float* value_scale_head = kInt8 ? a.value_scales + head * a.context : nullptr;
-  const float value_unit = largest_value_scale<kInt8>(value_scale_head, keys, scratch);
+
+  KeyTile<T, kHeadSize, kInt8> key_tile;
+  ValueTile<T, kHeadSize, kInt8> value_tile;
+  ScalePair<kInt8> key_scale, value_scale;
+  int key = keys.begin + kDecodeTileKeys * warp;
+  const auto load_keys = [&](int first) {
+    key_tile.load(key_head, first, keys.end, lane);
+    key_scale.load(key_scale_head, first, keys.end, lane);
+  };
+  const auto load_values = [&](int first) {
+    value_tile.load(value_head, first, keys.end, lane);
+    value_scale.load(value_scale_head, first, keys.end, lane);
+  };
+  // A tile without new tokens need not wait for them.
+  const bool is_old = key + kDecodeTileKeys <= block.past;
+  if (is_old) load_keys(key), load_values(key);
+  float largest = kInt8 ? largest_old_scale(value_scale_head, keys, block.past) : 0.0f;
+  largest = fmaxf(largest,
+                  prepare_rows<T, kHeadSize, Shape::kRows>(a, block, queries, warp, lane));
+  if constexpr (kInt8) {
+    largest = warp_max(largest);
+    if (lane == 0) scratch[warp] = largest;
+  }
+  __syncthreads();
+  if (!is_old) load_keys(key), load_values(key);
+  const float value_unit = kInt8 ? value_unit_of(scratch) : 1.0f;
   const float per_unit = 1.0f / value_unit;
 
   const ScoreScale scale = score_scale(a);
@@ -369,22 +399,13 @@ __global__ void __launch_bounds__(kDecodeThreads,
       for (int i = 0; i < 4; ++i) y[tile][m][i] = 0.0f;
   }
 
-  KeyTile<T, kHeadSize, kInt8> key_tile;
-  ValueTile<T, kHeadSize, kInt8> value_tile;
-  ScalePair<kInt8> key_scale, value_scale;
-  int key = keys.begin + kDecodeTileKeys * warp;
-  key_tile.load(key_head, key, keys.end, lane);
-  key_scale.load(key_scale_head, key, keys.end, lane);
-  value_tile.load(value_head, key, keys.end, lane);
-  value_scale.load(value_scale_head, key, keys.end, lane);
   for (; key < keys.end; key += kDecodeStepKeys) {
     float scores[kTiles][4];
     key_products<T, kHeadSize, kInt8, kTiles>(scores, key_tile, queries, lane);
     // The next keys are under way while this tile's scores and values are worked on, and the next
     // values during the next tile's scores: something is always being read.
     const ScalePair<kInt8> tile_scale = key_scale;
-    key_tile.load(key_head, key + kDecodeStepKeys, keys.end, lane);
-    key_scale.load(key_scale_head, key + kDecodeStepKeys, keys.end, lane);
+    load_keys(key + kDecodeStepKeys);
     const KeyRange tile_keys{key, key + kDecodeTileKeys};
     const bool masked = tile_keys.end > keys.end ||
                         !all_visible(tile_keys, first_position, last_position, a.window);
@@ -404,8 +425,7 @@ __global__ void __launch_bounds__(kDecodeThreads,
                    kInt8 ? value_scale.low * per_unit : 1.0f,
                    kInt8 ? value_scale.high * per_unit : 1.0f);
     add_values<T, kHeadSize, kInt8, kTiles>(y, value_tile, shares);
-    value_tile.load(value_head, key + kDecodeStepKeys, keys.end, lane);
-    value_scale.load(value_scale_head, key + kDecodeStepKeys, keys.end, lane);
+    load_values(key + kDecodeStepKeys);
   }
   leave_in_shared<kHeadSize, kTiles>(merge, softmax, scale.factor, y, value_unit, warp, lane);
   __syncthreads();

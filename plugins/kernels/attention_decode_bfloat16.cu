@@ -3,7 +3,7 @@
 namespace awq_edge {
 
 template int decode_blocks<__nv_bfloat16>(int head_size, int tile_rows);
-template int launch_decode<__nv_bfloat16>(const awq_edge_attention&, const DecodePlan&, float*, uint32_t*,
-                                   void*);
+template int launch_decode<__nv_bfloat16>(const awq_edge_attention&, const DecodePlan&,
+                                           float*, uint32_t*, void*);
 
 }  // namespace awq_edge

@@ -26,10 +26,11 @@ int with_head_size(int head_size, Function function) {
   }
 }
 
-// More than 48 KB of shared memory must be asked for; kernels of the library never fall back.
+// More than 48 KB of shared memory, static ones included, must be asked for.
 template <typename Kernel>
 int allow_shared_bytes(const char* what, Kernel kernel, size_t bytes) {
-  if (bytes <= 48 * 1024) return AWQ_EDGE_OK;
+  constexpr size_t kStaticBytes = 2048;  // more than any of the kernels has
+  if (bytes + kStaticBytes <= 48 * 1024) return AWQ_EDGE_OK;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(bytes));
   return launched(what);
@@ -84,16 +85,34 @@ int launch_append(const awq_edge_attention& a, void* stream) {
   });
 }
 
+template <typename T, typename Shape>
+int launch_prefill_kernel(const awq_edge_attention& a, void* stream) {
+  const auto kernel = prefill_attention<T, Shape>;
+  const size_t bytes = Shape::shared_bytes(a.kv_dtype == AWQ_EDGE_INT8);
+  const int status = allow_shared_bytes("prefill attention", kernel, bytes);
+  if (status != AWQ_EDGE_OK) return status;
+  const int section_heads = prefill_section_heads(a.tokens, a.head_size, a.num_heads,
+                                                  a.num_kv_heads, device_limits().l2_bytes);
+  const dim3 grid(ceil_div(a.tokens, Shape::kRows) * a.num_heads, a.batch);
+  return launch("prefill attention", kernel, grid, dim3(kPrefillThreads), bytes, stream, a,
+                section_heads);
+}
+
+// Large tiles where two blocks of them fit an SM and there are enough for all SMs.
 template <typename T>
 int launch_prefill(const awq_edge_attention& a, void* stream) {
   return with_head_size(a.head_size, [&](auto size) {
-    using Shape = PrefillShape<size()>;
-    const auto kernel = prefill_attention<T, size()>;
-    const size_t bytes = Shape::shared_bytes(a.kv_dtype == AWQ_EDGE_INT8);
-    const int status = allow_shared_bytes("prefill attention", kernel, bytes);
-    if (status != AWQ_EDGE_OK) return status;
-    const dim3 grid(ceil_div(a.tokens, Shape::kRows), a.num_heads, a.batch);
-    return launch("prefill attention", kernel, grid, dim3(kPrefillThreads), bytes, stream, a);
+    using Small = PrefillShape<size(), 1>;
+    if constexpr (size() <= 128) {
+      using Large = PrefillShape<size(), 2>;
+      const DeviceLimits& limits = device_limits();
+      const int64_t blocks =
+          int64_t{ceil_div(a.tokens, Large::kRows)} * a.num_heads * a.batch;
+      if (2 * Large::shared_bytes(false) <= static_cast<size_t>(limits.shared_bytes_per_block) &&
+          blocks >= 2 * limits.sm_count)
+        return launch_prefill_kernel<T, Large>(a, stream);
+    }
+    return launch_prefill_kernel<T, Small>(a, stream);
   });
 }
 

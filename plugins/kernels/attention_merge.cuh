@@ -155,7 +155,7 @@ __device__ __forceinline__ void merge_splits(const awq_edge_attention& a, const 
     }
     float4 value{0, 0, 0, 0};
     const float* source = partials + row * kHeadSize + channel;
-#pragma unroll 8
+#pragma unroll 16
     for (int split = group; split < active; split += groups)
       add_scaled(value, exp2_approximate(statistics[split * rows + row].x - reference),
                  __ldcg(reinterpret_cast<const float4*>(

@@ -52,7 +52,7 @@ AWQ_EDGE_HD bool none_visible(KeyRange keys, int first_position, int last_positi
 // rows of a problem, row = token * heads_per_kv + head within the group. A row tile is what one
 // block computes.
 
-constexpr int kDecodeWarps = 4;
+constexpr int kDecodeWarps = 8;
 constexpr int kDecodeTileKeys = 16;  // of one warp at a time
 constexpr int kDecodeStepKeys = kDecodeWarps * kDecodeTileKeys;
 constexpr int kMaxSplits = 128;
@@ -128,9 +128,33 @@ AWQ_EDGE_HD int merge_groups(int items, int threads, int splits) {
 
 // ------------------------------------------------------------------ prefill
 
-// The longest rows first: they see the most keys, and what starts last should be short.
-AWQ_EDGE_HD int prefill_first_token(int block, int blocks, int tile_tokens) {
-  return (blocks - 1 - block) * tile_tokens;
+struct PrefillBlock {
+  int head;
+  int tile;  // of tokens
+};
+
+// Heads in sections whose keys and values the L2 cache holds together. Within a section the last
+// tiles of tokens first, of all heads: they see the most keys, and what starts last should be
+// short.
+AWQ_EDGE_HD PrefillBlock prefill_block(int index, int tiles, int heads, int section_heads) {
+  const int section = index / (section_heads * tiles);
+  const int first_head = section * section_heads;
+  const int heads_here = heads - first_head < section_heads ? heads - first_head : section_heads;
+  const int rest = index - first_head * tiles;
+  return {first_head + rest % heads_here, tiles - 1 - rest / heads_here};
+}
+
+// Heads of a section: as equal sections as it takes for three quarters of the cache to hold one, of
+// whole groups that share a kv head. How many keys there are besides the call's own is not known on
+// the host.
+AWQ_EDGE_HD int prefill_section_heads(int tokens, int head_size, int num_heads, int num_kv_heads,
+                                      int64_t cache_bytes) {
+  const int64_t bytes_of_kv_head = int64_t{2} * 2 * tokens * head_size;
+  const int64_t fitting = cache_bytes * 3 / 4 / bytes_of_kv_head;
+  const int limit = fitting < 1 ? 1 : fitting > num_kv_heads ? num_kv_heads
+                                                              : static_cast<int>(fitting);
+  const int sections = ceil_div(num_kv_heads, limit);
+  return ceil_div(num_kv_heads, sections) * (num_heads / num_kv_heads);
 }
 
 }  // namespace awq_edge

@@ -3,33 +3,17 @@
 // docs/kernels-attention.md.
 #pragma once
 
-#include "async_copy.cuh"
-#include "attention.h"
 #include "attention_math.cuh"
-#include "attention_partition.h"
-#include "attention_rows.cuh"
+#include "attention_prefill_tiles.cuh"
 
 namespace awq_edge {
 
-constexpr int kPrefillWarps = 4;
-constexpr int kPrefillThreads = 32 * kPrefillWarps;
-
-template <int kHeadSize>
-struct PrefillShape {
-  // Two row tiles of 16 a warp: each fragment of K and V is read from shared memory for both. The
-  // accumulators of 256 channels leave registers for one.
-  static constexpr int kRowTiles = kHeadSize <= 128 ? 2 : 1;
-  static constexpr int kWarpRows = 16 * kRowTiles;
-  static constexpr int kRows = kWarpRows * kPrefillWarps;
-  static constexpr int kKeys = kHeadSize <= 128 ? 64 : 32;
-  static constexpr int kOutTiles = kHeadSize / 8;
-  static constexpr int kKeyTiles = kKeys / 8;
-
-  static constexpr size_t shared_bytes(bool int8) {
-    const size_t tile = static_cast<size_t>(kKeys) * kHeadSize;
-    return 2 * (static_cast<size_t>(kRows) * kHeadSize + 2 * tile) + (int8 ? 2 * tile : 0);
-  }
-};
+// The value, as the compiler cannot know it: what follows from it is computed again where it is
+// used, a few instructions a tile, and does not take registers of the loop meanwhile.
+__device__ __forceinline__ int forgotten(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -43,121 +27,26 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "r"(row));
 }
 
-// A tile of K or V on its way from the cache to shared memory. float16 and bfloat16 go there
-// directly; int8 codes go to `codes` first, and each thread expands what it copied itself.
-template <typename T, int kHeadSize>
-struct CacheTile {
-  static constexpr int kKeys = PrefillShape<kHeadSize>::kKeys;
-  T* tile;                 // [keys, d], swizzled
-  int8_t* codes;           // [keys, d]; null unless the cache is int8
-  const void* cache;       // of this head: [c, d]
-  const float* scales;     // of this head: [c]
-
-  // first_key is at least visible.begin. Rows behind `visible` are zero, whatever the cache holds
-  // there.
-  __device__ __forceinline__ void copy(int first_key, KeyRange visible) const {
-    const bool int8 = codes != nullptr;
-    if (int8)
-      copy_rows<16>(static_cast<const int8_t*>(cache), first_key, visible,
-                    [&](int row, int channel) { return codes + row * kHeadSize + channel; });
-    else
-      copy_rows<8>(static_cast<const T*>(cache), first_key, visible, [&](int row, int channel) {
-        return tile + swizzled<kHeadSize>(row, channel);
-      });
-    commit_copies();
-  }
-
-  // After wait_copies; afterwards a barrier is needed.
-  __device__ __forceinline__ void expand(int first_key, KeyRange visible) const {
-    if (codes == nullptr) return;
-    constexpr int kChunks = kHeadSize / 16;
-    constexpr int kChunksOfThread = kChunks % 3 == 0 ? 3 : 1;
-    constexpr int kThreadsOfRow = kChunks / kChunksOfThread;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kKeys * kThreadsOfRow; i += kPrefillThreads) 
-      for (int c = 0; c < kChunksOfThread; ++c) {
-      const int row = i / kThreadsOfRow, key = first_key + row;
-      const int channel = 16 * (i % kThreadsOfRow + c * kThreadsOfRow);
-      const float scale = key < visible.end ? __ldcg(scales + key) : 0.0f;
-      const uint4 raw = *reinterpret_cast<const uint4*>(codes + row * kHeadSize + channel);
-      const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-      uint32_t values[8];
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const float first = static_cast<float>(static_cast<int8_t>(words[w]));
-        const float second = static_cast<float>(static_cast<int8_t>(words[w] >> 8));
-        const float third = static_cast<float>(static_cast<int8_t>(words[w] >> 16));
-        const float fourth = static_cast<float>(static_cast<int8_t>(words[w] >> 24));
-        values[2 * w] = pack_pair<T>(first * scale, second * scale);
-        values[2 * w + 1] = pack_pair<T>(third * scale, fourth * scale);
-      }
-      *reinterpret_cast<uint4*>(tile + swizzled<kHeadSize>(row, channel)) =
-          make_uint4(values[0], values[1], values[2], values[3]);
-      *reinterpret_cast<uint4*>(tile + swizzled<kHeadSize>(row, channel + 8)) =
-          make_uint4(values[4], values[5], values[6], values[7]);
-    }
-  }
-
- private:
-  template <int kChannels, typename Element, typename Destination>
-  __device__ __forceinline__ void copy_rows(const Element* source, int first_key, KeyRange visible,
-                                            Destination destination) const {
-    constexpr int kChunks = kHeadSize / kChannels;
-    // A row's chunks are a power of two, or three times one: then a thread takes three.
-    constexpr int kChunksOfThread = kChunks % 3 == 0 ? 3 : 1;
-    constexpr int kThreadsOfRow = kChunks / kChunksOfThread;
-    constexpr int kRowsOfRound = kPrefillThreads / kThreadsOfRow;
-    static_assert(kKeys % kRowsOfRound == 0, "whole rounds of the block");
-    const int channel = kChannels * (threadIdx.x % kThreadsOfRow);
-#pragma unroll
-    for (int round = 0; round < kKeys / kRowsOfRound; ++round) {
-      const int row = round * kRowsOfRound + threadIdx.x / kThreadsOfRow, key = first_key + row;
-      const bool valid = key < visible.end;
-      const Element* from =
-          source + static_cast<int64_t>(valid ? key : first_key) * kHeadSize + channel;
-#pragma unroll
-      for (int i = 0; i < kChunksOfThread; ++i) {
-        const int offset = i * kThreadsOfRow * kChannels;
-        copy_async_16(destination(row, channel + offset), from + offset, valid ? 16 : 0);
-      }
-    }
-  }
-};
-
-// The block's queries, normalized and rotated, into shared memory; rows behind the last token are
-// zero.
-template <typename T, int kHeadSize>
-__device__ __forceinline__ void load_prefill_queries(const awq_edge_attention& a, T* queries, int b,
-                                                     int head, int first_token, int past,
-                                                     int warp, int lane) {
-  constexpr int kRows = PrefillShape<kHeadSize>::kRows;
-#pragma unroll 4
-  for (int row = warp; row < kRows; row += kPrefillWarps) {
-    const int token = first_token + row;
-    HeadRow<kHeadSize> values{};
-    if (token < a.tokens) {
-      const int64_t row_in = static_cast<int64_t>(b) * a.tokens + token;
-      values = load_row<T, kHeadSize>(
-          static_cast<const T*>(a.q) + row_in * a.q_stride + head * kHeadSize, a.rotary_size,
-          lane);
-      const int position = past + token < a.context ? past + token : a.context - 1;
-      normalize_and_rotate(values, static_cast<const T*>(a.q_norm), a, position, lane);
-    }
-    for_each_pair<kHeadSize>(lane, a.rotary_size, [&](int slot, int, ChannelPair channels) {
-      queries[swizzled<kHeadSize>(row, channels.first)] = from_float<T>(values.first[slot]);
-      queries[swizzled<kHeadSize>(row, channels.second)] = from_float<T>(values.second[slot]);
-    });
-  }
-}
-
 // What a warp keeps: its rows are 16 tile + g and + 8 of its `first_row`.
-template <int kHeadSize>
+template <typename Shape>
 struct PrefillState {
-  using Shape = PrefillShape<kHeadSize>;
   float y[Shape::kRowTiles][Shape::kOutTiles][4];
   float maximum[Shape::kRowTiles][2];
   float sum[Shape::kRowTiles][2];  // of this lane's keys
 };
+
+template <typename Shape>
+__device__ __forceinline__ void clear(PrefillState<Shape>& state) {
+#pragma unroll
+  for (int r = 0; r < Shape::kRowTiles; ++r) {
+    state.maximum[r][0] = state.maximum[r][1] = -INFINITY;
+    state.sum[r][0] = state.sum[r][1] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < Shape::kOutTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) state.y[r][n][i] = 0.0f;
+  }
+}
 
 // The row of a tile from which a lane reads 16 bytes for ldmatrix, relative to the first row of the
 // matrices (a multiple of 8).
@@ -175,19 +64,20 @@ struct LaneRow {
 };
 
 // scores = Q K^T, not scaled yet.
-template <typename T, int kHeadSize>
+template <typename T, typename Shape>
 __device__ __forceinline__ void query_key_products(
-    float (&scores)[PrefillShape<kHeadSize>::kRowTiles][PrefillShape<kHeadSize>::kKeyTiles][4],
-    const LaneRow<kHeadSize>& queries, const LaneRow<kHeadSize>& keys) {
-  using Shape = PrefillShape<kHeadSize>;
+    float (&scores)[Shape::kRowTiles][Shape::kKeyTiles][4],
+    const LaneRow<Shape::kHeadSize>& queries, const LaneRow<Shape::kHeadSize>& keys) {
 #pragma unroll
   for (int r = 0; r < Shape::kRowTiles; ++r)
 #pragma unroll
     for (int n = 0; n < Shape::kKeyTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[r][n][i] = 0.0f;
-#pragma unroll
-  for (int k = 0; k < kHeadSize / 16; ++k) {
+  // Unrolled as far as the next fragments find registers.
+  constexpr int kUnrolled = Shape::kRowTiles == 1 ? Shape::kHeadSize / 16 : 2;
+#pragma unroll kUnrolled
+  for (int k = 0; k < Shape::kHeadSize / 16; ++k) {
     uint32_t q[Shape::kRowTiles][4];
 #pragma unroll
     for (int r = 0; r < Shape::kRowTiles; ++r)
@@ -207,41 +97,74 @@ __device__ __forceinline__ void query_key_products(
   }
 }
 
-template <int kHeadSize>
+// Each score, or share, of a row tile times `unit` and the scale of its key. `scales`: of the
+// lane's first key.
+template <typename Shape>
+__device__ __forceinline__ void multiply_by_key(
+    float (&scores)[Shape::kKeyTiles][4], const float* scales, float unit) {
+#pragma unroll
+  for (int n = 0; n < Shape::kKeyTiles; ++n) {
+    const float2 pair = *reinterpret_cast<const float2*>(scales + 8 * n);
+    const float scale[2] = {pair.x * unit, pair.y * unit};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[n][i] *= scale[i & 1];
+  }
+}
+
+// The largest scale of the values that the block sees, or 1: shares times scale / largest stay in
+// T's range however small the scales are. `shared`: a float a warp.
+__device__ __forceinline__ float largest_value_scale(const float* scales, KeyRange keys,
+                                                     float* shared) {
+  float largest = 0.0f;
+#pragma unroll 8
+  for (int key = keys.begin + threadIdx.x; key < keys.end; key += kPrefillThreads)
+    largest = fmaxf(largest, __ldcg(scales + key));
+  largest = warp_max(largest);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = largest;
+  __syncthreads();
+  largest = shared[0];
+#pragma unroll
+  for (int warp = 1; warp < kPrefillWarps; ++warp) largest = fmaxf(largest, shared[warp]);
+  return largest > 0.0f ? largest : 1.0f;
+}
+
+template <typename Shape>
 __device__ __forceinline__ void cap_scores(
-    float (&scores)[PrefillShape<kHeadSize>::kRowTiles][PrefillShape<kHeadSize>::kKeyTiles][4],
+    float (&scores)[Shape::kRowTiles][Shape::kKeyTiles][4],
     ScoreScale scale) {
 #pragma unroll
-  for (int r = 0; r < PrefillShape<kHeadSize>::kRowTiles; ++r)
+  for (int r = 0; r < Shape::kRowTiles; ++r)
 #pragma unroll
-    for (int n = 0; n < PrefillShape<kHeadSize>::kKeyTiles; ++n)
+    for (int n = 0; n < Shape::kKeyTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[r][n][i] = soft_capped(scores[r][n][i], scale);
 }
 
 // `position`, `key`: of the lane's first score.
-template <int kHeadSize>
+template <typename Shape>
 __device__ __forceinline__ void mask_scores(
-    float (&scores)[PrefillShape<kHeadSize>::kRowTiles][PrefillShape<kHeadSize>::kKeyTiles][4],
+    float (&scores)[Shape::kRowTiles][Shape::kKeyTiles][4],
     int position, int key, int window) {
 #pragma unroll
-  for (int r = 0; r < PrefillShape<kHeadSize>::kRowTiles; ++r)
+  for (int r = 0; r < Shape::kRowTiles; ++r)
 #pragma unroll
-    for (int n = 0; n < PrefillShape<kHeadSize>::kKeyTiles; ++n)
+    for (int n = 0; n < Shape::kKeyTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (!is_visible(key + 8 * n + (i & 1), position + 16 * r + (i < 2 ? 0 : 8), window))
           scores[r][n][i] = -INFINITY;
 }
 
-// Scores become shares relative to the new maximum; y and sum follow it.
-template <typename T, int kHeadSize>
+// Scores become shares relative to the new maximum; y and sum follow it. `shares`: operand A of
+// P V, P times the scales of V, of which `value_scales` is the lane's first (null: 1), times
+// per_unit.
+template <typename T, typename Shape>
 __device__ __forceinline__ void take_prefill_shares(
-    float (&scores)[PrefillShape<kHeadSize>::kRowTiles][PrefillShape<kHeadSize>::kKeyTiles][4],
-    PrefillState<kHeadSize>& state, float factor) {
-  using Shape = PrefillShape<kHeadSize>;
+    uint32_t (&shares)[Shape::kRowTiles][Shape::kKeyTiles][2],
+    float (&scores)[Shape::kRowTiles][Shape::kKeyTiles][4],
+    PrefillState<Shape>& state, float factor, const float* value_scales, float per_unit) {
 #pragma unroll
-  for (int r = 0; r < Shape::kRowTiles; ++r)
+  for (int r = 0; r < Shape::kRowTiles; ++r) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float maximum = state.maximum[r][half];
@@ -268,26 +191,29 @@ __device__ __forceinline__ void take_prefill_shares(
         state.y[r][n][2 * half + 1] *= correction;
       }
     }
+    if (value_scales != nullptr) multiply_by_key<Shape>(scores[r], value_scales, per_unit);
+#pragma unroll
+    for (int n = 0; n < Shape::kKeyTiles; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        shares[r][n][half] = pack_pair<T>(scores[r][n][2 * half], scores[r][n][2 * half + 1]);
+  }
 }
 
 // y += P V.
-template <typename T, int kHeadSize>
+template <typename T, typename Shape>
 __device__ __forceinline__ void add_prefill_values(
-    PrefillState<kHeadSize>& state,
-    const float (&shares)[PrefillShape<kHeadSize>::kRowTiles][PrefillShape<kHeadSize>::kKeyTiles]
-                         [4],
-    const LaneRow<kHeadSize>& values) {
-  using Shape = PrefillShape<kHeadSize>;
+    PrefillState<Shape>& state,
+    const uint32_t (&shares)[Shape::kRowTiles]
+                            [Shape::kKeyTiles][2],
+    const LaneRow<Shape::kHeadSize>& values) {
 #pragma unroll
   for (int k = 0; k < Shape::kKeys / 16; ++k) {
     uint32_t p[Shape::kRowTiles][4];
 #pragma unroll
     for (int r = 0; r < Shape::kRowTiles; ++r)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float* pair = &shares[r][2 * k + i / 2][2 * (i % 2)];
-        p[r][i] = pack_pair<T>(pair[0], pair[1]);
-      }
+      for (int i = 0; i < 4; ++i) p[r][i] = shares[r][2 * k + i / 2][i % 2];
 #pragma unroll
     for (int n = 0; n < Shape::kOutTiles; n += 2) {
       uint32_t b[4];
@@ -303,12 +229,11 @@ __device__ __forceinline__ void add_prefill_values(
 
 // Through the warp's own rows of the queries' shared memory, which nobody reads any more, to
 // stores of 16 bytes.
-template <typename T, int kHeadSize>
+template <typename T, typename Shape>
 __device__ __forceinline__ void store_prefill_outputs(const awq_edge_attention& a,
-                                                      PrefillState<kHeadSize>& state, T* shared,
-                                                      int b, int head, int first_token,
+                                                      PrefillState<Shape>& state, float unit,
+                                                      T* shared, int b, int head, int first_token,
                                                       int first_row, int lane) {
-  using Shape = PrefillShape<kHeadSize>;
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int r = 0; r < Shape::kRowTiles; ++r)
@@ -317,105 +242,125 @@ __device__ __forceinline__ void store_prefill_outputs(const awq_edge_attention& 
       float sum = state.sum[r][half];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+      const float inverse = sum > 0.0f ? unit / sum : 0.0f;
       const int row = first_row + 16 * r + g + 8 * half;
 #pragma unroll
       for (int n = 0; n < Shape::kOutTiles; ++n)
-        *reinterpret_cast<uint32_t*>(shared + swizzled<kHeadSize>(row, 8 * n + 2 * t)) =
+        *reinterpret_cast<uint32_t*>(shared + swizzled<Shape::kHeadSize>(row, 8 * n + 2 * t)) =
             pack_pair<T>(state.y[r][n][2 * half] * inverse,
                          state.y[r][n][2 * half + 1] * inverse);
     }
   __syncwarp();
-  constexpr int kChunks = kHeadSize / 8;
+  constexpr int kChunks = Shape::kHeadSize / 8;
 #pragma unroll 4
   for (int i = lane; i < Shape::kWarpRows * kChunks; i += 32) {
     const int row = first_row + i / kChunks, channel = 8 * (i % kChunks);
     if (first_token + row >= a.tokens) continue;
     const int64_t token = static_cast<int64_t>(b) * a.tokens + first_token + row;
-    *reinterpret_cast<uint4*>(static_cast<T*>(a.y) + (token * a.num_heads + head) * kHeadSize +
-                              channel) =
-        *reinterpret_cast<const uint4*>(shared + swizzled<kHeadSize>(row, channel));
+    T* y = static_cast<T*>(a.y) + (token * a.num_heads + head) * Shape::kHeadSize;
+    *reinterpret_cast<uint4*>(y + channel) =
+        *reinterpret_cast<const uint4*>(shared + swizzled<Shape::kHeadSize>(row, channel));
   }
 }
 
-template <typename T, int kHeadSize>
-__global__ void __launch_bounds__(kPrefillThreads)
-    prefill_attention(const __grid_constant__ awq_edge_attention a) {
-  using Shape = PrefillShape<kHeadSize>;
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(kPrefillThreads, Shape::kBlocksPerSm)
+    prefill_attention(const __grid_constant__ awq_edge_attention a, int section_heads) {
   extern __shared__ __align__(16) unsigned char shared[];
+  __shared__ float norm_factors[Shape::kRows];
+  __shared__ float scratch[kPrefillWarps];
   T* queries = reinterpret_cast<T*>(shared);
-  T* keys = queries + Shape::kRows * kHeadSize;
-  T* values = keys + Shape::kKeys * kHeadSize;
-  int8_t* codes = a.kv_dtype == AWQ_EDGE_INT8
-                      ? reinterpret_cast<int8_t*>(values + Shape::kKeys * kHeadSize)
-                      : nullptr;
+  T* keys = queries + Shape::kRows * Shape::kHeadSize;
+  T* values = keys + Shape::kKeys * Shape::kHeadSize;
+  float* scales = reinterpret_cast<float*>(values + Shape::kKeys * Shape::kHeadSize);
+  int8_t* codes = reinterpret_cast<int8_t*>(scales + 2 * Shape::kKeys);
+  const bool int8 = a.kv_dtype == AWQ_EDGE_INT8;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int head = blockIdx.y, b = blockIdx.z;
-  const int first_token = prefill_first_token(blockIdx.x, gridDim.x, Shape::kRows);
+  const int tiles = ceil_div(a.tokens, Shape::kRows), b = blockIdx.y;
+  const PrefillBlock block = prefill_block(blockIdx.x, tiles, a.num_heads, section_heads);
+  const int head = block.head, first_token = block.tile * Shape::kRows;
   const int last_token =
       (first_token + Shape::kRows < a.tokens ? first_token + Shape::kRows : a.tokens) - 1;
 
+  // The kernel before this one is append_to_cache, which lets this one start only when all before
+  // it is done: q and past_length are there, the cache is not.
   let_next_kernel_start();
-  wait_for_previous_kernel();
+  const QueryTile<T, Shape> query_tile{queries};
+  query_tile.copy(a, b, head, first_token);
   const int past = clamped_past(a.past_length[b], a.context);
-  const KeyRange visible = visible_keys(past, first_token, last_token, a.window, a.context);
-  const int64_t cache_head =
-      static_cast<int64_t>(b) * a.num_kv_heads + head / (a.num_heads / a.num_kv_heads);
-  const int64_t cache_bytes =
-      cache_head * a.context * kHeadSize * (codes != nullptr ? 1 : static_cast<int>(sizeof(T)));
-  const CacheTile<T, kHeadSize> key_tile{
-      keys, codes, static_cast<const char*>(a.key_cache) + cache_bytes,
-      a.key_scales + cache_head * a.context};
-  const CacheTile<T, kHeadSize> value_tile{
-      values, codes != nullptr ? codes + Shape::kKeys * kHeadSize : nullptr,
-      static_cast<const char*>(a.value_cache) + cache_bytes,
-      a.value_scales + cache_head * a.context};
+  wait_copies<0>();
+  __syncthreads();
+  query_tile.prepare(a, past + first_token, norm_factors);
+  wait_for_previous_kernel();
 
-  key_tile.copy(visible.begin, visible);
-  load_prefill_queries<T, kHeadSize>(a, queries, b, head, first_token, past, warp, lane);
+  const KeyRange visible = visible_keys(past, first_token, last_token, a.window, a.context);
+  const int cache_head = b * a.num_kv_heads + head / (a.num_heads / a.num_kv_heads);
+  const CacheTile<T, Shape> key_tile{keys, int8 ? codes : nullptr};
+  const CacheTile<T, Shape> value_tile{values,
+                                       int8 ? codes + Shape::kKeys * Shape::kHeadSize : nullptr};
+  const auto first_position_of_head = [&] {
+    return static_cast<int64_t>(forgotten(cache_head)) * a.context;
+  };
+  const auto copy_keys = [&](int key) {
+    const int64_t first = first_position_of_head();
+    if (int8) copy_scales<Shape>(scales, a.key_scales + first, a.value_scales + first, key, visible);
+    key_tile.copy(a.key_cache, first + key, visible.end - key);
+    commit_copies();
+  };
+  copy_keys(visible.begin);
+  const float value_unit =
+      int8 ? largest_value_scale(a.value_scales + first_position_of_head(), visible, scratch)
+           : 1.0f;
+  const float per_unit = 1.0f / value_unit;
 
   const int first_row = warp * Shape::kWarpRows;
-  const int first_position = past + first_token + first_row;
+  // A warp without tokens is at positions that see nothing.
+  const int first_position =
+      first_token + first_row < a.tokens ? past + first_token + first_row : -Shape::kWarpRows;
   const int last_position = first_position + Shape::kWarpRows - 1;
   const ScoreScale scale = score_scale(a);
-  const LaneRow<kHeadSize> query_row(queries, first_row + lane % 16, lane / 16);
-  const LaneRow<kHeadSize> key_row(keys, lane / 16 * 8 + lane % 8, lane / 8 % 2);
-  const LaneRow<kHeadSize> value_row(values, lane % 16, lane / 16);
-  PrefillState<kHeadSize> state;
-#pragma unroll
-  for (int r = 0; r < Shape::kRowTiles; ++r) {
-    state.maximum[r][0] = state.maximum[r][1] = -INFINITY;
-    state.sum[r][0] = state.sum[r][1] = 0.0f;
-#pragma unroll
-    for (int n = 0; n < Shape::kOutTiles; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) state.y[r][n][i] = 0.0f;
-  }
+  PrefillState<Shape> state;
+  clear(state);
 
 #pragma unroll 1
   for (int key = visible.begin; key < visible.end; key += Shape::kKeys) {
     wait_copies<0>();
-    key_tile.expand(key, visible);
+    key_tile.expand();
     __syncthreads();  // the keys are there, and every warp is done with the values before
-    value_tile.copy(key, visible);
+    value_tile.copy(a.value_cache, first_position_of_head() + key, visible.end - key);
+    commit_copies();
     const KeyRange range{key, key + Shape::kKeys};
-    const bool needed = first_token + first_row < a.tokens &&
-                        !none_visible(range, first_position, last_position, a.window);
-    float scores[Shape::kRowTiles][Shape::kKeyTiles][4];
+    const bool needed = !none_visible(range, first_position, last_position, a.window);
+    uint32_t shares[Shape::kRowTiles][Shape::kKeyTiles][2];
     if (needed) {
-      query_key_products<T, kHeadSize>(scores, query_row, key_row);
-      if (scale.inner != 0.0f) cap_scores<kHeadSize>(scores, scale);
+      float scores[Shape::kRowTiles][Shape::kKeyTiles][4];
+      const int lane_now = forgotten(lane);
+      query_key_products<T, Shape>(
+          scores, LaneRow<Shape::kHeadSize>(queries, first_row + lane_now % 16, lane_now / 16),
+          LaneRow<Shape::kHeadSize>(keys, lane_now / 16 * 8 + lane_now % 8, lane_now / 8 % 2));
+      if (int8) {
+#pragma unroll
+        for (int r = 0; r < Shape::kRowTiles; ++r)
+          multiply_by_key<Shape>(scores[r], scales + 2 * t, 1.0f);
+      }
+      if (scale.inner != 0.0f) cap_scores<Shape>(scores, scale);
       if (!all_visible(range, first_position, last_position, a.window))
-        mask_scores<kHeadSize>(scores, first_position + g, key + 2 * t, a.window);
-      take_prefill_shares<T, kHeadSize>(scores, state, scale.factor);
+        mask_scores<Shape>(scores, first_position + g, key + 2 * t, a.window);
+      take_prefill_shares<T, Shape>(shares, scores, state, scale.factor,
+                                        int8 ? scales + Shape::kKeys + 2 * t : nullptr, per_unit);
     }
     wait_copies<0>();
-    value_tile.expand(key, visible);
+    value_tile.expand();
     __syncthreads();  // the values are there, and every warp is done with the keys
-    if (key + Shape::kKeys < visible.end) key_tile.copy(key + Shape::kKeys, visible);
-    if (needed) add_prefill_values<T, kHeadSize>(state, scores, value_row);
+    if (key + Shape::kKeys < visible.end) copy_keys(key + Shape::kKeys);
+    if (needed) {
+      const int lane_now = forgotten(lane);
+      add_prefill_values<T, Shape>(
+          state, shares, LaneRow<Shape::kHeadSize>(values, lane_now % 16, lane_now / 16));
+    }
   }
-  store_prefill_outputs<T, kHeadSize>(a, state, queries, b, head, first_token, first_row, lane);
+  store_prefill_outputs<T, Shape>(a, state, value_unit, queries, b, head, first_token,
+                                      first_row, lane);
 }
 
 }  // namespace awq_edge

@@ -90,8 +90,8 @@ __device__ __forceinline__ void store_row(const HeadRow<kHeadSize>& row, T* dest
 }
 
 template <int kHeadSize>
-__device__ __forceinline__ void store_codes(const HeadRow<kHeadSize>& row, int8_t* destination,
-                                            float* scale, int rotary_size, int lane) {
+__device__ __forceinline__ float store_codes(const HeadRow<kHeadSize>& row, int8_t* destination,
+                                             float* scale, int rotary_size, int lane) {
   float largest = 0.0f;
   for_each_pair<kHeadSize>(lane, rotary_size, [&](int slot, int, ChannelPair) {
     largest = fmaxf(largest, fmaxf(fabsf(row.first[slot]), fabsf(row.second[slot])));
@@ -103,12 +103,14 @@ __device__ __forceinline__ void store_codes(const HeadRow<kHeadSize>& row, int8_
     destination[channels.second] = static_cast<int8_t>(int8_code(row.second[slot], inverse));
   });
   if (lane == 0) *scale = largest / 127.0f;
+  return largest / 127.0f;
 }
 
 // The key (or the value) of token `token`, kv head `head`, of sequence `b` into the cache; by a
-// whole warp. The caller has seen to it that the position lies in the cache.
+// whole warp. The caller has seen to it that the position lies in the cache. Returns the scale, 1
+// where the cache is not int8.
 template <typename T, int kHeadSize>
-__device__ __forceinline__ void append_row(const awq_edge_attention& a, bool is_key, int b,
+__device__ __forceinline__ float append_row(const awq_edge_attention& a, bool is_key, int b,
                                            int token, int head, int position, int lane) {
   const int64_t row_in = static_cast<int64_t>(b) * a.tokens + token;
   const int64_t row_out = (static_cast<int64_t>(b) * a.num_kv_heads + head) * a.context + position;
@@ -119,10 +121,10 @@ __device__ __forceinline__ void append_row(const awq_edge_attention& a, bool is_
   if (is_key)
     normalize_and_rotate(row, static_cast<const T*>(a.k_norm), a, position, lane);
   if (a.kv_dtype == AWQ_EDGE_INT8)
-    store_codes(row, static_cast<int8_t*>(cache) + row_out * kHeadSize,
-                (is_key ? a.key_scales : a.value_scales) + row_out, a.rotary_size, lane);
-  else
-    store_row(row, static_cast<T*>(cache) + row_out * kHeadSize, a.rotary_size, lane);
+    return store_codes(row, static_cast<int8_t*>(cache) + row_out * kHeadSize,
+                       (is_key ? a.key_scales : a.value_scales) + row_out, a.rotary_size, lane);
+  store_row(row, static_cast<T*>(cache) + row_out * kHeadSize, a.rotary_size, lane);
+  return 1.0f;
 }
 
 }  // namespace awq_edge

@@ -11,11 +11,12 @@ thread_local char last_error[512] = "";
 constexpr int kMaxDevices = 64;
 
 DeviceLimits read_limits(int device) {
-  DeviceLimits limits{1, 48 * 1024, 0};
+  DeviceLimits limits{1, 48 * 1024, 0, 0};
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&limits.sm_count, cudaDevAttrMultiProcessorCount, device);
   cudaDeviceGetAttribute(&limits.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                          device);
+  cudaDeviceGetAttribute(&limits.l2_bytes, cudaDevAttrL2CacheSize, device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   limits.compute_capability = 10 * major + minor;

@@ -22,6 +22,7 @@ struct DeviceLimits {
   int sm_count;
   int shared_bytes_per_block;  // the opt-in maximum
   int compute_capability;      // 10 * major + minor
+  int l2_bytes;
 };
 const DeviceLimits& device_limits();
 

@@ -150,11 +150,13 @@ TEST(every_code_as_floating_point) {
     for (int second : {-128, -127, -1, 0, 1, 127}) {
       const uint32_t codes = (first & 255) | (second & 255) << 16;
       const CodeBits half = float16_code_bits(codes), brain = bfloat16_code_bits(codes);
-      CHECK_EQ(float16_value(half.minuend & 0xffff) - float16_value(half.subtrahend & 0xffff), first);
+      CHECK_EQ(float16_value(half.minuend & 0xffff) - float16_value(half.subtrahend & 0xffff),
+               first);
       CHECK_EQ(float16_value(half.minuend >> 16) - float16_value(half.subtrahend >> 16), second);
       CHECK_EQ(bfloat16_value(brain.minuend & 0xffff) - bfloat16_value(brain.subtrahend & 0xffff),
                first);
-      CHECK_EQ(bfloat16_value(brain.minuend >> 16) - bfloat16_value(brain.subtrahend >> 16), second);
+      CHECK_EQ(bfloat16_value(brain.minuend >> 16) - bfloat16_value(brain.subtrahend >> 16),
+               second);
     }
 }
 

@@ -1,7 +1,8 @@
 // The partition of attention: visible keys, splits, workspace, merge groups.
 #include "attention_partition.h"
 
-#include <vector>
+#include <set>
+#include <utility>
 
 #include "check.h"
 
@@ -47,7 +48,8 @@ TEST(tiles_are_masked_or_skipped_exactly_when_they_must_be) {
               }
             CHECK_EQ(all_visible({begin, begin + length}, first, last, window), all);
             if (none_visible({begin, begin + length}, first, last, window)) CHECK(none);
-            if (first == last) CHECK_EQ(none_visible({begin, begin + length}, first, last, window), none);
+            if (first == last)
+              CHECK_EQ(none_visible({begin, begin + length}, first, last, window), none);
           }
 }
 
@@ -95,20 +97,45 @@ TEST(the_plan_covers_the_rows_and_respects_its_limits) {
 }
 
 TEST(merge_groups_fill_the_block_and_not_more) {
-  CHECK_EQ(merge_groups(32, 128, 12), 4);
-  CHECK_EQ(merge_groups(128, 128, 49), 1);
-  CHECK_EQ(merge_groups(512, 128, 16), 1);
-  CHECK_EQ(merge_groups(8, 128, 3), 2);
+  CHECK_EQ(merge_groups(32, 256, 12), 8);
+  CHECK_EQ(merge_groups(128, 256, 49), 2);
+  CHECK_EQ(merge_groups(512, 256, 16), 1);
+  CHECK_EQ(merge_groups(8, 256, 3), 2);
   for (int items = 1; items < 600; ++items)
     for (int splits = 1; splits <= 128; ++splits) {
-      const int groups = merge_groups(items, 128, splits);
-      CHECK(groups <= splits && (groups == 1 || groups * items <= 128));
+      const int groups = merge_groups(items, 256, splits);
+      CHECK(groups <= splits && (groups == 1 || groups * items <= 256));
       CHECK_EQ(groups & (groups - 1), 0);
     }
 }
 
-TEST(prefill_tiles_start_with_the_last_tokens) {
-  std::vector<int> seen;
-  for (int block = 0; block < 5; ++block) seen.push_back(prefill_first_token(block, 5, 128));
-  CHECK(seen == (std::vector<int>{512, 384, 256, 128, 0}));
+TEST(prefill_blocks_are_each_tile_of_each_head_once) {
+  for (int heads : {1, 4, 12, 32})
+    for (int tiles : {1, 2, 7})
+      for (int section : {1, 3, 4, 12, 32}) {
+        if (section > heads) continue;
+        std::set<std::pair<int, int>> seen;
+        int last_tile = tiles;
+        for (int index = 0; index < heads * tiles; ++index) {
+          const PrefillBlock block = prefill_block(index, tiles, heads, section);
+          CHECK(block.head >= 0 && block.head < heads && block.tile >= 0 && block.tile < tiles);
+          seen.insert({block.head, block.tile});
+          CHECK_EQ(block.head / section, index / (section * tiles));
+          // Tiles only get lighter within a section.
+          const bool first_of_section = index % (section * tiles) == 0;
+          if (!first_of_section) CHECK(block.tile <= last_tile);
+          last_tile = block.tile;
+        }
+        CHECK_EQ(seen.size(), static_cast<size_t>(heads) * tiles);
+      }
+}
+
+TEST(prefill_sections_fit_the_cache_and_hold_whole_groups) {
+  // 4096 keys and values of 128 channels are 2 MB a kv head.
+  CHECK_EQ(prefill_section_heads(4096, 128, 32, 32, 50 << 20), 16);
+  CHECK_EQ(prefill_section_heads(2048, 128, 32, 32, 50 << 20), 32);
+  CHECK_EQ(prefill_section_heads(4096, 128, 32, 8, 50 << 20), 32);
+  CHECK_EQ(prefill_section_heads(4096, 128, 32, 8, 4 << 20), 4);
+  CHECK_EQ(prefill_section_heads(1 << 20, 256, 32, 8, 4 << 20), 4);
+  CHECK_EQ(prefill_section_heads(16, 64, 28, 4, 0), 7);
 }

@@ -82,6 +82,14 @@ CASES = [
     Case((300,), 1, num_heads=8, num_kv_heads=2, context=16384),
     Case((3000,), 8, num_heads=8, num_kv_heads=2, head_size=64),
     Case((3000,), 130, num_heads=8, num_kv_heads=2, int8=True),
+    # Prefills with enough blocks for the large tiles, on any GPU with up to 150 SMs.
+    *(
+        Case((100, 0), 600, num_heads=32, num_kv_heads=8, head_size=size, dtype=dtype, int8=int8)
+        for size in (32, 64, 96, 128)
+        for dtype, int8 in ((HALF, False), (HALF, True), (BRAIN, False))
+    ),
+    Case((1300, 77), 600, num_heads=32, num_kv_heads=8, window=200, soft_cap=30.0, norms=True),
+    Case((1300, 77), 600, num_heads=32, num_kv_heads=8, window=200, int8=True, rotary_size=6),
     # A peaked softmax, and a flat one.
     Case((600,), 1, query_gain=20.0),
     Case((600,), 90, query_gain=20.0),
