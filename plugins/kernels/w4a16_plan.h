@@ -52,18 +52,23 @@ inline DecodePlan decode_plan(int m, int tiles, int blocks, int bits, const Mach
                               const TacticFields& asked) {
   DecodePlan plan{};
   plan.token_tiles = m > 8 ? 2 : 1;
-  plan.row_warps = asked.row_warps ? asked.row_warps : 1;
   // Few tiles: all warps of a multiprocessor share the channels of one or two. Many: thread blocks
   // of four warps, of which several fit a multiprocessor, so that the end of one is hidden by the
   // others. The bounds are from a sweep over the shapes of docs/kernels.md.
   const int sm_count = machine.sm_count, pairs = ceil_div(tiles, 2);
   const bool few = tiles <= sm_count;
   const bool middle = pairs > 9 * sm_count / 4 && pairs <= 7 * sm_count / 2;
-  plan.tiles = asked.tiles ? asked.tiles : (few || middle ? 1 : 2);
-  plan.warps = pairs <= sm_count ? 16 : pairs <= 9 * sm_count / 4 ? 8 : 4;
+  const bool shares_x = middle && plan.token_tiles == 2;
+  plan.tiles = few || (middle && !shares_x) ? 1 : 2;
+  plan.row_warps = shares_x ? 2 : 1;
+  plan.warps = pairs <= sm_count ? 16 : pairs <= 9 * sm_count / 4 || shares_x ? 8 : 4;
+  if (asked.tiles) plan.tiles = asked.tiles;
+  if (asked.tiles || asked.warps || asked.row_warps) {
+    plan.row_warps = asked.row_warps ? asked.row_warps : 1;
+  }
   if (asked.warps) plan.warps = asked.warps;
-  while (!asked.warps && plan.warps > 1 &&
-         (plan.warps > blocks || decode_shared_bytes(bits, plan) > size_t(machine.shared_bytes))) {
+  while (!asked.warps && plan.warps > plan.row_warps &&
+         (plan.warps > blocks * plan.row_warps || decode_shared_bytes(bits, plan) > size_t(machine.shared_bytes))) {
     plan.warps /= 2;
   }
   plan.tile_groups = ceil_div(tiles, plan.tiles * plan.row_warps);

@@ -153,7 +153,7 @@ TEST(a_decode_plan_covers_all_tiles_within_shared_memory) {
             CHECK((p.tile_groups - 1) * p.tiles * p.row_warps < tiles);
             CHECK(8 * p.token_tiles >= m);
             CHECK(p.splits >= 1 && p.splits <= blocks);
-            CHECK(p.warps >= 1 && p.warps <= 16);
+            CHECK(p.warps >= 1 && p.warps <= 16 && p.warps % p.row_warps == 0);
             CHECK(decode_shared_bytes(bits, p) <= size_t(machine.shared_bytes));
             CHECK((p.splits > 1) == (p.partial_floats > 0));
           }
