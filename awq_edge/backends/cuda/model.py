@@ -10,6 +10,7 @@ Nothing is allocated after the constructor, so a pass over one token can be capt
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -54,10 +55,8 @@ class CudaModel:
         self.ids = torch.zeros(max_rows, dtype=torch.int64, device=device.torch_device)
         self.wanted = torch.zeros(LOGITS_ROWS, dtype=torch.int64, device=device.torch_device)
         self._buffers = _Buffers(program, self._dtype, device.torch_device, max_rows)
-        self._layers = [
-            _LayerOnDevice(self, layer, index) for index, layer in enumerate(program.layers)
-        ]
-        self._lm_head = self.ready(program.lm_head)
+        self._layers = [self._placed(layer, index) for index, layer in enumerate(program.layers)]
+        self._lm_head = self._ready(program.lm_head)
         self.logits = self._empty(LOGITS_ROWS, program.vocab_size)
         self.logits32 = torch.zeros(
             (LOGITS_ROWS, program.vocab_size), dtype=torch.float32, device=device.torch_device
@@ -117,12 +116,27 @@ class CudaModel:
         )
         self._call("awq_edge_advance", self.past_length.data_ptr(), 1, 1)
 
-    def ready(self, linear: Linear) -> ReadyLinear:
-        """A linear of the program with its weights."""
+    def _ready(self, linear: Linear) -> ReadyLinear:
         return ready_linear(linear, self._tensors, self._kernels, self._dtype)
 
-    def attention_parameters(self, layer: Layer, index: int) -> AttentionParameters:
-        """What stays the same from call to call of one layer; q, k, v and tokens are left out."""
+    def _placed(self, layer: Layer, index: int) -> _PlacedLayer:
+        qkv = self._buffers.of_qkv(len(layer.qkv))
+        attention = self._attention_parameters(layer, index)
+        attention.q, attention.k, attention.v = qkv.addresses
+        attention.q_stride, attention.k_stride, attention.v_stride = qkv.strides
+        return _PlacedLayer(
+            attention_norm=self._tensors[layer.attention_norm],
+            qkv=[self._ready(linear) for linear in layer.qkv],
+            qkv_outputs=qkv.outputs,
+            attention=attention,
+            attention_out=self._ready(layer.attention_out),
+            mlp_norm=self._tensors[layer.mlp_norm],
+            gate_up=[self._ready(linear) for linear in layer.gate_up],
+            mlp_out=self._ready(layer.mlp_out),
+        )
+
+    def _attention_parameters(self, layer: Layer, index: int) -> AttentionParameters:
+        """What stays the same from call to call of one layer, but for q, k and v."""
         program = self._program
         keys, values = self.cache[index]
         return AttentionParameters(
@@ -171,9 +185,9 @@ class CudaModel:
             self._norm(buffers.branch, buffers.residual, layer.mlp_norm, rows)
             self._mlp(layer, rows)
 
-    def _attention(self, layer: _LayerOnDevice, rows: int) -> None:
+    def _attention(self, layer: _PlacedLayer, rows: int) -> None:
         buffers = self._buffers
-        for linear, y in zip(layer.qkv, layer.qkv_buffers, strict=True):
+        for linear, y in zip(layer.qkv, layer.qkv_outputs, strict=True):
             self._linear(linear, buffers.normed, y, rows)
         layer.attention.tokens = rows
         self._call(
@@ -184,7 +198,7 @@ class CudaModel:
         )
         self._linear(layer.attention_out, buffers.attended, buffers.branch, rows)
 
-    def _mlp(self, layer: _LayerOnDevice, rows: int) -> None:
+    def _mlp(self, layer: _PlacedLayer, rows: int) -> None:
         buffers, size = self._buffers, self._program.intermediate_size
         if len(layer.gate_up) == 2:
             gate, up = buffers.gate[:rows], buffers.up[:rows]
@@ -252,31 +266,29 @@ class CudaModel:
         return torch.zeros(max(sizes), dtype=torch.uint8, device=self._device.torch_device)
 
 
-class _LayerOnDevice:
-    """A layer of the program with its weights, and where its q, k and v go."""
+@dataclass(frozen=True)
+class _PlacedLayer:
+    """A layer with its weights. qkv_outputs: where each linear of `qkv` writes. attention: complete
+    but for the number of tokens."""
 
-    def __init__(self, model: CudaModel, layer: Layer, index: int) -> None:
-        self.attention_norm = model._tensors[layer.attention_norm]
-        self.qkv = [model.ready(linear) for linear in layer.qkv]
-        self.attention = model.attention_parameters(layer, index)
-        self.attention_out = model.ready(layer.attention_out)
-        self.mlp_norm = model._tensors[layer.mlp_norm]
-        self.gate_up = [model.ready(linear) for linear in layer.gate_up]
-        self.mlp_out = model.ready(layer.mlp_out)
-        buffers = model._buffers
-        sizes = buffers.qkv_sizes
-        if len(self.qkv) == 1:
-            self.qkv_buffers = [buffers.qkv]
-            base, item = buffers.qkv.data_ptr(), buffers.qkv.element_size()
-            places = [base + item * sum(sizes[:part]) for part in range(3)]
-            strides = [sum(sizes)] * 3
-        else:
-            self.qkv_buffers = list(buffers.q_k_v)
-            places = [buffer.data_ptr() for buffer in buffers.q_k_v]
-            strides = list(sizes)
-        attention = self.attention
-        attention.q, attention.k, attention.v = places
-        attention.q_stride, attention.k_stride, attention.v_stride = strides
+    attention_norm: torch.Tensor
+    qkv: list[ReadyLinear]
+    qkv_outputs: list[torch.Tensor]
+    attention: AttentionParameters
+    attention_out: ReadyLinear
+    mlp_norm: torch.Tensor
+    gate_up: list[ReadyLinear]
+    mlp_out: ReadyLinear
+
+
+@dataclass(frozen=True)
+class _QkvPlaces:
+    """Where linears write q, k and v, and where the attention reads them: addresses, and elements
+    from token to token."""
+
+    outputs: list[torch.Tensor]
+    addresses: list[int]
+    strides: list[int]
 
 
 class _Buffers:
@@ -288,7 +300,7 @@ class _Buffers:
         hidden, inner = program.hidden_size, program.intermediate_size
         kv_size = program.num_kv_heads * program.head_size
         q_size = program.num_heads * program.head_size
-        self.qkv_sizes = (q_size, kv_size, kv_size)
+        self._qkv_sizes = [q_size, kv_size, kv_size]
         self._tensors: list[torch.Tensor] = []
 
         def empty(count: int, size: int) -> torch.Tensor:
@@ -296,11 +308,7 @@ class _Buffers:
             return self._tensors[-1]
 
         self.residual, self.branch, self.normed = (empty(rows, hidden) for _ in range(3))
-        self.qkv = empty(rows, sum(self.qkv_sizes))
-        parts = torch.split(self.qkv.view(-1), [rows * size for size in self.qkv_sizes])
-        self.q_k_v = [
-            part.view(rows, size) for part, size in zip(parts, self.qkv_sizes, strict=True)
-        ]
+        self._qkv = empty(rows, sum(self._qkv_sizes))
         self.attended = empty(rows, q_size)
         # Only where no epilogue multiplies gate and up: one array of both, or two.
         has_both = any(
@@ -311,6 +319,17 @@ class _Buffers:
         self.gate, self.up = self.gate_up.view(2, count, inner)
         self.product = empty(rows, inner)
         self.wanted_branch, self.wanted_residual = (empty(LOGITS_ROWS, hidden) for _ in range(2))
+
+    def of_qkv(self, count: int) -> _QkvPlaces:
+        """For one linear of q, k and v side by side, or `count` = 3 of one each."""
+        sizes, rows = self._qkv_sizes, self._qkv.shape[0]
+        if count == 1:
+            base, item = self._qkv.data_ptr(), self._qkv.element_size()
+            addresses = [base + item * sum(sizes[:part]) for part in range(3)]
+            return _QkvPlaces([self._qkv], addresses, [sum(sizes)] * 3)
+        parts = torch.split(self._qkv.view(-1), [rows * size for size in sizes])
+        outputs = [part.view(rows, size) for part, size in zip(parts, sizes, strict=True)]
+        return _QkvPlaces(outputs, [output.data_ptr() for output in outputs], list(sizes))
 
     @property
     def nbytes(self) -> int:
