@@ -303,7 +303,8 @@ __global__ void __launch_bounds__(kPrefillThreads, Shape::kBlocksPerSm)
   };
   const auto copy_keys = [&](int key) {
     const int64_t first = first_position_of_head();
-    if (int8) copy_scales<Shape>(scales, a.key_scales + first, a.value_scales + first, key, visible);
+    if (int8)
+      copy_scales<Shape>(scales, a.key_scales + first, a.value_scales + first, key, visible);
     key_tile.copy(a.key_cache, first + key, visible.end - key);
     commit_copies();
   };
@@ -347,7 +348,7 @@ __global__ void __launch_bounds__(kPrefillThreads, Shape::kBlocksPerSm)
       if (!all_visible(range, first_position, last_position, a.window))
         mask_scores<Shape>(scores, first_position + g, key + 2 * t, a.window);
       take_prefill_shares<T, Shape>(shares, scores, state, scale.factor,
-                                        int8 ? scales + Shape::kKeys + 2 * t : nullptr, per_unit);
+                                    int8 ? scales + Shape::kKeys + 2 * t : nullptr, per_unit);
     }
     wait_copies<0>();
     value_tile.expand();
@@ -360,7 +361,7 @@ __global__ void __launch_bounds__(kPrefillThreads, Shape::kBlocksPerSm)
     }
   }
   store_prefill_outputs<T, Shape>(a, state, value_unit, queries, b, head, first_token,
-                                      first_row, lane);
+                                  first_row, lane);
 }
 
 }  // namespace awq_edge
