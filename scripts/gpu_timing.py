@@ -1,4 +1,4 @@
-"""Time of GPU work inside CUDA graphs: no launch cost of Python's, medians, buffers beyond the L2."""
+"""Time of GPU work inside CUDA graphs: no launch cost of Python, medians, buffers beyond the L2."""
 
 from __future__ import annotations
 

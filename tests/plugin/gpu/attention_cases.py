@@ -193,7 +193,7 @@ def cache_values(cache: torch.Tensor, scales: torch.Tensor | None) -> torch.Tens
 
 
 def reference(call: Call, window: int | None = None) -> torch.Tensor:
-    """y in float64 [b, s, h * d], from the cache as the call has left it. NaN behind the context."""
+    """y in float64 [b, s, h * d], from the cache as the call left it. NaN behind the context."""
     case = call.case
     window = case.window if window is None else window
     group = case.num_heads // case.num_kv_heads
@@ -237,7 +237,7 @@ def check_appended(
     before: tuple[torch.Tensor, torch.Tensor | None],
     after: tuple[torch.Tensor, torch.Tensor | None],
 ) -> None:
-    """The cache holds `expected` (float64 [b, s, g, d]) at the new positions, the rest as before."""
+    """The cache holds `expected` (float64 [b, s, g, d]) at new positions, the rest as before."""
     case = call.case
     (codes_before, scales_before), (codes, scales) = before, after
     for b, past in enumerate(case.past):
