@@ -11,7 +11,7 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ _NUMPY_DTYPES = {
     "BOOL": np.bool_,
 }
 _MAX_HEADER_BYTES = 100_000_000
+_PIECE_BYTES = 1 << 24
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -90,7 +91,7 @@ class ModelFiles:
         Raises ModelError when it is missing or the file is shorter than its header says.
         """
         entry = self._entry(name)
-        array = self._read_bits(entry)
+        array = read_entry(entry)
         if entry.dtype == "BF16":
             wide = array.astype(np.uint32)
             wide <<= 16
@@ -100,26 +101,17 @@ class ModelFiles:
     def read_bits(self, name: str) -> tuple[Array, str]:
         """One tensor as stored, with its safetensors dtype; bfloat16 as uint16 bits."""
         entry = self._entry(name)
-        return self._read_bits(entry), entry.dtype
+        return read_entry(entry), entry.dtype
+
+    def read_bit_pieces(self, name: str) -> Iterator[Array]:
+        """One tensor as stored, bfloat16 as uint16 bits, some rows at a time."""
+        return read_pieces(self._entry(name))
 
     def _entry(self, name: str) -> TensorEntry:
         entry = self.entries.get(name)
         if entry is None:
             raise ModelError(f"{self.path}: weight '{name}' is missing")
         return entry
-
-    def _read_bits(self, entry: TensorEntry) -> Array:
-        array: Array = np.empty(entry.shape, dtype=_NUMPY_DTYPES[entry.dtype])
-        view = array.reshape(-1).view(np.uint8).data
-        with open(entry.file, "rb", buffering=0) as file:
-            file.seek(entry.offset)
-            done = 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise ModelError(f"{entry.file} is truncated; copy or download it again")
-                done += count
-        return array
 
     def generation_config(self) -> Mapping[str, Any]:
         """generation_config.json, or an empty mapping where there is none."""
@@ -133,6 +125,43 @@ class ModelFiles:
     def report_files(self) -> list[Path]:
         """The quantization report, as data and as a page, where there is one."""
         return [self.path / name for name in REPORT_FILES if (self.path / name).exists()]
+
+
+def read_entry(entry: TensorEntry) -> Array:
+    """A tensor as a fresh array, bfloat16 as uint16 bits.
+
+    Raises ModelError when the file is shorter than its header says.
+    """
+    array: Array = np.empty(entry.shape, dtype=_NUMPY_DTYPES[entry.dtype])
+    view = array.reshape(-1).view(np.uint8).data
+    with open(entry.file, "rb", buffering=0) as file:
+        file.seek(entry.offset)
+        done = 0
+        while done < len(view):
+            count = file.readinto(view[done:])
+            if not count:
+                raise ModelError(f"{entry.file} is truncated; copy or download it again")
+            done += count
+    return array
+
+
+def read_pieces(entry: TensorEntry) -> Iterator[Array]:
+    """A tensor as `read_entry` gives it, some of its rows at a time, about 16 MB of them."""
+    if not entry.shape or entry.size <= _PIECE_BYTES:
+        yield read_entry(entry)
+        return
+    row = entry.size // entry.shape[0]
+    step = max(1, _PIECE_BYTES // row)
+    for begin in range(0, entry.shape[0], step):
+        rows = min(step, entry.shape[0] - begin)
+        yield read_entry(
+            replace(
+                entry,
+                shape=(rows, *entry.shape[1:]),
+                offset=entry.offset + begin * row,
+                size=rows * row,
+            )
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from awq_edge.quantizer.clipping import search_clips
+from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.rounding import NumberFormat, ScaleOverflow, fake_quantize
 from awq_edge.quantizer.scales import Member, Tie, search_scales
 from awq_edge.quantizer.statistics import InputStatistics
@@ -50,6 +51,7 @@ def search_group(
     """
     choice = search_scales(list(members.values()), number_format, tie=tie, seed=seed)
     scale = realise(choice.scale)
+    return_free_memory()
     try:
         scaled, clips = _with_clips(members, scale, number_format)
     except ScaleOverflow:  # in a row that the search did not look at
@@ -86,11 +88,15 @@ def output_error(
 
     weight: float32 [out, in], before scaling. clip: float32 [out, in / group], of W s.
     """
-    scaled = weight if scale is None else weight * scale
-    rounded = fake_quantize(scaled, number_format, clip)
-    if scale is not None:
-        rounded.div_(scale)
-    return float(statistics.errors(rounded.sub_(weight)).sum())
+
+    def difference(rows: slice) -> torch.Tensor:
+        scaled = weight[rows] if scale is None else weight[rows] * scale
+        rounded = fake_quantize(scaled, number_format, None if clip is None else clip[rows])
+        if scale is not None:
+            rounded.div_(scale)
+        return rounded.sub_(weight[rows])
+
+    return statistics.summed_error(weight, difference)
 
 
 def _with_clips(
@@ -106,10 +112,11 @@ def _with_clips(
             per_group = scale.reshape(len(blocks), -1)
             blocks = blocks / (per_group[:, :, None] * per_group[:, None, :])
         error = output_error(weight, scale, None, inputs, number_format)
-        clip = search_clips(weight if scale is None else weight * scale, blocks, number_format)
+        clip = search_clips(weight, blocks, number_format, scale)
         clipped = output_error(weight, scale, clip, inputs, number_format)
         if clipped < error:
             clips[name] = clip
             error = clipped
         total += error
+        return_free_memory()
     return total, clips

@@ -11,22 +11,23 @@ where it was lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from awq_edge.archs import Decoder, Linear, ScaleGroup
+from awq_edge.archs import Decoder, ScaleGroup
 from awq_edge.errors import ModelError
 from awq_edge.layouts import Layout
-from awq_edge.quantizer.awq import GroupChoice, clip_group, output_error, search_group
-from awq_edge.quantizer.folding import fold, realise_scale, row_scale, tie_channels
+from awq_edge.quantizer.awq import GroupChoice, clip_group, search_group
+from awq_edge.quantizer.folding import fold, realise_scale, tie_channels
 from awq_edge.quantizer.gptq import gptq_round, inverse_factor
-from awq_edge.quantizer.nf4 import nf4_fake_quantize
+from awq_edge.quantizer.host_memory import return_free_memory
+from awq_edge.quantizer.linear_report import report_linear
 from awq_edge.quantizer.phases import PhaseClock
-from awq_edge.quantizer.report import LinearReport, sqnr_db
+from awq_edge.quantizer.report import LinearReport
 from awq_edge.quantizer.rounding import NumberFormat, Rounded, ScaleOverflow, round_to_nearest
 from awq_edge.quantizer.scales import Member
 from awq_edge.quantizer.statistics import InputStatistics
@@ -77,6 +78,10 @@ class BlockTask:
         """The linears of a group that are quantized."""
         return [name for name in group.linears if name not in self.obstacles]
 
+    def group_of(self, linear: str) -> ScaleGroup:
+        """The scale group of a linear that is quantized."""
+        return next(group for group in self.groups if linear in group.linears)
+
     @cached_property
     def input_of(self) -> dict[str, str]:
         """The name of the input that each linear reads."""
@@ -126,15 +131,19 @@ class Mapper(Protocol):
     results in the order of the tuples."""
 
     def __call__(
-        self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
-    ) -> list[Result]: ...
+        self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+    ) -> Iterator[Result]: ...
 
 
 def one_by_one(
-    function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
-) -> list[Result]:
-    """The mapper that does the work here and now."""
-    return [function(*each) for each in arguments]
+    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+) -> Iterator[Result]:
+    """The mapper that does the work here, each when its result is asked for."""
+    for each in arguments:
+        result = function(*each)
+        del each  # what it holds may be dropped before the next
+        return_free_memory()
+        yield result
 
 
 def quantize_block(
@@ -142,8 +151,9 @@ def quantize_block(
 ) -> BlockOutcome:
     """Search, fold, round and pack one block.
 
-    tensors: float32, by name relative to the block. statistics: by input, see `Decoder.inputs`.
-    Raises ModelError naming the tensor that cannot be stored.
+    tensors: float32, by name relative to the block; each is taken out once its codes are there.
+    statistics: by input, see `Decoder.inputs`. Raises ModelError naming the tensor that cannot be
+    stored.
     """
     clock = PhaseClock(next(iter(tensors.values())).device)
     groups = task.groups
@@ -153,54 +163,65 @@ def quantize_block(
             [(task, g, _of_group(g, tensors), task.statistics_of(g, statistics)) for g in groups],
         )
         choices = {group.name: choice for group, choice in zip(groups, found, strict=True)}
-    folded = fold_block(task, tensors, choices)
-    with clock.phase("round"):
-        parts = mapper(
-            round_linears,
-            [
-                (
-                    task,
-                    names,
-                    {f"{name}.weight": folded[f"{name}.weight"] for name in names},
-                    choices[group.name],
-                    statistics[source],
+    parts = [part for group in groups for part in task.members_by_input(group).items()]
+    results = mapper(
+        round_linears,
+        (
+            (
+                task,
+                names,
+                {f"{name}.weight": tensors[f"{name}.weight"] for name in names},
+                choices,
+                statistics[source],
+            )
+            for source, names in parts
+        ),
+    )
+    reports: dict[str, LinearReport] = {}
+    stored: Tensors = {}
+    for source, names in parts:
+        with clock.phase("round"):
+            rounded = next(results)
+        for name in names:
+            weight = tensors.pop(f"{name}.weight")
+            with clock.phase("report"):
+                reports[name] = report_linear(
+                    task, name, weight, rounded[name], choices, statistics[source]
                 )
-                for group in groups
-                for source, names in task.members_by_input(group).items()
-            ],
-        )
-        rounded = {name: linear for part in parts for name, linear in part.items()}
-    with clock.phase("report"):
-        linears = tuple(
-            report_linear(task, linear, tensors, rounded, choices, statistics)
-            for linear in task.decoder.linears(task.layer)
-        )
+            with clock.phase("pack"):
+                stored |= store_linear(task, name, rounded.pop(name))
+            del weight
     with clock.phase("pack"):
-        stored = store_block(task, folded, rounded)
+        stored |= store_rest(task, tensors, choices)
+    linears = tuple(
+        reports.get(name) or LinearReport(name=name, quantized=False, reason=task.obstacles[name])
+        for name in (linear.name for linear in task.decoder.linears(task.layer))
+    )
     scales = {name: choice.scale for name, choice in choices.items() if choice.scale is not None}
     return BlockOutcome(stored, scales, linears, clock.seconds)
 
 
-def store_block(task: BlockTask, folded: Tensors, rounded: Mapping[str, RoundedLinear]) -> Tensors:
-    """The block's tensors as the checkpoint holds them, by full name, on the CPU.
+def store_linear(task: BlockTask, name: str, linear: RoundedLinear) -> Tensors:
+    """A quantized linear's tensors as the checkpoint holds them, by full name, on the CPU."""
+    return quantized_tensors(
+        task.options.layout, task.full_name(name), linear.rounded, task.options.number_format
+    )
 
-    Raises ModelError for a value that its dtype cannot hold.
+
+def store_rest(task: BlockTask, tensors: Tensors, choices: Mapping[str, GroupChoice]) -> Tensors:
+    """What is not quantized, as the checkpoint holds it, by full name, on the CPU.
+
+    tensors: those, before the folds. Raises ModelError for a value that its dtype cannot hold.
     """
-    found: Tensors = {}
-    for name, tensor in folded.items():
-        linear = name.removesuffix(".weight")
-        if name.endswith(".weight") and linear in rounded:
-            found |= quantized_tensors(
-                task.options.layout,
-                task.full_name(linear),
-                rounded[linear].rounded,
-                task.options.number_format,
-            )
-        else:
-            found[task.full_name(name)] = narrowed(
-                task.model, task.full_name(name), tensor, task.storage[name]
-            )
-    return found
+    return {
+        task.full_name(name): narrowed(
+            task.model,
+            task.full_name(name),
+            fold_block(task, {name: tensor}, choices)[name],
+            task.storage[name],
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 def search_scale_group(
@@ -226,8 +247,8 @@ def search_scale_group(
 
 
 def fold_block(task: BlockTask, tensors: Tensors, choices: Mapping[str, GroupChoice]) -> Tensors:
-    """The block's tensors with every scale folded; `tensors` is left as it was."""
-    folded = dict(tensors)
+    """Tensors of a block, all or some, with every scale folded; `tensors` is left as it was."""
+    folded = {name: tensor.clone() for name, tensor in tensors.items()}
     for group in task.groups:
         scale = choices[group.name].scale
         if scale is not None:
@@ -238,43 +259,56 @@ def fold_block(task: BlockTask, tensors: Tensors, choices: Mapping[str, GroupCho
 def round_linears(
     task: BlockTask,
     names: Sequence[str],
-    folded: Tensors,
-    choice: GroupChoice,
+    tensors: Tensors,
+    choices: Mapping[str, GroupChoice],
     inputs: InputStatistics,
 ) -> dict[str, RoundedLinear]:
-    """The codes of the linears of one group that read one input. folded: their weights, by name
-    relative to the block. choice: of their group.
+    """The codes of the linears of one group that read one input. tensors: their weights at least,
+    before the folds, by name relative to the block. Their folds are made here, one linear at a
+    time: those of a whole block would be a second block in memory.
 
     Raises ModelError naming the linear whose scales overflow float16.
     """
-    number_format = task.options.number_format
-    found: dict[str, RoundedLinear] = {}
-    for name in names:
-        try:
-            nearest = round_to_nearest(
-                folded[f"{name}.weight"], number_format, choice.clips.get(name)
-            )
-        except ScaleOverflow as error:
-            raise ModelError(f"{task.model}: '{task.full_name(name)}': {error}") from None
-        found[name] = RoundedLinear(nearest, False)
+    choice = choices[task.group_of(names[0]).name]
+    found = {name: _nearest(task, name, tensors, choices) for name in names}
     factor = _gptq_factor(task.options, inputs, choice.scale)
-    return found if factor is None else _with_gptq(task, found, folded, factor, choice, inputs)
+    if factor is None:
+        return found
+    folded = {name: _folded_weight(task, name, tensors, choices) for name in names}
+    return _with_gptq(task, found, folded, factor, choice, inputs)
+
+
+def _nearest(
+    task: BlockTask, name: str, tensors: Tensors, choices: Mapping[str, GroupChoice]
+) -> RoundedLinear:
+    weight = _folded_weight(task, name, tensors, choices)
+    clip = choices[task.group_of(name).name].clips.get(name)
+    try:
+        return RoundedLinear(round_to_nearest(weight, task.options.number_format, clip), False)
+    except ScaleOverflow as error:
+        raise ModelError(f"{task.model}: '{task.full_name(name)}': {error}") from None
+
+
+def _folded_weight(
+    task: BlockTask, name: str, tensors: Tensors, choices: Mapping[str, GroupChoice]
+) -> torch.Tensor:
+    weight = f"{name}.weight"
+    return fold_block(task, {weight: tensors[weight]}, choices)[weight]
 
 
 def _with_gptq(
     task: BlockTask,
     nearest: Mapping[str, RoundedLinear],
-    folded: Tensors,
+    weights: Tensors,
     factor: torch.Tensor,
     choice: GroupChoice,
     inputs: InputStatistics,
 ) -> dict[str, RoundedLinear]:
     """GPTQ's codes of linears that read one input, where their output error is smaller.
 
-    The rows of all of them go through the columns together.
+    weights: after the folds. The rows of all of them go through the columns together.
     """
     number_format = task.options.number_format
-    weights = {name: folded[f"{name}.weight"] for name in nearest}
     ratios = [choice.clips.get(name) for name in nearest]
     ratio = None
     if any(each is not None for each in ratios):
@@ -296,63 +330,6 @@ def _with_gptq(
         better = _is_better(part, nearest[name].rounded, weight, choice.scale, inputs)
         found[name] = RoundedLinear(part, True) if better else nearest[name]
     return found
-
-
-def report_linear(
-    task: BlockTask,
-    linear: Linear,
-    tensors: Tensors,
-    rounded: Mapping[str, RoundedLinear],
-    choices: Mapping[str, GroupChoice],
-    statistics: Statistics,
-) -> LinearReport:
-    """Errors of what is stored, in the space of the original weight: rows and columns of the folds
-    undone. tensors: of the block, before the folds."""
-    name = linear.name
-    if name in task.obstacles:
-        return LinearReport(name=name, quantized=False, reason=task.obstacles[name])
-    groups = task.groups
-    group = next(g for g in groups if name in g.linears)
-    choice, inputs = choices[group.name], statistics[task.input_of[name]]
-    weight = tensors[f"{name}.weight"]
-    unfolded = rounded[name].rounded.dequantize()
-    if choice.scale is not None:
-        unfolded /= choice.scale
-    for other in groups:
-        scale = choices[other.name].scale
-        if other.previous == name and other.kind != "norm" and scale is not None:
-            unfolded *= row_scale(task.decoder, other, scale, len(unfolded))[:, None]
-    choice_report = LinearReport(
-        name=name,
-        quantized=True,
-        group=group.name,
-        exponent=None if choice.scale is None else choice.exponent,
-        weight_aware=choice.weight_aware,
-        fell_back=choice.fell_back,
-    )
-    signal = float(inputs.errors(weight).sum())
-    if inputs.tokens == 0 or (signal == 0 and weight.any()):
-        return choice_report  # an expert that was (almost) never chosen: no outputs to compare
-    signal = max(signal, 1e-30)
-    own = float(inputs.errors(unfolded - weight).sum()) / signal
-    rtn_error = choice.rtn_errors.get(name)
-    if rtn_error is None:
-        rtn_error = output_error(weight, None, None, inputs, task.options.number_format)
-    rtn = rtn_error / signal
-    nf4 = float(inputs.errors(nf4_fake_quantize(weight) - weight).sum()) / signal
-    clip = choice.clips.get(name)
-    return choice_report.model_copy(
-        update={
-            "clip_share": 0.0 if clip is None else float((clip < 1).float().mean()),
-            "gptq": rounded[name].by_gptq,
-            "relative_mse": own,
-            "sqnr_db": sqnr_db(own),
-            "rtn_relative_mse": rtn,
-            "rtn_sqnr_db": sqnr_db(rtn),
-            "nf4_relative_mse": nf4,
-            "nf4_sqnr_db": sqnr_db(nf4),
-        }
-    )
 
 
 def _of_group(group: ScaleGroup, tensors: Tensors) -> Tensors:
@@ -381,9 +358,10 @@ def _is_better(
     """Whether `one` has the smaller output error. weight: what both stand for."""
 
     def error(rounded: Rounded) -> float:
-        difference = rounded.dequantize() - weight
-        if scale is not None:
-            difference /= scale
-        return float(inputs.errors(difference).sum())
+        def difference(rows: slice) -> torch.Tensor:
+            found = rounded.rows(rows).dequantize().sub_(weight[rows])
+            return found if scale is None else found.div_(scale)
+
+        return inputs.summed_error(weight, difference)
 
     return error(one) < error(other)

@@ -19,8 +19,9 @@ from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
 from awq_edge.quantizer.calibration import ImageInputs
 from awq_edge.quantizer.experts import module_name, separate_experts
+from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.meta_model import MetaModel
-from awq_edge.torch_tensors import read_float32
+from awq_edge.torch_tensors import is_finite, read_float32
 
 Tensors = dict[str, torch.Tensor]
 
@@ -73,6 +74,7 @@ class BlockRunner:
                 if start == 0:  # filled in place: these states are as large as several blocks
                     whole = torch.empty(len(ids), *hidden.shape[1:])
                 whole[start : start + batch] = hidden
+        return_free_memory()
         return whole
 
     def _image_inputs(
@@ -103,7 +105,7 @@ class BlockRunner:
 
     def _read(self, name: str) -> torch.Tensor:
         tensor = read_float32(self._checkpoint.files, name, self._device)
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise ModelError(f"{self._checkpoint.path}: '{name}' has NaN or inf")
         return tensor
 

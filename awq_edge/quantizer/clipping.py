@@ -19,15 +19,24 @@ _CHUNK_VALUES = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
 def search_clips(
-    weight: torch.Tensor, blocks: torch.Tensor, number_format: NumberFormat
+    weight: torch.Tensor,
+    blocks: torch.Tensor,
+    number_format: NumberFormat,
+    scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The best ratio of each group of each row: float32 [out, in / group], 1 where none helps.
 
-    weight: float32 [out, in]. blocks: float32 [in / group, group, group], see
-    `InputStatistics.diagonal_blocks`, of the input that this weight is multiplied with.
+    weight: float32 [out, in], before scaling. blocks: float32 [in / group, group, group], see
+    `InputStatistics.diagonal_blocks`, of the input that the scaled weight is multiplied with.
+    scale: float32 [in], None for 1.
     """
     rows = max(1, _CHUNK_VALUES[weight.device.type] // weight.shape[1])
-    return torch.cat([_search(part, blocks, number_format) for part in torch.split(weight, rows)])
+    return torch.cat(
+        [
+            _search(part if scale is None else part * scale, blocks, number_format)
+            for part in torch.split(weight, rows)
+        ]
+    )
 
 
 def _search(

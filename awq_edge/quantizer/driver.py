@@ -6,7 +6,6 @@ hidden ─► block i, float32 ─┬─► hidden of block i + 1
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from awq_edge.quantizer.blocks import BlockOnDevice, BlockRunner, relative_chang
 from awq_edge.quantizer.calibration import CalibrationSet
 from awq_edge.quantizer.executors import Executor, Pending
 from awq_edge.quantizer.folding import fold
-from awq_edge.quantizer.nf4 import nf4_fake_quantize
+from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.output_layer import (
     OutputLayer,
     observe_output_layer,
@@ -30,15 +29,18 @@ from awq_edge.quantizer.output_layer import (
     quantize_output_layer,
 )
 from awq_edge.quantizer.phases import PhaseClock
-from awq_edge.quantizer.report import BlockReport, LinearReport, sqnr_db
-from awq_edge.quantizer.rounding import NumberFormat, Rounded, round_to_nearest
+from awq_edge.quantizer.report import BlockReport
+from awq_edge.quantizer.rounding import NumberFormat
+from awq_edge.quantizer.sizes import block_parameters, token_bytes
 from awq_edge.quantizer.statistics import InputStatistics, plan_samples
-from awq_edge.quantizer.writer import quantized_tensors, restored, storage_dtype, stored
+from awq_edge.quantizer.writer import restored, storage_dtype
 from awq_edge.torch_device import tf32_products
-from awq_edge.torch_tensors import read_float32
 
-# Samples that a block runs at a time, by kind of device: enough rows to keep it busy.
+# Samples that a block runs at a time, by kind of device, at most: enough rows to keep it busy.
 _BATCH = {"cpu": 4, "cuda": 16}
+# On a CPU, activations of a batch share the memory with the block: bytes of them, as a share of the
+# block's in float32, or so many where blocks are small.
+_ACTIVATION_SHARE, _ACTIVATION_BYTES = 0.5, 32 << 20
 _HIDDEN_SHARE = 0.25  # of a GPU's memory that hidden states may keep occupied
 # The folds must not change a block's float32 output. What is left is rounding: 1e-7 per operation
 # times the square root of the thousands of terms in a sum.
@@ -62,6 +64,20 @@ def obstacles(
         if reason is not None:
             found[linear.name] = reason
     return found
+
+
+def samples_at_a_time(decoder: Decoder, length: int, device: torch.device) -> int:
+    """How many samples of so many tokens a block runs at a time."""
+    most = _BATCH[device.type]
+    if device.type == "cuda":
+        return most
+    layers = range(decoder.num_layers)
+    limit = max(
+        _ACTIVATION_BYTES,
+        int(_ACTIVATION_SHARE * 4 * max(block_parameters(decoder, layer) for layer in layers)),
+    )
+    sample = length * max(token_bytes(decoder, layer, length) for layer in layers)
+    return min(most, max(1, limit // sample))
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,7 @@ class CalibratedBlocks:
         self._options = options
         self._device = device
         self._executor = executor
-        self._batch = _BATCH[device.type]
+        self._batch = samples_at_a_time(checkpoint.decoder, calibration.ids.shape[1], device)
         self._runner = BlockRunner(checkpoint, device)
         ids = torch.from_numpy(calibration.ids)
         hidden = self._runner.embed(ids, self._batch, calibration.images)
@@ -112,9 +128,11 @@ class CalibratedBlocks:
     def quantize(self, layers: Iterable[int]) -> Iterator[QuantizedBlock]:
         """Layer, tensors as they are stored, by full name, and report of consecutive blocks."""
         width = 1 if self._options.propagate_error else self._executor.width
+        # On a CPU it is cheaper to read a block again than to have it in memory all the time.
+        keep = width == 1 and self._device.type != "cpu"
         started: deque[_Started] = deque()
         for layer in layers:
-            started.append(self._start(layer, keep=width == 1))
+            started.append(self._start(layer, keep=keep))
             if len(started) >= width:
                 yield self._finish(started.popleft())
         while started:
@@ -177,13 +195,16 @@ class CalibratedBlocks:
         task = self._task(layer)
         with clock.phase("load"):
             tensors = self._runner.load(layer)
+            kept = dict(tensors) if keep else None
+            return_free_memory()
         first = self._hidden[: self._batch].clone()
         with clock.phase("forward"):
             statistics = self._observe(task, tensors)
+            return_free_memory()
         return _Started(
             task=task,
             pending=self._executor.submit(task, tensors, statistics),
-            tensors=tensors if keep else None,
+            tensors=kept,
             first=first,
             sampled_inputs=tuple(name for name, s in statistics.items() if s.is_sampled),
             silent_inputs=tuple(name for name, s in statistics.items() if s.tokens == 0),
@@ -196,6 +217,8 @@ class CalibratedBlocks:
         with clock.phase("check"):
             tensors = started.tensors or self._runner.load(layer)
             change = self._check_fold(started, tensors, outcome.scales)
+            tensors.clear()  # before the next block comes
+            return_free_memory()
         if self._options.propagate_error:
             with clock.phase("forward"):
                 self._forward_as_stored(layer, outcome.stored)
@@ -232,7 +255,7 @@ class CalibratedBlocks:
         """Run the block that the checkpoint holds. kept: its tensors as they are stored."""
         prefix = self._checkpoint.decoder.layer_prefix(layer)
         tensors = {}
-        for name in self._runner.load(layer):
+        for name in self._checkpoint.decoder.block_shapes(layer):
             linear, full = name.removesuffix(".weight"), f"{prefix}.{name}"
             if full in kept:
                 tensor = kept[full].float()
@@ -290,22 +313,27 @@ class CalibratedBlocks:
                     part.copy_(output)
 
     def _check_fold(
-        self, started: _Started, before: Tensors, scales: Mapping[str, torch.Tensor]
+        self, started: _Started, tensors: Tensors, scales: Mapping[str, torch.Tensor]
     ) -> float:
-        """Relative change of the block's output. Raises ModelError where it is no rounding."""
+        """Relative change of the block's output. Raises ModelError where it is no rounding.
+
+        tensors: of the block; the folded ones take their places, so that there is never a second
+        block.
+        """
         layer, decoder = started.task.layer, self._checkpoint.decoder
-        after = dict(before)
+
+        def output() -> torch.Tensor:
+            # The whole first batch keeps the arguments' shapes; a part of the output is enough.
+            with self._runner.block(layer, tensors) as block:
+                return block.run(started.first, 0)[0, :_CHECK_TOKENS].clone()
+
+        before = output()
         for group in started.task.groups:
             if group.name in scales:
-                fold(decoder, group, scales[group.name].to(self._device), after)
-        # The whole first batch keeps the arguments' shapes; a part of the output is enough.
-        outputs = []
-        for tensors in (before, after):
-            with self._runner.block(layer, tensors) as block:
-                outputs.append(block.run(started.first, 0)[0, :_CHECK_TOKENS])
+                fold(decoder, group, scales[group.name].to(self._device), tensors)
         given = started.first[0, :_CHECK_TOKENS].to(self._device)
         rerouted = len(given) // _REROUTED_TOKENS if decoder.has_experts(layer) else 0
-        change = relative_change(outputs[0] - given, outputs[1] - given, rerouted)
+        change = relative_change(before - given, output() - given, rerouted)
         require_unchanged(f"block {layer}", change, decoder)
         return change
 
@@ -317,100 +345,4 @@ def require_unchanged(what: str, change: float, decoder: Decoder) -> None:
             f"{what}: folding the scales changed its float32 output by {change:.2e} (relative; at "
             f"most {FOLD_TOLERANCE:.0e}); the scale groups of archs/{decoder.model_type}.py do not "
             "fit this model"
-        )
-
-
-class RtnBlocks:
-    """Round-to-nearest, without calibration: the baseline. Errors are those of the weights."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        layout: Layout,
-        number_format: NumberFormat,
-        device: torch.device,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._layout = layout
-        self._format = number_format
-        self._device = device
-
-    def skip(self, layer: int, kept: Tensors) -> None:
-        """Nothing depends on earlier blocks."""
-
-    def output_layer(self, number_format: NumberFormat) -> QuantizedBlock:
-        """The output layer, as if it were one more block."""
-        start = time.perf_counter()
-        layer = OutputLayer(
-            self._checkpoint,
-            self._layout,
-            number_format,
-            search=False,
-            gptq=False,
-            seed=0,
-            device=self._device,
-        )
-        outcome = quantize_output_layer(layer, None)
-        report = BlockReport(
-            layer=self._checkpoint.decoder.num_layers,
-            seconds=time.perf_counter() - start,
-            fold_change=None,
-            sampled_inputs=(),
-            linears=(outcome.report,),
-        )
-        return report.layer, outcome.tensors, report
-
-    def quantize(self, layers: Iterable[int]) -> Iterator[QuantizedBlock]:
-        """Layer, tensors as they are stored, by full name, and report of blocks."""
-        for layer in layers:
-            yield (layer, *self._block(layer))
-
-    def _block(self, layer: int) -> tuple[Tensors, BlockReport]:
-        start = time.perf_counter()
-        decoder = self._checkpoint.decoder
-        reasons = obstacles(self._checkpoint, self._layout, self._format, layer)
-        linears = []
-        found: Tensors = {}
-        names = {f"{linear.name}.weight": linear.name for linear in decoder.linears(layer)}
-        for relative in decoder.block_shapes(layer):
-            full = f"{decoder.layer_prefix(layer)}.{relative}"
-            tensor = read_float32(self._checkpoint.files, full, self._device)
-            name = names.get(relative)
-            if name is None:
-                found[full] = stored(self._checkpoint, full, tensor)
-            elif name in reasons:
-                linears.append(LinearReport(name=name, quantized=False, reason=reasons[name]))
-                found[full] = stored(self._checkpoint, full, tensor)
-            else:
-                rounded, report = self._linear(full, name, tensor)
-                linear = full.removesuffix(".weight")
-                found |= quantized_tensors(self._layout, linear, rounded, self._format)
-                linears.append(report)
-        return found, BlockReport(
-            layer=layer,
-            seconds=time.perf_counter() - start,
-            fold_change=None,
-            sampled_inputs=(),
-            linears=tuple(linears),
-        )
-
-    def _linear(self, full: str, name: str, weight: torch.Tensor) -> tuple[Rounded, LinearReport]:
-        if not torch.isfinite(weight).all():
-            raise ModelError(f"{self._checkpoint.path}: '{full}' has NaN or inf")
-        try:
-            rounded = round_to_nearest(weight, self._format)
-        except ValueError as error:
-            raise ModelError(f"{self._checkpoint.path}: '{full}': {error}") from None
-        signal = max(float(weight.square().sum()), 1e-30)
-        relative = float((rounded.dequantize() - weight).square().sum()) / signal
-        nf4 = float((nf4_fake_quantize(weight) - weight).square().sum()) / signal
-        return rounded, LinearReport(
-            name=name,
-            quantized=True,
-            relative_mse=relative,
-            sqnr_db=sqnr_db(relative),
-            rtn_relative_mse=relative,
-            rtn_sqnr_db=sqnr_db(relative),
-            nf4_relative_mse=nf4,
-            nf4_sqnr_db=sqnr_db(nf4),
         )

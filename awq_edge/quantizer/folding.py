@@ -64,22 +64,26 @@ def realise_scale(
 
 
 def fold(decoder: Decoder, group: ScaleGroup, scale: torch.Tensor, tensors: Tensors) -> None:
-    """Fold s of one group into the tensors of a block, in place.
+    """Fold s of one group into tensors of a block, in place.
 
-    scale: float32 [in], positive. tensors: float32, by name relative to the block.
+    scale: float32 [in], positive. tensors: float32, by name relative to the block; all of them, or
+    those that are wanted.
     """
     for name in (*group.linears, *group.readers):
-        tensors[f"{name}.weight"] = tensors[f"{name}.weight"] * scale
+        if f"{name}.weight" in tensors:
+            tensors[f"{name}.weight"].mul_(scale)
     assert group.kind != "none", "a scale that cannot be folded is never chosen"
     previous, bias = f"{group.previous}.weight", f"{group.previous}.bias"
-    if group.kind == "norm":
-        rows, offset = scale, decoder.norm_offset
-        tensors[previous] = (tensors[previous] + offset) / scale - offset
-    else:
-        rows = row_scale(decoder, group, scale, len(tensors[previous]))
-        tensors[previous] = tensors[previous] / rows[:, None]
+    is_norm = group.kind == "norm"
+    if is_norm and previous in tensors:
+        offset = decoder.norm_offset
+        tensors[previous].add_(offset).div_(scale).sub_(offset)
+    elif previous in tensors:
+        weight = tensors[previous]
+        weight.div_(row_scale(decoder, group, scale, len(weight))[:, None])
     if bias in tensors:
-        tensors[bias] = tensors[bias] / rows
+        rows = scale if is_norm else row_scale(decoder, group, scale, len(tensors[bias]))
+        tensors[bias].div_(rows)
 
 
 def row_scale(

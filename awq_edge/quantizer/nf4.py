@@ -18,9 +18,8 @@ BLOCK = 64  # weights that share a scale
 # Without QLoRA's second quantization (of the scales themselves: 4.127 bits), whose further error
 # is small beside that of the codes.
 BITS_PER_WEIGHT = 4 + 32 / BLOCK
-_CHUNK_VALUES = (
-    1 << 24
-)  # weights at a time: 64 MB of float32 in each temporary, a multiple of BLOCK
+# Weights at a time, by kind of device, multiples of BLOCK: 4 and 64 MB of float32 in a temporary.
+_CHUNK_VALUES = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 @functools.cache
@@ -44,10 +43,8 @@ def nf4_fake_quantize(weight: torch.Tensor) -> torch.Tensor:
 
     weight: float32 [out, in]. A last block that is not full has the scale of what is there.
     """
-    flat = weight.reshape(-1)
-    return torch.cat([_fake_quantize(part) for part in torch.split(flat, _CHUNK_VALUES)]).view_as(
-        weight
-    )
+    parts = torch.split(weight.reshape(-1), _CHUNK_VALUES[weight.device.type])
+    return torch.cat([_fake_quantize(part) for part in parts]).view_as(weight)
 
 
 def _fake_quantize(flat: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from awq_edge.quantizer.awq import GroupChoice, clip_group, output_error, search
 from awq_edge.quantizer.blocks import BlockRunner, relative_change
 from awq_edge.quantizer.folding import fold, realise_scale, tie_channels
 from awq_edge.quantizer.gptq import gptq_round, inverse_factor
+from awq_edge.quantizer.host_memory import row_pieces
 from awq_edge.quantizer.report import LinearReport, sqnr_db
 from awq_edge.quantizer.rounding import (
     NumberFormat,
@@ -36,7 +37,7 @@ from awq_edge.quantizer.rounding import (
 from awq_edge.quantizer.scales import Member
 from awq_edge.quantizer.statistics import InputStatistics
 from awq_edge.quantizer.writer import quantized_tensors, storage_dtype, stored
-from awq_edge.torch_tensors import read_float32
+from awq_edge.torch_tensors import is_finite, read_float32
 
 Tensors = dict[str, torch.Tensor]
 
@@ -191,7 +192,7 @@ def _pieces(layer: OutputLayer) -> Tensors:
     decoder = layer.checkpoint.decoder
     source = decoder.architecture.embedding if decoder.tied_embeddings else layer.name
     weight = read_float32(layer.checkpoint.files, f"{source}.weight", layer.device)
-    if not torch.isfinite(weight).all():
+    if not is_finite(weight):
         raise ModelError(f"{layer.checkpoint.path}: '{source}.weight' has NaN or inf")
     rows = max(1, _PIECE_VALUES // weight.shape[1])
     return {f"rows {i}": part for i, part in enumerate(torch.split(weight, rows))}
@@ -225,7 +226,7 @@ def _round(
     own = _error(nearest, weight, choice.scale, inputs)
     if inputs is None:
         return _Piece(nearest, False, own, own, float(weight.square().sum()))
-    signal = float(inputs.errors(weight).sum())
+    signal = inputs.summed_error(weight, lambda rows: weight[rows])
     rtn = choice.rtn_errors.get(name)
     if rtn is None:
         rtn = output_error(weight, None, None, inputs, layer.number_format)
@@ -245,11 +246,16 @@ def _error(
     inputs: InputStatistics | None,
 ) -> float:
     """Squared error of the outputs, or of the weights where there are no inputs."""
-    difference = rounded.dequantize()
-    if scale is not None:
-        difference /= scale
-    difference -= weight
-    return float((difference.square() if inputs is None else inputs.errors(difference)).sum())
+
+    def difference(rows: slice) -> torch.Tensor:
+        found = rounded.rows(rows).dequantize()
+        if scale is not None:
+            found /= scale
+        return found.sub_(weight[rows])
+
+    if inputs is None:
+        return sum(float(difference(rows).square_().sum()) for rows in row_pieces(weight))
+    return inputs.summed_error(weight, difference)
 
 
 def _report(layer: OutputLayer, pieces: Sequence[_Piece], choice: GroupChoice) -> LinearReport:

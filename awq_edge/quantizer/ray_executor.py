@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -175,10 +175,10 @@ class RayExecutor:
             sent: _Sent = {}
 
             def mapper(
-                function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
-            ) -> list[Result]:
+                function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+            ) -> Iterator[Result]:
                 begun = [self._begin(function, each, sent) for each in arguments]
-                return [self._result(ref, what, self._device) for ref, _ in begun]
+                return (self._result(ref, what, self._device) for ref, _ in begun)
 
             outcome = quantize_block(task, tensors, statistics, mapper)
             return lambda: outcome

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from awq_edge._version import __version__
 from awq_edge.artifacts import atomic_file
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
+from awq_edge.model_files import read_header
 from awq_edge.quantizer.report import BlockReport
+from awq_edge.quantizer.safetensors_stream import StreamedTensor, tensor_in_file
 
 Tensors = dict[str, torch.Tensor]
 
@@ -69,6 +71,11 @@ class BlockStore:
     def load(self, layer: int) -> Tensors:
         """The tensors of a stored block by full name, as they are stored."""
         return load_file(self._path(layer, "safetensors"))
+
+    def stored(self, layer: int) -> Iterator[tuple[str, StreamedTensor]]:
+        """The tensors of `load`, each to be read when it is needed."""
+        for name, entry in read_header(self._path(layer, "safetensors")):
+            yield name, tensor_in_file(entry)
 
     def save(self, layer: int, tensors: Mapping[str, torch.Tensor], report: BlockReport) -> None:
         """Store a block: its tensors first, so that a report stands for a whole block."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from awq_edge.quantizer.host_memory import row_pieces
 from awq_edge.w4a16 import SMALLEST_SCALE, NumberFormat
 
 __all__ = [
@@ -43,9 +44,13 @@ class Rounded:
     def dequantize(self) -> torch.Tensor:
         """The weight that the codes stand for: float32 [out, in]."""
         out_features = self.codes.shape[0]
-        codes = self.codes.reshape(out_features, self.scales.shape[1], -1).float()
-        weight = (codes - self.zeros.float()[:, :, None]) * self.scales.float()[:, :, None]
+        weight = self.codes.reshape(out_features, self.scales.shape[1], -1).float()
+        weight.sub_(self.zeros.float()[:, :, None]).mul_(self.scales.float()[:, :, None])
         return weight.reshape(out_features, -1)
+
+    def rows(self, rows: slice) -> Rounded:
+        """The codes of some rows [out]."""
+        return Rounded(self.codes[rows], self.scales[rows], self.zeros[rows])
 
 
 def round_to_nearest(
@@ -56,9 +61,25 @@ def round_to_nearest(
     weight: float32 [out, in]. ratio: float32 [out, in / group] in (0, 1], None for 1.
     Raises ScaleOverflow when a scale does not fit fp16.
     """
+    pieces = [
+        _round_to_nearest(weight[rows], number_format, None if ratio is None else ratio[rows])
+        for rows in row_pieces(weight)
+    ]
+    if len(pieces) == 1:
+        return pieces[0]
+    return Rounded(
+        torch.cat([piece.codes for piece in pieces]),
+        torch.cat([piece.scales for piece in pieces]),
+        torch.cat([piece.zeros for piece in pieces]),
+    )
+
+
+def _round_to_nearest(
+    weight: torch.Tensor, number_format: NumberFormat, ratio: torch.Tensor | None
+) -> Rounded:
     groups, scales, zeros = ranges(weight, number_format, ratio)
-    codes = torch.round(groups / scales.float()[:, :, None]) + zeros[:, :, None]
-    codes = codes.clamp(0, 2**number_format.bits - 1).to(torch.uint8)
+    codes = (groups / scales.float()[:, :, None]).round_().add_(zeros[:, :, None])
+    codes = codes.clamp_(0, 2**number_format.bits - 1).to(torch.uint8)
     return Rounded(codes.reshape(weight.shape), scales, zeros.to(torch.uint8))
 
 
@@ -69,7 +90,7 @@ def fake_quantize(
     groups, scales, zeros = ranges(weight, number_format, ratio)
     steps = scales.float()[:, :, None]
     zeros = zeros[:, :, None]
-    codes = torch.round(groups / steps).add_(zeros).clamp_(0, 2**number_format.bits - 1)
+    codes = (groups / steps).round_().add_(zeros).clamp_(0, 2**number_format.bits - 1)
     return codes.sub_(zeros).mul_(steps).reshape(weight.shape)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from awq_edge.quantizer.host_memory import column_pieces
 from awq_edge.quantizer.rounding import NumberFormat, ScaleOverflow, fake_quantize
 from awq_edge.quantizer.statistics import InputStatistics
 
@@ -125,8 +126,10 @@ def _mean_weight(weights: Sequence[torch.Tensor], group_size: int) -> torch.Tens
     """Mean over all rows of |w| relative to the maximum of its group: float32 [in]."""
     total = torch.zeros(weights[0].shape[1], device=weights[0].device)
     for weight in weights:
-        groups = weight.abs().reshape(weight.shape[0], -1, group_size)
-        total += (groups / groups.amax(dim=2, keepdim=True).clamp(min=1e-12)).sum(0).flatten()
+        for columns in column_pieces(weight, group_size):
+            groups = weight[:, columns].abs().reshape(len(weight), -1, group_size)
+            groups.div_(groups.amax(dim=2, keepdim=True).clamp(min=1e-12))
+            total[columns] += groups.sum(0).flatten()
     return total / sum(len(weight) for weight in weights)
 
 

@@ -23,6 +23,19 @@ def block_parameters(decoder: Decoder, layer: int) -> int:
     return sum(math.prod(shape) for shape in decoder.block_shapes(layer).values())
 
 
+def token_bytes(decoder: Decoder, layer: int, length: int) -> int:
+    """About the bytes of activations that a block's forward pass holds for a token, float32.
+
+    At their peak: three in the MLP (of an activation times another), four of the hidden states. And
+    the attention scores, twice, where transformers computes them as a matrix. length: tokens of a
+    sample.
+    """
+    values = 3 * max(input_sizes(decoder, layer).values()) + 4 * decoder.hidden_size
+    if decoder.architecture.attention_softcap is not None:
+        values += 2 * decoder.num_heads * length
+    return 4 * values
+
+
 def input_sizes(decoder: Decoder, layer: int) -> dict[str, int]:
     """The channels of the inputs of a block's linears, by input."""
     features = {linear.name: linear.in_features for linear in decoder.linears(layer)}

@@ -22,7 +22,6 @@ from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
 from awq_edge.quantizer.driver import (
     CalibratedBlocks,
     Observer,
-    RtnBlocks,
     obstacles,
 )
 from awq_edge.quantizer.executors import open_executor
@@ -39,6 +38,7 @@ from awq_edge.quantizer.report import (
 )
 from awq_edge.quantizer.resume import BlockStore, has_blocks, resume_key
 from awq_edge.quantizer.rounding import NumberFormat
+from awq_edge.quantizer.rtn import RtnBlocks
 from awq_edge.quantizer.sizes import block_bytes
 from awq_edge.quantizer.writer import (
     CheckpointWriter,
@@ -337,7 +337,7 @@ def _publish(
         writer = CheckpointWriter(work)
         written = set()
         for part in range(len(reports)):
-            for name, tensor in store.load(part).items():
+            for name, tensor in store.stored(part):
                 writer.add(name, tensor)
                 written.add(name)
         if job.lm_head is not None:

@@ -11,10 +11,11 @@ the memory budget, a seeded sample X of tokens stands for it: G ~ X^T X * tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
+from awq_edge.quantizer.host_memory import column_pieces, row_pieces
 from awq_edge.torch_device import tf32_products
 
 _FLOAT_BYTES = 4
@@ -66,7 +67,8 @@ class InputStatistics:
     def add(self, inputs: torch.Tensor) -> None:
         """Add tokens. inputs: [..., in], any float dtype."""
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        self._sum_abs += rows.abs().sum(dim=0)
+        for columns in column_pieces(rows, 1):
+            self._sum_abs[columns] += rows[:, columns].abs().sum(dim=0)
         if self._sample is not None:
             self._add_to_sample(rows)
         elif self._gram_share < 1:
@@ -135,6 +137,17 @@ class InputStatistics:
         rows = self._filled_sample()
         return (difference @ rows.T).square().sum(dim=1) * (self.tokens / max(len(rows), 1))
 
+    def summed_error(
+        self, weight: torch.Tensor, difference: Callable[[slice], torch.Tensor]
+    ) -> float:
+        """Squared output error over all tokens and rows of a weight [out, in].
+
+        difference: `errors`' D of some rows, float32 [rows, in]. On a CPU it is asked for piece by
+        piece, so that neither D nor D G is ever whole.
+        """
+        errors = [self.errors(difference(rows)) for rows in row_pieces(weight)]
+        return float(torch.cat(errors).sum())
+
     def diagonal_blocks(self, group_size: int) -> torch.Tensor:
         """The diagonal blocks of G: float32 [in / group, group, group]."""
         if self._gram is not None:
@@ -156,7 +169,8 @@ class InputStatistics:
 
     def _filled_sample(self) -> torch.Tensor:
         assert self._sample is not None
-        return self._sample[(self._keys >= 0).to(self._sample.device)]
+        filled = self._keys >= 0
+        return self._sample if filled.all() else self._sample[filled.to(self._sample.device)]
 
 
 def plan_samples(in_features: Mapping[str, int], budget_bytes: int) -> dict[str, int | None]:

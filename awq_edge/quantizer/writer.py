@@ -6,6 +6,7 @@ bfloat16, anything else becomes float16.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -19,32 +20,32 @@ from awq_edge.artifacts import write_json
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
 from awq_edge.layouts import CheckpointFormats, Layout
-from awq_edge.quantizer.resume import save_tensors
 from awq_edge.quantizer.rounding import NumberFormat, Rounded
+from awq_edge.quantizer.safetensors_stream import StreamedTensor, write_safetensors
+from awq_edge.torch_tensors import float32_pieces, is_finite
 from awq_edge.w4a16 import dequantize
 
-_SHARD_BYTES = 1 << 30  # a shard is in memory until it is written
+_SHARD_BYTES = 1 << 30
 
 
 class CheckpointWriter:
-    """Collects tensors and writes a shard whenever enough have come."""
+    """Notes tensors and writes a shard whenever enough have come."""
 
     def __init__(self, directory: Path, shard_bytes: int = _SHARD_BYTES) -> None:
         self._directory = directory
         self._shard_bytes = shard_bytes
-        self._pending: dict[str, torch.Tensor] = {}
+        self._pending: dict[str, StreamedTensor] = {}
         self._pending_bytes = 0
         self._shards: list[list[str]] = []
         self._total = 0
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Add one tensor as it is to be stored."""
-        size = tensor.numel() * tensor.element_size()
-        if self._pending and self._pending_bytes + size > self._shard_bytes:
+    def add(self, name: str, tensor: StreamedTensor) -> None:
+        """Add one tensor as it is to be stored. It is read when its shard is written."""
+        if self._pending and self._pending_bytes + tensor.nbytes > self._shard_bytes:
             self._flush()
-        self._pending[name] = tensor.contiguous().cpu()
-        self._pending_bytes += size
-        self._total += size
+        self._pending[name] = tensor
+        self._pending_bytes += tensor.nbytes
+        self._total += tensor.nbytes
 
     def finish(self) -> None:
         """Write what is left, give the shards their names, write the index where there are two."""
@@ -69,7 +70,7 @@ class CheckpointWriter:
     def _flush(self) -> None:
         if self._pending:
             path = self._directory / _temporary(len(self._shards))
-            save_tensors(self._pending, path)
+            write_safetensors(self._pending, path)
             self._shards.append(list(self._pending))
             self._pending = {}
             self._pending_bytes = 0
@@ -110,7 +111,7 @@ def narrowed(model: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) ->
     Raises ModelError where `dtype` cannot hold it.
     """
     narrow = tensor.to(dtype).contiguous().cpu()
-    if not torch.isfinite(narrow).all():
+    if not is_finite(narrow):
         raise ModelError(
             f"{model}: '{name}' has values up to {tensor.abs().max().item():.3g}, NaN or "
             "inf, which float16 cannot hold; convert the model to bfloat16 first"
@@ -128,20 +129,33 @@ def stored(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> torch.Ten
 
 def tensors_outside_blocks(
     checkpoint: Checkpoint, replaced: Collection[str] = ()
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Embedding, final norm and output layer, vision tower and projector, one at a time, as they
-    are stored.
+) -> Iterator[tuple[str, StreamedTensor]]:
+    """Embedding, final norm and output layer, vision tower and projector, as they are stored.
 
     replaced: full names that are written otherwise.
     """
     layers = f"{checkpoint.decoder.architecture.layers}."
-    for name in checkpoint.decoder.weight_shapes():
-        if not name.startswith(layers) and name not in replaced:
-            array = checkpoint.dense(name).astype(np.float32, copy=False)
-            yield name, stored(checkpoint, name, torch.from_numpy(array))
-    for name in checkpoint.kept_names:
-        array = checkpoint.dense(name).astype(np.float32, copy=False)
-        yield name, stored(checkpoint, name, torch.from_numpy(array))
+    names = [
+        name
+        for name in checkpoint.decoder.weight_shapes()
+        if not name.startswith(layers) and name not in replaced
+    ]
+    for name in (*names, *checkpoint.kept_names):
+        is_bfloat16 = storage_dtype(checkpoint, name) == torch.bfloat16
+        yield (
+            name,
+            StreamedTensor(
+                "BF16" if is_bfloat16 else "F16",
+                checkpoint.files.entries[name].shape,
+                functools.partial(_stored_pieces, checkpoint, name),
+            ),
+        )
+
+
+def _stored_pieces(checkpoint: Checkpoint, name: str) -> Iterator[np.ndarray[Any, Any]]:
+    """The bits of a tensor as it is stored, some rows at a time."""
+    for piece in float32_pieces(checkpoint.files, name):
+        yield stored(checkpoint, name, piece).view(torch.int16).numpy()
 
 
 def checkpoint_formats(

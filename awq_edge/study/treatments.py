@@ -163,9 +163,9 @@ def _by_the_quantizer(
     folded = fold_block(task, tensors, choices)
     rounded: dict[str, RoundedLinear] = {}
     for group in task.groups:
-        its_task, choice = tasks[group.name], choices[group.name]
+        its_task = tasks[group.name]
         for source, names in its_task.members_by_input(group).items():
-            rounded |= round_linears(its_task, names, folded, choice, statistics[source])
+            rounded |= round_linears(its_task, names, tensors, choices, statistics[source])
     for name, linear in rounded.items():
         folded[f"{name}.weight"] = linear.rounded.dequantize()
     return folded

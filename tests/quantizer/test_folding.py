@@ -25,6 +25,10 @@ def wild_scale(size: int, seed: int) -> torch.Tensor:
     return 10 ** (2 * torch.rand(size, generator=random) - 1)
 
 
+def copied(tensors: Tensors) -> Tensors:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
 class Folded:
     """Blocks of a model before and after folds, on a few sequences."""
 
@@ -62,7 +66,7 @@ def folded(tiny_model: Path) -> Folded:
 def test_folding_all_groups_keeps_the_blocks_output(folded: Folded) -> None:
     for layer in range(folded.decoder.num_layers):
         before = folded.load(layer)
-        after = dict(before)
+        after = copied(before)
         for index, group in enumerate(folded.groups(layer)):
             fold(folded.decoder, group, folded.scale(group, before, index), after)
             for name in group.linears:
@@ -75,7 +79,7 @@ def test_folding_one_group_keeps_the_blocks_output(folded: Folded) -> None:
     for layer in range(folded.decoder.num_layers):
         before = folded.load(layer)
         for group in folded.groups(layer):
-            after = dict(before)
+            after = copied(before)
             fold(folded.decoder, group, folded.scale(group, before), after)
             assert folded.change(layer, before, after) < EXACT, group.name
             touched = {*group.linears, *group.readers, group.previous}
@@ -93,7 +97,7 @@ def test_a_wrong_fold_is_seen(folded: Folded) -> None:
                 continue  # a single expert may have no token among these
             scale = torch.ones(before[f"{group.linears[0]}.weight"].shape[1])
             scale[9] = 3
-            after = dict(before)
+            after = copied(before)
             fold(folded.decoder, group, tie_channels(folded.decoder, group)(scale), after)
             for part in ("weight", "bias"):
                 name = f"{group.previous}.{part}"
@@ -106,7 +110,7 @@ def test_a_router_that_is_forgotten_is_seen(tmp_path: Path) -> None:
     folded = Folded(save_model(build_model("mixtral"), tmp_path / "model"))
     before = folded.load(0)
     group = next(g for g in folded.groups(0) if g.readers)
-    after = dict(before)
+    after = copied(before)
     fold(folded.decoder, group, folded.scale(group, before), after)
     router = f"{group.readers[0]}.weight"
     after[router] = before[router]
@@ -123,7 +127,7 @@ def test_folds_are_exact_with_norms_as_they_are_stored(
         before = folded.load(layer)
         for norm in folded.decoder.norms():
             before[f"{norm}.weight"] = before[f"{norm}.weight"].to(storage).float()
-        after = dict(before)
+        after = copied(before)
         dtypes = dict.fromkeys(before, storage)
         for index, group in enumerate(folded.groups(layer)):
             realise = realise_scale(folded.decoder, group, before, dtypes)
@@ -162,7 +166,7 @@ def test_the_stored_norm_undoes_the_scale_exactly(model_type: str, storage: torc
     realise = realise_scale(decoder, group, {"norm.weight": norm}, {"norm.weight": storage})
     wanted = wild_scale(64, 1)
     scale = realise(wanted)
-    tensors = {"norm.weight": norm, "up.weight": torch.ones(8, 64)}
+    tensors = {"norm.weight": norm.clone(), "up.weight": torch.ones(8, 64)}
     fold(decoder, group, scale, tensors)
     stored = tensors["norm.weight"].to(storage).float()
     gain = norm + offset
