@@ -9,6 +9,10 @@
 
 namespace awq_edge {
 
+// Shared memory of a block on sm_86, sm_89 and sm_120, less more than any kernel has statically.
+constexpr size_t kStaticBytes = 2048;
+constexpr size_t kMaxSharedBytes = 99 * 1024 - kStaticBytes;
+
 // Calls function(std::integral_constant<int, head_size>) for the head sizes that exist.
 template <typename Function>
 int with_head_size(int head_size, Function function) {
@@ -29,7 +33,6 @@ int with_head_size(int head_size, Function function) {
 // More than 48 KB of shared memory, static ones included, must be asked for.
 template <typename Kernel>
 int allow_shared_bytes(const char* what, Kernel kernel, size_t bytes) {
-  constexpr size_t kStaticBytes = 2048;  // more than any of the kernels has
   if (bytes + kStaticBytes <= 48 * 1024) return AWQ_EDGE_OK;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        static_cast<int>(bytes));
@@ -41,6 +44,7 @@ int launch_decode_kernel(const awq_edge_attention& a, const DecodePlan& plan, fl
                          uint32_t* counters, void* stream) {
   const auto kernel = decode_attention<T, kHeadSize, kInt8, kTiles>;
   constexpr size_t kBytes = DecodeShape<T, kHeadSize, kInt8, kTiles>::kSharedBytes;
+  static_assert(kBytes <= kMaxSharedBytes, "runs on every target");
   const int status = allow_shared_bytes("decode attention", kernel, kBytes);
   if (status != AWQ_EDGE_OK) return status;
   const dim3 grid(plan.splits * plan.row_tiles, a.num_kv_heads, a.batch);
@@ -88,6 +92,7 @@ int launch_append(const awq_edge_attention& a, void* stream) {
 template <typename T, typename Shape>
 int launch_prefill_kernel(const awq_edge_attention& a, void* stream) {
   const auto kernel = prefill_attention<T, Shape>;
+  static_assert(Shape::shared_bytes(true) <= kMaxSharedBytes, "runs on every target");
   const size_t bytes = Shape::shared_bytes(a.kv_dtype == AWQ_EDGE_INT8);
   const int status = allow_shared_bytes("prefill attention", kernel, bytes);
   if (status != AWQ_EDGE_OK) return status;
