@@ -21,6 +21,8 @@ from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22  # bytes read at a time when hashing
+# Of linears and of attention in a graph for TensorRT: our plugin, or TensorRT's own layers.
+Form = Literal["plugin", "native"]
 
 
 class FileEntry(BaseModel):
@@ -42,13 +44,29 @@ class TensorPort(BaseModel):
     shape: tuple[int | str, ...]
 
 
+class PluginUse(BaseModel):
+    """What a graph asks of the TensorRT plugin (`awq_edge/plugin/contract.py`).
+
+    ops: the operators that it has nodes of. version: of the operators' contract. layout_version:
+    of the packing of the weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ops: tuple[str, ...]
+    version: str
+    layout_version: int
+
+
 class BundleManifest(BaseModel):
     """manifest.json of a bundle: what the runtime must know before it opens the graph.
 
     *_bytes: what each part occupies in the weight file. context: tokens the KV cache holds.
     runtime: backend that the graph was lowered for. min_runtime_version: the oldest version of it
     that computes the graph right, None if any does. graph: the file that says what is computed.
-    opset, accuracy_level (of MatMulNBits), inputs, outputs: of ONNX graphs. bits, group_size,
+    opset, accuracy_level (of MatMulNBits), inputs, outputs: of ONNX graphs. linear, attention,
+    plugin: of graphs for TensorRT, what linears and attention are; plugin is None where both are
+    TensorRT's own or, with linear "plugin", nothing is quantized. bits, group_size,
     scheme: of most weights of the blocks. other_formats: linears of blocks that differ from that,
     by full name, in words. source: what the bundle was made from.
     """
@@ -77,6 +95,9 @@ class BundleManifest(BaseModel):
     head_size: int
     activation_dtype: str
     accuracy_level: int | None = None
+    linear: Form | None = None
+    attention: Form | None = None
+    plugin: PluginUse | None = None
     method: str
     bits: int
     group_size: int

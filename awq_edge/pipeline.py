@@ -126,6 +126,8 @@ def export(
     lm_head_bits: int | None = None,
     accuracy_level: int | None = None,
     activation_dtype: str | None = None,
+    linear: str | None = None,
+    attention: str | None = None,
     calibration: str | Path | None = None,
     samples: int | None = None,
     length: int | None = None,
@@ -141,11 +143,12 @@ def export(
     model: a directory, a hub id, or "demo"; a checkpoint that is quantized already is exported as
     it is, and arguments that contradict it are refused. recipe: None for "cpu", or for the recipe
     that is called as the runtime. runtime: None for the recipe's. context: tokens of the KV cache.
-    The other arguments: see `quantize`.
+    linear, attention: "plugin" or "native", for TensorRT only. The other arguments: see `quantize`.
     Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.exporter import (
         check_export,
+        check_forms,
         check_overrides,
         export_checkpoint,
         require_lowering,
@@ -156,11 +159,14 @@ def export(
     loaded = _recipe(_default_recipe(runtime) if recipe is None else recipe)
     # By name, before the recipe is asked for what such a runtime needs.
     require_lowering(runtime or loaded.runtime.backend)
+    check_forms(runtime or loaded.runtime.backend, linear=linear, attention=attention)
     resolved = loaded.overridden(
         {
             "runtime.backend": runtime,
             "runtime.accuracy_level": accuracy_level,
             "runtime.activation_dtype": activation_dtype,
+            "export.linear": linear,
+            "export.attention": attention,
             "quantization.method": method,
             "quantization.bits": bits,
             "quantization.group_size": group_size,

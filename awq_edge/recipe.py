@@ -196,10 +196,13 @@ class QuantizationDefaults(_Part):
 
 class ExportDefaults(_Part):
     """Defaults of `awq-edge export`. context: tokens that the KV cache holds. prefill_chunk: tokens
-    of one prefill step. Both are clipped to what the model allows."""
+    of one prefill step. Both are clipped to what the model allows. linear, attention: for TensorRT,
+    nodes of our plugin or TensorRT's own layers."""
 
     context: PositiveInt
     prefill_chunk: PositiveInt
+    linear: Literal["plugin", "native"]
+    attention: Literal["plugin", "native"]
 
 
 class CalibrationDefaults(_Part):

@@ -75,6 +75,8 @@ statistics_budget_bytes = "2 GiB"
 [export]
 context = 4096
 prefill_chunk = 512
+linear = "plugin"
+attention = "plugin"
 [calibration]
 samples = 128
 length = 512

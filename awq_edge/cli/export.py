@@ -82,6 +82,17 @@ def export(
             help="float16, float32 (onnxruntime) or bfloat16 (cuda).  [default: the recipe's]"
         ),
     ] = None,
+    linear: Annotated[
+        str | None,
+        typer.Option(
+            help="TensorRT: plugin (this project's kernels) or native (TensorRT's INT4 layers; "
+            "symmetric weights only).  [default: the recipe's]"
+        ),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="TensorRT: plugin or native layers.  [default: the recipe's]"),
+    ] = None,
     calibration: CalibrationOption = None,
     samples: SamplesOption = None,
     length: LengthOption = None,
@@ -116,6 +127,8 @@ def export(
             lm_head_bits=lm_head_bits,
             accuracy_level=accuracy_level,
             activation_dtype=activation_dtype,
+            linear=linear,
+            attention=attention,
             calibration=calibration,
             samples=samples,
             length=length,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from awq_edge.exporter.bundle import check_export, export_checkpoint
 from awq_edge.exporter.lowerings import lowering_names, require_lowering
-from awq_edge.exporter.overrides import check_overrides
+from awq_edge.exporter.overrides import check_forms, check_overrides
 
 __all__ = [
     "check_export",
+    "check_forms",
     "check_overrides",
     "export_checkpoint",
     "lowering_names",

@@ -101,7 +101,9 @@ def check_export(
             f"'{checkpoint.decoder.model_type}' needs: {missing}; `awq-edge quantize` takes the "
             "model, and `awq-edge eval` runs the checkpoint on this machine"
         )
-    lowering.check_model(checkpoint)
+    if lm_head_bits is not None:
+        recipe = recipe.overridden({"quantization.lm_head_bits": lm_head_bits})
+    lowering.check_model(checkpoint, recipe)
     longest = checkpoint.decoder.max_positions
     if context is not None and context > longest:
         raise ConfigError(
@@ -206,6 +208,9 @@ def _manifest(
         head_size=decoder.head_size,
         activation_dtype=activation_dtype,
         accuracy_level=lowered.accuracy_level,
+        linear=lowered.linear,
+        attention=lowered.attention,
+        plugin=lowered.plugin,
         method=quantization.method if quantization else "none",
         bits=quantization.bits if quantization else unquantized_bits,
         group_size=quantization.group_size if quantization else 0,

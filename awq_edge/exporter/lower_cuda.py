@@ -73,7 +73,7 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def check_model(checkpoint: Checkpoint) -> None:
+def check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Raise ModelError for sizes and number formats that no kernel exists for."""
     decoder, problems = checkpoint.decoder, []
     if decoder.head_size not in HEAD_SIZES:

@@ -48,7 +48,7 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def check_model(checkpoint: Checkpoint) -> None:
+def check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """onnxruntime executes whatever the canonical graph has."""
 
 

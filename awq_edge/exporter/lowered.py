@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 
-from awq_edge.artifacts import TensorPort
+from awq_edge.artifacts import Form, PluginUse, TensorPort
 from awq_edge.exporter.graph import DecoderGraph, to_model
 from awq_edge.exporter.weights import Weight
 from awq_edge.exporter.writer import WeightPlan, place_weights
@@ -21,7 +21,8 @@ class Lowered:
     model_file, weights_file: their names in the bundle. weights: in the order of execution.
     render: the bytes of the model file, once it is known where the weights lie.
     minimum_version: of the runtime; None where any will do. The rest belongs to graphs: the opset,
-    accuracy_level (of MatMulNBits), inputs and outputs.
+    accuracy_level (of MatMulNBits), inputs and outputs; linear, attention and plugin of those for
+    TensorRT.
     """
 
     model_file: str
@@ -31,6 +32,9 @@ class Lowered:
     minimum_version: str | None = None
     opset: int | None = None
     accuracy_level: int | None = None
+    linear: Form | None = None
+    attention: Form | None = None
+    plugin: PluginUse | None = None
     inputs: tuple[TensorPort, ...] = ()
     outputs: tuple[TensorPort, ...] = ()
 
@@ -44,6 +48,9 @@ def lowered_graph(
     *,
     minimum_version: str | None = None,
     accuracy_level: int | None = None,
+    linear: Form | None = None,
+    attention: Form | None = None,
+    plugin: PluginUse | None = None,
 ) -> Lowered:
     """A lowered graph as ONNX, its weights in a file beside it."""
 
@@ -61,6 +68,9 @@ def lowered_graph(
         minimum_version=minimum_version,
         opset=graph.graph.opset,
         accuracy_level=accuracy_level,
+        linear=linear,
+        attention=attention,
+        plugin=plugin,
         inputs=tuple(_port(tensor) for tensor in graph.graph.inputs),
         outputs=tuple(_port(tensor) for tensor in graph.graph.outputs),
     )

@@ -1,4 +1,4 @@
-"""Flags that an already quantized checkpoint contradicts."""
+"""Flags that an already quantized checkpoint, or the runtime, contradicts."""
 
 from __future__ import annotations
 
@@ -38,6 +38,18 @@ def check_overrides(checkpoint: Path, overrides: Mapping[str, object]) -> None:
             raise ConfigError(
                 f"{flag} contradicts {checkpoint}, which is quantized with "
                 f"{key.replace('_', ' ')} {stored[key]}; {remedy}"
+            )
+
+
+def check_forms(runtime: str, **forms: str | None) -> None:
+    """Raise ConfigError for --linear or --attention with a runtime that has no choice of them."""
+    if runtime.startswith("tensorrt"):
+        return
+    for key, value in forms.items():
+        if value is not None:
+            raise ConfigError(
+                f"{_flag(key, value)} is for the runtimes tensorrt and tensorrt-rtx, and this is "
+                f"an export for {runtime}; leave it out, or give another --recipe"
             )
 
 

@@ -18,6 +18,7 @@ from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import DOMAIN, DecoderGraph, module_path, to_model
 from awq_edge.exporter.lowerings import lowering_names, require_lowering
 from awq_edge.exporter.weights import FLOAT16, FLOAT32, UINT4, UINT8
+from awq_edge.recipe import list_recipes
 from awq_edge.runtime.session import SessionOptions
 
 from .conftest import Export, parity_recipe
@@ -196,7 +197,7 @@ def test_a_lowering_leaves_the_canonical_graph_as_it_was(
     before = to_model(graph, ir_version=11).SerializeToString()
     weights = dict(graph.weights)
     lowering: Any = require_lowering(runtime)
-    recipe = parity_recipe(**{"runtime.backend": runtime})
+    recipe = next(recipe for recipe in list_recipes() if recipe.runtime.backend == runtime)
     first = to_model(lowering.lower(graph, recipe), lowering.IR_VERSION).SerializeToString()
     assert to_model(graph, ir_version=11).SerializeToString() == before
     assert graph.weights == weights
