@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from awq_edge.artifacts import PluginUse
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
+from awq_edge.exporter.canonical import (
+    LM_HEAD_SCHEMES,
+    GraphSpec,
+    build_canonical_graph,
+    lm_head_bits,
+)
 from awq_edge.exporter.graph import DOMAIN, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
+from awq_edge.exporter.native_nodes import native_attention, native_linears
 from awq_edge.exporter.plugin_nodes import plugin_attention, plugin_linears
 from awq_edge.plugin.contract import CACHED_ATTENTION, PLUGIN_VERSION
 from awq_edge.plugin.interface import LAYOUT_VERSION
@@ -54,6 +60,8 @@ def check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
     problems = []
     if recipe.export.linear == "plugin":
         problems += _plugin_linear_problems(checkpoint)
+    else:
+        problems += _native_linear_problems(checkpoint, recipe)
     if recipe.export.attention == "plugin":
         problems += _plugin_attention_problems(checkpoint)
     if problems:
@@ -67,8 +75,10 @@ def lower(canonical: DecoderGraph, recipe: Recipe, target: Target) -> DecoderGra
     """The graph for TensorRT. `canonical` is left as it was."""
     work = canonical.copy()
     builder = GraphBuilder(work)
-    plugin_linears(work, builder)
-    plugin_attention(work, builder)
+    linears = {"plugin": plugin_linears, "native": native_linears}[recipe.export.linear]
+    linears(work, builder)
+    attention = {"plugin": plugin_attention, "native": native_attention}[recipe.export.attention]
+    attention(work, builder)
     work.graph.opset, work.graph.import_domains = target.opset, None
     return work
 
@@ -101,6 +111,30 @@ def _plugin_linear_problems(checkpoint: Checkpoint) -> list[str]:
                 groups = ", ".join(map(str, PACKED_GROUP_SIZES))
                 return [f"group_size {group_size} of {name} is not one of {groups}; give --linear "
                         "native, or quantize the original model again"]  # fmt: skip
+    return []
+
+
+def _native_linear_problems(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    """TensorRT's DequantizeLinear has no zero points."""
+    reason = "TensorRT's INT4 layers have no zero points"
+    lm_head = checkpoint.decoder.architecture.lm_head
+    is_rounded = not checkpoint.is_quantized(lm_head)
+    if checkpoint.quantization is None:
+        if recipe.quantization.method == "none":
+            return []
+        if recipe.quantization.scheme == "asymmetric":
+            return [f"--linear native needs symmetric weights, {reason}; give --scheme symmetric"]
+        return []  # lm_head is quantized with the blocks then
+    for name in _linears(checkpoint):
+        if checkpoint.is_quantized(name):
+            if checkpoint.linear_format(name).scheme == "asymmetric":
+                return [f"--linear native needs symmetric weights, {reason}, and {name} is "
+                        "asymmetric; quantize the original model with --scheme symmetric, or give "
+                        "--linear plugin"]  # fmt: skip
+    bits = lm_head_bits(checkpoint, recipe.quantization.lm_head_bits)
+    if is_rounded and bits != 16 and LM_HEAD_SCHEMES[bits] == "asymmetric":
+        return [f"--linear native needs symmetric weights, {reason}, and an lm_head of {bits} bits "
+                "is asymmetric; give --lm-head-bits 8"]  # fmt: skip
     return []
 
 

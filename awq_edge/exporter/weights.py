@@ -31,13 +31,18 @@ BFLOAT16 = int(onnx.TensorProto.BFLOAT16)
 INT32 = int(onnx.TensorProto.INT32)
 UINT8 = int(onnx.TensorProto.UINT8)
 UINT4 = int(onnx.TensorProto.UINT4)
+INT8 = int(onnx.TensorProto.INT8)
+INT4 = int(onnx.TensorProto.INT4)
+_NIBBLES = (UINT4, INT4)  # two elements to a byte
 _NUMPY: dict[int, type[np.generic]] = {
     FLOAT16: np.float16,
     FLOAT32: np.float32,
     BFLOAT16: ml_dtypes.bfloat16,
     INT32: np.int32,
     UINT8: np.uint8,
-    UINT4: np.uint8,  # two elements to a byte
+    UINT4: np.uint8,
+    INT8: np.int8,
+    INT4: np.uint8,
 }
 
 
@@ -55,14 +60,14 @@ class Weight:
     def nbytes(self) -> int:
         """Bytes of the raw encoding."""
         count = math.prod(self.shape)
-        if self.dtype == UINT4:
+        if self.dtype in _NIBBLES:
             return (count + 1) // 2
         return count * np.dtype(_NUMPY[self.dtype]).itemsize
 
     def array(self) -> Array:
         """All of it, evaluated; 4-bit elements as they are packed, flat."""
         flat = np.concatenate([piece.reshape(-1) for piece in self.pieces()])
-        return flat if self.dtype == UINT4 else flat.reshape(self.shape)
+        return flat if self.dtype in _NIBBLES else flat.reshape(self.shape)
 
 
 def reinterpreted(weight: Weight, dtype: int, shape: tuple[int, ...]) -> Weight:
