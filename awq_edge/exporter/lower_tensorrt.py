@@ -1,4 +1,4 @@
-"""The lowering for TensorRT: opset 24 from 10.15 on, see tensorrt_lowering.py."""
+"""The lowering for TensorRT, see tensorrt_lowering.py: opset 24 from 10.15 on, before that 17."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ from awq_edge.recipe import Recipe
 IR_VERSION = 11
 # The first with RMSNormalization, RotaryEmbedding and TensorScatter.
 TARGET = Target(CANONICAL_OPSET, IR_VERSION, "10.15")
+# JetPack 6.2's. Decomposed: what came after opset 17 is in its primitives.
+DECOMPOSED = Target(17, 8, "10.3")
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise ConfigError for what this version of TensorRT cannot execute."""
-    _target(recipe)
+    target = _target(recipe)
+    if target is DECOMPOSED and recipe.export.linear == "native":
+        raise ConfigError(
+            f"--linear native needs TensorRT {TARGET.minimum_version}, recipe {recipe.name} has "
+            f"{recipe.runtime.version}: the graph for it is opset {DECOMPOSED.opset}, whose "
+            "DequantizeLinear has no groups; give --linear plugin"
+        )
     tensorrt_lowering.check_recipe(recipe)
 
 
@@ -38,10 +46,15 @@ def lower(canonical: DecoderGraph, recipe: Recipe) -> DecoderGraph:
 
 
 def _target(recipe: Recipe) -> Target:
-    version = tuple(int(part) for part in recipe.runtime.version.split("."))
-    if version < (10, 15):
+    version = recipe.runtime.version
+    if _release(version) < _release(DECOMPOSED.minimum_version):
         raise ConfigError(
-            f"recipe {recipe.name} has version {recipe.runtime.version} of runtime tensorrt; graphs "
-            f"are made for {TARGET.minimum_version} and newer"
+            f"recipe {recipe.name} has version {version} of runtime tensorrt; graphs are made for "
+            f"{DECOMPOSED.minimum_version} and newer: take a recipe of a Jetson, or write one with "
+            "the TensorRT that the target has"
         )
-    return TARGET
+    return DECOMPOSED if _release(version) < _release(TARGET.minimum_version) else TARGET
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

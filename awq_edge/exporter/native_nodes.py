@@ -167,8 +167,8 @@ class _Attention:
         self._append(f"{path}/value", past_value, v, present_value)
         mask = self._positions.mask(attributes.get("window", 0))
         given = {"scale": attributes["scale"]}
-        if "softcap" in attributes:
-            given["softcap"] = attributes["softcap"]
+        if "soft_cap" in attributes:
+            given["softcap"] = attributes["soft_cap"]
         (found,) = self._builder.node(
             "Attention",
             f"{path}/Attention",

@@ -24,9 +24,6 @@ from awq_edge.plugin.contract import (
 from awq_edge.plugin.interface import LAYOUT_VERSION, Epilogue
 from awq_edge.plugin.op_contract import Number, Op
 
-# Attributes of the canonical CachedAttention that have another name, or no place, in the contract.
-_ATTENTION_ATTRIBUTES = {"softcap": "soft_cap"}
-
 
 def plugin_linears(work: DecoderGraph, builder: GraphBuilder) -> None:
     """Every W4A16Linear becomes the plugin's, or a part of one."""
@@ -132,9 +129,7 @@ class _Attention:
     def _attention(self, node: gs.Node) -> None:
         q, k, v, past_length, cosine, sine, past_key, past_value = list(node.inputs)
         outputs = list(node.outputs)
-        given: dict[str, Number] = {
-            _ATTENTION_ATTRIBUTES.get(key, key): value for key, value in node.attrs.items()
-        }
+        given: dict[str, Number] = dict(node.attrs)  # under the contract's names
         norms = [_head_norm(tensor) for tensor in (q, k)]
         weights: list[gs.Constant] = []
         if norms[0] is not None and norms[1] is not None:

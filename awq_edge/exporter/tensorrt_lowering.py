@@ -23,11 +23,14 @@ from awq_edge.exporter.graph import DOMAIN, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
 from awq_edge.exporter.native_nodes import native_attention, native_linears
 from awq_edge.exporter.plugin_nodes import plugin_attention, plugin_linears
+from awq_edge.exporter.primitive_nodes import primitive_attention, primitive_functions
 from awq_edge.plugin.contract import CACHED_ATTENTION, PLUGIN_VERSION
 from awq_edge.plugin.interface import LAYOUT_VERSION
 from awq_edge.plugin.packing import PACKED_GROUP_SIZES
 from awq_edge.recipe import Recipe
 
+# Before this opset there are no RMSNormalization, RotaryEmbedding and Attention.
+NEWEST_OF_PRIMITIVES = 23
 PLUGIN_DTYPES, NATIVE_DTYPES = ("float16",), ("float16", "float32")
 
 
@@ -77,8 +80,12 @@ def lower(canonical: DecoderGraph, recipe: Recipe, target: Target) -> DecoderGra
     builder = GraphBuilder(work)
     linears = {"plugin": plugin_linears, "native": native_linears}[recipe.export.linear]
     linears(work, builder)
-    attention = {"plugin": plugin_attention, "native": native_attention}[recipe.export.attention]
+    primitive = target.opset < NEWEST_OF_PRIMITIVES
+    layers = primitive_attention if primitive else native_attention
+    attention = {"plugin": plugin_attention, "native": layers}[recipe.export.attention]
     attention(work, builder)
+    if primitive:
+        primitive_functions(work, builder)
     work.graph.opset, work.graph.import_domains = target.opset, None
     return work
 
