@@ -70,9 +70,9 @@ class CachedAttention(OpRun):
         return output.astype(q.dtype), key.astype(q.dtype), value.astype(q.dtype)
 
 
-def evaluated_model(decoder_graph: DecoderGraph) -> onnx.ModelProto:
+def evaluated_model(decoder_graph: DecoderGraph, ir_version: int = 11) -> onnx.ModelProto:
     """The model with its weights inside."""
-    model = to_model(decoder_graph, ir_version=11)
+    model = to_model(decoder_graph, ir_version)
     for proto in model.graph.initializer:
         weight = decoder_graph.weights.get(proto.name)
         if weight is None:
