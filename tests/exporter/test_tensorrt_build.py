@@ -1,0 +1,119 @@
+"""Bundles for TensorRT in TensorRT-RTX on a machine without a GPU: parsed, and built ahead of time.
+
+The decomposed graphs too: a parser of TensorRT 10.3 is not to be had here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import awq_edge
+from awq_edge.artifacts import Bundle
+from awq_edge.plugin.kernels import ENVIRONMENT_VARIABLE
+
+from .conftest import Export
+from .models import save_quantized
+from .test_tensorrt_parity import ASYMMETRIC, FORMS, form_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+_TIMEOUT_S = 300
+_DTYPES = {"int64": "INT64", "float16": "HALF"}
+# What TensorRT-RTX's parser says of every graph with int64 inputs.
+_KNOWN = ("Make sure input", "INT64")
+
+Build = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Parses and builds jobs with the Python plugin; a library that computes nothing stands for the
+    kernels."""
+    import shutil
+
+    from plugin.plugin_build import build_recording_kernels
+
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip(reason="needs tensorrt-rtx, which has wheels for Linux on x86-64 and Windows")
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip(reason="needs gcc")
+    kernels = build_recording_kernels(gcc, tmp_path_factory.mktemp("kernels"))
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        done = subprocess.run(
+            [sys.executable, Path(__file__).with_name("tensorrt_bundles.py")],
+            input=json.dumps(jobs),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "AWQ_EDGE_CACHE": str(cache),
+                ENVIRONMENT_VARIABLE: str(kernels),
+            },
+        )
+        assert done.returncode == 0, done.stderr
+        found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return run
+
+
+def unexpected(log: list[str]) -> list[str]:
+    return [line for line in log if not any(known in line for known in _KNOWN)]
+
+
+def ports(bundle: Bundle) -> dict[str, list[Any]]:
+    """Inputs and outputs as TensorRT names their types; -1 where a dimension varies."""
+    listed = (*bundle.manifest.inputs, *bundle.manifest.outputs)
+    return {
+        port.name: [
+            _DTYPES[port.dtype],
+            [size if isinstance(size, int) else -1 for size in port.shape],
+        ]
+        for port in listed
+    }
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_every_architecture_parses(
+    scheme: Any, tiny_model: Path, tmp_path: Path, export: Export, build: Build
+) -> None:
+    checkpoint = save_quantized(tiny_model, tmp_path / "checkpoint", scheme=scheme)
+    jobs, expected = [], {}
+    for form in FORMS if scheme == "symmetric" else ASYMMETRIC:
+        bundle = export(checkpoint, form_recipe(form, "float16"), lm_head_bits=None)
+        path = bundle.path.rename(tmp_path / form)
+        expected[form] = ports(bundle)
+        jobs.append({"bundle": str(path), "sm": []})
+    for form, result in zip(expected, build(jobs), strict=True):
+        assert result["parsed"], (form, result["log"])
+        assert result["ports"] == expected[form], form
+        assert not unexpected(result["log"]), form
+
+
+def test_the_demo_model_is_built(tmp_path: Path, build: Build) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    awq_edge.quantize("demo", checkpoint, method="rtn", scheme="symmetric")
+    jobs, weights = [], []
+    for form in FORMS:
+        bundle = awq_edge.export(
+            checkpoint, tmp_path / form, recipe=form_recipe(form, "float16"), context=256
+        )
+        weights.append(sum(bundle.manifest.part_bytes.values()))
+        jobs.append({"bundle": str(bundle.path), "sm": [89]})
+    for form, size, result in zip(FORMS, weights, build(jobs), strict=True):
+        # Weights that were folded into float16 would be twice what the bundle has, and more.
+        assert size < result["engine"] < 2.5 * size, (form, result["log"])
+        assert not unexpected(result["log"]), form
