@@ -48,7 +48,7 @@ class PluginUse(BaseModel):
     """What a graph asks of the TensorRT plugin (`awq_edge/plugin/contract.py`).
 
     ops: the operators that it has nodes of. version: of the operators' contract. layout_version:
-    of the packing of the weights.
+    of the packing of the weights. attributes: by operator and name, every value that occurs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +56,7 @@ class PluginUse(BaseModel):
     ops: tuple[str, ...]
     version: str
     layout_version: int
+    attributes: dict[str, dict[str, tuple[int | float, ...]]] = {}
 
 
 class BundleManifest(BaseModel):

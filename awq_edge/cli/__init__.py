@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from awq_edge._version import __version__
+from awq_edge.cli.build import build
 from awq_edge.cli.build_plugins import build_plugins
 from awq_edge.cli.chat import chat
 from awq_edge.cli.eval import eval_app
@@ -46,6 +47,7 @@ def _options(
 
 app.command()(quantize)
 app.command()(export)
+app.command()(build)
 app.command()(run)
 app.command()(chat)
 app.command()(inspect)

@@ -9,6 +9,24 @@ _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
 
 
+_NAME_BYTES = 256
+
+
+def device_name(device: int = 0) -> str | None:
+    """The driver's name of a GPU ("Orin"); None where there is no driver or no such GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    handle, name = ctypes.c_int(), ctypes.create_string_buffer(_NAME_BYTES)
+    done = (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGet(ctypes.byref(handle), device) == 0
+        and driver.cuDeviceGetName(name, _NAME_BYTES, handle) == 0
+    )
+    return name.value.decode(errors="replace") if done else None
+
+
 def compute_capability(device: int = 0) -> int | None:
     """10 * major + minor of a GPU (87: Jetson Orin); None where there is no driver or no such GPU.
 

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import onnx
+
 from awq_edge._version import __version__
 from awq_edge.artifacts import (
     MANIFEST,
     Bundle,
     BundleManifest,
     FileEntry,
+    PluginUse,
     atomic_directory,
     hash_file,
     refuse_existing,
@@ -24,6 +27,7 @@ from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter.canonical import GraphSpec, lm_head_bits, unquantized_linears
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.lowerings import Lowering, require_lowering
+from awq_edge.exporter.plugin_ops import plugin_attributes
 from awq_edge.exporter.supported import unsupported
 from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.model_files import ModelFiles
@@ -80,7 +84,7 @@ def export_checkpoint(
     require_disk(out.parent, needed, f"the bundle of {model_name}")
     with atomic_directory(out, overwrite=overwrite) as work:
         files = _write_files(work, source.files, lowered, model, plan, recipe, observer)
-        manifest = _manifest(source, recipe, lowered, plan, files, model_name, unquantized)
+        manifest = _manifest(source, recipe, lowered, model, plan, files, model_name, unquantized)
         text = manifest.model_dump_json(indent=2)
         (work / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return Bundle(out, manifest)
@@ -179,6 +183,7 @@ def _manifest(
     checkpoint: Checkpoint,
     recipe: Recipe,
     lowered: Lowered,
+    model: bytes,
     plan: WeightPlan,
     files: dict[str, FileEntry],
     model_name: str,
@@ -210,7 +215,7 @@ def _manifest(
         accuracy_level=lowered.accuracy_level,
         linear=lowered.linear,
         attention=lowered.attention,
-        plugin=lowered.plugin,
+        plugin=_plugin_use(lowered, model),
         method=quantization.method if quantization else "none",
         bits=quantization.bits if quantization else unquantized_bits,
         group_size=quantization.group_size if quantization else 0,
@@ -227,6 +232,14 @@ def _manifest(
         source=_source(checkpoint),
         files=files,
     )
+
+
+def _plugin_use(lowered: Lowered, model: bytes) -> PluginUse | None:
+    """What the graph asks of the plugin, with the attributes of its nodes as they were rendered."""
+    if lowered.plugin is None:
+        return None
+    attributes = plugin_attributes(onnx.load_from_string(model))
+    return lowered.plugin.model_copy(update={"attributes": attributes})
 
 
 def _other_formats(checkpoint: Checkpoint) -> dict[str, str]:

@@ -1,0 +1,100 @@
+"""`awq-edge build BUNDLE`: TensorRT engines, ahead of time or on the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from awq_edge.builder import BuiltEngine
+
+_STEPS = 1000  # of the progress bar, for one engine
+
+
+def build(
+    bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SM",
+            help="Architecture to build for, such as SM89; may be repeated (tensorrt-rtx).  "
+            "[default: the recipe's; tensorrt: this machine's]",
+        ),
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="tensorrt-rtx or tensorrt.  [default: the bundle's]")
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build engines again that are there already.")
+    ] = False,
+    memory_check: Annotated[
+        bool,
+        typer.Option(
+            "--memory-check/--no-memory-check",
+            help="Refuse a build that needs more memory than is free.",
+        ),
+    ] = True,
+    json_to: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="Write what was built; - : alone, out."),
+    ] = None,
+) -> None:
+    """Build the engines of a bundle; TensorRT for RTX does it on any x86-64 machine."""
+    import json
+
+    from rich.console import Console
+
+    from awq_edge.artifacts import Bundle
+    from awq_edge.builder import build_engines
+    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.progress import block_progress
+
+    output = JsonTarget(json_to)
+    with block_progress(Console(stderr=True)) as bar:
+
+        def observe(index: int, count: int, fraction: float, what: str) -> None:
+            bar(int((index + fraction) * _STEPS), count * _STEPS, what)
+
+        bar(0, 1, "checking the bundle's files")
+        opened = Bundle.open(Path(bundle).expanduser())
+        built = build_engines(
+            opened,
+            runtime=runtime,
+            targets=target or (),
+            memory_check=memory_check,
+            rebuild=rebuild,
+            observer=observe,
+        )
+    console = output.console()
+    for engine in built:
+        console.print(_line(engine), soft_wrap=True)
+    described = {"bundle": str(opened.path), "engines": [_described(engine) for engine in built]}
+    output.write(json.dumps(described, indent=2, ensure_ascii=False))
+
+
+def _line(built: BuiltEngine) -> str:
+    """Where an engine is and what it took."""
+    manifest = built.engine.manifest
+    size = manifest.files[manifest.engine].size
+    if built.reused:
+        return f"{built.engine.file}: {size / 1e6:,.1f} MB, there already"
+    figures = manifest.build
+    took = f"{figures.seconds:.1f} s"
+    if figures.peak_rss is not None:
+        took += f", {figures.peak_rss / 1e9:.2f} GB at its peak"
+    if figures.available_drop is not None:
+        took += f" (the system's free memory fell by {figures.available_drop / 1e9:.2f} GB)"
+    return f"{built.engine.file}: {size / 1e6:,.1f} MB, built in {took}"
+
+
+def _described(built: BuiltEngine) -> dict[str, Any]:
+    """An engine in JSON: its manifest, where it is, whether it was there already."""
+    engine = built.engine
+    return {
+        "path": str(engine.path),
+        "engine": str(engine.file),
+        "reused": built.reused,
+        "manifest": engine.manifest.model_dump(mode="json"),
+    }

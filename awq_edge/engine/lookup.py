@@ -1,0 +1,125 @@
+"""Find the engine of a bundle for this machine, and refuse the ones that do not match."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from awq_edge.artifacts import MANIFEST, Bundle, verify_files
+from awq_edge.engine.manifest import EngineManifest
+from awq_edge.engine.places import bundle_sha256, engine_folders, engine_name
+from awq_edge.errors import ArtifactError
+from awq_edge.plugin.contract import PLUGIN_VERSION
+from awq_edge.plugin.interface import ABI_VERSION, LAYOUT_VERSION
+
+_SHOWN_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine's folder, its manifest read."""
+
+    path: Path
+    manifest: EngineManifest
+
+    @property
+    def file(self) -> Path:
+        """What TensorRT deserializes."""
+        return self.path / self.manifest.engine
+
+    @classmethod
+    def open(cls, path: Path) -> Engine:
+        """Read manifest.json; `check` compares it. Raises ArtifactError when it cannot be read."""
+        try:
+            text = (path / MANIFEST).read_text(encoding="utf-8")
+            return cls(path, EngineManifest.model_validate_json(text))
+        except OSError:
+            raise ArtifactError(f"{path} has no readable {MANIFEST}; {_again(path)}") from None
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(str(part) for part in problem["loc"])
+            raise ArtifactError(
+                f"{path / MANIFEST} is not a valid engine manifest ({place}: {problem['msg']}); "
+                f"{_again(path)}"
+            ) from None
+
+
+def find_engine(bundle: Bundle, runtime: str, version: str, sm: str) -> Engine:
+    """The engine of `bundle` for this machine, whole and matching.
+
+    runtime: "tensorrt-rtx" or "tensorrt". version: TensorRT's own, complete. sm: "SM89". Raises
+    ArtifactError that says what is there instead, and the command that builds the missing one.
+    """
+    wanted = engine_name(runtime, version, sm)
+    folders = [folder / wanted for folder in engine_folders(bundle)]
+    existing = [folder for folder in folders if folder.is_dir()]
+    if not existing:
+        raise ArtifactError(
+            f"{bundle.path} has no engine {wanted}{_others(bundle)}; "
+            f"build it with `{_command(bundle, runtime, sm)}`"
+        )
+    engine = Engine.open(existing[0])
+    check(engine, bundle, runtime, version, sm)
+    return engine
+
+
+def check(engine: Engine, bundle: Bundle, runtime: str, version: str, sm: str) -> None:
+    """Compare an engine with the bundle and the machine, then its files with its manifest.
+
+    Raises ArtifactError naming the first field that differs, or the file that is damaged.
+    """
+    manifest, expected = engine.manifest, bundle_sha256(bundle)
+    fields = [
+        ("runtime", manifest.runtime, runtime),
+        ("runtime_version", manifest.runtime_version, version),
+        ("sm", manifest.sm, sm),
+    ]
+    if manifest.plugin is not None:
+        fields += [
+            ("plugin.plugin_version", manifest.plugin.plugin_version, PLUGIN_VERSION),
+            ("plugin.layout_version", str(manifest.plugin.layout_version), str(LAYOUT_VERSION)),
+            ("plugin.abi_version", str(manifest.plugin.abi_version), str(ABI_VERSION)),
+        ]
+    fix = f"build it again with `{_command(bundle, runtime, sm)}`"
+    for name, found, needed in fields:
+        if found != needed:
+            raise ArtifactError(
+                f"{engine.path} does not match this machine: {name} is {found}, needed is "
+                f"{needed}; {fix}"
+            )
+    if manifest.bundle_sha256 != expected:
+        raise ArtifactError(
+            f"{engine.path} was built from another export: bundle_sha256 is "
+            f"{manifest.bundle_sha256[:_SHOWN_DIGITS]}..., that of {bundle.path} is "
+            f"{expected[:_SHOWN_DIGITS]}...; {fix}"
+        )
+    if manifest.engine not in manifest.files:
+        raise ArtifactError(f"{engine.path / MANIFEST} has no hash of {manifest.engine}; {fix}")
+    try:
+        verify_files(engine.path, manifest.files)
+    except ArtifactError as error:
+        problem = str(error).rpartition("; ")[0]
+        raise ArtifactError(f"{problem}; {fix}") from None
+
+
+def _others(bundle: Bundle) -> str:
+    """The engines that are there, in parentheses."""
+    names = {
+        folder.name
+        for root in engine_folders(bundle)
+        if root.is_dir()
+        for folder in root.iterdir()
+        if (folder / MANIFEST).is_file() and not folder.name.startswith(".")
+    }
+    return f" (it has {', '.join(sorted(names))})" if names else ""
+
+
+def _command(bundle: Bundle, runtime: str, sm: str) -> str:
+    target = f" --target {sm}" if runtime == "tensorrt-rtx" else ""
+    return f"awq-edge build {bundle.path} --runtime {runtime}{target}"
+
+
+def _again(path: Path) -> str:
+    return f"remove {path} and run `awq-edge build` again"
