@@ -57,9 +57,9 @@ def targets_of(
         used = bundle.manifest.plugin
         if used is not None and sm_number(name) < _OLDEST_PLUGIN_SM:
             raise ConfigError(
-                f"--target {name}: {bundle.path} has plugin nodes ({', '.join(used.ops)}), whose kernels "
-                f"need SM{_OLDEST_PLUGIN_SM} or newer; export it with --linear native --attention "
-                "native"
+                f"--target {name}: {bundle.path} has plugin nodes ({', '.join(used.ops)}), "
+                f"whose kernels need SM{_OLDEST_PLUGIN_SM} or newer; export it with --linear "
+                "native --attention native"
             )
     return names
 

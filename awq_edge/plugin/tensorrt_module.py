@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -50,8 +51,9 @@ def load_tensorrt(name: str = "") -> ModuleType:
     return tensorrt
 
 
+@functools.cache
 def _let_parser_find_plugins(cache: Path) -> None:
-    """Make `dlopen("libtensorrt_rtx.so")` work inside TensorRT-RTX.
+    """Make `dlopen("libtensorrt_rtx.so")` work inside TensorRT-RTX, once in a process.
 
     Its parser opens the library by that name when a plugin is added, and the process dies with
     "terminate called without an active exception" where it cannot: the wheel has only
