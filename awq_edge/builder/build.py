@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,6 @@ from awq_edge.artifacts import (
 from awq_edge.builder.job import BuildJob
 from awq_edge.builder.memory import predict_build, read_system_memory, require_memory
 from awq_edge.builder.process import run_job
-from awq_edge.builder.profiles import profiles_of
 from awq_edge.builder.targets import MODULES, runtime_of, targets_of
 from awq_edge.cache import cache_directory
 from awq_edge.device.cuda_driver import device_name
@@ -29,6 +28,7 @@ from awq_edge.engine.contract import check_contract, plugin_contract
 from awq_edge.engine.lookup import Engine, find_engine
 from awq_edge.engine.manifest import ENGINE_FILE, EngineManifest, PluginContract
 from awq_edge.engine.places import bundle_sha256, engine_name, writable_folder
+from awq_edge.engine.profiles import profiles_of
 from awq_edge.errors import ArtifactError, RuntimeUnavailableError
 from awq_edge.plugin.tensorrt_module import load_tensorrt
 from awq_edge.provenance import source_commit
@@ -58,8 +58,9 @@ def build_engines(
     memory_check: bool = True,
     rebuild: bool = False,
     observer: Observer | None = None,
-) -> tuple[BuiltEngine, ...]:
-    """Engines of a bundle, in its folder, or in the cache folder where that is read-only.
+) -> Iterator[BuiltEngine]:
+    """Engines of a bundle, each as it is done, in its folder, or the cache folder where that is
+    read-only.
 
     runtime: "tensorrt-rtx" or "tensorrt"; None for the bundle's. targets: "SM89", ...; empty for
     the recipe's, or this machine's. memory_check: refuse a build that will not fit. rebuild: also
@@ -84,7 +85,6 @@ def build_engines(
         plugin=plugin_contract() if bundle.manifest.plugin is not None else None,
         memory_check=memory_check,
     )
-    built = []
     for index, sm in enumerate(names):
 
         def observe(fraction: float, phase: str, index: int = index, sm: str = sm) -> None:
@@ -93,11 +93,10 @@ def build_engines(
 
         existing = None if rebuild else _existing(plan, sm)
         if existing is not None:
-            built.append(BuiltEngine(existing, reused=True))
+            yield BuiltEngine(existing, reused=True)
         else:
             observe(0.0, "starting")
-            built.append(BuiltEngine(_build(plan, sm, observe), reused=False))
-    return tuple(built)
+            yield BuiltEngine(_build(plan, sm, observe), reused=False)
 
 
 def build_engine(
@@ -109,7 +108,7 @@ def build_engine(
 ) -> Engine:
     """The engine for one architecture, built unless it is there. As `build_engines`."""
     targets = () if target is None else (target,)
-    return build_engines(bundle, runtime=runtime, targets=targets, observer=observer)[0].engine
+    return next(build_engines(bundle, runtime=runtime, targets=targets, observer=observer)).engine
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from awq_edge.recipe import Recipe
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 # What TensorRT for RTX builds for without such a GPU: its ComputeCapability. (SM75 is here too.)
 RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
-# The oldest GPU that the kernels of the plugin compile for.
-_OLDEST_PLUGIN_SM = 80
+# The oldest GPU that the kernels of the plugin compile for, and that TensorRT for RTX itself has
+# 4-bit weights for ("Cannot compile for target(s) sm75, because the model contains HW-specific
+# datatypes: int4", 1.7.1).
+_OLDEST_4_BIT_SM = 80
 
 
 def runtime_of(bundle: Bundle, asked: str | None) -> str:
@@ -52,16 +54,26 @@ def targets_of(
     for name in names:
         if name not in RTX_TARGETS:
             raise ConfigError(
-                f"--target {name}: TensorRT for RTX builds for {', '.join(RTX_TARGETS)}"
+                f"{name}: TensorRT for RTX builds for {', '.join(RTX_TARGETS)}; give one with "
+                "--target"
             )
-        used = bundle.manifest.plugin
-        if used is not None and sm_number(name) < _OLDEST_PLUGIN_SM:
-            raise ConfigError(
-                f"--target {name}: {bundle.path} has plugin nodes ({', '.join(used.ops)}), "
-                f"whose kernels need SM{_OLDEST_PLUGIN_SM} or newer; export it with --linear "
-                "native --attention native"
-            )
+        if sm_number(name) < _OLDEST_4_BIT_SM:
+            _require_16_bit(bundle, name)
     return names
+
+
+def _require_16_bit(bundle: Bundle, name: str) -> None:
+    used = bundle.manifest.plugin
+    if used is not None:
+        problem = f"has plugin nodes ({', '.join(used.ops)})"
+    elif bundle.manifest.method != "none":
+        problem = "has quantized weights"
+    else:
+        return
+    raise ConfigError(
+        f"--target {name}: {bundle.path} {problem}, which need SM{_OLDEST_4_BIT_SM} or newer; "
+        "export it with --method none --linear native --attention native"
+    )
 
 
 def _normalized(name: str) -> str:

@@ -52,6 +52,8 @@ def build(
     from awq_edge.cli.progress import block_progress
 
     output = JsonTarget(json_to)
+    console = output.console()
+    built = []
     with block_progress(Console(stderr=True)) as bar:
 
         def observe(index: int, count: int, fraction: float, what: str) -> None:
@@ -59,17 +61,17 @@ def build(
 
         bar(0, 1, "checking the bundle's files")
         opened = Bundle.open(Path(bundle).expanduser())
-        built = build_engines(
+        for engine in build_engines(
             opened,
             runtime=runtime,
             targets=target or (),
             memory_check=memory_check,
             rebuild=rebuild,
             observer=observe,
-        )
-    console = output.console()
-    for engine in built:
-        console.print(_line(engine), soft_wrap=True)
+        ):
+            # At once: a later one may fail.
+            console.print(_line(engine), soft_wrap=True)
+            built.append(engine)
     described = {"bundle": str(opened.path), "engines": [_described(engine) for engine in built]}
     output.write(json.dumps(described, indent=2, ensure_ascii=False))
 

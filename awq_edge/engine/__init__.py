@@ -13,6 +13,7 @@ from awq_edge.engine.loading import TensorrtLog, deserialize
 from awq_edge.engine.lookup import Engine, check, find_engine
 from awq_edge.engine.manifest import EngineManifest, EngineProfile, PluginContract, ShapeRange
 from awq_edge.engine.places import bundle_sha256, engine_name
+from awq_edge.engine.profiles import profiles_of
 
 __all__ = [
     "Engine",
@@ -28,5 +29,6 @@ __all__ = [
     "engine_name",
     "find_engine",
     "plugin_contract",
+    "profiles_of",
     "register_plugins",
 ]

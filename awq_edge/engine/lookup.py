@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from awq_edge.artifacts import MANIFEST, Bundle, verify_files
-from awq_edge.engine.manifest import EngineManifest
+from awq_edge.engine.manifest import EngineManifest, EngineProfile
 from awq_edge.engine.places import bundle_sha256, engine_folders, engine_name
+from awq_edge.engine.profiles import profiles_of
 from awq_edge.errors import ArtifactError
 from awq_edge.plugin.contract import PLUGIN_VERSION
 from awq_edge.plugin.interface import ABI_VERSION, LAYOUT_VERSION
@@ -95,6 +97,12 @@ def check(engine: Engine, bundle: Bundle, runtime: str, version: str, sm: str) -
             f"{manifest.bundle_sha256[:_SHOWN_DIGITS]}..., that of {bundle.path} is "
             f"{expected[:_SHOWN_DIGITS]}...; {fix}"
         )
+    if manifest.profiles != profiles_of(bundle.manifest):
+        raise ArtifactError(
+            f"{engine.path} has other profiles than this version runs: "
+            f"{_profiles(manifest.profiles)}, needed are "
+            f"{_profiles(profiles_of(bundle.manifest))}; {fix}"
+        )
     if manifest.engine not in manifest.files:
         raise ArtifactError(f"{engine.path / MANIFEST} has no hash of {manifest.engine}; {fix}")
     try:
@@ -102,6 +110,11 @@ def check(engine: Engine, bundle: Bundle, runtime: str, version: str, sm: str) -
     except ArtifactError as error:
         problem = str(error).rpartition("; ")[0]
         raise ArtifactError(f"{problem}; {fix}") from None
+
+
+def _profiles(profiles: Sequence[EngineProfile]) -> str:
+    """Profiles in words: "decode of 1 to 16 tokens and prefill of 17 to 512"."""
+    return " and ".join(f"{p.name} of {p.min_tokens} to {p.max_tokens} tokens" for p in profiles)
 
 
 def _others(bundle: Bundle) -> str:
