@@ -36,9 +36,23 @@ def parse(trt: Any, builder: Any, job: BuildJob, log: TensorrtLog) -> tuple[Any,
             f"{job.module} {trt.__version__} does not read {job.graph}: "
             f"{errors[0] if errors else log.reason()}; export the model again with this version"
         )
+    _let_attention_decompose(trt, network)
     _compare("input", job.inputs, network.num_inputs, network.get_input, job.graph)
     _compare("output", job.outputs, network.num_outputs, network.get_output, job.graph)
     return network, parser
+
+
+def _let_attention_decompose(trt: Any, network: Any) -> None:
+    """TensorRT's own attention has fused kernels for some head sizes, and refuses the others unless
+    it may use several kernels for one attention. (TensorRT 10.14 and newer; heads of 8 channels.)
+    """
+    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if kind is not None and layer.type == kind:
+            # get_layer gives the base class; its `attention` is the subclass's.
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
 
 
 def _flags(trt: Any, module: str) -> int:

@@ -59,6 +59,17 @@ def test_engine_is_built_on_the_device(jetson: Jetson, record: Record, recipe: s
     assert find_engine(bundle, "tensorrt", VERSIONS[recipe], "SM87") == built.engine
 
 
+def test_tensorrts_own_attention_may_take_several_kernels(
+    jetson: Jetson, record: Record, checkpoint: Path, tmp_path: Path
+) -> None:
+    from engine_bundles import export_for
+
+    jetson(JETPACK_7)
+    native = export_for(checkpoint, tmp_path / "native", JETPACK_7, attention="native")
+    build_engine(native)
+    assert record()["decomposable"] == [True] * native.manifest.num_layers
+
+
 def test_second_build_takes_what_is_there(jetson: Jetson) -> None:
     bundle = jetson(JETPACK_7)
     first = build_engine(bundle)

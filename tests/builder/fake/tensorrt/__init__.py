@@ -52,6 +52,25 @@ class NetworkDefinitionCreationFlag(IntEnum):
     STRONGLY_TYPED = 1
 
 
+class LayerType(IntEnum):
+    PLUGIN_V3 = 46
+    ATTENTION_INPUT = 52
+
+
+class ILayer:
+    """As the bindings give it: an attention's part is seen through its subclass alone."""
+
+    def __init__(self, type: LayerType) -> None:
+        self.type = type
+        self._attention = SimpleNamespace(decomposable=False)
+
+
+class IAttentionInputLayer(ILayer):
+    @property
+    def attention(self) -> Any:
+        return self._attention
+
+
 class MemoryPoolType(IntEnum):
     WORKSPACE = 0
 
@@ -82,6 +101,14 @@ class _Network:
         _record["strongly_typed"] = bool(flags >> NetworkDefinitionCreationFlag.STRONGLY_TYPED & 1)
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
+        self.layers: list[Any] = []
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def get_layer(self, index: int) -> Any:
+        return self.layers[index]
 
     @property
     def num_inputs(self) -> int:
@@ -122,6 +149,10 @@ class OnnxParser:
                         name=value.name, dtype=dtype, shape=shape, is_shape_tensor=False
                     )
                 )
+        for node in graph.node:
+            native = node.op_type == "Attention"
+            kind = LayerType.ATTENTION_INPUT if native else LayerType.PLUGIN_V3
+            self.network.layers.append(ILayer(kind))
         return True
 
     def get_error(self, index: int) -> Any:
@@ -209,5 +240,7 @@ class Builder:
             self.logger.log(SimpleNamespace(name="ERROR"), "Could not find any implementation")
             return None
         monitor.phase_finish("Building engine")
+        attention = [layer.attention for layer in network.layers if hasattr(layer, "attention")]
+        _record["decomposable"] = [each.decomposable for each in attention]
         Path(os.environ["FAKE_TENSORRT_RECORD"]).write_text(json.dumps(_record))
         return PLAN
