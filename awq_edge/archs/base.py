@@ -130,6 +130,7 @@ class Architecture:
     positions: the table of learned positions; its row position + position_offset is added.
     embedding_size: key of the embedding's channels, where project_in and project_out lie between
     those and hidden_size.
+    overflows_float16: known to have activations beyond float16's range.
     vision: of a vision-language model, what stands beside its decoder.
     defaults: what transformers takes where config.json lacks a key. required: keys whose value, as
     a boolean, must be this one; other models of the type are refused.
@@ -175,6 +176,7 @@ class Architecture:
     layers: str = "model.layers"
     final_norm: str = "model.norm"
     lm_head: str = "lm_head"
+    overflows_float16: bool = False
     vision: Vision | None = None
     defaults: Config = field(default_factory=dict)
     required: Mapping[str, bool] = field(default_factory=dict)

@@ -19,6 +19,7 @@ ARCHITECTURE = Architecture(
     logits_softcap="final_logit_softcapping",
     attention_scale="query_pre_attn_scalar",
     scaled_embedding=True,
+    overflows_float16=True,  # github.com/huggingface/transformers/issues/36822
     attention_post_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
     mlp_post_norm="post_feedforward_layernorm",

@@ -108,6 +108,13 @@ def check_export(
     if lm_head_bits is not None:
         recipe = recipe.overridden({"quantization.lm_head_bits": lm_head_bits})
     lowering.check_model(checkpoint, recipe)
+    dtype = recipe.runtime.activation_dtype
+    if dtype == "float16" and checkpoint.decoder.architecture.overflows_float16:
+        raise ConfigError(
+            f"{model}: activations of model_type '{checkpoint.decoder.model_type}' exceed what "
+            "float16 can hold; give --activation-dtype float32, or bfloat16 for a runtime that "
+            "has it"
+        )
     longest = checkpoint.decoder.max_positions
     if context is not None and context > longest:
         raise ConfigError(

@@ -26,15 +26,12 @@ from awq_edge.cuda_program import (
     TensorPlace,
 )
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.exporter.canonical import (
-    LM_HEAD_GROUP_SIZE,
-    LM_HEAD_SCHEMES,
-    GraphSpec,
-    lm_head_bits,
-)
+from awq_edge.exporter.canonical import GraphSpec, lm_head_bits
 from awq_edge.exporter.kernel_weights import kernel_weight
 from awq_edge.exporter.lowered import Lowered
+from awq_edge.exporter.parts.logits import LM_HEAD_GROUP_SIZE, LM_HEAD_SCHEMES
 from awq_edge.exporter.sources import QuantizedWeights, Sources
+from awq_edge.exporter.supported import beyond_llama
 from awq_edge.exporter.weights import (
     BFLOAT16,
     FLOAT16,
@@ -74,8 +71,16 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Raise ModelError for sizes and number formats that no kernel exists for."""
+    """Raise ModelError for what a program has no place for, and for sizes and number formats that
+    no kernel exists for."""
     decoder, problems = checkpoint.decoder, []
+    extras = beyond_llama(decoder)
+    if extras:
+        raise ModelError(
+            f"{checkpoint.path}: runtime cuda does not have yet what its model_type "
+            f"'{decoder.model_type}' needs: {', '.join(extras)}; export it with "
+            "--runtime onnxruntime"
+        )
     if decoder.head_size not in HEAD_SIZES:
         sizes = ", ".join(map(str, HEAD_SIZES))
         problems.append(f"head size {decoder.head_size} is not one of {sizes}")

@@ -107,6 +107,7 @@ class _Lowering:
         self._lengths = self._sequence_lengths()
         handlers = {
             "W4A16Linear": self._linear,
+            "Split": self._split,
             "CachedAttention": self._attention,
             "RMSNormalization": self._norm,
             "Add": self._add,
@@ -154,7 +155,7 @@ class _Lowering:
         (total,) = builder.node(
             "Cast", f"{path}/total/Cast", [longest], [(INT32, ())], {"to": INT32}
         )
-        apart = any(n.op == "CachedAttention" and not _rotates_inside(n) for n in self._nodes)
+        apart = any(n.op == "CachedAttention" and _rotates_apart(n) for n in self._nodes)
         ids = self._position_ids(past, sequence) if apart else None
         return _Lengths(seqlens, total, ids)
 
@@ -223,18 +224,28 @@ class _Lowering:
             "MatMulNBits", f"{path}/MatMulNBits", [x, *tensors], [output], attributes, DOMAIN
         )
 
+    def _split(self, node: gs.Node) -> None:
+        """A fused linear's q, k and v go into the attention packed, without a Split."""
+        consumer = _packing_attention(node.outputs)
+        if consumer is None:
+            self._work.graph.nodes.append(node)
+            return
+        self._packed[consumer.name] = node.inputs[0]
+        _detach(node)
+
     def _attention(self, node: gs.Node) -> None:
         """CachedAttention:
 
         (packed q k v, or q, k, v) ─ (RotaryEmbedding of q and k) ─ GroupQueryAttention
         """
         q, k, v, _, cosine, sine, past_key, past_value = list(node.inputs)
-        outputs, attributes, inside = list(node.outputs), node.attrs, _rotates_inside(node)
+        outputs, attributes = list(node.outputs), node.attrs
+        inside, apart = _rotates_inside(node), _rotates_apart(node)
         packed = self._packed.get(node.name)
         path = node.name.rpartition("/")[0]
         _detach(node)
-        tables = [self._table(cosine), self._table(sine)]
-        if not inside:
+        tables = [self._table(table) for table in (cosine, sine) if inside or apart]
+        if apart:
             q = self._rotate(f"{path}/q_rotary", q, tables, attributes["num_heads"], attributes)
             k = self._rotate(f"{path}/k_rotary", k, tables, attributes["num_kv_heads"], attributes)
         lengths = self._lengths
@@ -247,8 +258,9 @@ class _Lowering:
             "do_rotary": int(inside),
             "rotary_interleaved": 0,
         }
-        if "window" in attributes:
-            group_query["local_window_size"] = attributes["window"]
+        for ours, theirs in (("window", "local_window_size"), ("soft_cap", "softcap")):
+            if ours in attributes:
+                group_query[theirs] = attributes[ours]
         self._builder.node(
             "GroupQueryAttention",
             f"{path}/GroupQueryAttention",
@@ -325,8 +337,14 @@ class _Lowering:
 
 
 def _rotates_inside(node: gs.Node) -> bool:
+    """Whether GroupQueryAttention rotates."""
     sizes = (node.attrs["head_size"], node.attrs["rotary_size"])
-    return all(size % ROTARY_MULTIPLE == 0 for size in sizes)
+    return sizes[1] > 0 and all(size % ROTARY_MULTIPLE == 0 for size in sizes)
+
+
+def _rotates_apart(node: gs.Node) -> bool:
+    """Whether q and k are rotated before it; where positions are learned, nothing is."""
+    return node.attrs["rotary_size"] > 0 and not _rotates_inside(node)
 
 
 def _mergeable(nodes: list[gs.Node]) -> dict[str, list[gs.Node]]:
@@ -341,12 +359,12 @@ def _mergeable(nodes: list[gs.Node]) -> dict[str, list[gs.Node]]:
 
 
 def _packing_attention(outputs: list[gs.Variable]) -> gs.Node | None:
-    """The CachedAttention that reads exactly these outputs as q, k, v and rotates itself."""
+    """The CachedAttention that reads exactly these outputs, unrotated, as q, k, v."""
     consumers = [tensor.outputs for tensor in outputs]
     if len(outputs) != 3 or any(len(nodes) != 1 for nodes in consumers):
         return None
     node = consumers[0][0]
-    if node.op != "CachedAttention" or not _rotates_inside(node):
+    if node.op != "CachedAttention" or _rotates_apart(node):
         return None
     same = all(a is b for a, b in zip(node.inputs[:3], outputs, strict=True))
     return node if same else None

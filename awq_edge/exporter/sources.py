@@ -38,14 +38,16 @@ class Sources:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
+        self._shapes = checkpoint.decoder.weight_shapes()
 
-    def dense(self, source: str, name: str, dtype: int, part: Part) -> Weight:
+    def dense(self, source: str, name: str, dtype: int, part: Part, offset: float = 0.0) -> Weight:
         """An unquantized tensor. source: full name in the checkpoint. dtype: to store it in.
+        offset: what is added to its values.
 
         Evaluation raises ModelError for NaN, inf and what `dtype` cannot hold.
         """
         shape = self._entry(source).shape
-        return Weight(name, dtype, shape, part, lambda: self._rows(source, dtype))
+        return Weight(name, dtype, shape, part, lambda: self._rows(source, dtype, offset))
 
     def transposed(self, source: str, name: str, dtype: int, part: Part) -> Weight:
         """As `dense`, of a matrix [out, in], stored as [in, out]."""
@@ -90,7 +92,7 @@ class Sources:
         layout, number_format = checkpoint.layout, checkpoint.linear_format(linear)
         assert layout is not None
         read, scales_name = checkpoint.files.read, layout.scales_name(linear)
-        out_features, in_features = checkpoint.decoder.weight_shapes()[f"{linear}.weight"]
+        out_features, in_features = self._shapes[f"{linear}.weight"]
         grouped = (out_features, in_features // number_format.group_size)
         wide = number_format.bits == 8
         dtype = UINT8 if wide else UINT4
@@ -140,10 +142,12 @@ class Sources:
     def _entry(self, source: str) -> TensorEntry:
         return self._checkpoint.files.entries[source]
 
-    def _rows(self, source: str, dtype: int) -> Iterator[Array]:
-        """The tensor in pieces of whole rows, checked, in `dtype`."""
+    def _rows(self, source: str, dtype: int, offset: float = 0.0) -> Iterator[Array]:
+        """The tensor, plus an offset, in pieces of whole rows, checked, in `dtype`."""
         for piece in self._read_rows(source):
             self._require_finite(source, piece)
+            if offset:
+                piece = piece.astype(np.float32) + np.float32(offset)
             yield self._narrow(source, piece, dtype)
 
     def _read_rows(self, source: str) -> Iterator[Array]:

@@ -1,18 +1,19 @@
-"""What the canonical graph does not have yet of the architectures that the quantizer takes."""
+"""What models need that not every graph, or runtime, has."""
 
 from __future__ import annotations
 
 from awq_edge.archs import Decoder
 
 
-def unsupported(decoder: Decoder) -> str | None:
-    """What a model needs and the graph does not have, in words; None where it has everything."""
+def beyond_llama(decoder: Decoder) -> tuple[str, ...]:
+    """What a model has, in words, that blocks like Llama's do not: those of llama, mistral, qwen2
+    and qwen3, with biases, norms of heads and windows."""
     arch = decoder.architecture
     is_fused = len(arch.qkv) == 1 or (arch.gated and len(arch.mlp_in) == 1)
     has_post_norm = arch.attention_post_norm is not None or arch.mlp_post_norm is not None
     has_softcap = decoder.attention_softcap is not None or decoder.logits_softcap is not None
     has_local_rope = any(decoder.windows) and decoder.rope != decoder.local_rope
-    missing = {
+    found = {
         "image inputs": decoder.images is not None,
         "experts": decoder.moe is not None,
         "fused projections": is_fused,
@@ -29,4 +30,14 @@ def unsupported(decoder: Decoder) -> str | None:
         "longrope": decoder.rope.kind == "longrope",
         "a rotary embedding of its own for layers with a window": has_local_rope,
     }
-    return ", ".join(what for what, is_missing in missing.items() if is_missing) or None
+    return tuple(what for what, is_there in found.items() if is_there)
+
+
+# What the canonical graph has no nodes for.
+_NOT_YET = frozenset({"image inputs"})
+
+
+def unsupported(decoder: Decoder) -> str | None:
+    """What a model needs and the canonical graph does not have, in words; None where it has
+    everything."""
+    return ", ".join(what for what in beyond_llama(decoder) if what in _NOT_YET) or None

@@ -48,13 +48,15 @@ _NUMPY: dict[int, type[np.generic]] = {
 
 @dataclass(frozen=True)
 class Weight:
-    """One constant. dtype: of onnx.TensorProto. pieces: see the module."""
+    """One constant. dtype: of onnx.TensorProto. pieces: see the module. read_share: the share of
+    tokens whose computation reads it; below 1 in experts."""
 
     name: str
     dtype: int
     shape: tuple[int, ...]
     part: Part
     pieces: Pieces
+    read_share: float = 1.0
 
     @property
     def nbytes(self) -> int:

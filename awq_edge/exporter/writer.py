@@ -44,12 +44,13 @@ class WeightPlan:
         return parts
 
     def bytes_per_token(self) -> int:
-        """Bytes that decoding one token reads: of embedding and rotary tables one row."""
-        total = 0
+        """Bytes that decoding one token reads: of embedding and rotary tables one row, of experts
+        those that a token is sent to."""
+        total = 0.0
         for weight in self.weights:
             rows = weight.shape[0] if weight.part in ("embedding", "tables") else 1
-            total += weight.nbytes // rows
-        return total
+            total += weight.nbytes // rows * weight.read_share
+        return round(total)
 
 
 def write_weights(plan: WeightPlan, path: Path, observer: Observer | None = None) -> FileEntry:

@@ -11,7 +11,7 @@ import pytest
 from awq_edge.archs import architectures
 from awq_edge.artifacts import Bundle
 from awq_edge.exporter import export_checkpoint
-from awq_edge.exporter.supported import unsupported
+from awq_edge.exporter.supported import beyond_llama, unsupported
 from awq_edge.recipe import Recipe, load_recipe
 
 from .models import save_quantized, save_random_model, tiny_decoder
@@ -41,6 +41,11 @@ def export(tmp_path: Path) -> Export:
 def exported_types() -> list[str]:
     """The architectures of awq_edge/archs that the graph has everything for."""
     return [name for name in architectures() if unsupported(tiny_decoder(name)) is None]
+
+
+def plain_types() -> list[str]:
+    """Those whose blocks are like Llama's: what runtime cuda has a program for."""
+    return [name for name in exported_types() if not beyond_llama(tiny_decoder(name))]
 
 
 @pytest.fixture(scope="session", params=exported_types())

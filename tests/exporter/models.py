@@ -6,6 +6,7 @@ A reference is transformers itself in float32, on the same (dequantized) weights
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,10 @@ def save_random_model(path: Path, model_type: str, **config: Any) -> Path:
                 noise = torch.rand_like(parameter)
                 parameter.copy_(0.5 + noise if "norm" in name else noise - 0.5)
             else:
-                # Queries and keys are large, so that it matters which positions are seen.
+                # Queries and keys are large, so that it matters which positions are seen; routers
+                # too, so that an expert that float16 exchanges for another counts for little.
                 gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
+                gain = 6.0 if name.endswith(".gate.weight") else gain
                 scale = 1.0 if "embed" in name else gain * parameter.shape[1] ** -0.5
                 parameter.normal_(0.0, scale)
     model.save_pretrained(path)
@@ -121,28 +124,31 @@ class Reference:
     """transformers in float32 on the weights that a checkpoint stands for."""
 
     def __init__(self, path: Path) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
-
         from awq_edge.checkpoint import Checkpoint
 
         checkpoint = Checkpoint.open(path)
-        settings = AutoConfig.from_pretrained(path)
-        if checkpoint.quantization is not None:
-            del settings.quantization_config
-        self.model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
-        state = {}
-        for name in self.model.state_dict():
+        config = json.loads((path / "config.json").read_text())
+        config.pop("quantization_config", None)
+        tensors = {}
+        for name in checkpoint.decoder.weight_shapes():
             linear = name.removesuffix(".weight")
             if checkpoint.is_quantized(linear):
                 values = w4a16.dequantize(checkpoint.quantized(linear))
-            elif name in checkpoint.files:
-                values = checkpoint.dense(name).astype(np.float32)
-            else:  # a tied copy
-                continue
-            state[name] = torch.from_numpy(values)
-        missing = self.model.load_state_dict(state, strict=False).missing_keys
-        assert set(missing) <= {"lm_head.weight"}, missing
-        self.model.tie_weights()
+            else:
+                values = checkpoint.dense(name)
+            tensors[name] = torch.from_numpy(values.astype(np.float32))
+        for name in checkpoint.kept_names:
+            tensors[name] = torch.from_numpy(checkpoint.dense(name).astype(np.float32))
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            save_tensors(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+            # Attention written out: others leave out soft caps.
+            loaded = model_class(config["model_type"]).from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            )
+        self.model, report = loaded[0].eval(), loaded[1]
+        missing = {name for name in report["missing_keys"] if not name.endswith("lm_head.weight")}
+        assert not missing and not report["unexpected_keys"], report
 
     @torch.no_grad()
     def logits(self, ids: list[int]) -> np.ndarray:

@@ -37,12 +37,15 @@ class CachedAttention(OpRun):
     ):
         size, rotary = attributes["head_size"], attributes["rotary_size"]
         heads, kv_heads = attributes["num_heads"], attributes["num_kv_heads"]
-        window = attributes.get("window")
+        window, cap = attributes.get("window"), attributes.get("soft_cap")
         batch, length, _ = q.shape
         key, value = past_key.astype(np.float64), past_value.astype(np.float64)
         output = np.zeros((batch, length, heads, size))
 
         def rotated(vector, position):  # type: ignore[no-untyped-def]
+            if rotary == 0:
+                assert cosine is None and sine is None
+                return vector
             half = rotary // 2
             first, second = vector[:half], vector[half:rotary]
             c, s = cosine[position], sine[position]
@@ -63,6 +66,8 @@ class CachedAttention(OpRun):
                     kv = head // (heads // kv_heads)
                     query = rotated(q[b, i, head * size : (head + 1) * size], position)
                     scores = key[b, kv, first : position + 1] @ query * attributes["scale"]
+                    if cap is not None:
+                        scores = cap * np.tanh(scores / cap)
                     shares = np.exp(scores - scores.max())
                     shares /= shares.sum()
                     output[b, i, head] = shares @ value[b, kv, first : position + 1]

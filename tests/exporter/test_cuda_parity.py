@@ -17,7 +17,7 @@ from awq_edge.backends.cuda.session import CudaSession
 from awq_edge.runtime.session import SessionOptions
 from awq_edge.w4a16 import NumberFormat
 
-from .conftest import Export
+from .conftest import Export, plain_types
 from .models import Reference, random_ids, save_quantized, save_random_model
 from .test_cuda_bundle import cuda_recipe
 from .test_parity import VARIANTS, check_session
@@ -29,6 +29,8 @@ BFLOAT16_TOLERANCE = 8e-2
 CT = "compressed-tensors"
 PREFIX = "model.layers.1."
 
+EVERY = pytest.mark.parametrize("model_type", plain_types(), scope="session")
+
 
 def check_bundle(bundle: Bundle, source: Path, limit: float = HALF_TOLERANCE) -> None:
     ids = random_ids(bundle.manifest.context, bundle.manifest.vocab_size)
@@ -36,10 +38,12 @@ def check_bundle(bundle: Bundle, source: Path, limit: float = HALF_TOLERANCE) ->
         check_session(session, Reference(source).logits(ids), ids, limit)  # type: ignore[arg-type]
 
 
+@EVERY
 def test_every_architecture_unquantized(tiny_model: Path, export: Export) -> None:
     check_bundle(export(tiny_model, cuda_recipe()), tiny_model)
 
 
+@EVERY
 def test_every_architecture_quantized(tiny_checkpoint: Path, export: Export) -> None:
     bundle = export(tiny_checkpoint, cuda_recipe())
     assert bundle.manifest.bits == 4

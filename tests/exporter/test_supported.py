@@ -9,14 +9,18 @@ import pytest
 import awq_edge
 from awq_edge.archs import architectures
 from awq_edge.errors import ModelError
-from awq_edge.exporter.supported import unsupported
+from awq_edge.exporter.supported import beyond_llama, unsupported
+from awq_edge.recipe import load_recipe
 
 from .conftest import Export, exported_types
 from .models import save_random_model, tiny_decoder
 
 NOT_YET = sorted(set(architectures()) - set(exported_types()))
 # What the graph has; an entry moves here when its graph is built.
-EXPORTED = {"llama", "mistral", "qwen2", "qwen3"}
+EXPORTED = {
+    *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"),
+    *("qwen3_moe", "mixtral", "opt"),
+}
 
 
 def test_what_was_supported_stays_so() -> None:
@@ -55,5 +59,17 @@ def test_others_are_refused_before_they_are_quantized(
         ("phi3", "fused projections"),
     ],
 )
-def test_what_is_missing_is_named(model_type: str, what: str) -> None:
-    assert what in (unsupported(tiny_decoder(model_type)) or "")
+def test_the_cuda_runtime_names_what_it_lacks(
+    model_type: str, what: str, tmp_path: Path, export: Export
+) -> None:
+    """The canonical graph has more than the kernels' program has a place for."""
+    model = save_random_model(tmp_path / "model", model_type)
+    recipe = load_recipe("cuda")
+    with pytest.raises(ModelError, match="export it with --runtime onnxruntime") as refused:
+        export(model, recipe)
+    assert what in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_others_have_nothing_beyond_llama() -> None:
+    for model_type in ("llama", "mistral", "qwen2", "qwen3"):
+        assert beyond_llama(tiny_decoder(model_type)) == ()
