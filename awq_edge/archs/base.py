@@ -40,7 +40,8 @@ class Rope:
     """Rotary position embedding of the first `rotary_size` channels of each head.
 
     rotary_size: channels, even; 0 where positions are learned instead. theta: base. short_factor,
-    long_factor: of longrope, one a pair of channels. factor and the rest: see `awq_edge.rope`.
+    long_factor: of longrope, one a pair of channels. sections: of positions with several axes
+    (mrope), how many pairs of channels each axis turns. factor and the rest: see `awq_edge.rope`.
     """
 
     kind: RopeKind
@@ -50,6 +51,7 @@ class Rope:
     original_max_positions: int | None = None
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    sections: tuple[int, ...] = ()
 
     def parameter(self, name: str, default: float | None = None) -> float:
         """One scaling parameter; raises ModelError when it is missing and has no default."""

@@ -258,7 +258,19 @@ def _rope(
         original_max_positions=None if original is None else int(original),
         short_factor=short,
         long_factor=long,
+        sections=_sections(parameters, rotary_size),
     )
+
+
+def _sections(parameters: Config, rotary_size: int) -> tuple[int, ...]:
+    """mrope_section: pairs of channels that each axis of a position turns."""
+    sections = parameters.get("mrope_section") or ()
+    if sections and sum(sections) != rotary_size // 2:
+        raise ModelError(
+            f"config.json: 'mrope_section' is {sections!r}, which must sum to {rotary_size // 2}, "
+            "half of the head size"
+        )
+    return tuple(int(section) for section in sections)
 
 
 def _factors(parameters: Config, rotary_size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

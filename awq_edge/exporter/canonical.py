@@ -25,11 +25,12 @@ from awq_edge.exporter.graph import (
 )
 from awq_edge.exporter.parts.attention import attention
 from awq_edge.exporter.parts.building import INT64, Building
-from awq_edge.exporter.parts.embedding import embedding
+from awq_edge.exporter.parts.embedding import embedding, first_hidden
 from awq_edge.exporter.parts.experts import experts
 from awq_edge.exporter.parts.logits import LM_HEAD_GROUP_SIZE, logits
 from awq_edge.exporter.parts.mlp import mlp
 from awq_edge.exporter.parts.norms import norm
+from awq_edge.exporter.parts.rotation import TokenTables, token_tables
 from awq_edge.exporter.sources import Sources
 
 
@@ -38,12 +39,14 @@ class GraphSpec:
     """What the recipe decides of a graph.
 
     context: positions of the KV cache. activation_dtype: "float16" or "float32".
-    lm_head_bits: 4 or 8, or 16 to leave it unquantized.
+    lm_head_bits: 4 or 8, or 16 to leave it unquantized. takes_embeddings: instead of token ids,
+    so that some of them may be an image's.
     """
 
     context: int
     activation_dtype: str
     lm_head_bits: int
+    takes_embeddings: bool = False
 
 
 def build_canonical_graph(checkpoint: Checkpoint, spec: GraphSpec) -> DecoderGraph:
@@ -56,17 +59,54 @@ def build_canonical_graph(checkpoint: Checkpoint, spec: GraphSpec) -> DecoderGra
     result = DecoderGraph(gs.Graph(name=decoder.model_type, opset=CANONICAL_OPSET))
     builder = GraphBuilder(result)
     building = Building(checkpoint, builder, Sources(checkpoint), spec.context, dtype)
-    input_ids = builder.variable("input_ids", INT64, (BATCH, SEQUENCE))
     past_length = builder.variable("past_length", INT64, (BATCH,))
     positions = builder.variable("logits_positions", INT64, (BATCH, POSITIONS))
     output = builder.variable("logits", dtype, (BATCH, POSITIONS, decoder.vocab_size))
-    result.graph.inputs = [input_ids, past_length, positions]
+    result.graph.inputs = [past_length, positions]
     result.graph.outputs = [output]
-    hidden = embedding(building, input_ids, past_length)
+    embeddings, turns = _inputs(building, spec.takes_embeddings)
+    hidden = first_hidden(building, embeddings, past_length)
     for layer in range(decoder.num_layers):
-        hidden = _block(building, layer, hidden, past_length)
+        hidden = _block(building, layer, hidden, past_length, turns)
     logits(building, hidden, positions, spec.lm_head_bits, output)
     return result
+
+
+def build_embedding_graph(checkpoint: Checkpoint, spec: GraphSpec) -> DecoderGraph:
+    """From token ids to what a graph that takes embeddings is given for them: input_ids int64
+    [B, S] -> inputs_embeds [B, S, embedding_size]."""
+    dtype = ACTIVATION_DTYPES[spec.activation_dtype]
+    result = DecoderGraph(gs.Graph(name="embedding", opset=CANONICAL_OPSET))
+    builder = GraphBuilder(result)
+    building = Building(checkpoint, builder, Sources(checkpoint), spec.context, dtype)
+    input_ids = builder.variable("input_ids", INT64, (BATCH, SEQUENCE))
+    result.graph.inputs = [input_ids]
+    found = embedding(building, input_ids)
+    found.name = "inputs_embeds"
+    result.graph.outputs = [found]
+    return result
+
+
+def _inputs(building: Building, takes_embeddings: bool) -> tuple[gs.Variable, TokenTables | None]:
+    """What stands for the tokens of a call: their embeddings, and of positions with several axes
+    how each token is turned.
+
+    input_ids ─ embedding          or, so that they may be an image's:
+    inputs_embeds                  position_ids ─ cosine and sine of every token
+    """
+    builder, inputs = building.builder, building.builder.target.graph.inputs
+    if not takes_embeddings:
+        input_ids = builder.variable("input_ids", INT64, (BATCH, SEQUENCE))
+        inputs.insert(0, input_ids)
+        return embedding(building, input_ids), None
+    shape = (BATCH, SEQUENCE, building.decoder.embedding_size)
+    inputs.insert(0, builder.variable("inputs_embeds", building.dtype, shape))
+    axes = len(building.decoder.rope.sections)
+    if not axes:
+        return inputs[0], None
+    position_ids = builder.variable("position_ids", INT64, (axes, BATCH, SEQUENCE))
+    inputs.append(position_ids)
+    return inputs[0], token_tables(building, position_ids)
 
 
 def lm_head_bits(checkpoint: Checkpoint, asked: int) -> int:
@@ -103,7 +143,13 @@ def unquantized_linears(checkpoint: Checkpoint, lm_head_asked: int) -> dict[str,
     return reasons
 
 
-def _block(building: Building, layer: int, x: gs.Variable, past_length: gs.Variable) -> gs.Variable:
+def _block(
+    building: Building,
+    layer: int,
+    x: gs.Variable,
+    past_length: gs.Variable,
+    turns: TokenTables | None,
+) -> gs.Variable:
     """One decoder block; norms in parentheses where an architecture has them. Where norms do not
     stand first, they stand after the sums.
 
@@ -113,7 +159,7 @@ def _block(building: Building, layer: int, x: gs.Variable, past_length: gs.Varia
     decoder, arch = building.decoder, building.arch
     prefix = decoder.layer_prefix(layer)
     normed = _norm(building, prefix, arch.attention_norm, x) if decoder.norm_first else x
-    output = attention(building, layer, normed, past_length)
+    output = attention(building, layer, normed, past_length, turns)
     output = _norm(building, prefix, arch.attention_post_norm, output)
     x = building.op(f"{module_path(prefix)}/attention/Add", [x, output], x.shape)
     normed = _norm(

@@ -12,26 +12,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
-from awq_edge.exporter.graph import BATCH, CONTEXT, SEQUENCE, DecoderGraph, GraphBuilder
+from awq_edge.exporter.graph import BATCH, CONTEXT, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
 from awq_edge.exporter.matmul_nbits import MatMulNBits
+from awq_edge.exporter.onnxruntime_rotation import (
+    DOMAIN,
+    Rotations,
+    position_ids,
+    rotates_apart,
+    rotates_inside,
+)
+from awq_edge.exporter.passes import detach
 from awq_edge.exporter.weights import cast
 from awq_edge.recipe import Recipe
 
 OPSET = 21
 IR_VERSION = 10  # the one that belongs to opset 21
-DOMAIN = "com.microsoft"
 DTYPES = ("float16", "float32")
 INT32, INT64 = int(TensorProto.INT32), int(TensorProto.INT64)
-# GroupQueryAttention rotates heads whose size, and rotary part, are multiples of this.
-ROTARY_MULTIPLE = 16
 # 1.22 has no 8-bit MatMulNBits below accuracy level 4, and computes it wrong in float16. Before
 # 1.24 a local window sees one position more than local_window_size, and there are no 2 bits. (Found
 # by the parity tests of this project under those versions.)
@@ -100,6 +104,7 @@ class _Lowering:
         self._merged = _mergeable(self._nodes)
         self._residuals: dict[str, gs.Node] = {}  # sum -> the Add that is left to its norm
         self._packed: dict[str, gs.Variable] = {}  # CachedAttention node -> packed q, k, v
+        self._rotations = Rotations(self._builder, self._dtype)
 
     def run(self) -> DecoderGraph:
         graph = self._work.graph
@@ -109,6 +114,7 @@ class _Lowering:
             "W4A16Linear": self._linear,
             "Split": self._split,
             "CachedAttention": self._attention,
+            "RotaryEmbedding": self._rotations.by_token,
             "RMSNormalization": self._norm,
             "Add": self._add,
         }
@@ -133,15 +139,16 @@ class _Lowering:
     def _sequence_lengths(self) -> _Lengths:
         """What GroupQueryAttention is told about the cache, once for all layers.
 
-        input_ids ─ Shape [1] ─┐
-        past_length [B] ─────── Add ─┬─ Sub(1) ─ Cast ─ seqlens_k
-                                     └─ ReduceMax ─ Cast ─ total_sequence_length
+        input_ids, or inputs_embeds ─ Shape [1] ─┐
+        past_length [B] ─────────────────────── Add ─┬─ Sub(1) ─ Cast ─ seqlens_k
+                                                     └─ ReduceMax ─ Cast ─ total_sequence_length
         """
         builder, path = self._builder, "/lengths"
         inputs = {tensor.name: tensor for tensor in self._work.graph.inputs}
         past = inputs["past_length"]
+        tokens = self._work.graph.inputs[0]
         (sequence,) = builder.node(
-            "Shape", f"{path}/Shape", [inputs["input_ids"]], [(INT64, (1,))], {"start": 1, "end": 2}
+            "Shape", f"{path}/Shape", [tokens], [(INT64, (1,))], {"start": 1, "end": 2}
         )
         (totals,) = builder.node("Add", f"{path}/Add", [past, sequence], [(INT64, (BATCH,))])
         one = builder.inline("one", [1])
@@ -155,23 +162,9 @@ class _Lowering:
         (total,) = builder.node(
             "Cast", f"{path}/total/Cast", [longest], [(INT32, ())], {"to": INT32}
         )
-        apart = any(n.op == "CachedAttention" and _rotates_apart(n) for n in self._nodes)
-        ids = self._position_ids(past, sequence) if apart else None
+        apart = any(n.op == "CachedAttention" and rotates_apart(n) for n in self._nodes)
+        ids = position_ids(builder, past, sequence) if apart else None
         return _Lengths(seqlens, total, ids)
-
-    def _position_ids(self, past: gs.Variable, sequence: gs.Variable) -> gs.Variable:
-        """past_length [B] ─ Unsqueeze [B, 1] ─ Add(Range(S) [S]) ─ [B, S]"""
-        builder, path = self._builder, "/position_ids"
-        scalar = builder.inline("shape.scalar", np.zeros(0))
-        (length,) = builder.node("Reshape", f"{path}/Reshape", [sequence, scalar], [(INT64, ())])
-        limits = [builder.inline("zero.scalar", 0), length, builder.inline("one.scalar", 1)]
-        (steps,) = builder.node("Range", f"{path}/Range", limits, [(INT64, (SEQUENCE,))])
-        axis = builder.inline("axes.1", [1])
-        (column,) = builder.node(
-            "Unsqueeze", f"{path}/Unsqueeze", [past, axis], [(INT64, (BATCH, 1))]
-        )
-        (ids,) = builder.node("Add", f"{path}/Add", [column, steps], [(INT64, (BATCH, SEQUENCE))])
-        return ids
 
     def _linear(self, node: gs.Node) -> None:
         """Linears of one input:
@@ -188,7 +181,7 @@ class _Lowering:
         consumer = _packing_attention(outputs)
         x = node.inputs[0]
         for item in group:
-            _detach(item)
+            detach(item)
         if len(group) == 1:
             self._matmul_nbits(node.name.rpartition("/")[0], x, weights[0], outputs[0])
             return
@@ -231,7 +224,7 @@ class _Lowering:
             self._work.graph.nodes.append(node)
             return
         self._packed[consumer.name] = node.inputs[0]
-        _detach(node)
+        detach(node)
 
     def _attention(self, node: gs.Node) -> None:
         """CachedAttention:
@@ -240,15 +233,16 @@ class _Lowering:
         """
         q, k, v, _, cosine, sine, past_key, past_value = list(node.inputs)
         outputs, attributes = list(node.outputs), node.attrs
-        inside, apart = _rotates_inside(node), _rotates_apart(node)
-        packed = self._packed.get(node.name)
+        inside, apart = rotates_inside(node), rotates_apart(node)
+        packed, lengths = self._packed.get(node.name), self._lengths
         path = node.name.rpartition("/")[0]
-        _detach(node)
+        detach(node)
         tables = [self._table(table) for table in (cosine, sine) if inside or apart]
         if apart:
-            q = self._rotate(f"{path}/q_rotary", q, tables, attributes["num_heads"], attributes)
-            k = self._rotate(f"{path}/k_rotary", k, tables, attributes["num_kv_heads"], attributes)
-        lengths = self._lengths
+            sizes, ids = (attributes["head_size"], attributes["rotary_size"]), lengths.position_ids
+            rotate, heads = self._rotations.by_position, attributes["num_heads"]
+            q = rotate(f"{path}/q_rotary", q, ids, tables, heads, sizes)
+            k = rotate(f"{path}/k_rotary", k, ids, tables, attributes["num_kv_heads"], sizes)
         inputs = [*((q, k, v) if packed is None else (packed, None, None)), past_key, past_value]
         inputs += [lengths.seqlens_k, lengths.total, *(tables if inside else ())]
         group_query = {
@@ -269,28 +263,6 @@ class _Lowering:
             group_query,
             DOMAIN,
         )
-
-    def _rotate(
-        self,
-        path: str,
-        x: gs.Variable,
-        tables: list[gs.Constant],
-        heads: int,
-        attributes: dict[str, int],
-    ) -> gs.Variable:
-        """Rotary embedding of x [B, S, heads * head_size] as a node of its own."""
-        rotation = {"num_heads": heads, "interleaved": 0}
-        if attributes["rotary_size"] != attributes["head_size"]:
-            rotation["rotary_embedding_dim"] = attributes["rotary_size"]
-        (rotated,) = self._builder.node(
-            "RotaryEmbedding",
-            f"{path}/RotaryEmbedding",
-            [x, self._lengths.position_ids, *tables],
-            [(self._dtype, x.shape)],
-            rotation,
-            DOMAIN,
-        )
-        return rotated
 
     def _table(self, table: gs.Constant) -> gs.Constant:
         """A rotary table in the activations' type."""
@@ -314,7 +286,7 @@ class _Lowering:
         path, (x, scale) = node.name.rpartition("/")[0], node.inputs
         output, epsilon = node.outputs[0], node.attrs["epsilon"]
         residual = self._residuals.pop(x.name, None)
-        _detach(node)
+        detach(node)
         if residual is None:
             self._builder.node(
                 "SimplifiedLayerNormalization",
@@ -325,7 +297,7 @@ class _Lowering:
             )
             return
         addends, empty = list(residual.inputs), gs.Variable.empty()
-        _detach(residual)
+        detach(residual)
         self._builder.node(
             "SkipSimplifiedLayerNormalization",
             f"{path}/SkipSimplifiedLayerNormalization",
@@ -334,17 +306,6 @@ class _Lowering:
             {"epsilon": epsilon},
             DOMAIN,
         )
-
-
-def _rotates_inside(node: gs.Node) -> bool:
-    """Whether GroupQueryAttention rotates."""
-    sizes = (node.attrs["head_size"], node.attrs["rotary_size"])
-    return sizes[1] > 0 and all(size % ROTARY_MULTIPLE == 0 for size in sizes)
-
-
-def _rotates_apart(node: gs.Node) -> bool:
-    """Whether q and k are rotated before it; where positions are learned, nothing is."""
-    return node.attrs["rotary_size"] > 0 and not _rotates_inside(node)
 
 
 def _mergeable(nodes: list[gs.Node]) -> dict[str, list[gs.Node]]:
@@ -364,7 +325,7 @@ def _packing_attention(outputs: list[gs.Variable]) -> gs.Node | None:
     if len(outputs) != 3 or any(len(nodes) != 1 for nodes in consumers):
         return None
     node = consumers[0][0]
-    if node.op != "CachedAttention" or _rotates_apart(node):
+    if node.op != "CachedAttention" or rotates_apart(node):
         return None
     same = all(a is b for a, b in zip(node.inputs[:3], outputs, strict=True))
     return node if same else None
@@ -380,9 +341,3 @@ def _merged_path(group: list[gs.Node]) -> str:
 def _merged_module(group: list[gs.Node]) -> str:
     """model.layers.0.self_attn.q_proj+k_proj+v_proj"""
     return _merged_path(group).removeprefix("/").replace("/", ".")
-
-
-def _detach(node: gs.Node) -> None:
-    """Take a node out of its tensors, which others are going to produce and read."""
-    node.inputs.clear()
-    node.outputs.clear()

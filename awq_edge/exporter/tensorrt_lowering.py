@@ -14,7 +14,6 @@ from awq_edge.artifacts import PluginUse
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter.canonical import (
-    LM_HEAD_SCHEMES,
     GraphSpec,
     build_canonical_graph,
     lm_head_bits,
@@ -22,6 +21,7 @@ from awq_edge.exporter.canonical import (
 from awq_edge.exporter.graph import DOMAIN, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
 from awq_edge.exporter.native_nodes import native_attention, native_linears
+from awq_edge.exporter.parts.logits import LM_HEAD_SCHEMES
 from awq_edge.exporter.plugin_nodes import plugin_attention, plugin_linears
 from awq_edge.exporter.primitive_nodes import primitive_attention, primitive_functions
 from awq_edge.plugin.contract import CACHED_ATTENTION, PLUGIN_VERSION

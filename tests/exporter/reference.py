@@ -106,6 +106,10 @@ class CanonicalSession:
     def run(self, ids: np.ndarray, past_length: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """ids: int64 [B, S]. past_length: int64 [B]. positions: int64 [B, P]. Returns logits."""
         feeds = {"input_ids": ids, "past_length": past_length, "logits_positions": positions}
+        return self.call(feeds)
+
+    def call(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """feeds: every input but the cache. Returns logits."""
         found = dict(
             zip(self._outputs, self._evaluator.run(None, feeds | self._cache), strict=True)
         )

@@ -18,19 +18,27 @@ _NUMPY: dict[int, type[np.generic]] = {
 }
 
 
-def embedding(building: Building, input_ids: gs.Variable, past_length: gs.Variable) -> gs.Variable:
-    """The input of the first block [B, S, hidden], in the activations' type.
+def embedding(building: Building, input_ids: gs.Variable) -> gs.Variable:
+    """Embeddings of token ids [B, S, embedding_size], in the activations' type.
 
-    input_ids [B, S] ─ Gather ─ (Cast) ─ (Mul(scale)) ─ (project_in) ─┬───── x
-    past_length [B] ─ (position ids ─ Gather(learned positions)) ─── (Add)
+    input_ids [B, S] ─ Gather ─ (Cast) ─ (Mul(scale))
+    """
+    decoder, path = building.decoder, module_path(building.arch.embedding)
+    x = _rows(building, input_ids)
+    if decoder.embedding_scale == 1.0:
+        return x
+    dtype = _NUMPY[building.dtype]
+    scale = building.builder.inline("embedding.scale", decoder.embedding_scale, dtype)
+    return building.op(f"{path}/scale/Mul", [x, scale], x.shape)
+
+
+def first_hidden(building: Building, x: gs.Variable, past_length: gs.Variable) -> gs.Variable:
+    """The input of the first block [B, S, hidden].
+
+    embeddings [B, S, embedding_size] ─ (project_in) ─┬───────────────── hidden
+    past_length [B] ─ (position ids ─ Gather(learned positions)) ─ (Add)
     """
     decoder, arch = building.decoder, building.arch
-    x = _rows(building, input_ids)
-    path = module_path(arch.embedding)
-    if decoder.embedding_scale != 1.0:
-        dtype = _NUMPY[building.dtype]
-        scale = building.builder.inline("embedding.scale", decoder.embedding_scale, dtype)
-        x = building.op(f"{path}/scale/Mul", [x, scale], x.shape)
     if decoder.has_projections:
         x = _projected(building, x)
     if arch.positions is None:
@@ -38,7 +46,7 @@ def embedding(building: Building, input_ids: gs.Variable, past_length: gs.Variab
     path = module_path(arch.positions)
     source = f"{arch.positions}.weight"
     weight = building.sources.dense(source, source, building.dtype, "embedding")
-    ids = _position_ids(building, path, input_ids, past_length)
+    ids = _position_ids(building, path, x, past_length)
     shape = (BATCH, SEQUENCE, decoder.hidden_size)
     learned = building.op(f"{path}/Gather", [building.builder.weight(weight), ids], shape)
     return building.op(f"{path}/Add", [x, learned], shape)
@@ -69,11 +77,11 @@ def _projected(building: Building, x: gs.Variable) -> gs.Variable:
 
 
 def _position_ids(
-    building: Building, path: str, input_ids: gs.Variable, past_length: gs.Variable
+    building: Building, path: str, x: gs.Variable, past_length: gs.Variable
 ) -> gs.Variable:
     """Rows of the table of learned positions: int64 [B, S].
 
-    input_ids ─ Shape ─ Range(S) ─ Add(first row) ─┐
+    x [B, S, ...] ─ Shape ─ Range(S) ─ Add(first row) ─┐
     past_length ─ Unsqueeze [B, 1] ─────────────── Add
     """
     builder = building.builder
@@ -81,9 +89,7 @@ def _position_ids(
     def op(name: str, inputs: list[gs.Variable | gs.Constant], *shape: int | str) -> gs.Variable:
         return building.op(f"{path}/ids/{name}", inputs, shape, dtype=INT64)
 
-    length = building.op(
-        f"{path}/ids/Shape", [input_ids], (1,), {"start": 1, "end": 2}, dtype=INT64
-    )
+    length = building.op(f"{path}/ids/Shape", [x], (1,), {"start": 1, "end": 2}, dtype=INT64)
     count = op("Squeeze", [length])
     limits = (builder.inline("zero.scalar", 0), count, builder.inline("one.scalar", 1))
     steps = op("Range", list(limits), SEQUENCE)
