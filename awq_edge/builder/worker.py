@@ -104,6 +104,8 @@ def _config(trt: Any, builder: Any, job: BuildJob) -> Any:
     if job.module == "tensorrt_rtx":
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, job.sm), 0)
+        # All memory of a run comes from the session, and a decode step can be captured in a graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
     if job.aliasing:
