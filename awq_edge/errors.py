@@ -6,6 +6,7 @@
     ├── ArtifactError            a checkpoint, bundle or engine is damaged or does not match
     ├── RuntimeUnavailableError  this machine cannot execute what was asked for
     ├── ResourceError            not enough disk, memory or context
+    ├── DeviceError              a call of CUDA or TensorRT failed on this machine's GPU
     └── KernelError              a CUDA kernel refused its arguments, or CUDA its launch
 
 Every message says what failed, with the actual values, and what to do about it.
@@ -36,6 +37,10 @@ class RuntimeUnavailableError(AwqEdgeError):
 
 class ResourceError(AwqEdgeError):
     """Not enough disk space, memory or context length for what was asked."""
+
+
+class DeviceError(AwqEdgeError):
+    """A call of CUDA or TensorRT failed on this machine's GPU."""
 
 
 class KernelError(AwqEdgeError):

@@ -1,1 +1,1 @@
-"""What hardware this is."""
+"""What hardware this is, and the device layer: what a session needs of CUDA."""

@@ -1,0 +1,67 @@
+"""How much of a GPU's memory is in use, before something is loaded, after it, and at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from awq_edge.device.layer import DeviceLayer
+from awq_edge.device.tegra import read_tegra_memory
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes in use on a whole GPU: before loading, after it, and the most that was seen. total:
+    bytes that it has. source: who says so. nvmap: of `loaded`, what NvMap had allocated; Jetson."""
+
+    before: int
+    loaded: int
+    peak: int
+    total: int
+    source: str
+    nvmap: int | None
+
+
+class MemoryMeter:
+    """Bytes in use on the whole GPU: other programs are in it, so differences count.
+
+    On a Jetson it is the system's memory, read from /proc/meminfo. On other GPUs cudaMemGetInfo's,
+    which can be asked only once CUDA is there: CUDA's own context is in every figure.
+    """
+
+    def __init__(self, layer: DeviceLayer) -> None:
+        self._layer = layer
+        self._before = self._loaded = self._peak = self._used()
+
+    def sample(self) -> None:
+        """Look once more for the peak."""
+        self._peak = max(self._peak, self._used())
+
+    def mark_loaded(self) -> None:
+        """What is in use now is what loading took."""
+        self._loaded = self._used()
+        self._peak = max(self._peak, self._loaded)
+
+    def available(self) -> int:
+        """Bytes that could be allocated now."""
+        system = read_tegra_memory() if self._layer.gpu.integrated else None
+        return self._layer.memory()[0] if system is None else system.available
+
+    def figures(self) -> DeviceMemory:
+        """What was measured; it samples no more."""
+        system = read_tegra_memory() if self._layer.gpu.integrated else None
+        return DeviceMemory(
+            before=self._before,
+            loaded=self._loaded,
+            peak=self._peak,
+            total=self._layer.memory()[1] if system is None else system.total,
+            source="cudaMemGetInfo" if system is None else "/proc/meminfo",
+            nvmap=None if system is None else system.nvmap,
+        )
+
+    def _used(self) -> int:
+        if self._layer.gpu.integrated:
+            system = read_tegra_memory()
+            if system is not None:
+                return system.used
+        free, total = self._layer.memory()
+        return total - free
