@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from awq_edge.artifacts import Bundle
     from awq_edge.runtime.session import Session, SessionOptions
 
-__all__ = ["backend_names", "load_backend", "open_session"]
+__all__ = ["backend_names", "load_backend", "open_session", "ways_out"]
 
 
 def backend_names() -> tuple[str, ...]:
@@ -34,12 +34,12 @@ def load_backend(bundle: Bundle) -> ModuleType:
     """
     runtime = bundle.manifest.runtime
     if runtime not in backend_names():
-        raise RuntimeUnavailableError(_ways_out(bundle, "this version has no backend for it"))
+        raise RuntimeUnavailableError(ways_out(bundle, "this version has no backend for it"))
     try:
         return importlib.import_module(f"{__name__}.{runtime.replace('-', '_')}")
     except ImportError as error:
         raise RuntimeUnavailableError(
-            _ways_out(bundle, f"its library is not installed ({error})")
+            ways_out(bundle, f"its library is not installed ({error})")
         ) from None
 
 
@@ -53,7 +53,8 @@ def open_session(bundle: Bundle, options: SessionOptions) -> Session:
     return session
 
 
-def _ways_out(bundle: Bundle, reason: str) -> str:
+def ways_out(bundle: Bundle, reason: str) -> str:
+    """The message for a bundle that cannot be executed here. reason: why, without a full stop."""
     runtime = bundle.manifest.runtime
     return (
         f"{bundle.path} was exported for runtime '{runtime}', which this machine cannot execute: "

@@ -10,7 +10,7 @@ of which the first `past_length` are filled:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.artifacts import Bundle
+from awq_edge.device.meter import DeviceMemory
 from awq_edge.errors import ConfigError, ResourceError
 
 Float32 = npt.NDArray[np.float32]
@@ -29,10 +30,12 @@ class SessionOptions:
     """How a bundle is opened. None means the backend's or the bundle's own choice.
 
     context: positions of the KV cache, at most the bundle's. threads: CPU threads that compute.
+    observer: called while an engine is built first, with the part that is done and a word.
     """
 
     context: int | None = None
     threads: int | None = None
+    observer: Callable[[float, str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,15 @@ class SessionMemory:
     """Bytes that a session allocated for itself; None where the backend does not know them.
 
     workspace: activations and the scratch memory of kernels. device: bytes of the GPU that all of
-    it lies on; None where that is the process's own memory.
+    it lies on; None where that is the process's own memory. measured: what the whole GPU had in
+    use, where the backend measures that.
     """
 
     kv_cache: int
     weights: int | None = None
     workspace: int | None = None
     device: int | None = None
+    measured: DeviceMemory | None = None
 
     @property
     def on_device(self) -> int | None:
