@@ -33,7 +33,10 @@ def chat(
     ] = None,
 ) -> None:
     """Chat with a bundle. Ctrl-C stops the answer. Each line of a pipe is one message."""
+    from rich.console import Console
+
     from awq_edge.cli.interrupt import Interrupt
+    from awq_edge.cli.progress import build_progress
     from awq_edge.errors import ConfigError
     from awq_edge.runtime.conversation import Conversation
     from awq_edge.runtime.model import load
@@ -42,7 +45,10 @@ def chat(
     sampling = Sampling(temperature, top_k, top_p, seed=seed)
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
-    with load(bundle, context=context, threads=threads) as model:
+    with (
+        build_progress(Console(stderr=True)) as building,
+        load(bundle, context=context, threads=threads, observer=building) as model,
+    ):
         conversation = Conversation(
             model, system=system, sampling=sampling, max_new_tokens=max_new_tokens
         )

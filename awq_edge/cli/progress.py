@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+_PARTS = 1000  # of an engine that is built
 
 
 @contextmanager
@@ -26,6 +28,25 @@ def block_progress(console: Console) -> Iterator[Callable[[int, int, str], None]
 
         def observe(done: int, total: int, what: str) -> None:
             bar.update(task, completed=done, total=total, description=what)
+
+        yield observe
+
+
+@contextmanager
+def build_progress(console: Console) -> Iterator[Callable[[float, str], None]]:
+    """A bar for the engine that a run may have to build first: it comes with the first call and
+    goes with the last, (1.0, ""). Yields the observer: (part done, what is being done)."""
+    with ExitStack() as stack:
+        bars: list[Callable[[int, int, str], None]] = []
+
+        def observe(part: float, what: str) -> None:
+            if part >= 1.0:
+                bars.clear()
+                stack.close()
+                return
+            if not bars:
+                bars.append(stack.enter_context(block_progress(console)))
+            bars[0](int(part * _PARTS), _PARTS, what)
 
         yield observe
 

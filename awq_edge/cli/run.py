@@ -62,8 +62,11 @@ def run(
     ] = None,
 ) -> None:
     """Run a bundle on a prompt: the text as it comes, then what it took."""
+    from rich.console import Console
+
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.progress import build_progress
     from awq_edge.cli.run_table import print_report
     from awq_edge.runtime.run import PromptFormat
     from awq_edge.runtime.run import run as run_stage
@@ -79,7 +82,7 @@ def run(
         out.write(piece)
         out.flush()
 
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, build_progress(Console(stderr=True)) as building:
         report = run_stage(
             bundle,
             text,
@@ -92,6 +95,7 @@ def run(
             threads=threads,
             on_text=show,
             cancelled=interrupt.requested,
+            observer=building,
         )
     out.write("\n\n")
     print_report(report, target.console())

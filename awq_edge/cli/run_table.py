@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from awq_edge.report.run_report import RunReport, SpreadPart
+from awq_edge.report.run_report import MeasuredMemoryPart, RunReport, SpreadPart
 
 _WEIGHTS = {"none": "not quantized"}
 
@@ -97,8 +97,18 @@ def _memory(report: RunReport) -> Table:
     if measured.on_device is not None:
         on_device = loaded + predicted.activations
         table.add_row("on the GPU", _megabytes(on_device), _megabytes(measured.on_device))
+        _add_device_use(table, on_device, measured)
     table.add_row("total, peak", _megabytes(predicted.total), _megabytes(measured.peak))
     return table
+
+
+def _add_device_use(table: Table, predicted: int, measured: MeasuredMemoryPart) -> None:
+    """What the use of the whole GPU grew by, where it was measured."""
+    if measured.device_peak is None or measured.device_before_load is None:
+        return
+    grown = measured.device_peak - measured.device_before_load
+    source = f"({measured.device_source})"
+    table.add_row(f"GPU, peak {source}", _megabytes(predicted), _megabytes(grown))
 
 
 def _rate(spread: SpreadPart | None, what: str) -> str:

@@ -23,9 +23,15 @@ from awq_edge.report.run_report import (
     ThroughputPart,
 )
 from awq_edge.runtime.generation import Generation, Request
-from awq_edge.runtime.memory import ProcessMemory, kv_cache_bytes, predict_memory
+from awq_edge.runtime.memory import (
+    PredictedMemory,
+    ProcessMemory,
+    kv_cache_bytes,
+    predict_memory,
+)
 from awq_edge.runtime.metrics import Spread, Timings
 from awq_edge.runtime.model import LoadFigures, Model
+from awq_edge.runtime.session import SessionMemory
 
 _PACKAGES = ("numpy", "tokenizers")
 
@@ -163,11 +169,9 @@ def _memory(model: Model, after: ProcessMemory, cpu: CpuInfo) -> MemoryPart:
     predicted = predict_memory(model.manifest, model.session.context)
     before, loaded = model.load_figures.before.rss, model.load_figures.after.rss
     growth = loaded - before if loaded is not None and before is not None else None
-    resident = predicted.weights + predicted.kv_cache
     session = model.session.memory
-    on_device, fitting, peak = session.on_device, growth, after.peak_rss
-    if on_device is not None:  # what the process takes of the host's memory is not what must fit
-        fitting, peak = on_device - (session.workspace or 0), None
+    measured = session.measured
+    loaded_share, peak_share = _fit(predicted, session, growth, after.peak_rss)
     return MemoryPart(
         predicted=PredictedMemoryPart(
             weights=predicted.weights,
@@ -183,11 +187,42 @@ def _memory(model: Model, after: ProcessMemory, cpu: CpuInfo) -> MemoryPart:
             after_run_anonymous=after.anonymous,
             after_run_file_backed=after.file_backed,
             peak=after.peak_rss,
-            on_device=on_device,
+            on_device=session.on_device,
+            device_before_load=None if measured is None else measured.before,
+            device_after_load=None if measured is None else measured.loaded,
+            device_peak=None if measured is None else measured.peak,
+            device_source=None if measured is None else measured.source,
+            nvmap=None if measured is None else measured.nvmap,
         ),
-        loaded_over_predicted=None if fitting is None else fitting / resident,
-        peak_over_predicted=None if peak is None else peak / predicted.total,
-        device=cpu.memory_bytes if on_device is None else session.device,
+        loaded_over_predicted=loaded_share,
+        peak_over_predicted=peak_share,
+        device=cpu.memory_bytes if session.on_device is None else session.device,
+    )
+
+
+def _fit(
+    predicted: PredictedMemory, session: SessionMemory, growth: int | None, peak_rss: int | None
+) -> tuple[float | None, float | None]:
+    """Measured over predicted: of weights and KV cache, and of the peak.
+
+    growth: resident bytes that loading added. On a GPU, what the process takes of the host's memory
+    is not what must fit.
+    """
+    resident = predicted.weights + predicted.kv_cache
+    measured, workspace = session.measured, session.workspace or 0
+    if measured is not None:
+        grown = measured.loaded - measured.before
+        # CUDA's own context, which is most of the overhead, is in every figure.
+        without_overhead = predicted.total - predicted.overhead
+        return (
+            (grown - workspace) / resident,
+            (measured.peak - measured.before) / without_overhead,
+        )
+    if session.on_device is not None:
+        return (session.on_device - workspace) / resident, None
+    return (
+        None if growth is None else growth / resident,
+        None if peak_rss is None else peak_rss / predicted.total,
     )
 
 

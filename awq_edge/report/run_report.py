@@ -125,6 +125,8 @@ class MeasuredMemoryPart(_Part):
 
     anonymous: allocations, which must fit. file_backed: mapped files, which the system may drop.
     on_device: of the GPU's memory, what the session takes of it: weights, KV cache, buffers.
+    device_*: in use on the whole GPU, other programs included, as device_source says: before
+    loading, after it, and at most. nvmap: what NvMap had allocated after loading; Jetson only.
     """
 
     before_load: int | None
@@ -134,12 +136,18 @@ class MeasuredMemoryPart(_Part):
     after_run_file_backed: int | None
     peak: int | None
     on_device: int | None
+    device_before_load: int | None
+    device_after_load: int | None
+    device_peak: int | None
+    device_source: str | None
+    nvmap: int | None
 
 
 class MemoryPart(_Part):
     """The memory fit. peak_over_predicted: measured peak / predicted total. loaded_over_predicted:
     measured loaded / predicted weights + KV cache; on a GPU, weights and KV cache there, and no
-    peak. device: bytes that the device has."""
+    peak, unless the whole GPU was measured: then what its use grew by, against what is predicted
+    without the overhead. device: bytes that the device has."""
 
     predicted: PredictedMemoryPart
     measured: MeasuredMemoryPart

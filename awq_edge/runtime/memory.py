@@ -27,8 +27,8 @@ _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _VALUE_BYTES = {"float32": 4, "float16": 6}
 _SCORE_BYTES = 4
 _ARENA_SLACK = 1.5
-# Rows of logits that the cuda backend computes at a time: a chunk of 512 by a vocabulary of 128,000
-# would take 131 MB in 16 bits alone.
+# Rows of logits that the cuda backend and TensorRT's engines compute at a time: a chunk of 512 by a
+# vocabulary of 128,000 would take 131 MB in 16 bits alone.
 CUDA_LOGITS_ROWS = 64
 # The interpreter with its libraries and a session without a model, as measured on x86-64 Linux:
 # 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
@@ -71,7 +71,9 @@ def kv_cache_bytes(manifest: BundleManifest, context: int) -> int:
 
 def predict_memory(manifest: BundleManifest, context: int) -> PredictedMemory:
     """What one sequence of up to `context` tokens needs. context: positions of the KV cache."""
-    activations = _cuda_activations if manifest.runtime == "cuda" else _graph_activations
+    # TensorRT's own plan of its activations is not known before a build; ours is the nearest.
+    on_gpu = manifest.runtime in ("cuda", "tensorrt", "tensorrt-rtx")
+    activations = _cuda_activations if on_gpu else _graph_activations
     return PredictedMemory(
         weights=sum(manifest.part_bytes.values()),
         kv_cache=kv_cache_bytes(manifest, context),
@@ -81,8 +83,9 @@ def predict_memory(manifest: BundleManifest, context: int) -> PredictedMemory:
 
 
 def _cuda_activations(manifest: BundleManifest, context: int) -> int:
-    """The buffers of the cuda backend: of one chunk, and of the logits that are computed at a time,
-    in 16 bits and in 32. What kernels split their work with is not in it: it depends on the GPU."""
+    """The buffers of the cuda backend, and an estimate for TensorRT: of one chunk, and of the rows
+    of logits that are computed at a time, in 16 bits and in 32. What kernels split their work with
+    is not in it: it depends on the GPU."""
     chunk = min(manifest.prefill_chunk, context)
     per_token = (
         3 * manifest.hidden_size  # residual, branch, normed

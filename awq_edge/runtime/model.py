@@ -185,13 +185,18 @@ class Model:
 
 
 def load(
-    path: str | Path, *, context: int | None = None, threads: int | None = None, verify: bool = True
+    path: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+    observer: Callable[[float, str], None] | None = None,
 ) -> Model:
     """Open a bundle and load it into the backend of its runtime.
 
     context: tokens of the KV cache, at most what the bundle was exported for, which is the
     default. threads: CPU threads; default: the physical cores. verify: compare the files with the
-    manifest's hashes.
+    manifest's hashes. observer: called while an engine is built first: (part done, a word).
     Raises ArtifactError for what is not a sound bundle, RuntimeUnavailableError when this machine
     cannot execute it, ConfigError for impossible options, ResourceError when memory runs out.
     """
@@ -206,7 +211,7 @@ def load(
     # The runtime's own library is no part of what the bundle takes.
     load_backend(bundle)
     before = read_process_memory()
-    session = open_session(bundle, SessionOptions(context=context, threads=threads))
+    session = open_session(bundle, SessionOptions(context, threads, observer))
     figures = LoadFigures(
         verify_seconds=verified - start,
         session_seconds=time.perf_counter() - verified,

@@ -33,19 +33,20 @@ def run(
     threads: int | None = None,
     on_text: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    observer: Callable[[float, str], None] | None = None,
 ) -> RunReport:
     """Load a bundle, generate once, and return the report of it.
 
     prompt_format: "raw" sends the text as it is, "chat" as a user's message through the model's
     chat template, "auto" the latter where there is one. max_new_tokens: None means 128, or to the
     end of the context where fewer fit. on_text: called with every piece of text. cancelled: asked
-    before every step; what ran until then is reported. Raises what `load` and `Model.stream`
-    raise.
+    before every step; what ran until then is reported. observer: see `load`. Raises what `load`
+    and `Model.stream` raise.
     """
     if not prompt:
         raise ConfigError("the prompt is empty; give --prompt some text")
     sampling = sampling or Sampling()
-    with load(bundle, context=context, threads=threads) as model:
+    with load(bundle, context=context, threads=threads, observer=observer) as model:
         started = time.perf_counter()
         chat = _wants_chat(model, prompt_format)
         ids = model.prompt_ids([{"role": "user", "content": prompt}] if chat else prompt)
