@@ -163,6 +163,16 @@ __device__ __forceinline__ void store_outputs(const float* sums, const DecodeArg
   }
 }
 
+// `value`, which sm_80's compiler may not know to stay the same: with two tiles by two token tiles it
+// would keep addresses through the loop in registers that it does not have, and spill.
+template <int kSumTiles>
+__device__ __forceinline__ int recomputed(int value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+  if (kSumTiles >= 4) asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 template <typename T, int kBits, int kTiles, int kTokenTiles>
 __global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
   extern __shared__ __align__(128) uint8_t shared[];
@@ -183,8 +193,10 @@ __global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
     if (block < end) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
-        copy_block<kBits>(ring + (stage * kTiles + tile) * kTileBytes, a,
-                          min(first_tile + tile, a.tiles - 1), block, lane);
+        constexpr int kSumTiles = kTiles * kTokenTiles;
+        const int from = recomputed<kSumTiles>(min(first_tile + tile, a.tiles - 1));
+        copy_block<kBits>(ring + (stage * kTiles + tile) * kTileBytes, a, from, block,
+                          recomputed<kSumTiles>(lane));
       }
     }
     commit_copies();
@@ -200,7 +212,9 @@ __global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
   for (; block < end; block += warps) {
     wait_copies<kStages - 1>();
     __syncwarp();  // scales and zero points were copied by other lanes
-    if (block + warps < end) load_activations<T>(next, a, block + warps, lane);
+    if (block + warps < end) {
+      load_activations<T>(next, a, block + warps, recomputed<kTiles * kTokenTiles>(lane));
+    }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       multiply_block<T, kBits>(sums[tile], ring + (stage * kTiles + tile) * kTileBytes, x,
