@@ -38,7 +38,7 @@ from awq_edge.exporter.sources import Sources
 class GraphSpec:
     """What the recipe decides of a graph.
 
-    context: positions of the KV cache. activation_dtype: "float16" or "float32".
+    context: positions of the KV cache. activation_dtype: "float16", "bfloat16" or "float32".
     lm_head_bits: 4 or 8, or 16 to leave it unquantized. takes_embeddings: instead of token ids,
     so that some of them may be an image's.
     """

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
 from awq_edge.exporter.weights import (
+    BFLOAT16,
     FLOAT16,
     FLOAT32,
     UINT4,
@@ -191,12 +193,16 @@ class Sources:
             raise ModelError(
                 f"{self._checkpoint.path}: weight '{source}' has values up to "
                 f"{float(np.abs(values).max()):.3g}, which {narrow.dtype} cannot hold; export with "
-                "--activation-dtype float32, or bfloat16 for runtime cuda"
+                "--activation-dtype bfloat16, or float32 for runtime onnxruntime"
             )
         return narrow
 
 
-_NUMPY_FLOATS: dict[int, type[np.floating]] = {FLOAT16: np.float16, FLOAT32: np.float32}
+_NUMPY_FLOATS: dict[int, type[np.generic]] = {
+    FLOAT16: np.float16,
+    BFLOAT16: ml_dtypes.bfloat16,
+    FLOAT32: np.float32,
+}
 
 
 class _Rounding:
