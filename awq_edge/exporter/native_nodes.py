@@ -47,11 +47,6 @@ def native_linears(work: DecoderGraph, builder: GraphBuilder) -> None:
     rewrite(work, {"W4A16Linear": handle})
 
 
-def native_attention(work: DecoderGraph, builder: GraphBuilder) -> None:
-    """Every CachedAttention becomes RotaryEmbedding, TensorScatter and Attention."""
-    _Attention(work, builder).run()
-
-
 def _native_linear(builder: GraphBuilder, group: LinearGroup, node: gs.Node) -> None:
     """
     codes INT4 [in, out] ──────────┐
@@ -133,17 +128,15 @@ def _require_symmetric(part: QuantizedWeights, middle: int) -> None:
         )
 
 
-class _Attention:
-    def __init__(self, work: DecoderGraph, builder: GraphBuilder) -> None:
+class NativeAttention:
+    """CachedAttention without a soft cap, which TensorRT's Attention does not have."""
+
+    def __init__(self, work: DecoderGraph, builder: GraphBuilder, positions: Positions) -> None:
         self._work = work
         self._builder = builder
-        caches = [tensor for tensor in work.graph.inputs if tensor.name.startswith("past.")]
-        self._positions = Positions(builder, int(caches[0].shape[2]))
+        self._positions = positions
 
-    def run(self) -> None:
-        rewrite(self._work, {"CachedAttention": self._attention})
-
-    def _attention(self, node: gs.Node) -> None:
+    def lower(self, node: gs.Node) -> None:
         """
         q ─ RotaryEmbedding ─ heads ─────────────────────────┐
         k ─ RotaryEmbedding ─ heads ─ TensorScatter(past_key) ─┬─ Attention ─ [B, S, heads * size]
@@ -166,15 +159,12 @@ class _Attention:
         self._append(f"{path}/key", past_key, k, present_key)
         self._append(f"{path}/value", past_value, v, present_value)
         mask = self._positions.mask(attributes.get("window", 0))
-        given = {"scale": attributes["scale"]}
-        if "soft_cap" in attributes:
-            given["softcap"] = attributes["soft_cap"]
         (found,) = self._builder.node(
             "Attention",
             f"{path}/Attention",
             [q, present_key, present_value, mask],
             [(y.dtype, (BATCH, heads, SEQUENCE, size))],
-            given,
+            {"scale": attributes["scale"]},
         )
         joined(self._builder, f"{path}/y_heads", found, y)
 

@@ -1,8 +1,8 @@
 """Positions and masks as nodes, for attention that is not told how long the cache is.
 
-    input_ids ─ Shape [1] ─ Squeeze ─ Range(S) ─┐
-    past_length [B] ─ Unsqueeze ─────────────── Add ─ positions [B, S] ─ Unsqueeze ─ LessOrEqual ─ (And) ─ mask
-                                            key positions [context] ────┘
+input_ids ─ Shape ─ Squeeze ─ Range(S) ─┐
+past_length [B] ─ Unsqueeze ─────────── Add ─ positions [B, S] ─ Unsqueeze ─ LessOrEqual ─ mask
+                                                0..context-1 ──────────────┘
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ BOOL, INT64 = int(TensorProto.BOOL), int(TensorProto.INT64)
 class Positions:
     """Made once for all layers, in front of the first node that reads them."""
 
-    def __init__(self, builder: GraphBuilder, context: int) -> None:
+    def __init__(self, builder: GraphBuilder) -> None:
         self._builder = builder
-        self._context = context
         inputs = {tensor.name: tensor for tensor in builder.target.graph.inputs}
         self.past_length = inputs["past_length"]
+        caches = [tensor for name, tensor in inputs.items() if name.startswith("past.")]
+        self.cache_shape = tuple(caches[0].shape)  # [B, kv_heads, context, size]
+        self._context = int(self.cache_shape[2])
         # Of the ids or the embeddings: [B, S, ...].
         self._tokens = next(iter(builder.target.graph.inputs))
         self._ids: gs.Variable | None = None

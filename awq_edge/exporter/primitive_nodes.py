@@ -31,11 +31,6 @@ def primitive_functions(work: DecoderGraph, builder: GraphBuilder) -> None:
     rewrite(work, {"RMSNormalization": ops.rms_norm, "Gelu": ops.gelu})
 
 
-def primitive_attention(work: DecoderGraph, builder: GraphBuilder) -> None:
-    """Every CachedAttention in opset 17."""
-    _Attention(work, builder).run()
-
-
 class _Ops:
     """Appends nodes; those of one output return it."""
 
@@ -115,21 +110,18 @@ class _Ops:
         self.finish(path, half, y, "Mul", share)
 
 
-class _Attention:
-    def __init__(self, work: DecoderGraph, builder: GraphBuilder) -> None:
-        self._work = work
+class PrimitiveAttention:
+    """CachedAttention in what opset 17 has, and every later one."""
+
+    def __init__(self, builder: GraphBuilder, positions: Positions) -> None:
         self._builder = builder
         self._ops = _Ops(builder)
-        caches = [tensor for tensor in work.graph.inputs if tensor.name.startswith("past.")]
-        _, self._kv_heads, self._context, self._size = caches[0].shape
-        self._positions = Positions(builder, self._context)
+        _, self._kv_heads, self._context, self._size = positions.cache_shape
+        self._positions = positions
         self._rows: dict[str, gs.Variable] = {}  # rotary table -> its rows of this call
         self._slots: gs.Variable | None = None
 
-    def run(self) -> None:
-        rewrite(self._work, {"CachedAttention": self._attention})
-
-    def _attention(self, node: gs.Node) -> None:
+    def lower(self, node: gs.Node) -> None:
         """
         q ─ rotation ─────────────────────────────┐
         k ─ rotation ─ ScatterND(past_key) ─┬─── MatMul ─ (cap) ─ mask ─ Softmax ─ MatMul ─ y
@@ -265,7 +257,9 @@ class _Attention:
             builder, kv_heads = self._builder, self._kv_heads
             shape: Dims = (BATCH, kv_heads, SEQUENCE, 1)
 
-            def op(name: str, inputs: Sequence[gs.Tensor], result: Dims, **more: Any) -> gs.Variable:
+            def op(
+                name: str, inputs: Sequence[gs.Tensor], result: Dims, **more: Any
+            ) -> gs.Variable:
                 return ops.op(f"{path}/{name}", inputs, result, INT64, **more)
 
             axes = builder.inline("primitive.axes.1,3", [1, 3])

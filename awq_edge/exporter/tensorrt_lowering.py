@@ -10,28 +10,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx_graphsurgeon as gs
+
 from awq_edge.artifacts import PluginUse
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.exporter.canonical import (
-    GraphSpec,
-    build_canonical_graph,
-    lm_head_bits,
-)
+from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph, lm_head_bits
 from awq_edge.exporter.graph import DOMAIN, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
-from awq_edge.exporter.native_nodes import native_attention, native_linears
+from awq_edge.exporter.masked_experts import masked_experts
+from awq_edge.exporter.native_nodes import NativeAttention, native_linears
 from awq_edge.exporter.parts.logits import LM_HEAD_SCHEMES
+from awq_edge.exporter.passes import rewrite
 from awq_edge.exporter.plugin_nodes import plugin_attention, plugin_linears
-from awq_edge.exporter.primitive_nodes import primitive_attention, primitive_functions
+from awq_edge.exporter.positions import Positions
+from awq_edge.exporter.primitive_nodes import PrimitiveAttention, primitive_functions
 from awq_edge.plugin.contract import CACHED_ATTENTION, PLUGIN_VERSION
 from awq_edge.plugin.interface import LAYOUT_VERSION
 from awq_edge.plugin.packing import PACKED_GROUP_SIZES
 from awq_edge.recipe import Recipe
 
-# Before this opset there are no RMSNormalization, RotaryEmbedding and Attention.
-NEWEST_OF_PRIMITIVES = 23
-PLUGIN_DTYPES, NATIVE_DTYPES = ("float16",), ("float16", "float32")
+# The opset of RMSNormalization, RotaryEmbedding and Attention.
+FIRST_WITH_ATTENTION = 23
+PLUGIN_DTYPES = ("float16", "bfloat16")
+NATIVE_DTYPES = (*PLUGIN_DTYPES, "float32")
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ def lower(canonical: DecoderGraph, recipe: Recipe, target: Target) -> DecoderGra
     """The graph for TensorRT. `canonical` is left as it was."""
     work = canonical.copy()
     builder = GraphBuilder(work)
+    masked_experts(work, builder)
+    primitive = target.opset < FIRST_WITH_ATTENTION
     linears = {"plugin": plugin_linears, "native": native_linears}[recipe.export.linear]
     linears(work, builder)
-    primitive = target.opset < NEWEST_OF_PRIMITIVES
-    layers = primitive_attention if primitive else native_attention
-    attention = {"plugin": plugin_attention, "native": layers}[recipe.export.attention]
-    attention(work, builder)
+    if recipe.export.attention == "plugin":
+        plugin_attention(work, builder)
+    else:
+        _attention_layers(work, builder, primitive)
     if primitive:
         primitive_functions(work, builder)
     work.graph.opset, work.graph.import_domains = target.opset, None
@@ -101,6 +105,19 @@ def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe, target: Targe
         attention=recipe.export.attention,
         plugin=_plugin_use(graph),
     )
+
+
+def _attention_layers(work: DecoderGraph, builder: GraphBuilder, primitive: bool) -> None:
+    """Every CachedAttention becomes TensorRT's Attention, or primitives; so do soft caps."""
+    positions = Positions(builder)
+    whole = NativeAttention(work, builder, positions)
+    parts = PrimitiveAttention(builder, positions)
+
+    def lower(node: gs.Node) -> None:
+        apart = primitive or "soft_cap" in node.attrs
+        (parts if apart else whole).lower(node)
+
+    rewrite(work, {"CachedAttention": lower})
 
 
 def _plugin_use(graph: DecoderGraph) -> PluginUse | None:
