@@ -10,6 +10,7 @@ import pytest
 
 from awq_edge.archs import architectures
 from awq_edge.artifacts import Bundle
+from awq_edge.checkpoint import Checkpoint
 from awq_edge.exporter import export_checkpoint
 from awq_edge.exporter.supported import beyond_llama, unsupported
 from awq_edge.recipe import Recipe, load_recipe
@@ -64,6 +65,15 @@ def tiny_model(model_type: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def tiny_checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quantized checkpoint of `tiny_model`."""
     return save_quantized(tiny_model, tmp_path_factory.mktemp("quantized"))
+
+
+@pytest.fixture(scope="session")
+def plugin_model(model_type: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_model`, with heads of a size that the kernels have."""
+    heads = {} if tiny_decoder(model_type).head_size == 32 else {"num_attention_heads": 2}
+    path = save_random_model(tmp_path_factory.mktemp(model_type), model_type, **heads)
+    assert Checkpoint.open(path).decoder.head_size == 32
+    return path
 
 
 @pytest.fixture(scope="session")

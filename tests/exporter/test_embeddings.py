@@ -118,10 +118,7 @@ def test_an_image_among_the_tokens(model_type: str, quantized: bool, tmp_path: P
     assert "input_ids" not in {tensor.name for tensor in graph.graph.inputs}
     cuts = [0, 7, len(ids) - 2, len(ids) - 1, len(ids)]
     for session in (OrtSession(graph), CanonicalSession(graph)):
-        found = [
-            session.call(chunk(inputs, begin, end))[0]
-            for begin, end in pairwise(cuts)
-        ]
+        found = [session.call(chunk(inputs, begin, end))[0] for begin, end in pairwise(cuts)]
         assert relative_error(np.concatenate(found), expected) < TOLERANCE
 
 

@@ -18,6 +18,7 @@ import pytest
 
 import awq_edge
 from awq_edge.artifacts import Bundle
+from awq_edge.checkpoint import Checkpoint
 from awq_edge.plugin.kernels import ENVIRONMENT_VARIABLE
 
 from .conftest import Export
@@ -26,7 +27,7 @@ from .test_tensorrt_parity import ASYMMETRIC, FORMS, form_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 _TIMEOUT_S = 300
-_DTYPES = {"int64": "INT64", "float16": "HALF"}
+_DTYPES = {"int64": "INT64", "float16": "HALF", "bfloat16": "BF16"}
 # What TensorRT-RTX's parser says of every graph with int64 inputs.
 _KNOWN = ("Make sure input", "INT64")
 
@@ -86,14 +87,23 @@ def ports(bundle: Bundle) -> dict[str, list[Any]]:
     }
 
 
-@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def overflows_float16(model: Path) -> bool:
+    return Checkpoint.open(model).decoder.architecture.overflows_float16
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [("symmetric", "float16"), ("asymmetric", "float16"), ("symmetric", "bfloat16")],
+)
 def test_every_architecture_parses(
-    scheme: Any, tiny_model: Path, tmp_path: Path, export: Export, build: Build
+    scheme: Any, dtype: str, plugin_model: Path, tmp_path: Path, export: Export, build: Build
 ) -> None:
-    checkpoint = save_quantized(tiny_model, tmp_path / "checkpoint", scheme=scheme)
+    if dtype == "float16" and overflows_float16(plugin_model):
+        pytest.skip(reason="needs bfloat16")
+    checkpoint = save_quantized(plugin_model, tmp_path / "checkpoint", scheme=scheme)
     jobs, expected = [], {}
     for form in FORMS if scheme == "symmetric" else ASYMMETRIC:
-        bundle = export(checkpoint, form_recipe(form, "float16"), lm_head_bits=None)
+        bundle = export(checkpoint, form_recipe(form, dtype), lm_head_bits=None)
         path = bundle.path.rename(tmp_path / form)
         expected[form] = ports(bundle)
         jobs.append({"bundle": str(path), "sm": []})

@@ -26,6 +26,7 @@ from .test_parity import VARIANTS
 TOLERANCE = 1e-5
 # 16-bit activations and rotary tables: 2**-11 a rounding, a dozen roundings a layer.
 HALF_TOLERANCE = 1e-2
+BFLOAT16_TOLERANCE = 8e-2  # 2**-8 a rounding
 CT = "compressed-tensors"
 RTX, JETPACK_6 = "rtx-4070-laptop-8gb", "jetson-orin-nano-8gb-jetpack6"
 FORMS = {
@@ -85,8 +86,13 @@ def check(path: Path, form: str, limit: float = TOLERANCE, **more: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def symmetric_checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_quantized(tiny_model, tmp_path_factory.mktemp("symmetric"), scheme="symmetric")
+def asymmetric_checkpoint(plugin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_quantized(plugin_model, tmp_path_factory.mktemp("asymmetric"))
+
+
+@pytest.fixture(scope="module")
+def symmetric_checkpoint(plugin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_quantized(plugin_model, tmp_path_factory.mktemp("symmetric"), scheme="symmetric")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -95,13 +101,18 @@ def test_every_architecture_symmetric(form: str, symmetric_checkpoint: Path) -> 
 
 
 @pytest.mark.parametrize("form", ASYMMETRIC)
-def test_every_architecture_asymmetric(form: str, tiny_checkpoint: Path) -> None:
-    check(tiny_checkpoint, form)
+def test_every_architecture_asymmetric(form: str, asymmetric_checkpoint: Path) -> None:
+    check(asymmetric_checkpoint, form)
 
 
 @pytest.mark.parametrize("form", ["plugin", "native", "decomposed attention"])
 def test_every_architecture_in_float16(form: str, symmetric_checkpoint: Path) -> None:
     check(symmetric_checkpoint, form, HALF_TOLERANCE, dtype="float16")
+
+
+@pytest.mark.parametrize("form", ["plugin", "decomposed"])
+def test_every_architecture_in_bfloat16(form: str, asymmetric_checkpoint: Path) -> None:
+    check(asymmetric_checkpoint, form, BFLOAT16_TOLERANCE, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("form", ["native", "decomposed attention"])
@@ -130,8 +141,8 @@ def test_heads_that_the_plugin_does_not_have(name: str, form: str, tmp_path: Pat
     check(save_random_model(tmp_path / "model", model_type, **config), form)
 
 
-@pytest.mark.parametrize(("bits", "form"), [(2, "plugin"), (3, "plugin"), (8, "plugin"),
-                                            (2, "native"), (3, "native"), (8, "native")])  # fmt: skip
+@pytest.mark.parametrize("form", ["plugin", "native"])
+@pytest.mark.parametrize("bits", [2, 3, 8])
 def test_other_bits(bits: int, form: str, tmp_path: Path) -> None:
     source = save_random_model(tmp_path / "model", "llama", intermediate_size=192)
     path = save_quantized(source, tmp_path / "out", 64, "symmetric", bits=bits, layout=CT)
