@@ -130,9 +130,9 @@ def _silu(gate: gs.Node, up: gs.Node) -> tuple[gs.Node, gs.Node, gs.Node] | None
     if len(gate_out.outputs) != 2 or set(readers) != {"Sigmoid", "Mul"}:
         return None
     sigmoid, multiply = readers["Sigmoid"], readers["Mul"]
+    product = _only_reader(multiply.outputs[0])
     if _only_reader(sigmoid.outputs[0]) is not multiply:
         return None
-    product = _only_reader(multiply.outputs[0])
     if product is None or product.op != "Mul" or _only_reader(up_out) is not product:
         return None
     return sigmoid, multiply, product
