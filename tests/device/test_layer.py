@@ -14,6 +14,7 @@ import pytest
 
 from awq_edge.device import layer, layer_cuda_python, layer_pycuda
 from awq_edge.device.buffers import DeviceBuffer, Owned, host_buffer
+from awq_edge.device.cuda_driver import compute_capability
 from awq_edge.device.layer import DeviceLayer, Gpu, open_layer
 from awq_edge.errors import (
     AwqEdgeError,
@@ -240,7 +241,7 @@ def test_layers_have_the_methods_of_the_protocol() -> None:
 
 
 def test_functions_that_cuda_python_is_asked_for_exist() -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     source = Path(layer_cuda_python.__file__).read_text(encoding="utf-8")
     names = set(re.findall(r"\b(cuda[A-Z]\w+)", source))
     assert len(names) > 25
@@ -248,6 +249,49 @@ def test_functions_that_cuda_python_is_asked_for_exist() -> None:
     members.append(runtime.cudaDeviceAttr)
     for name in names:
         assert any(hasattr(each, name) for each in members), name
+
+
+def test_the_real_package_on_a_machine_without_a_gpu() -> None:
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    if compute_capability() is not None:
+        pytest.skip(reason="there is a GPU: tests/backends/gpu")
+    with pytest.raises(RuntimeUnavailableError, match=r"NVIDIA (driver|GPU) here.*\(CUDA error"):
+        open_layer("cuda-python")
+
+
+def test_the_real_package_takes_addresses_and_handles_as_integers() -> None:
+    """Where there is no driver it says so, and nothing of the arguments."""
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    if compute_capability() is not None:
+        pytest.skip(reason="there is a GPU: such addresses would be used")
+    layer_of = object.__new__(layer_cuda_python.CudaPythonLayer)
+    layer_of._cuda = runtime
+    host = np.zeros(16, np.uint8)
+    calls: list[Callable[[], Any]] = [
+        lambda: layer_of.memory(),
+        lambda: layer_of.allocate(64),
+        lambda: layer_of.free(256),
+        lambda: layer_of.allocate_host(64),
+        lambda: layer_of.free_host(host),
+        lambda: layer_of.create_stream(),
+        lambda: layer_of.destroy_stream(5),
+        lambda: layer_of.synchronize(5),
+        lambda: layer_of.copy_to_device(256, host, 5),
+        lambda: layer_of.copy_to_host(host, 256, 5),
+        lambda: layer_of.copy_on_device(256, 512, 16, 5),
+        lambda: layer_of.clear(256, 16, 5),
+        lambda: layer_of.create_event(),
+        lambda: layer_of.destroy_event(5),
+        lambda: layer_of.record_event(5, 6),
+        lambda: layer_of.elapsed_seconds(5, 6),
+        lambda: layer_of.begin_capture(5),
+        lambda: layer_of.end_capture(5),
+        lambda: layer_of.launch_graph(5, 6),
+        lambda: layer_of.destroy_graph(5),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeUnavailableError, match=r"NVIDIA (driver|GPU) here"):
+            call()
 
 
 # ---- the choice
