@@ -194,7 +194,9 @@ class FakeRuntimeConfig:
 
 
 class FakeRuntimeCache:
-    """IRuntimeCache."""
+    """IRuntimeCache. works: of all of them, whether TensorRT can write them."""
+
+    works = True
 
     def __init__(self) -> None:
         self.content = b""
@@ -203,8 +205,8 @@ class FakeRuntimeCache:
         self.content = bytes(blob)
         return True
 
-    def serialize(self) -> bytearray:
-        return bytearray(self.content)
+    def serialize(self) -> bytearray | None:
+        return bytearray(self.content) if self.works else None
 
 
 class FakeContext:

@@ -18,7 +18,7 @@ OURS = {
     "FakeRtxContext": {"engine", "layer", "profile", "memory", "shapes", "addresses", "prepared"}
     | {"changes"},
     "FakeRuntimeConfig": {"strategy"},
-    "FakeRuntimeCache": {"content"},
+    "FakeRuntimeCache": {"content", "works"},
 }
 REAL = {
     "FakeEngine": "ICudaEngine",

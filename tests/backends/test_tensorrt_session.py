@@ -25,7 +25,15 @@ from awq_edge.errors import (
 from awq_edge.runtime.session import SessionOptions
 
 from .fake_device import FakeLayer
-from .fake_tensorrt import FakeEngine, FakeSource, Range, TensorLocation, TinyModel, fake_module
+from .fake_tensorrt import (
+    FakeEngine,
+    FakeRuntimeCache,
+    FakeSource,
+    Range,
+    TensorLocation,
+    TinyModel,
+    fake_module,
+)
 
 VOCAB, CONTEXT, CHUNK = 50, 96, 24
 COPY = 1 << 20
@@ -419,6 +427,17 @@ def test_compiled_kernels_are_kept(machine: Machine, tmp_path: Path) -> None:
     machine.layer = FakeLayer()
     machine.open().close()
     assert machine.kernel_cache.read_bytes() == b"of before"
+
+
+def test_kernels_that_cannot_be_kept_are_no_error(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.kernel_cache = tmp_path / "model.engine" / "no folder"
+    machine.open().close()
+    monkeypatch.setattr(FakeRuntimeCache, "works", False)
+    machine.layer, machine.kernel_cache = FakeLayer(), tmp_path / "kernels"
+    machine.open().close()
+    assert not machine.kernel_cache.exists() and machine.layer.held == {}
 
 
 def test_nothing_of_tensorrt_outlives_a_closed_session(machine: Machine) -> None:

@@ -72,8 +72,9 @@ class ContextFactory:
         """Write what was compiled, then give up the engine. Never fails: the file is a cache."""
         if self._kernels is not None and self._file is not None:
             with contextlib.suppress(OSError):
-                compiled = bytes(memoryview(self._kernels.serialize()))
-                if compiled != self._read:
+                content = self._kernels.serialize()
+                compiled = b"" if content is None else bytes(memoryview(content))
+                if compiled not in (b"", self._read):
                     self._file.parent.mkdir(parents=True, exist_ok=True)
                     with atomic_file(self._file) as work:
                         work.write_bytes(compiled)
