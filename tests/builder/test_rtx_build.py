@@ -118,15 +118,15 @@ def test_stories260k(run: Run, stories: Path, tmp_path: Path) -> None:
 def test_decomposed_graph_for_several_targets(run: Run, tmp_path: Path) -> None:
     """The graph for TensorRT 10.3, which cannot be built here, is read by the other TensorRT."""
     bundle = export("demo", tmp_path / "bundle", JETPACK_6)
-    targets = ["SM86", "SM89", "SM120"]
+    targets = ["SM86", "SM120"]
     options = ["--runtime", "tensorrt-rtx", *(o for sm in targets for o in ("--target", sm))]
     engines = build(run, bundle, *options)
     for sm, engine in zip(targets, engines, strict=True):
         check_engine(bundle, engine, sm)
-    assert [engine["reused"] for engine in build(run, bundle, *options)] == [True] * 3
-    # One that is damaged is built again, the others are not.
+    assert [engine["reused"] for engine in build(run, bundle, *options)] == [True] * 2
+    # One that is damaged is built again, the other is not.
     Path(engines[1]["engine"]).write_bytes(b"")
-    assert [engine["reused"] for engine in build(run, bundle, *options)] == [True, False, True]
+    assert [engine["reused"] for engine in build(run, bundle, *options)] == [True, False]
     if compute_capability() is None:
         _loading_says_why(run, bundle, engines[0]["manifest"]["runtime_version"])
 
