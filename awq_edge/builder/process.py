@@ -61,6 +61,7 @@ def run_job(job: BuildJob, observe: Observer) -> BuildFigures:
         peak_rss=last.peak_rss,
         available_before=watch.before,
         available_drop=watch.drop,
+        warnings=last.warnings,
     )
 
 

@@ -52,7 +52,8 @@ def targets_of(
     if not names:
         names = (_of_recipe(recipe),)
     for name in names:
-        if name not in RTX_TARGETS:
+        # One that is here may be tried: TensorRT itself says whether it supports it.
+        if name not in RTX_TARGETS and name != f"SM{compute_capability()}":
             raise ConfigError(
                 f"{name}: TensorRT for RTX builds for {', '.join(RTX_TARGETS)}; give one with "
                 "--target"

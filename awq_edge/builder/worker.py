@@ -103,7 +103,8 @@ def _config(trt: Any, builder: Any, job: BuildJob) -> Any:
     config = builder.create_builder_config()
     if job.module == "tensorrt_rtx":
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, job.sm), 0)
+        current = trt.ComputeCapability.CURRENT  # of a GPU that it has no name for
+        config.set_compute_capability(getattr(trt.ComputeCapability, job.sm, current), 0)
         # All memory of a run comes from the session, and a decode step can be captured in a graph.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job.workspace_bytes is not None:

@@ -55,12 +55,14 @@ class BuildFigures(_Part):
     """What building took. peak_rss: resident bytes of TensorRT's process at its peak, None where
     the system does not tell. available_drop: bytes by which the system's available memory fell
     meanwhile: on a Jetson it has the GPU's part too, and whatever else ran. available_before: bytes
-    available at the start."""
+    available at the start. warnings: TensorRT's, such as tactics that it skipped for want of
+    memory."""
 
     seconds: float
     peak_rss: int | None = None
     available_before: int | None = None
     available_drop: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class EngineManifest(_Part):

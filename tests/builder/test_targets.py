@@ -50,6 +50,11 @@ def test_architecture_that_rtx_has_not_is_refused(rtx: Bundle) -> None:
         targets(rtx, recipe=JETPACK_7)
 
 
+def test_gpu_that_is_here_may_be_tried(rtx: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("awq_edge.builder.targets.compute_capability", lambda: 90)
+    assert targets(rtx, "SM90") == ("SM90",)
+
+
 def test_turing_takes_16_bit_graphs_without_plugins_only(rtx: Bundle) -> None:
     with pytest.raises(ConfigError, match=r"plugin nodes \(CachedAttention, W4A16Linear\), which"):
         targets(rtx, "SM75")
