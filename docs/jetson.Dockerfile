@@ -10,9 +10,12 @@ RUN apt-get update \
 
 WORKDIR /opt/awq-edge
 COPY . .
-# The environment sees the system's TensorRT: there is no wheel of JetPack's version.
+# The environment sees the system's TensorRT: there is no wheel of JetPack's version. CUDA_MAJOR: 13
+# on JetPack 7.2, 12 on JetPack 6.2.
+ARG CUDA_MAJOR=13
 RUN python3 -m venv --system-site-packages /opt/env \
-    && /opt/env/bin/pip install --no-cache-dir -c constraints.txt '.[jetson]' \
+    && grep -v '^cuda-python' constraints.txt > /opt/constraints.txt \
+    && /opt/env/bin/pip install --no-cache-dir -c /opt/constraints.txt '.[jetson]' "cuda-python==${CUDA_MAJOR}.*" \
     && /opt/env/bin/python -c 'import tensorrt, awq_edge'
 # A container is built without a GPU: every Orin is 8.7, Thor is 11.0.
 ARG COMPUTE_CAPABILITY=8.7
