@@ -70,11 +70,12 @@ def build(job: BuildJob, send: Any) -> list[str]:
     """Write the engine; TensorRT's warnings. Raises AwqEdgeError."""
     trt: Any = load_tensorrt(job.module)
     log = TensorrtLog(trt)
-    builder = trt.Builder(log.logger)
-    if builder is None:
+    try:
+        builder = trt.Builder(log.logger)
+    except TypeError:  # the bindings' word for a null pointer
         raise RuntimeUnavailableError(
             f"{job.module} {trt.__version__} cannot build on this machine: {log.reason()}"
-        )
+        ) from None
     if job.plugins:
         from awq_edge.plugin.tensorrt_plugin import register
 

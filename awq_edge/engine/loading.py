@@ -51,9 +51,10 @@ def deserialize(engine: Engine, tensorrt: ModuleType, log: TensorrtLog) -> tuple
     registered before (`register_plugins`). Raises RuntimeUnavailableError with TensorRT's reason.
     """
     trt: Any = tensorrt
-    runtime = trt.Runtime(log.logger)
-    if runtime is None:
-        raise _refused(engine, tensorrt, log)
+    try:
+        runtime = trt.Runtime(log.logger)
+    except TypeError:  # the bindings' word for a null pointer
+        raise _refused(engine, tensorrt, log) from None
     with (
         open(engine.file, "rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,

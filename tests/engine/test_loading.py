@@ -24,6 +24,9 @@ def fake_tensorrt(answer: Any, said: list[tuple[str, str]]) -> ModuleType:
     class Runtime:
         def __init__(self, logger: Any) -> None:
             self.logger = logger
+            if answer is TypeError:
+                logger.log(SimpleNamespace(name="ERROR"), "no CUDA")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def deserialize_cuda_engine(self, content: Any) -> Any:
             assert isinstance(content, mmap.mmap)
@@ -60,6 +63,12 @@ def test_refusal_has_tensorrts_first_reason(engine: Engine) -> None:
     assert f"tensorrt 10.16.2.10 does not load {engine.file}" in str(error.value)
     assert ": Error Code 1: Cuda Runtime (35); a GPU" in str(error.value)
     assert "what follows" not in str(error.value)
+
+
+def test_runtime_that_cannot_be_made_is_told(engine: Engine) -> None:
+    trt = fake_tensorrt(TypeError, [])
+    with pytest.raises(RuntimeUnavailableError, match=r"does not load .*: no CUDA; a GPU"):
+        deserialize(engine, trt, TensorrtLog(trt))
 
 
 def test_log_does_not_grow_without_end() -> None:

@@ -207,7 +207,7 @@ class Builder:
     def __new__(cls, logger: Any) -> Any:
         if _fails("no_builder"):
             logger.log(SimpleNamespace(name="ERROR"), "CUDA initialization failure with error: 35")
-            return None
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return super().__new__(cls)
 
     def __init__(self, logger: Any) -> None:
