@@ -14,11 +14,12 @@ from pathlib import Path
 from awq_edge.artifacts import BundleManifest
 from awq_edge.errors import ResourceError
 
-# TensorRT for RTX 1.7.1 ahead of time, SM89, x86-64 Linux: peak resident memory of the process was
-# 0.29 GB with 6 MB of weights and 2.60 GB with 705 MB (docs/build.md): the mapped file, a copy, the
-# engine.
-_RTX_WEIGHT_COPIES = 3.4
-_RTX_OVERHEAD = 350_000_000
+# TensorRT for RTX 1.7.1 ahead of time, SM89, x86-64 Linux (docs/build.md): resident memory of the
+# process reached 0.29 GB with 6 MB of weights, 2.60 GB with 705 MB, 11.67 GB with 3,769 MB. About a
+# third of that is the mapped weight file, which the system takes back when memory runs short: the
+# available memory fell by 7.33 GB in the last case.
+_RTX_WEIGHT_COPIES = 2.2
+_RTX_OVERHEAD = 500_000_000
 # TensorRT on a device, not measured yet: the parser's weights and the serialized engine on the
 # host, the engine's weights on the GPU; two CUDA libraries' worth of overhead.
 _HOST_WEIGHT_COPIES = 2.0
