@@ -89,7 +89,9 @@ class BundleManifest(BaseModel):
     prefill_chunk: int
     vocab_size: int
     hidden_size: int
+    # Of the widest FFN that the graph has, an expert's or a dense one.
     intermediate_size: int
+    experts_per_token: int = 0
     num_layers: int
     num_heads: int
     num_kv_heads: int

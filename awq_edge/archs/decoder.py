@@ -77,6 +77,17 @@ class Decoder:
         """Whether linears lie between the embedding's channels and those of the blocks."""
         return self.embedding_size != self.hidden_size
 
+    @property
+    def widest_intermediate_size(self) -> int:
+        """Channels inside the widest FFN that a layer has, an expert's or a dense one."""
+        sizes = {
+            self.moe.intermediate_size
+            if self.moe is not None and self.moe.layers[layer]
+            else self.intermediate_size
+            for layer in range(self.num_layers)
+        }
+        return max(sizes)
+
     def has_experts(self, layer: int) -> bool:
         return self.moe is not None and self.moe.layers[layer]
 

@@ -106,6 +106,8 @@ def _graph_activations(manifest: BundleManifest, context: int) -> int:
         (manifest.num_heads + 2 * manifest.num_kv_heads) * manifest.head_size  # q, k, v
         + 6 * manifest.intermediate_size  # gate and up, once merged and once split; their products
         + 4 * manifest.hidden_size  # residual, normed, attention's and FFN's output
+        # Rows of the tokens' experts: gathered, cut, put together, put back, weighted.
+        + 5 * manifest.experts_per_token * manifest.hidden_size
     )
     values = _VALUE_BYTES.get(dtype, _ITEM_BYTES[dtype]) * (chunk * per_token + manifest.vocab_size)
     scores = _SCORE_BYTES * chunk * manifest.num_heads * context

@@ -175,6 +175,16 @@ def test_a_token_reads_the_experts_that_it_is_sent_to(quantized: bool, tmp_path:
     assert plan.bytes_per_token() == every - experts // 2
 
 
+def test_the_manifest_says_what_experts_take(tmp_path: Path, export: Export) -> None:
+    """Layers with experts and layers without: the widest FFN of both."""
+    found = []
+    for step in (1, 2):
+        path = save_random_model(tmp_path / str(step), "qwen3_moe", decoder_sparse_step=step)
+        manifest = export(path).manifest
+        found.append((manifest.intermediate_size, manifest.experts_per_token))
+    assert found == [(64, 2), (160, 2)]
+
+
 def test_a_model_that_overflows_float16_is_refused(tmp_path: Path, export: Export) -> None:
     """Gemma 3's activations exceed float16 (with real weights)."""
     model = save_random_model(tmp_path / "model", "gemma3_text")

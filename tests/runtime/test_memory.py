@@ -84,6 +84,25 @@ def test_activations_are_as_measured(
     assert predicted == pytest.approx(grown, rel=ARENA_STEPS)
 
 
+# The same of a prefill of 512 tokens in chunks of 128, context 1024, by what experts differ in.
+MEASURED_EXPERTS = [
+    ({"hidden_size": 1024, "intermediate_size": 384, "experts_per_token": 8}, 38.4e6),
+    ({"hidden_size": 2048, "intermediate_size": 768, "experts_per_token": 8}, 73.8e6),
+    ({"hidden_size": 1024, "intermediate_size": 3584, "experts_per_token": 2}, 19.6e6),
+]
+
+
+@pytest.mark.parametrize(("sizes", "grown"), MEASURED_EXPERTS)
+def test_rows_of_experts_are_counted(
+    manifest: BundleManifest, sizes: dict[str, int], grown: float
+) -> None:
+    """More than measured where tokens are spread: all may be sent to one expert."""
+    shape = {**sizes, "num_heads": 4, "num_kv_heads": 2, "head_size": 64, "vocab_size": 1024}
+    update = {**shape, "prefill_chunk": 128, "activation_dtype": "float32"}
+    predicted = predict_memory(manifest.model_copy(update=update), 1024).activations
+    assert 0.8 * grown < predicted < 1.6 * grown
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_process_memory_sees_an_allocation() -> None:
     before = read_process_memory()
