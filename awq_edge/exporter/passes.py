@@ -130,13 +130,12 @@ def _silu(gate: gs.Node, up: gs.Node) -> tuple[gs.Node, gs.Node, gs.Node] | None
     if len(gate_out.outputs) != 2 or set(readers) != {"Sigmoid", "Mul"}:
         return None
     sigmoid, multiply = readers["Sigmoid"], readers["Mul"]
-    product = _only_reader(multiply.outputs[0])
-    if _only_reader(sigmoid.outputs[0]) is not multiply:
+    if not _read_only_by(sigmoid.outputs[0], multiply) or not up_out.outputs:
         return None
-    if product is None or product.op != "Mul" or _only_reader(up_out) is not product:
-        return None
-    return sigmoid, multiply, product
+    product = up_out.outputs[0]
+    is_gated = _read_only_by(up_out, product) and _read_only_by(multiply.outputs[0], product)
+    return (sigmoid, multiply, product) if is_gated and product.op == "Mul" else None
 
 
-def _only_reader(tensor: gs.Tensor) -> gs.Node | None:
-    return tensor.outputs[0] if len(tensor.outputs) == 1 else None
+def _read_only_by(tensor: gs.Tensor, node: gs.Node) -> bool:
+    return len(tensor.outputs) == 1 and tensor.outputs[0] is node

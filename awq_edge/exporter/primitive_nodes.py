@@ -1,6 +1,7 @@
 """What newer operators are in opset 17, for TensorRT 10.3.
 
     RMSNormalization   Cast, Mul, ReduceMean, Add, Sqrt, Div, Cast, Mul
+    RotaryEmbedding    Split, products, Concat
     Gelu               Erf or Tanh, and products
     CachedAttention    rotation, ScatterND into the cache, MatMul, Softmax, MatMul
 
@@ -26,9 +27,10 @@ _LOWEST = float(np.finfo(np.float32).min)
 
 
 def primitive_functions(work: DecoderGraph, builder: GraphBuilder) -> None:
-    """RMSNormalization and Gelu in opset 17."""
+    """RMSNormalization, RotaryEmbedding and Gelu in opset 17."""
     ops = _Ops(builder)
-    rewrite(work, {"RMSNormalization": ops.rms_norm, "Gelu": ops.gelu})
+    handlers = {"RMSNormalization": ops.rms_norm, "Gelu": ops.gelu, "RotaryEmbedding": ops.rotary}
+    rewrite(work, handlers)
 
 
 class _Ops:
@@ -108,6 +110,53 @@ class _Ops:
         share = op("share/Add", curve, self.number(1.0))
         half = op("half/Mul", x, self.number(0.5))
         self.finish(path, half, y, "Mul", share)
+
+    def rotary(self, node: gs.Node) -> None:
+        """RotaryEmbedding of x [B, S, heads * size] with a row of the tables for each token."""
+        (x, *tables), y = list(node.inputs), node.outputs[0]
+        path, heads = node.name.rpartition("/")[0], int(node.attrs["num_heads"])
+        size = int(x.shape[2]) // heads
+        rotary = int(node.attrs.get("rotary_embedding_dim", 0)) or size
+        detach(node)
+        apart = self._builder.inline(f"primitive.rotary.{heads}", [0, 0, heads, size])
+        shape = (*x.shape[:2], heads, size)
+        x = self.op(f"{path}/split/Reshape", [x, apart], shape, x.dtype)
+        axis = self._builder.inline("primitive.axes.2", [2])
+        cosine, sine = (
+            self.op(f"{path}/{name}/Unsqueeze", [table, axis],
+                    (*table.shape[:2], 1, table.shape[2]), table.dtype)
+            for name, table in zip(("cosine", "sine"), tables, strict=True)
+        )  # fmt: skip
+        found = self.turned(path, x, (cosine, sine), rotary)
+        whole = self._builder.inline(f"primitive.rotary.{heads * size}", [0, 0, heads * size])
+        self._builder.node("Reshape", f"{path}/join/Reshape", [found, whole], [y])
+
+    def turned(
+        self, path: str, x: gs.Variable, tables: tuple[gs.Variable, gs.Variable], rotary: int
+    ) -> gs.Variable:
+        """The first `rotary` channels of x [..., size] rotated, in its type; tables [..., half].
+
+            ┌─ first ──┬─ first * cosine - second * sine ─┐
+        x ──┼─ second ─┴─ second * cosine + first * sine ─┼─ Concat
+            └─ (rest) ────────────────────────────────────┘
+        """
+        cosine, sine = tables
+        half, dtype = rotary // 2, x.dtype
+        sizes = [size for size in (half, half, int(x.shape[-1]) - rotary) if size]
+        split = self._builder.inline(f"primitive.split.{'+'.join(map(str, sizes))}", sizes)
+        pieces = [(dtype, (*x.shape[:-1], size)) for size in sizes]
+        first, second, *rest = self._builder.node(
+            "Split", f"{path}/Split", [x, split], pieces, {"axis": -1}
+        )
+
+        def op(name: str, a: gs.Variable, b: gs.Variable) -> gs.Variable:
+            return self.op(f"{path}/{name}", [a, b], first.shape, dtype)
+
+        turned = [
+            op("Sub", op("cosine/first/Mul", first, cosine), op("sine/second/Mul", second, sine)),
+            op("Add", op("cosine/second/Mul", second, cosine), op("sine/first/Mul", first, sine)),
+        ]
+        return self.op(f"{path}/Concat", [*turned, *rest], x.shape, dtype, axis=-1)
 
 
 class PrimitiveAttention:
@@ -196,36 +245,12 @@ class PrimitiveAttention:
     def _rotated(
         self, path: str, x: gs.Variable, cosine: gs.Constant, sine: gs.Constant, rotary: int
     ) -> gs.Variable:
-        """Rotary embedding of x [B, heads, S, size], in float32.
-
-            ┌─ first ──┬─ first * cosine - second * sine ─┐
-        x ──┼─ second ─┴─ second * cosine + first * sine ─┼─ Concat
-            └─ (rest) ────────────────────────────────────┘
-        """
-        ops, half, rest = self._ops, rotary // 2, self._size - rotary
-        wide = ops.wide(path, x)
-        sizes = [half, half, rest] if rest else [half, half]
-        pieces = [(FLOAT32, (*x.shape[:3], size)) for size in sizes]
-        split = self._builder.inline(f"primitive.split.{'+'.join(map(str, sizes))}", sizes)
-        first, second, *others = self._builder.node(
-            "Split", f"{path}/Split", [wide, split], pieces, {"axis": -1}
-        )
-        cos, sin = self._table_rows(cosine), self._table_rows(sine)
-
-        def product(name: str, a: gs.Variable, b: gs.Variable) -> gs.Variable:
-            return ops.op(f"{path}/{name}/Mul", [a, b], a.shape, FLOAT32)
-
-        shape = first.shape
-        turned = [
-            ops.op(f"{path}/Sub", [product("first_cosine", first, cos),
-                                   product("second_sine", second, sin)], shape, FLOAT32),
-            ops.op(f"{path}/Add", [product("second_cosine", second, cos),
-                                   product("first_sine", first, sin)], shape, FLOAT32),
-        ]  # fmt: skip
-        found = ops.op(f"{path}/Concat", [*turned, *others], x.shape, FLOAT32, axis=-1)
+        """Rotary embedding of x [B, heads, S, size], in float32."""
+        tables = self._table_rows(cosine), self._table_rows(sine)
+        found = self._ops.turned(path, self._ops.wide(path, x), tables, rotary)
         if x.dtype == FLOAT32:
             return found
-        return ops.op(f"{path}/narrow/Cast", [found], x.shape, x.dtype, to=x.dtype)
+        return self._ops.op(f"{path}/narrow/Cast", [found], x.shape, x.dtype, to=x.dtype)
 
     def _table_rows(self, table: gs.Constant) -> gs.Variable:
         """table [context, half] ─ Gather(positions) ─ Unsqueeze ─ [B, 1, S, half]; once a table."""

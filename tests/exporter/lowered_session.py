@@ -112,6 +112,10 @@ class LoweredSession:
     def run(self, ids: np.ndarray, past_length: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """ids: int64 [B, S]. past_length: int64 [B]. positions: int64 [B, P]. Returns logits."""
         feeds = {"input_ids": ids, "past_length": past_length, "logits_positions": positions}
+        return self.call(feeds)
+
+    def call(self, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits of one call; feeds: everything but the cache."""
         found = dict(zip(self._outputs, self._run(feeds | self._cache), strict=True))
         self._cache = {name: found[name.replace("past", "present")] for name in self._cache}
         return np.asarray(found["logits"])

@@ -19,10 +19,13 @@ import pytest
 import awq_edge
 from awq_edge.artifacts import Bundle
 from awq_edge.checkpoint import Checkpoint
+from awq_edge.exporter.canonical import GraphSpec
+from awq_edge.exporter.lowerings import require_lowering
+from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.plugin.kernels import ENVIRONMENT_VARIABLE
 
 from .conftest import Export
-from .models import save_quantized
+from .models import MAX_POSITIONS, save_quantized, save_random_model
 from .test_tensorrt_parity import ASYMMETRIC, FORMS, form_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +113,27 @@ def test_every_architecture_parses(
     for form, result in zip(expected, build(jobs), strict=True):
         assert result["parsed"], (form, result["log"])
         assert result["ports"] == expected[form], form
+        assert not unexpected(result["log"]), form
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_vl"])
+def test_graphs_that_take_embeddings_parse(model_type: str, tmp_path: Path, build: Build) -> None:
+    source = save_random_model(tmp_path / "model", model_type)
+    checkpoint = Checkpoint.open(save_quantized(source, tmp_path / "out", scheme="symmetric"))
+    spec = GraphSpec(MAX_POSITIONS, "float16", 8, takes_embeddings=True)
+    jobs = []
+    for form in FORMS:
+        recipe = form_recipe(form, "float16")
+        lowered = require_lowering(recipe.runtime.backend).build(checkpoint, spec, recipe)
+        plan, folder = WeightPlan.of(lowered.weights), tmp_path / form
+        folder.mkdir()
+        write_weights(plan, folder / lowered.weights_file)
+        (folder / lowered.model_file).write_bytes(lowered.render(plan))
+        jobs.append({"bundle": str(folder), "sm": []})
+    for form, result in zip(FORMS, build(jobs), strict=True):
+        assert result["parsed"], (form, result["log"])
+        assert result["ports"]["inputs_embeds"] == ["HALF", [-1, -1, 64]]
+        assert ("position_ids" in result["ports"]) == (model_type == "qwen2_vl")
         assert not unexpected(result["log"]), form
 
 

@@ -5,6 +5,7 @@ In float32, whatever the plugin takes: what is tested is the graph and its weigh
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from awq_edge.w4a16 import NumberFormat
 
 from .lowered_session import LoweredSession
 from .models import MAX_POSITIONS, Reference, random_ids, save_quantized, save_random_model
-from .test_parity import VARIANTS
+from .test_embeddings import WithImage, chunk, prompt
+from .test_parity import VARIANTS, relative_error
 
 # Of the largest logit. Both sides compute in float32 and add in different orders: 2e-6 was the
 # largest seen. A wrong position, window or zero point is above 1e-2.
@@ -53,10 +55,10 @@ def form_recipe(form: str, dtype: str = "float32") -> Recipe:
 
 
 def session(
-    path: Path, form: str, batch: int = 1, dtype: str = "float32", lm_head_bits: int = 16
+    path: Path, form: str, batch: int = 1, dtype: str = "float32", takes_embeddings: bool = False
 ) -> LoweredSession:
     recipe = form_recipe(form, dtype)
-    spec = GraphSpec(MAX_POSITIONS, dtype, lm_head_bits)
+    spec = GraphSpec(MAX_POSITIONS, dtype, 16, takes_embeddings)
     lowering: Any = require_lowering(recipe.runtime.backend)
     graph = lowering.lower(build_canonical_graph(Checkpoint.open(path), spec), recipe)
     ir_version = 11 if graph.graph.opset > 17 else 8
@@ -160,3 +162,17 @@ def test_linears_that_differ(form: str, tmp_path: Path) -> None:
     source = save_random_model(tmp_path / "model", "llama", **sizes)
     path = save_quantized(source, tmp_path / "out", scheme="symmetric", layout=CT, others=others)
     check(path, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_vl"])
+def test_an_image_among_the_tokens(model_type: str, form: str, tmp_path: Path) -> None:
+    """Embeddings for token ids, and positions with three axes: q and k are rotated by token."""
+    source = save_random_model(tmp_path / "model", model_type)
+    path = save_quantized(source, tmp_path / "checkpoint", scheme="symmetric")
+    ids = prompt(model_type)
+    expected, inputs = WithImage(path).run(model_type, ids)
+    lowered = session(path, form, takes_embeddings=True)
+    cuts = [0, 7, len(ids) - 1, len(ids)]
+    found = [lowered.call(chunk(inputs, begin, end))[0] for begin, end in pairwise(cuts)]
+    assert relative_error(np.concatenate(found), expected) < TOLERANCE
