@@ -157,6 +157,11 @@ def print_bundle(bundle: Bundle, console: Console) -> None:
         f"context: {manifest.context} tokens, KV cache "
         f"{_megabytes(kv_cache_bytes(manifest, manifest.context))} ({manifest.activation_dtype})",
     ]
+    if manifest.linear is not None:
+        lines.append(
+            f"graph: opset {manifest.opset}, linears {manifest.linear}, attention "
+            f"{manifest.attention}"
+        )
     reasons: dict[str, int] = {}
     for reason in manifest.unquantized.values():
         reasons[reason] = reasons.get(reason, 0) + 1
