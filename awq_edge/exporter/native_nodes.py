@@ -33,8 +33,10 @@ from awq_edge.exporter.weights import (
     single_codes,
     unpack_nibbles,
 )
+from awq_edge.w4a16 import UInt8
 
-_BLOCK_BYTES = 32 << 20  # of a block of transposed codes, one to a byte
+_BLOCK_BYTES = 256 << 20  # of a block of transposed codes, one to a byte
+_PIECE_BYTES = 32 << 20  # of what is written of it at a time
 
 
 def native_linears(work: DecoderGraph, builder: GraphBuilder) -> None:
@@ -81,31 +83,46 @@ def _native_linear(builder: GraphBuilder, group: LinearGroup, node: gs.Node) -> 
 def transposed_codes(name: str, parts: tuple[QuantizedWeights, ...], bits: int) -> Weight:
     """Codes [out, in] of linears one below the other as signed numbers [in, out], zero point 0.
 
-    INT4 for up to 4 bits, two to a byte, the first in the low nibble; INT8 for 8. One linear is in
-    memory while it is evaluated, as the checkpoint packs it. Evaluation raises ModelError for zero
-    points that are not 2**(bits-1).
+    INT4 for up to 4 bits, two to a byte, the first in the low nibble; INT8 for 8. A block of
+    channels is in memory while it is evaluated; a weight of more than one is read repeatedly.
+    Evaluation raises ModelError for zero points that are not 2**(bits-1).
     """
-    codes = concatenated(name, [part[0] for part in parts])
-    rows, columns = codes.shape
-    middle = 2 ** (bits - 1)
+    first, middle = parts[0][0], np.uint8(2 ** (bits - 1))
+    columns, rows = first.shape[1], sum(codes.shape[0] for codes, _, _ in parts)
+    wide = first.dtype == UINT8
 
     def pieces() -> Iterator[Array]:
         for part in parts:
-            _require_symmetric(part, middle)
-        wide = codes.dtype == UINT8
-        held = codes.array().reshape(rows, -1)
+            _require_symmetric(part, int(middle))
         step = max(2, _BLOCK_BYTES // rows // 2 * 2)
         for begin in range(0, columns, step):
-            end = min(begin + step, columns)
-            if wide:
-                block = held[:, begin:end]
-            else:
-                block = unpack_nibbles(held[:, begin // 2 : (end + 1) // 2], end - begin)
-            signed = np.ascontiguousarray(block.T) - np.uint8(middle)  # modulo 256
-            yield signed if wide else pack_nibbles((signed & 15).reshape(-1))
+            block = _transposed_block(parts, begin, min(begin + step, columns), rows)
+            block -= middle  # modulo 256
+            step_within = max(2, _PIECE_BYTES // rows // 2 * 2)
+            for start in range(0, len(block), step_within):
+                signed = block[start : start + step_within]
+                yield signed if wide else pack_nibbles((signed & 15).reshape(-1))
 
-    dtype = INT8 if codes.dtype == UINT8 else INT4
-    return replace(codes, dtype=dtype, shape=(columns, rows), pieces=pieces)
+    dtype = INT8 if wide else INT4
+    return replace(first, name=name, dtype=dtype, shape=(columns, rows), pieces=pieces)
+
+
+def _transposed_block(
+    parts: tuple[QuantizedWeights, ...], begin: int, end: int, rows: int
+) -> UInt8:
+    """Channels begin..end of all rows, one code to a byte: uint8 [end - begin, rows]."""
+    block, row = np.empty((end - begin, rows), np.uint8), 0
+    for codes, _, _ in parts:
+        columns = codes.shape[1]
+        for piece in codes.pieces():
+            if codes.dtype == UINT8:
+                found = piece.reshape(-1, columns)[:, begin:end]
+            else:
+                packed = piece.reshape(-1, columns // 2)[:, begin // 2 : (end + 1) // 2]
+                found = unpack_nibbles(packed, end - begin)
+            block[:, row : row + len(found)] = found.T
+            row += len(found)
+    return block
 
 
 def _transposed_scales(name: str, parts: tuple[QuantizedWeights, ...], dtype: int) -> Weight:

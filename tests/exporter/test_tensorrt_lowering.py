@@ -132,11 +132,13 @@ def codes_and_scales(weight: w4a16.QuantizedWeight) -> tuple[Weight, Weight, Non
     return codes, of_array("x.scales", weight.scales, FLOAT16, "blocks"), None
 
 
-@pytest.mark.parametrize("block", [1, 1 << 20])
+@pytest.mark.parametrize("block", [1, 60, 1 << 20])
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_transposed_codes(bits: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An odd number of rows, and blocks of two channels: nibbles of two rows share a byte."""
+    """An odd number of rows, and blocks and pieces of few channels: nibbles of two rows share a
+    byte."""
     monkeypatch.setattr("awq_edge.exporter.native_nodes._BLOCK_BYTES", block)
+    monkeypatch.setattr("awq_edge.exporter.native_nodes._PIECE_BYTES", block // 2)
     rng = np.random.default_rng(0)
     parts = [w4a16.quantize(rng.standard_normal((n, 64)), bits, 32, "symmetric") for n in (5, 8)]
     found = transposed_codes("x", tuple(map(codes_and_scales, parts)), bits)
