@@ -8,7 +8,7 @@ from pathlib import Path
 from awq_edge.artifacts import MANIFEST, Bundle, hash_file
 from awq_edge.cache import cache_directory
 
-_FOLDER = "engines"
+ENGINES = "engines"  # folder of a bundle
 _HASH_DIGITS = 16
 
 
@@ -24,8 +24,8 @@ def engine_name(runtime: str, version: str, sm: str) -> str:
 
 def engine_folders(bundle: Bundle) -> tuple[Path, Path]:
     """The folders that engines of this bundle may be in, in the order of preference."""
-    cached = cache_directory() / _FOLDER / bundle_sha256(bundle)[:_HASH_DIGITS]
-    return bundle.path / _FOLDER, cached
+    cached = cache_directory() / ENGINES / bundle_sha256(bundle)[:_HASH_DIGITS]
+    return bundle.path / ENGINES, cached
 
 
 def writable_folder(bundle: Bundle) -> Path:

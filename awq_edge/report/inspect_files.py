@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from awq_edge.artifacts import MANIFEST, FileEntry, hash_file
-from awq_edge.report.inspection import FilePart
+from awq_edge.engine.places import ENGINES
+from awq_edge.report.inspection import FilePart, FileStatus
 
 
 def list_files(directory: Path, *, hashes: bool) -> tuple[FilePart, ...]:
@@ -39,14 +40,19 @@ def compare_files(
     for path in _files(directory):
         name = path.relative_to(directory).as_posix()
         if name not in manifest:
-            status = FilePart(
-                name=name,
-                size=path.stat().st_size,
-                sha256=None,
-                status="unchecked" if name == MANIFEST else "unlisted",
+            part = FilePart(
+                name=name, size=path.stat().st_size, sha256=None, status=_unlisted_status(name)
             )
-            found.append(status)
+            found.append(part)
     return tuple(found), tuple(problems)
+
+
+def _unlisted_status(name: str) -> FileStatus:
+    """What a file is that the manifest does not list."""
+    if name == MANIFEST:
+        return "unchecked"
+    # Built after the export; each has a manifest of its own beside it.
+    return "engine" if name.startswith(f"{ENGINES}/") else "unlisted"
 
 
 def _compare(

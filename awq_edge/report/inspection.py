@@ -18,7 +18,7 @@ Kind = Literal[
     "bundle",
 ]
 # unchecked: its size agrees, or there is nothing to compare with. The rest is against a manifest.
-FileStatus = Literal["unchecked", "verified", "missing", "resized", "changed", "unlisted"]
+FileStatus = Literal["unchecked", "verified", "missing", "resized", "changed", "engine", "unlisted"]
 
 
 class _Part(BaseModel):

@@ -223,11 +223,15 @@ def test_missing_and_foreign_files_of_a_bundle(
     path = copied(bundle, tmp_path / "bundle")
     (path / "model.onnx").unlink()
     (path / "notes.txt").write_text("mine")
+    engine = path / "engines" / "tensorrt-10.16-SM87" / "model.engine"
+    engine.parent.mkdir(parents=True)
+    engine.write_bytes(b"engine")
     outcome = awq_edge_command("inspect", path, "--json", "-")
     assert outcome.code == 2 and outcome.err.splitlines()[-1].startswith("error: ")
     assert "model.onnx is missing" in outcome.err.splitlines()[-1]
     status = {file.name: file.status for file in as_json(outcome).files}
     assert (status["model.onnx"], status["notes.txt"]) == ("missing", "unlisted")
+    assert status["engines/tensorrt-10.16-SM87/model.engine"] == "engine"
 
 
 def test_a_damaged_manifest(awq_edge_command: Command, bundle: Path, tmp_path: Path) -> None:
