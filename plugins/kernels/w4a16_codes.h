@@ -83,4 +83,10 @@ AWQ_EDGE_HD constexpr uint32_t inverse_power(int position) {
   return ((bias - static_cast<uint32_t>(position)) << Codes::kMantissa) * 0x00010001u;
 }
 
+// The codes of a pair of 4 bits as float16 subnormals: in the lowest bits of both halves of a word, or
+// four bits up for rows g + 8.
+AWQ_EDGE_HD uint32_t subnormal_pair(const uint32_t* half_words, int s, int r) {
+  return half_words[s] >> (r & 2 ? 8 : 0) & (r & 1 ? 0x00f000f0u : 0x000f000fu);
+}
+
 }  // namespace awq_edge

@@ -12,6 +12,7 @@
 // sums, also in order.
 #pragma once
 
+#include "arrival.cuh"
 #include "async_copy.cuh"
 #include "w4a16_dequantize.cuh"
 #include "w4a16_epilogue.cuh"
@@ -31,207 +32,283 @@ struct DecodeArguments {
   int tiles, blocks;
   int group_size;
   int splits;
-  int row_warps;
+  int channel_warps;  // of a thread block
+  int row_shift;      // its warps along the rows: 1 << row_shift
 };
 
-// Start copying one tile's block into a stage.
+// What one lane copies of a tile, block after block: 16-byte pieces of its codes, and 8 bytes of the
+// scales and zero points if it is one of the first lanes. Pointers advance; nothing is multiplied
+// in the loop.
 template <int kBits>
-__device__ __forceinline__ void copy_block(uint8_t* stage, const DecodeArguments& a, int tile,
-                                           int block, int lane) {
-  constexpr int kWords = block_words(kBits);
-  const uint32_t* codes = a.qweight + (size_t(tile) * a.blocks + block) * kWords;
-#pragma unroll
-  for (int v = 0; v < lane_words(kBits) / 4; ++v) {
-    copy_async_16(stage + (v * kLanes + lane) * 16, codes + (v * kLanes + lane) * 4);
-  }
-  if (kBits == 3) copy_async_8(stage + 512 + lane * 8, codes + 128 + lane * 2);
-  const int groups = kBlockChannels / a.group_size;
-  const size_t group = (size_t(tile) * a.blocks + block) * groups;
-  uint8_t* parameters = stage + kWords * 4;
-  if (lane < 2 * groups) copy_async_16(parameters + lane * 16, a.scales + group * 32 + lane * 16);
-  if (a.zeros != nullptr) {
-    constexpr int kZeroBytes = zero_words(kBits) * 4;
-    const int copies = groups * kZeroBytes / 8;
-    if (lane >= 16 && lane - 16 < copies) {
-      copy_async_8(parameters + 128 + (lane - 16) * 8,
-                   a.zeros + group * kZeroBytes + (lane - 16) * 8);
+class TileCopy {
+ public:
+  TileCopy() = default;
+  __device__ __forceinline__ TileCopy(const DecodeArguments& a, int tile, int block, int lane) {
+    const int groups = kBlockChannels / a.group_size;
+    const int scale_lanes = 4 * groups, zero_bytes = groups * zero_words(kBits) * 4;
+    const size_t place = size_t(tile) * a.blocks + block;
+    codes_ = reinterpret_cast<const uint8_t*>(a.qweight) + place * kCodeBytes + lane * 16;
+    if (lane < scale_lanes) {
+      stride_ = 32 * groups;
+      parameters_ = a.scales + place * stride_ + lane * 8;
+      offset_ = kCodeBytes + lane * 8;
+    } else {
+      stride_ = zero_bytes;
+      parameters_ = a.zeros + place * stride_ + (lane - scale_lanes) * 8;
+      offset_ = kCodeBytes + kScaleBytes + (lane - scale_lanes) * 8;
     }
+    has_parameters_ = lane < scale_lanes + (a.zeros != nullptr ? zero_bytes / 8 : 0);
   }
-}
 
-// A lane's part of 128 channels of x for eight tokens: fragments B of the eight steps.
-template <int kTokenTiles>
-struct Activations {
-  uint4 parts[kTokenTiles][4];  // 32 channels each: two steps
+  // Start copying a block into a stage, and go on by `blocks`.
+  __device__ __forceinline__ void start(uint8_t* stage, int blocks, int lane) {
+#pragma unroll
+    for (int v = 0; v < lane_words(kBits) / 4; ++v) {
+      copy_async_16(stage + (v * kLanes + lane) * 16, codes_ + v * kLanes * 16);
+    }
+    // Behind the vectors of 16 bytes, of which this lane's pointer has gone 16 a lane.
+    if (kBits == 3) copy_async_8(stage + 512 + lane * 8, codes_ + 512 - lane * 8);
+    if (has_parameters_) copy_async_8(stage + offset_, parameters_);
+    codes_ += blocks * kCodeBytes;
+    parameters_ += blocks * stride_;
+  }
+
+ private:
+  static constexpr int kCodeBytes = block_words(kBits) * 4;
+  const uint8_t* codes_;
+  const uint8_t* parameters_;
+  int stride_, offset_;
+  bool has_parameters_;
 };
 
-template <typename T, int kTokenTiles>
-__device__ __forceinline__ void load_activations(Activations<kTokenTiles>& x,
-                                                 const DecodeArguments& a, int block, int lane) {
+// A lane's part of 128 channels of x for eight or sixteen tokens: fragments B of the eight steps.
+// kWhole: every block has 128 channels; otherwise those behind the last one are zeros.
+template <typename T, int kTokenTiles, bool kWhole>
+class Activations {
+ public:
+  __device__ __forceinline__ Activations(const DecodeArguments& a, int block, int lane)
+      : channels_(a.k - block * kBlockChannels - 8 * (lane % 4)) {
 #pragma unroll
-  for (int i = 0; i < kTokenTiles; ++i) {
-    // Columns of tokens that are not there repeat the last one; nobody stores their sums.
-    const int token = min(8 * i + lane / 4, a.m - 1);
-    const T* row = static_cast<const T*>(a.x) + size_t(token) * a.k;
-#pragma unroll
-    for (int part = 0; part < 4; ++part) {
-      const int channel = block * kBlockChannels + 32 * part + 8 * (lane % 4);
-      x.parts[i][part] = channel < a.k ? *reinterpret_cast<const uint4*>(row + channel)
-                                       : make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < kTokenTiles; ++i) {
+      // Columns of tokens that are not there repeat the last one; nobody stores their sums.
+      const int token = min(8 * i + lane / 4, a.m - 1);
+      rows_[i] = static_cast<const T*>(a.x) + size_t(token) * a.k + block * kBlockChannels +
+                 8 * (lane % 4);
     }
   }
-}
 
-// sums += one block of one tile.
-template <typename T, int kBits, int kTokenTiles>
-__device__ __forceinline__ void multiply_block(float (&sums)[kTokenTiles][4], const uint8_t* stage,
-                                               const Activations<kTokenTiles>& x, int group_size,
-                                               bool has_zeros, int lane) {
-  constexpr int kHalfWords = kBits;  // words of a lane in 64 channels
-  uint32_t words[2 * kHalfWords];
+  // 32 of the channels: two steps.
+  __device__ __forceinline__ void load(int part) {
 #pragma unroll
-  for (int v = 0; v < lane_words(kBits) / 4; ++v) {
-    const uint4 vector = *reinterpret_cast<const uint4*>(stage + (v * kLanes + lane) * 16);
-    words[4 * v] = vector.x;
-    words[4 * v + 1] = vector.y;
-    words[4 * v + 2] = vector.z;
-    words[4 * v + 3] = vector.w;
+    for (int i = 0; i < kTokenTiles; ++i) {
+      values[i][part] = kWhole || 32 * part < channels_
+                            ? *reinterpret_cast<const uint4*>(rows_[i] + 32 * part)
+                            : make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  __device__ __forceinline__ void advance(int blocks) {
+    channels_ -= blocks * kBlockChannels;
+#pragma unroll
+    for (int i = 0; i < kTokenTiles; ++i) rows_[i] += blocks * kBlockChannels;
+  }
+
+  uint4 values[kTokenTiles][4];
+
+ private:
+  const T* rows_[kTokenTiles];
+  int channels_;  // from the first of this lane to the last of x
+};
+
+// A lane's codes of a tile in a stage: of both halves, or of half `h` where its words are vectors.
+template <int kBits>
+__device__ __forceinline__ void load_words(uint32_t* words, const uint8_t* stage, int h, int lane) {
+  constexpr int kVectors = kBits == 3 ? 1 : kBits / 4;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int vector = kBits == 3 ? 0 : h * kVectors + v;
+    const uint4 found = *reinterpret_cast<const uint4*>(stage + (vector * kLanes + lane) * 16);
+    words[4 * v] = found.x;
+    words[4 * v + 1] = found.y;
+    words[4 * v + 2] = found.z;
+    words[4 * v + 3] = found.w;
   }
   if constexpr (kBits == 3) {
-    const uint2 vector = *reinterpret_cast<const uint2*>(stage + 512 + lane * 8);
-    words[4] = vector.x;
-    words[5] = vector.y;
+    const uint2 found = *reinterpret_cast<const uint2*>(stage + 512 + lane * 8);
+    words[4] = found.x;
+    words[5] = found.y;
   }
-  const uint8_t* scales = stage + block_words(kBits) * 4;
-  Dequantizer<T, kBits> dequantizer;
-  GroupParameters parameters;
-  float group_sums[kTokenTiles][4];
+}
+
+// sums += one block of a warp's tiles. Each part of x is replaced by what x has been advanced to as
+// soon as it has been used. kOneGroup: groups of 128; otherwise of 32 or 64.
+template <typename T, int kBits, int kTiles, int kTokenTiles, bool kOneGroup>
+__device__ __forceinline__ void multiply_block(float (&sums)[kTiles][kTokenTiles][4],
+                                               const uint8_t* stage,
+                                               Activations<T, kTokenTiles, kOneGroup>& x,
+                                               const DecodeArguments& a, int lane) {
+  using Operand = DecodeOperand<T, kBits>;
+  constexpr int kTileBytes = decode_tile_bytes(kBits);
+  Operand operands[kTiles];
+  uint32_t words[kTiles][kBits == 3 ? 6 : kBits];
+  float group_sums[kTiles][kTokenTiles][4], x_sums[kTokenTiles][4];
 #pragma unroll
   for (int part = 0; part < 4; ++part) {  // 32 channels: the smallest group
-    const int channel = 32 * part;
-    if ((channel & (group_size - 1)) == 0) {
-      const int group = channel / group_size;
-      const uint8_t* zeros =
-          has_zeros ? scales + 128 + group * zero_words(kBits) * 4 : nullptr;
-      parameters = group_parameters<kBits>(scales + group * 32, zeros, lane / 4);
-      dequantizer.set_zeros(parameters.zero0, parameters.zero1);
+    const int channel = 32 * part, half = part / 2;
+    const bool begins = kOneGroup ? part == 0 : (channel & (a.group_size - 1)) == 0;
+    const bool ends = kOneGroup ? part == 3 : ((channel + 32) & (a.group_size - 1)) == 0;
+    if (kBits == 3 ? part == 0 : part % 2 == 0) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        load_words<kBits>(words[tile], stage + tile * kTileBytes, half, lane);
+      }
+    }
+    if (begins) {
+      const int group = kOneGroup ? 0 : channel / a.group_size;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const uint8_t* scales = stage + tile * kTileBytes + block_words(kBits) * 4;
+        const uint8_t* zeros = scales + kScaleBytes + group * zero_words(kBits) * 4;
+        operands[tile].set_group(scales + group * 32, a.zeros != nullptr ? zeros : nullptr,
+                                 lane / 4);
+      }
 #pragma unroll
       for (int i = 0; i < kTokenTiles; ++i) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) group_sums[i][c] = 0.0f;
+        for (int c = 0; c < 4; ++c) {
+          x_sums[i][c] = 0.0f;
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) group_sums[tile][i][c] = 0.0f;
+        }
       }
     }
 #pragma unroll
     for (int s0 = 0; s0 < 2; ++s0) {
-      uint32_t fragment[4];
-      dequantizer.fragment(fragment, words + kHalfWords * (part / 2), 2 * (part % 2) + s0);
-#pragma unroll
-      for (int i = 0; i < kTokenTiles; ++i) {
-        const uint4& b = x.parts[i][part];
-        mma_16816<T>(group_sums[i], fragment, s0 ? b.z : b.x, s0 ? b.w : b.y);
-      }
-    }
-    if (((channel + 32) & (group_size - 1)) == 0) {
-#pragma unroll
-      for (int i = 0; i < kTokenTiles; ++i) {
-        sums[i][0] = fmaf(parameters.scale0, group_sums[i][0], sums[i][0]);
-        sums[i][1] = fmaf(parameters.scale0, group_sums[i][1], sums[i][1]);
-        sums[i][2] = fmaf(parameters.scale1, group_sums[i][2], sums[i][2]);
-        sums[i][3] = fmaf(parameters.scale1, group_sums[i][3], sums[i][3]);
-      }
-    }
-  }
-}
-
-// Store the outputs of `tiles` tiles from their sums in shared memory, in fragment order.
-template <typename T, int kTokenTiles>
-__device__ __forceinline__ void store_outputs(const float* sums, const DecodeArguments& a,
-                                              int first_tile, int tiles) {
-  const int per_tile = tile_outputs(a.output.silu_mul);
-  const int columns = tiles * per_tile;
-  for (int i = threadIdx.x; i < columns * a.m; i += blockDim.x) {
-    const int token = i / columns, tile = i % columns / per_tile, row = i % per_tile;
-    const int column = (first_tile + tile) * per_tile + row;
-    if (column >= a.output.width) continue;
-    // Sum (row, token) of a tile lies in register 2 (row / 8) + token % 2 of lane 4 (row % 8) + ...
-    const float* tokens =
-        sums + ((tile * kTokenTiles + token / 8) * 4 + token % 2) * kLanes + token % 8 / 2;
-    const float low = tokens[4 * (row % 8)], high = tokens[2 * kLanes + 4 * (row % 8)];
-    const float sum = row < 8 ? low : high;
-    static_cast<T*>(a.output.y)[size_t(token) * a.output.width + column] =
-        finish<T>(a.output, column, sum, high);
-  }
-}
-
-// `value`, which sm_80's compiler may not know to stay the same: with two tiles by two token tiles it
-// would keep addresses through the loop in registers that it does not have, and spill.
-template <int kSumTiles>
-__device__ __forceinline__ int recomputed(int value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
-  if (kSumTiles >= 4) asm volatile("" : "+r"(value));
-#endif
-  return value;
-}
-
-template <typename T, int kBits, int kTiles, int kTokenTiles>
-__global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
-  extern __shared__ __align__(128) uint8_t shared[];
-  constexpr int kTileBytes = decode_tile_bytes(kBits);
-  constexpr int kSums = kTiles * kTokenTiles * 128;
-  constexpr int kStages = decode_stages(kBits);
-  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-  const int row_warps = a.row_warps, warps = blockDim.x / kLanes / row_warps;  // along channels
-  const int row_warp = warp % row_warps, channel_warp = warp / row_warps;
-  const int block_tile = blockIdx.x * row_warps * kTiles;
-  const int first_tile = block_tile + row_warp * kTiles;
-  const int begin = int(int64_t(a.blocks) * blockIdx.y / a.splits);
-  const int end = int(int64_t(a.blocks) * (blockIdx.y + 1) / a.splits);
-  uint8_t* ring = shared + warp * kStages * kTiles * kTileBytes;
-
-  let_next_kernel_start();
-  auto copy = [&](int block, int stage) {
-    if (block < end) {
+      uint32_t fragments[kTiles][4];
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
-        constexpr int kSumTiles = kTiles * kTokenTiles;
-        const int from = recomputed<kSumTiles>(min(first_tile + tile, a.tiles - 1));
-        copy_block<kBits>(ring + (stage * kTiles + tile) * kTileBytes, a, from, block,
-                          recomputed<kSumTiles>(lane));
+        operands[tile].fragment(fragments[tile], words[tile] + (kBits == 3 ? 3 * half : 0),
+                                2 * (part % 2) + s0);
+      }
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i) {
+        const uint4& b = x.values[i][part];
+        const uint32_t b0 = s0 ? b.z : b.x, b1 = s0 ? b.w : b.y;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          mma_16816<T>(group_sums[tile][i], fragments[tile], b0, b1);
+        }
+        if constexpr (Operand::kNeedsSumOfX) {
+          const uint32_t ones[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
+          mma_16816<T>(x_sums[i], ones, b0, b1);
+        }
+      }
+    }
+    x.load(part);
+    if (ends) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int i = 0; i < kTokenTiles; ++i) {
+          operands[tile].add_group(sums[tile][i], group_sums[tile][i], x_sums[i]);
+        }
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ float sum_of(const float* values, int count, int stride) {
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) sum += values[i * stride];
+  return sum;
+}
+
+// Store the outputs of 1 << tile_shift tiles from the sums in shared memory, in fragment order: of
+// `count` warps that share the channels, `stride` apart, which are added in their order.
+template <typename T, int kTokenTiles>
+__device__ __forceinline__ void store_outputs(const float* sums, int count, int stride,
+                                              const DecodeArguments& a, int first_tile,
+                                              int tile_shift) {
+  const int row_shift = a.output.silu_mul ? 3 : 4;  // outputs of a tile
+  const int column_shift = tile_shift + row_shift;
+  for (int i = threadIdx.x; i < a.m << column_shift; i += blockDim.x) {
+    const int token = i >> column_shift, tile = i >> row_shift & ((1 << tile_shift) - 1);
+    const int row = i & ((1 << row_shift) - 1);
+    const int column = ((first_tile + tile) << row_shift) + row;
+    if (column >= a.output.width) continue;
+    // Sum (row, token) of a tile lies in register 2 (row / 8) + token % 2 of lane 4 (row % 8) + ...
+    const float* found = sums + ((tile * kTokenTiles + token / 8) * 4 + token % 2) * kLanes +
+                         token % 8 / 2 + 4 * (row % 8);
+    const float low = sum_of(row < 8 ? found : found + 2 * kLanes, count, stride);
+    const float high = a.output.silu_mul ? sum_of(found + 2 * kLanes, count, stride) : 0.0f;
+    static_cast<T*>(a.output.y)[size_t(token) * a.output.width + column] =
+        finish<T>(a.output, column, low, high);
+  }
+}
+
+template <typename T, int kBits, int kTiles, int kTokenTiles, bool kOneGroup>
+__global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeArguments a) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  constexpr int kSums = kTiles * kTokenTiles * 128;
+  constexpr int kStages = decode_stages(kBits);
+  constexpr int kStageBytes = kTiles * decode_tile_bytes(kBits);
+  const int lane = threadIdx.x % kLanes;
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / kLanes, 0);  // known to be uniform
+  const int warps = a.channel_warps, channel_warp = warp >> a.row_shift;
+  const int row_warp = warp & ((1 << a.row_shift) - 1);
+  const int block_tile = (blockIdx.x << a.row_shift) * kTiles;
+  const int first_tile = block_tile + row_warp * kTiles;
+  int begin = channel_warp, end = a.blocks;
+  if (a.splits > 1) {
+    begin += int(int64_t(a.blocks) * blockIdx.y / a.splits);
+    end = int(int64_t(a.blocks) * (blockIdx.y + 1) / a.splits);
+  }
+  uint8_t* ring = shared + warp * kStages * kStageBytes;
+
+  let_next_kernel_start();
+  TileCopy<kBits> copies[kTiles];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    copies[tile] = TileCopy<kBits>(a, min(first_tile + tile, a.tiles - 1), begin, lane);
+  }
+  auto copy = [&](bool is_there, int stage) {
+    if (is_there) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        copies[tile].start(ring + stage * kStageBytes + tile * decode_tile_bytes(kBits), warps, lane);
       }
     }
     commit_copies();
   };
 #pragma unroll
-  for (int stage = 0; stage < kStages; ++stage) copy(begin + channel_warp + stage * warps, stage);
+  for (int stage = 0; stage < kStages; ++stage) copy(begin + stage * warps < end, stage);
   wait_for_previous_kernel();
 
   float sums[kTiles][kTokenTiles][4] = {};
-  Activations<kTokenTiles> x, next;
-  int block = begin + channel_warp, stage = 0;
-  if (block < end) load_activations<T>(x, a, block, lane);
-  for (; block < end; block += warps) {
-    wait_copies<kStages - 1>();
-    __syncwarp();  // scales and zero points were copied by other lanes
-    if (block + warps < end) {
-      load_activations<T>(next, a, block + warps, recomputed<kTiles * kTokenTiles>(lane));
-    }
+  Activations<T, kTokenTiles, kOneGroup> x(a, min(begin, end - 1), lane);
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      multiply_block<T, kBits>(sums[tile], ring + (stage * kTiles + tile) * kTileBytes, x,
-                               a.group_size, a.zeros != nullptr, lane);
+  for (int part = 0; part < 4; ++part) x.load(part);
+  for (int first = begin; first < end; first += kStages * warps) {
+#pragma unroll(kOneGroup ? kStages : 1)  // unrolled, a stage's addresses are constants
+    for (int stage = 0; stage < kStages; ++stage) {
+      const int block = first + stage * warps;
+      if (block >= end) break;
+      wait_copies<kStages - 1>();
+      __syncwarp();  // scales and zero points were copied by other lanes
+      x.advance(block + warps < end ? warps : 0);  // the last is read twice
+      multiply_block<T, kBits, kTiles, kTokenTiles, kOneGroup>(
+          sums, ring + stage * kStageBytes, x, a, lane);
+      __syncwarp();
+      copy(block + kStages * warps < end, stage);
     }
-    __syncwarp();
-    copy(block + kStages * warps, stage);
-    x = next;
-    stage = stage + 1 == kStages ? 0 : stage + 1;
   }
 
-  // The warps' sums, in their order.
+  // The warps' sums: [channel warp][row warp][kSums].
   wait_copies<0>();
   __syncthreads();
-  const int block_sums = row_warps * kSums;
-  float* all = reinterpret_cast<float*>(shared);  // [channel warp][row warp][kSums]
-  float* total = all + warps * block_sums;
+  const int block_sums = kSums << a.row_shift;
+  float* all = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -243,35 +320,25 @@ __global__ void __launch_bounds__(512) decode_kernel(const DecodeArguments a) {
     }
   }
   __syncthreads();
+  const int tile_shift = a.row_shift + (kTiles == 2 ? 1 : 0);
+  if (a.splits == 1) {
+    store_outputs<T, kTokenTiles>(all, warps, block_sums, a, block_tile, tile_shift);
+    return;
+  }
+  float* total = all + warps * block_sums;
+  float* partials = a.partials + size_t(blockIdx.x) * a.splits * block_sums;
+  for (int i = threadIdx.x; i < block_sums; i += blockDim.x) {
+    __stcg(&partials[blockIdx.y * block_sums + i], sum_of(all + i, warps, block_sums));
+  }
+  if (!last_to_arrive(&a.counters[blockIdx.x], a.splits)) return;
   for (int i = threadIdx.x; i < block_sums; i += blockDim.x) {
     float sum = 0.0f;
-    for (int w = 0; w < warps; ++w) sum += all[w * block_sums + i];
+#pragma unroll 4
+    for (int s = 0; s < a.splits; ++s) sum += __ldcg(&partials[s * block_sums + i]);
     total[i] = sum;
   }
-  if (a.splits > 1) {
-    float* partials = a.partials + size_t(blockIdx.x) * a.splits * block_sums;
-    for (int i = threadIdx.x; i < block_sums; i += blockDim.x) {
-      __stcg(&partials[blockIdx.y * block_sums + i], total[i]);
-    }
-    __threadfence();
-    __syncthreads();
-    __shared__ bool is_last;
-    if (threadIdx.x == 0) {
-      is_last = atomicAdd(&a.counters[blockIdx.x], 1u) == unsigned(a.splits - 1);
-    }
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
-    if (threadIdx.x == 0) a.counters[blockIdx.x] = 0;
-    for (int i = threadIdx.x; i < block_sums; i += blockDim.x) {
-      float sum = 0.0f;
-#pragma unroll 4
-      for (int s = 0; s < a.splits; ++s) sum += __ldcg(&partials[s * block_sums + i]);
-      total[i] = sum;
-    }
-  }
   __syncthreads();
-  store_outputs<T, kTokenTiles>(total, a, block_tile, row_warps * kTiles);
+  store_outputs<T, kTokenTiles>(total, 1, 0, a, block_tile, tile_shift);
 }
 
 }  // namespace awq_edge

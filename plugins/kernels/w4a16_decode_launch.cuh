@@ -9,7 +9,9 @@ namespace awq_edge {
 
 template <typename T, int kBits, int kTiles, int kTokenTiles>
 int launch_decode_instance(const DecodeArguments& arguments, const DecodePlan& plan, void* stream) {
-  auto* kernel = decode_kernel<T, kBits, kTiles, kTokenTiles>;
+  auto* kernel = arguments.group_size == kBlockChannels
+                     ? decode_kernel<T, kBits, kTiles, kTokenTiles, true>
+                     : decode_kernel<T, kBits, kTiles, kTokenTiles, false>;
   const size_t bytes = decode_shared_bytes(kBits, plan);
   const int most = device_limits().shared_bytes_per_block;
   if (bytes > size_t(most)) {

@@ -142,4 +142,76 @@ __device__ __forceinline__ GroupParameters group_parameters(const void* scales, 
   return p;
 }
 
+// What a decode step makes of the codes of a tile: fragments A, and what their products count.
+//
+// Codes minus zero point, exact, for any dtype and bits.
+template <typename T, int kBits>
+class DecodeOperand {
+ public:
+  static constexpr bool kNeedsSumOfX = false;
+
+  __device__ __forceinline__ void set_group(const void* scales, const void* zeros, int g) {
+    const GroupParameters found = group_parameters<kBits>(scales, zeros, g);
+    scale0_ = found.scale0;
+    scale1_ = found.scale1;
+    dequantizer_.set_zeros(found.zero0, found.zero1);
+  }
+
+  __device__ __forceinline__ void fragment(uint32_t (&a)[4], const uint32_t* half_words,
+                                           int s) const {
+    dequantizer_.fragment(a, half_words, s);
+  }
+
+  // sums += scale * products, for rows g (the first two) and g + 8.
+  __device__ __forceinline__ void add_group(float (&sums)[4], const float (&products)[4],
+                                            const float (&)[4]) const {
+    sums[0] = fmaf(scale0_, products[0], sums[0]);
+    sums[1] = fmaf(scale0_, products[1], sums[1]);
+    sums[2] = fmaf(scale1_, products[2], sums[2]);
+    sums[3] = fmaf(scale1_, products[3], sums[3]);
+  }
+
+ private:
+  float scale0_, scale1_;
+  Dequantizer<T, kBits> dequantizer_;
+};
+
+// Codes of 4 bits as they are. Their bits alone are subnormals of float16, q 2^-24 in rows g and,
+// four bits up, 16 q 2^-24 in rows g + 8; tensor cores multiply them exactly. The zero point goes
+// out of the sums instead: sum (q - z) x = sum q x - z sum x. No operation is left but the mask.
+template <>
+class DecodeOperand<__half, 4> {
+ public:
+  static constexpr bool kNeedsSumOfX = true;
+
+  __device__ __forceinline__ void set_group(const void* scales, const void* zeros, int g) {
+    const float2 scale = __half22float2(static_cast<const __half2*>(scales)[g]);
+    scale0_ = scale.x * 16777216.0f;  // 2^24
+    scale1_ = scale.y * 1048576.0f;   // 2^20
+    const uint32_t both = zeros != nullptr ? static_cast<const uint8_t*>(zeros)[g] : 0x88;
+    const uint32_t pair = (both & 0xf) | (both & 0xf0) << 16;
+    const float2 zero = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    zero0_ = zero.x;
+    zero1_ = zero.y;
+  }
+
+  __device__ __forceinline__ void fragment(uint32_t (&a)[4], const uint32_t* half_words,
+                                           int s) const {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) a[r] = subnormal_pair(half_words, s, r);
+  }
+
+  // products, x_sums: of the codes and of ones with x.
+  __device__ __forceinline__ void add_group(float (&sums)[4], const float (&products)[4],
+                                            const float (&x_sums)[4]) const {
+    sums[0] = fmaf(scale0_, fmaf(-zero0_, x_sums[0], products[0]), sums[0]);
+    sums[1] = fmaf(scale0_, fmaf(-zero0_, x_sums[1], products[1]), sums[1]);
+    sums[2] = fmaf(scale1_, fmaf(-zero1_, x_sums[2], products[2]), sums[2]);
+    sums[3] = fmaf(scale1_, fmaf(-zero1_, x_sums[3], products[3]), sums[3]);
+  }
+
+ private:
+  float scale0_, scale1_, zero0_, zero1_;  // zero points in the units of the products
+};
+
 }  // namespace awq_edge

@@ -11,6 +11,7 @@
 //     warp 3 └────────┴────────┘
 #pragma once
 
+#include "arrival.cuh"
 #include "async_copy.cuh"
 #include "w4a16_dequantize.cuh"
 #include "w4a16_epilogue.cuh"
@@ -363,16 +364,7 @@ __global__ void __launch_bounds__(32 * kGemmWarpsAlongN * kWarpsAlongM, kWarpsAl
     for (int i = 0; i < kSums; ++i) {
       __stcg(&partials[(size_t(blockIdx.y) * kSums + i) * Block::kThreads + threadIdx.x], flat[i]);
     }
-    __threadfence();
-    __syncthreads();
-    __shared__ bool is_last;
-    if (threadIdx.x == 0) {
-      is_last = atomicAdd(&a.counters[blockIdx.x], 1u) == unsigned(a.splits - 1);
-    }
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
-    if (threadIdx.x == 0) a.counters[blockIdx.x] = 0;
+    if (!last_to_arrive(&a.counters[blockIdx.x], a.splits)) return;
 #pragma unroll
     for (int i = 0; i < kSums; ++i) flat[i] = 0.0f;
     for (int s = 0; s < a.splits; ++s) {  // all loads of a split are under way together

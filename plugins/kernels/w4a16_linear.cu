@@ -94,9 +94,10 @@ int check_tactic(const TacticFields& fields, int m) {
   AWQ_EDGE_REQUIRE(fields.tactic != AWQ_EDGE_TACTIC_DECODE || m <= kMaxDecodeTokens,
                    "w4a16: m is %d; the decode tactic takes at most %d", m, kMaxDecodeTokens);
   AWQ_EDGE_REQUIRE(fields.tiles <= 2 && fields.warps <= 16 &&
-                       (fields.row_warps == 0 || fields.warps % fields.row_warps == 0),
+                       (fields.row_warps == 0 || ((fields.row_warps & (fields.row_warps - 1)) == 0 &&
+                                                  fields.warps % fields.row_warps == 0)),
                    "w4a16: tactic with %d tiles, %d warps and %d of them along the rows; at most 2 "
-                   "and 16, the latter a multiple of the last",
+                   "and 16, the latter a multiple of the last, which is a power of two",
                    fields.tiles, fields.warps, fields.row_warps);
   return AWQ_EDGE_OK;
 }
@@ -221,7 +222,8 @@ int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, vo
       const DecodeArguments arguments{w.qweight, scales,   zeros,         x,
                                       output,    reinterpret_cast<float*>(rest), counters,
                                       m,         w.in_features, s.tiles,  s.blocks,
-                                      w.group_size, plan.splits, plan.row_warps};
+                                      w.group_size, plan.splits,
+                                      plan.warps >> plan.row_shift, plan.row_shift};
       return launch_decode(arguments, plan, w.dtype, w.bits, stream);
     }
     case AWQ_EDGE_TACTIC_GEMM: {

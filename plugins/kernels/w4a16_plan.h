@@ -21,10 +21,10 @@ inline TacticFields tactic_fields(int tactic) {
           tactic >> 28 & 0x7};
 }
 
-// tiles: of 16 rows, of a warp. warps: of a thread block, row_warps of them along the rows. splits:
-// thread blocks that share the channels.
+// tiles: of 16 rows, of a warp. warps: of a thread block, 1 << row_shift of them along the rows.
+// splits: thread blocks that share the channels.
 struct DecodePlan {
-  int token_tiles, tiles, warps, row_warps, splits, tile_groups;
+  int token_tiles, tiles, warps, row_shift, splits, tile_groups;
   size_t partial_floats;
 };
 
@@ -38,13 +38,14 @@ struct Machine {
 AWQ_EDGE_HD constexpr int decode_stages(int bits) { return bits == 8 ? 2 : 4; }
 
 // Bytes of one stage of one tile: codes, scales and zero points, these for the smallest group.
+constexpr int kScaleBytes = 4 * 32;
 AWQ_EDGE_HD constexpr int decode_tile_bytes(int bits) {
-  return block_words(bits) * 4 + 4 * 32 + 4 * zero_words(bits) * 4;
+  return block_words(bits) * 4 + kScaleBytes + 4 * zero_words(bits) * 4;
 }
 
 inline size_t decode_shared_bytes(int bits, const DecodePlan& plan) {
   const size_t ring = size_t(plan.warps) * decode_stages(bits) * plan.tiles * decode_tile_bytes(bits);
-  const size_t sums = size_t(plan.warps + plan.row_warps) * plan.tiles * plan.token_tiles * 512;
+  const size_t sums = size_t(plan.warps + (1 << plan.row_shift)) * plan.tiles * plan.token_tiles * 512;
   return ring > sums ? ring : sums;
 }
 
@@ -52,26 +53,27 @@ inline DecodePlan decode_plan(int m, int tiles, int blocks, int bits, const Mach
                               const TacticFields& asked) {
   DecodePlan plan{};
   plan.token_tiles = m > 8 ? 2 : 1;
-  // Few tiles: all warps of a multiprocessor share the channels of one or two. Many: thread blocks
-  // of four warps, of which several fit a multiprocessor, so that the end of one is hidden by the
-  // others. The bounds are from a sweep over the shapes of docs/kernels.md.
+  // Few tiles: all warps of a multiprocessor share the channels of a pair. Many: thread blocks of
+  // four or eight warps, of which several fit a multiprocessor, so that the end of one is hidden by
+  // the others; warps along the rows read the same x at the same time. The bounds are from a sweep
+  // over the shapes of docs/kernels.md.
   const int sm_count = machine.sm_count, pairs = ceil_div(tiles, 2);
-  const bool few = tiles <= sm_count;
-  const bool middle = pairs > 9 * sm_count / 4 && pairs <= 7 * sm_count / 2;
-  const bool shares_x = middle && plan.token_tiles == 2;
-  plan.tiles = few || (middle && !shares_x) ? 1 : 2;
-  plan.row_warps = shares_x ? 2 : 1;
-  plan.warps = pairs <= sm_count ? 16 : pairs <= 9 * sm_count / 4 || shares_x ? 8 : 4;
+  const bool shares_x = pairs > 7 * sm_count / 2 && (plan.token_tiles == 2 || pairs <= 16 * sm_count);
+  const bool single = shares_x && plan.token_tiles == 1 && pairs <= 6 * sm_count;
+  plan.tiles = single ? 1 : 2;
+  plan.row_shift = single ? 2 : shares_x ? 1 : 0;
+  plan.warps = pairs <= sm_count ? 16 : pairs <= 9 * sm_count / 4 || single ? 8 : 4;
   if (asked.tiles) plan.tiles = asked.tiles;
   if (asked.tiles || asked.warps || asked.row_warps) {
-    plan.row_warps = asked.row_warps ? asked.row_warps : 1;
+    plan.row_shift = asked.row_warps >= 4 ? 2 : asked.row_warps / 2;
   }
   if (asked.warps) plan.warps = asked.warps;
-  while (!asked.warps && plan.warps > plan.row_warps &&
-         (plan.warps > blocks * plan.row_warps || decode_shared_bytes(bits, plan) > size_t(machine.shared_bytes))) {
+  while (!asked.warps && plan.warps > 1 << plan.row_shift &&
+         (plan.warps > blocks << plan.row_shift ||
+          decode_shared_bytes(bits, plan) > size_t(machine.shared_bytes))) {
     plan.warps /= 2;
   }
-  plan.tile_groups = ceil_div(tiles, plan.tiles * plan.row_warps);
+  plan.tile_groups = ceil_div(tiles, plan.tiles << plan.row_shift);
   int splits = asked.splits;
   if (splits == 0) {
     // A split costs a round through the L2 cache: only where half of the device would be idle, and
@@ -84,9 +86,10 @@ inline DecodePlan decode_plan(int m, int tiles, int blocks, int bits, const Mach
   }
   plan.splits = splits < 1 ? 1 : splits > blocks ? blocks : splits;
   if (plan.tile_groups > kCounters) plan.splits = 1;
-  plan.partial_floats = plan.splits == 1 ? 0
-                                         : size_t(plan.tile_groups) * plan.splits * plan.row_warps *
-                                               plan.tiles * plan.token_tiles * 128;
+  plan.partial_floats = plan.splits == 1
+                            ? 0
+                            : size_t(plan.tile_groups) * plan.splits *
+                                  (plan.tiles * plan.token_tiles * 128 << plan.row_shift);
   return plan;
 }
 

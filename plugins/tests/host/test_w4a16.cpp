@@ -68,6 +68,24 @@ TEST(every_code_minus_every_zero_point_is_exact) {
   }
 }
 
+// The value of a float16 subnormal, in units of 2^-24, is its bits.
+TEST(four_bit_codes_are_subnormals_as_they_lie) {
+  for (uint32_t seed = 1; seed <= 200; ++seed) {
+    const std::vector<uint32_t> words = random_words(4, seed);
+    for (int h = 0; h < 2; ++h) {
+      for (int s = 0; s < 4; ++s) {
+        for (int r = 0; r < 4; ++r) {
+          const uint32_t pair = subnormal_pair(&words[4 * h], s, r);
+          for (int e = 0; e < 2; ++e) {
+            const uint32_t code = extract_code(4, words.data(), h, s, r, e);
+            CHECK_EQ(half_of(pair, e), fragment_row(0, r) == 8 ? 16 * code : code);
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(eight_bit_zero_points_are_exact_in_float16) {
   for (uint32_t zero = 0; zero < 256; ++zero) {
     CHECK_EQ(number<Float16Codes>(half_of(zero_offset<Float16Codes>(zero, 0), 1)), -1024.0 - zero);
@@ -149,11 +167,11 @@ TEST(a_decode_plan_covers_all_tiles_within_shared_memory) {
         for (int blocks : {1, 2, 20, 32, 86, 112}) {
           for (int m : {1, 8, 9, 16}) {
             const DecodePlan p = decode_plan(m, tiles, blocks, bits, machine, TacticFields{});
-            CHECK(p.tile_groups * p.tiles * p.row_warps >= tiles);
-            CHECK((p.tile_groups - 1) * p.tiles * p.row_warps < tiles);
+            CHECK(p.tile_groups * p.tiles << p.row_shift >= tiles);
+            CHECK((p.tile_groups - 1) * p.tiles << p.row_shift < tiles);
             CHECK(8 * p.token_tiles >= m);
             CHECK(p.splits >= 1 && p.splits <= blocks);
-            CHECK(p.warps >= 1 && p.warps <= 16 && p.warps % p.row_warps == 0);
+            CHECK(p.warps >= 1 && p.warps <= 16 && p.warps >> p.row_shift << p.row_shift == p.warps);
             CHECK(decode_shared_bytes(bits, p) <= size_t(machine.shared_bytes));
             CHECK((p.splits > 1) == (p.partial_floats > 0));
           }

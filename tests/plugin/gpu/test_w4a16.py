@@ -271,7 +271,7 @@ def test_every_partition_of_the_decode_kernel(run: Runner) -> None:
         for tiles in (1, 2):
             for warps in (1, 4, 7, 16):
                 for splits in (1, 2, 5, 32, 40):
-                    for row_warps in (1, warps if warps < 8 else 4):
+                    for row_warps in (1, *(each for each in (2, 4) if warps % each == 0)):
                         tactic = Tactic.DECODE | tiles << 8 | warps << 12
                         tactic |= splits << 20 | row_warps << 28
                         error = relative_error(run(linear, x, tactic), expected)
