@@ -27,11 +27,12 @@ from awq_edge.exporter.parts.attention import attention
 from awq_edge.exporter.parts.building import INT64, Building
 from awq_edge.exporter.parts.embedding import embedding, first_hidden
 from awq_edge.exporter.parts.experts import experts
-from awq_edge.exporter.parts.logits import LM_HEAD_GROUP_SIZE, logits
+from awq_edge.exporter.parts.logits import logits
 from awq_edge.exporter.parts.mlp import mlp
 from awq_edge.exporter.parts.norms import norm
 from awq_edge.exporter.parts.rotation import TokenTables, token_tables
 from awq_edge.exporter.sources import Sources
+from awq_edge.lm_head import LM_HEAD_GROUP_SIZE, rounded_bits
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def lm_head_bits(checkpoint: Checkpoint, asked: int) -> int:
     decoder, lm_head = checkpoint.decoder, checkpoint.decoder.architecture.lm_head
     if checkpoint.is_quantized(lm_head):
         return checkpoint.linear_format(lm_head).bits
-    return 16 if decoder.embedding_size % LM_HEAD_GROUP_SIZE else asked
+    return rounded_bits(decoder.embedding_size, asked)
 
 
 def unquantized_linears(checkpoint: Checkpoint, lm_head_asked: int) -> dict[str, str]:

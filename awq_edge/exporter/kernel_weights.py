@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from awq_edge.containers import kernel_bits
 from awq_edge.errors import ModelError
 from awq_edge.exporter.sources import QuantizedWeights
 from awq_edge.exporter.weights import (
@@ -69,7 +70,7 @@ class _Packing:
         self._name = name
         self._parts = parts
         self._bits = bits
-        self._container = 3 if bits == 2 else bits
+        self._container = kernel_bits(bits)
         self._gate_up = gate_up
         self._in_features = codes.shape[1]
         self._group_size = self._in_features // scales.shape[1]

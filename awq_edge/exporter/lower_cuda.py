@@ -29,7 +29,6 @@ from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter.canonical import GraphSpec, lm_head_bits
 from awq_edge.exporter.kernel_weights import kernel_weight
 from awq_edge.exporter.lowered import Lowered
-from awq_edge.exporter.parts.logits import LM_HEAD_GROUP_SIZE, LM_HEAD_SCHEMES
 from awq_edge.exporter.sources import QuantizedWeights, Sources
 from awq_edge.exporter.supported import beyond_llama
 from awq_edge.exporter.weights import (
@@ -44,6 +43,7 @@ from awq_edge.exporter.weights import (
     of_array,
 )
 from awq_edge.exporter.writer import WeightPlan
+from awq_edge.lm_head import rounded_format
 from awq_edge.plugin.packing import LAYOUT_VERSION, PACKED_GROUP_SIZES
 from awq_edge.recipe import Recipe
 from awq_edge.rope import rope_tables
@@ -203,8 +203,7 @@ class _ProgramBuilder:
         if bits == 16:
             weight = self._read(source, f"{arch.lm_head}.weight", part)
             return self._dense_linear([weight], f"{arch.lm_head}.weight", None)
-        sizes = (bits, LM_HEAD_GROUP_SIZE, LM_HEAD_SCHEMES[bits])
-        rounded = self._sources.rounded(source, arch.lm_head, *sizes, part)
+        rounded = self._sources.rounded(source, arch.lm_head, rounded_format(bits), part)
         return self._quantized(arch.lm_head, [rounded], bits, None)
 
     def _merged(

@@ -11,10 +11,11 @@ kernel is slow. group is a power of two: other groups are cut into smaller ones 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
+from awq_edge.containers import SMALLEST_BLOCK, largest_block, matmul_nbits_bits
 from awq_edge.errors import ModelError
 from awq_edge.exporter.weights import (
     FLOAT32,
@@ -29,11 +30,6 @@ from awq_edge.exporter.weights import (
     single_codes,
     two_bits,
 )
-
-SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
-# 2-bit codes have a kernel of their own for int8 activations and these groups. Elsewhere they are
-# computed by a fallback, thirty times slower than 4-bit ones (measured with onnxruntime 1.32).
-TWO_BIT_BLOCKS, TWO_BIT_LEVEL = (32, 64, 128), 4
 
 
 @dataclass(frozen=True)
@@ -106,10 +102,7 @@ class MatMulNBits:
 
     def container_bits(self, accuracy_level: int, dtype: int) -> int:
         """Bits of a code in the node. dtype: of the activations."""
-        if self.bits == 2:
-            fast = accuracy_level == TWO_BIT_LEVEL and dtype == FLOAT32
-            return 2 if fast and self.block_size in TWO_BIT_BLOCKS else 4
-        return 4 if self.bits == 3 else self.bits
+        return matmul_nbits_bits(self.bits, self.group_size, accuracy_level, dtype == FLOAT32)
 
     def inputs(self, container: int, dtype: int) -> list[Weight | None]:
         """B, scales, zero_points, g_idx and bias. container: see `container_bits`. dtype: of the
@@ -120,14 +113,10 @@ class MatMulNBits:
         zeros = self.zeros
         if zeros is None and container != self.bits:  # absent would be the container's middle
             grouped = (rows, self.in_features // self.group_size)
-            zeros = filled(f"{self.name}.zeros", 2 ** (self.bits - 1), grouped, self.codes.part)
+            middle = filled(f"{self.name}.zeros", 2 ** (self.bits - 1), grouped, self.codes.part)
+            zeros = replace(middle, read_share=self.codes.read_share)
         times = self.group_size // block
         if zeros is not None:
             zeros = rows_packed(columns_repeated(zeros, times), container)
         scales = columns_repeated(cast(self.scales, dtype), times)
         return [reinterpreted(codes, UINT8, shape), scales, zeros, None, self.bias]
-
-
-def largest_block(group_size: int) -> int:
-    """The largest power of two, up to 256, that divides a group."""
-    return min(group_size & -group_size, LARGEST_BLOCK)

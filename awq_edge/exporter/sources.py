@@ -24,7 +24,7 @@ from awq_edge.exporter.weights import (
     pack_nibbles,
 )
 from awq_edge.model_files import TensorEntry
-from awq_edge.w4a16 import Scheme, quantize
+from awq_edge.w4a16 import NumberFormat, quantize
 
 _PIECE_BYTES = 32 << 20  # of a piece while it is float32
 _TRANSPOSED_BYTES = 256 << 20  # of a block of columns while it is float32
@@ -124,21 +124,21 @@ class Sources:
         )
 
     def rounded(
-        self, source: str, name: str, bits: int, group_size: int, scheme: Scheme, part: Part
+        self, source: str, name: str, number_format: NumberFormat, part: Part
     ) -> QuantizedWeights:
         """An unquantized matrix [out, in] rounded to nearest: codes, scales and zeros.
 
         Codes and zeros are uint4 for 4 bits and uint8 for 8; zeros is None for "symmetric".
         """
         out_features, in_features = self._entry(source).shape
-        rounding = _Rounding(self, source, bits, group_size, scheme)
-        dtype = UINT8 if bits == 8 else UINT4
-        grouped = (out_features, in_features // group_size)
+        rounding = _Rounding(self, source, number_format)
+        dtype = UINT8 if number_format.bits == 8 else UINT4
+        grouped = (out_features, in_features // number_format.group_size)
         zeros = Weight(f"{name}.zeros", dtype, grouped, part, rounding.zeros)
         return (
             Weight(f"{name}.weight", dtype, (out_features, in_features), part, rounding.codes),
             Weight(f"{name}.scales", FLOAT16, grouped, part, rounding.scales),
-            None if scheme == "symmetric" else zeros,
+            None if number_format.scheme == "symmetric" else zeros,
         )
 
     def _entry(self, source: str) -> TensorEntry:
@@ -208,24 +208,21 @@ _NUMPY_FLOATS: dict[int, type[np.generic]] = {
 class _Rounding:
     """One pass over an unquantized matrix; scales and zeros are kept from it, codes are not."""
 
-    def __init__(
-        self, sources: Sources, source: str, bits: int, group_size: int, scheme: Scheme
-    ) -> None:
+    def __init__(self, sources: Sources, source: str, number_format: NumberFormat) -> None:
         self._sources = sources
         self._source = source
-        self._bits = bits
-        self._group_size = group_size
-        self._scheme = scheme
+        self._format = number_format
         self._scales: list[Array] = []
         self._zeros: list[Array] = []
 
     def codes(self) -> Iterator[Array]:
         scales, zeros = [], []
         for rows in self._sources._rows(self._source, FLOAT32):
-            rounded = quantize(rows, self._bits, self._group_size, self._scheme)
+            wanted = self._format
+            rounded = quantize(rows, wanted.bits, wanted.group_size, wanted.scheme)
             scales.append(rounded.scales)
             zeros.append(rounded.zeros)
-            yield rounded.codes if self._bits == 8 else pack_nibbles(rounded.codes)
+            yield rounded.codes if wanted.bits == 8 else pack_nibbles(rounded.codes)
         self._scales, self._zeros = scales, zeros
 
     def scales(self) -> Iterator[Array]:
@@ -235,7 +232,7 @@ class _Rounding:
     def zeros(self) -> Iterator[Array]:
         self._require_pass()
         zeros = np.concatenate(self._zeros)
-        yield zeros if self._bits == 8 else pack_nibbles(zeros.reshape(-1))
+        yield zeros if self._format.bits == 8 else pack_nibbles(zeros.reshape(-1))
 
     def _require_pass(self) -> None:
         if not self._scales:

@@ -20,11 +20,11 @@ from awq_edge.exporter.graph import DOMAIN, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
 from awq_edge.exporter.masked_experts import masked_experts
 from awq_edge.exporter.native_nodes import NativeAttention, native_linears
-from awq_edge.exporter.parts.logits import LM_HEAD_SCHEMES
 from awq_edge.exporter.passes import rewrite
 from awq_edge.exporter.plugin_nodes import plugin_attention, plugin_linears
 from awq_edge.exporter.positions import Positions
 from awq_edge.exporter.primitive_nodes import PrimitiveAttention, primitive_functions
+from awq_edge.lm_head import LM_HEAD_SCHEMES
 from awq_edge.plugin.contract import CACHED_ATTENTION, PLUGIN_VERSION
 from awq_edge.plugin.interface import LAYOUT_VERSION
 from awq_edge.plugin.packing import PACKED_GROUP_SIZES

@@ -13,17 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from awq_edge.weight_totals import Part as Part
+
 Array = npt.NDArray[Any]
 Pieces = Callable[[], Iterator[Array]]
-# Where a weight counts in the manifest's part_bytes.
-Part = Literal["embedding", "blocks", "lm_head", "tables"]
 
 FLOAT16 = int(onnx.TensorProto.FLOAT16)
 FLOAT32 = int(onnx.TensorProto.FLOAT)

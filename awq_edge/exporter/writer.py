@@ -12,6 +12,7 @@ import onnx
 
 from awq_edge.artifacts import FileEntry
 from awq_edge.exporter.weights import Weight
+from awq_edge.weight_totals import bytes_per_token, part_bytes
 
 # Pages: onnxruntime maps the file, and the system maps whole pages.
 ALIGNMENT = 4096
@@ -38,19 +39,11 @@ class WeightPlan:
 
     def part_bytes(self) -> dict[str, int]:
         """Bytes by part of the model, the padding between weights not counted."""
-        parts: dict[str, int] = {"embedding": 0, "blocks": 0, "lm_head": 0, "tables": 0}
-        for weight in self.weights:
-            parts[weight.part] += weight.nbytes
-        return parts
+        return part_bytes(self.weights)
 
     def bytes_per_token(self) -> int:
-        """Bytes that decoding one token reads: of embedding and rotary tables one row, of experts
-        those that a token is sent to."""
-        total = 0.0
-        for weight in self.weights:
-            rows = weight.shape[0] if weight.part in ("embedding", "tables") else 1
-            total += weight.nbytes // rows * weight.read_share
-        return round(total)
+        """Bytes that decoding one token reads, see `awq_edge.weight_totals`."""
+        return bytes_per_token(self.weights)
 
 
 def write_weights(plan: WeightPlan, path: Path, observer: Observer | None = None) -> FileEntry:

@@ -42,23 +42,6 @@ from awq_edge.torch_tensors import is_finite, read_float32
 Tensors = dict[str, torch.Tensor]
 
 _PIECE_VALUES = 1 << 25  # weights of a piece: 128 MB of float32 in each temporary
-_GROUP_SIZES = (128, 64, 32)
-# Zero points cost a byte a group and gain under 1 dB where there are 256 levels; kernels for 8 bits
-# often have none.
-_SYMMETRIC_BITS = 8
-
-
-def output_format(asked: NumberFormat, bits: int, in_features: int) -> NumberFormat | None:
-    """The number format of the output layer: `bits` of the asked groups and scheme.
-
-    Groups become smaller where in_features is no multiple of them; None where none fits. 8 bits are
-    symmetric.
-    """
-    for group_size in (asked.group_size, *_GROUP_SIZES):
-        if group_size <= asked.group_size and in_features % group_size == 0:
-            scheme = "symmetric" if bits == _SYMMETRIC_BITS else asked.scheme
-            return NumberFormat(bits, group_size, scheme)
-    return None
 
 
 @dataclass(frozen=True)

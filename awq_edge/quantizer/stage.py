@@ -16,6 +16,7 @@ from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError, ResourceError
 from awq_edge.executor_options import LOCAL, ExecutorOptions
 from awq_edge.layouts import Layout, choose_layout
+from awq_edge.lm_head import output_format
 from awq_edge.provenance import source_commit, versions
 from awq_edge.quantizer.block_work import BlockOptions
 from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
@@ -26,7 +27,6 @@ from awq_edge.quantizer.driver import (
 )
 from awq_edge.quantizer.executors import open_executor
 from awq_edge.quantizer.image_calibration import load_image_calibration
-from awq_edge.quantizer.output_layer import output_format
 from awq_edge.quantizer.report import (
     REPORT_FILE,
     BlockReport,

@@ -1,6 +1,7 @@
 """Memory: what a bundle will need, and what a process took.
 
-Predicted from the manifest alone:
+Predicted from the sizes of a model alone, which a bundle's manifest has and a config implies
+(`awq_edge.fit`):
 
     weights + KV cache + activations + runtime overhead
 
@@ -16,8 +17,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-from awq_edge.artifacts import BundleManifest
+from typing import Literal, Protocol
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 # onnxruntime on a CPU, by type of the activations. value: bytes of one while it is computed with:
@@ -34,6 +34,40 @@ CUDA_LOGITS_ROWS = 64
 # 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
 _OVERHEAD_BYTES = {"onnxruntime": 85_000_000}
 _DEFAULT_OVERHEAD_BYTES = 300_000_000  # a CUDA context with its libraries; not measured yet
+# float16 stands for unquantized: the cache is in the activations' type. int8: the form that the
+# kernels have, with a float32 scale a head and position (docs/plugin.md); no runtime makes it yet.
+KvDtype = Literal["float16", "int8"]
+_KV_SCALE_BYTES = 4
+
+
+class ModelSizes(Protocol):
+    """What a prediction needs of a model for one runtime. BundleManifest has it; its docstring says
+    what the fields mean."""
+
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def prefill_chunk(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def experts_per_token(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_size(self) -> int: ...
+    @property
+    def activation_dtype(self) -> str: ...
+    @property
+    def part_bytes(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -63,54 +97,59 @@ class ProcessMemory:
     file_backed: int | None
 
 
-def kv_cache_bytes(manifest: BundleManifest, context: int) -> int:
+def kv_cache_bytes(sizes: ModelSizes, context: int, kv_dtype: KvDtype = "float16") -> int:
     """Bytes of keys and values of `context` positions of one sequence."""
-    per_position = 2 * manifest.num_layers * manifest.num_kv_heads * manifest.head_size
-    return per_position * context * _ITEM_BYTES[manifest.activation_dtype]
+    if kv_dtype == "int8":
+        per_head = sizes.head_size + _KV_SCALE_BYTES
+    else:
+        per_head = sizes.head_size * _ITEM_BYTES[sizes.activation_dtype]
+    return 2 * sizes.num_layers * sizes.num_kv_heads * per_head * context
 
 
-def predict_memory(manifest: BundleManifest, context: int) -> PredictedMemory:
+def predict_memory(
+    sizes: ModelSizes, context: int, kv_dtype: KvDtype = "float16"
+) -> PredictedMemory:
     """What one sequence of up to `context` tokens needs. context: positions of the KV cache."""
     # TensorRT's own plan of its activations is not known before a build; ours is the nearest.
-    on_gpu = manifest.runtime in ("cuda", "tensorrt", "tensorrt-rtx")
+    on_gpu = sizes.runtime in ("cuda", "tensorrt", "tensorrt-rtx")
     activations = _cuda_activations if on_gpu else _graph_activations
     return PredictedMemory(
-        weights=sum(manifest.part_bytes.values()),
-        kv_cache=kv_cache_bytes(manifest, context),
-        activations=activations(manifest, context),
-        overhead=_OVERHEAD_BYTES.get(manifest.runtime, _DEFAULT_OVERHEAD_BYTES),
+        weights=sum(sizes.part_bytes.values()),
+        kv_cache=kv_cache_bytes(sizes, context, kv_dtype),
+        activations=activations(sizes, context),
+        overhead=_OVERHEAD_BYTES.get(sizes.runtime, _DEFAULT_OVERHEAD_BYTES),
     )
 
 
-def _cuda_activations(manifest: BundleManifest, context: int) -> int:
+def _cuda_activations(sizes: ModelSizes, context: int) -> int:
     """The buffers of the cuda backend, and an estimate for TensorRT: of one chunk, and of the rows
     of logits that are computed at a time, in 16 bits and in 32. What kernels split their work with
     is not in it: it depends on the GPU."""
-    chunk = min(manifest.prefill_chunk, context)
+    chunk = min(sizes.prefill_chunk, context)
     per_token = (
-        3 * manifest.hidden_size  # residual, branch, normed
-        + (2 * manifest.num_heads + 2 * manifest.num_kv_heads) * manifest.head_size  # q, k, v, y
-        + manifest.intermediate_size  # product
+        3 * sizes.hidden_size  # residual, branch, normed
+        + (2 * sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_size  # q, k, v, y
+        + sizes.intermediate_size  # product
     )
-    per_logits_row = 6 * manifest.vocab_size + 2 * 2 * manifest.hidden_size
-    item = _ITEM_BYTES[manifest.activation_dtype]
+    per_logits_row = 6 * sizes.vocab_size + 2 * 2 * sizes.hidden_size
+    item = _ITEM_BYTES[sizes.activation_dtype]
     return item * chunk * per_token + CUDA_LOGITS_ROWS * per_logits_row
 
 
-def _graph_activations(manifest: BundleManifest, context: int) -> int:
+def _graph_activations(sizes: ModelSizes, context: int) -> int:
     """Those of one prefill chunk that are alive at the same time, at the FFN; and the attention
     scores of every head over the context."""
-    dtype = manifest.activation_dtype
-    chunk = min(manifest.prefill_chunk, context)
+    dtype = sizes.activation_dtype
+    chunk = min(sizes.prefill_chunk, context)
     per_token = (
-        (manifest.num_heads + 2 * manifest.num_kv_heads) * manifest.head_size  # q, k, v
-        + 6 * manifest.intermediate_size  # gate and up, once merged and once split; their products
-        + 4 * manifest.hidden_size  # residual, normed, attention's and FFN's output
+        (sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_size  # q, k, v
+        + 6 * sizes.intermediate_size  # gate and up, once merged and once split; their products
+        + 4 * sizes.hidden_size  # residual, normed, attention's and FFN's output
         # Rows of the tokens' experts: gathered, cut, put together, put back, weighted.
-        + 5 * manifest.experts_per_token * manifest.hidden_size
+        + 5 * sizes.experts_per_token * sizes.hidden_size
     )
-    values = _VALUE_BYTES.get(dtype, _ITEM_BYTES[dtype]) * (chunk * per_token + manifest.vocab_size)
-    scores = _SCORE_BYTES * chunk * manifest.num_heads * context
+    values = _VALUE_BYTES.get(dtype, _ITEM_BYTES[dtype]) * (chunk * per_token + sizes.vocab_size)
+    scores = _SCORE_BYTES * chunk * sizes.num_heads * context
     return int(_ARENA_SLACK * values) + scores
 
 

@@ -181,7 +181,7 @@ def test_lm_head_rounded_at_export(bits: int, tied: bool, tmp_path: Path, export
     import torch
 
     from awq_edge import w4a16
-    from awq_edge.exporter.parts.logits import LM_HEAD_GROUP_SIZE, LM_HEAD_SCHEMES
+    from awq_edge.lm_head import LM_HEAD_GROUP_SIZE, LM_HEAD_SCHEMES
 
     source = save_random_model(tmp_path / "model", "llama", tie_word_embeddings=tied)
     bundle = export(source, lm_head_bits=bits)

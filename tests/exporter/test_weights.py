@@ -160,7 +160,8 @@ def test_pieces_join_to_the_tensor(rows: int, llama: Path, monkeypatch: pytest.M
     transposed = sources.transposed(name, "x", FLOAT32, "blocks")
     np.testing.assert_array_equal(transposed.array(), expected.T)
     quantized = w4a16.quantize(expected, 4, 32, "asymmetric")
-    codes, scales, zeros = sources.rounded(name, "x", 4, 32, "asymmetric", "blocks")
+    number_format = w4a16.NumberFormat(4, 32, "asymmetric")
+    codes, scales, zeros = sources.rounded(name, "x", number_format, "blocks")
     np.testing.assert_array_equal(scales.array(), quantized.scales)  # before the codes, too
     np.testing.assert_array_equal(codes.array(), matmul_nbits_bytes(quantized.codes, 160).ravel())
     assert zeros is not None

@@ -16,7 +16,7 @@ import awq_edge
 from awq_edge.backends import open_session
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.quantizer.output_layer import output_format
+from awq_edge.lm_head import output_format
 from awq_edge.runtime.session import SessionOptions
 from awq_edge.runtime.tokenizer import Tokenizer
 from awq_edge.w4a16 import NumberFormat, dequantize

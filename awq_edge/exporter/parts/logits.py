@@ -10,11 +10,7 @@ from awq_edge.exporter.parts.building import INT64, Building
 from awq_edge.exporter.parts.linears import matmul, w4a16
 from awq_edge.exporter.parts.norms import norm
 from awq_edge.exporter.weights import FLOAT32
-from awq_edge.w4a16 import Scheme
-
-# lm_head is rounded to nearest at export: small groups, because nothing corrects its error.
-LM_HEAD_GROUP_SIZE = 32
-LM_HEAD_SCHEMES: dict[int, Scheme] = {4: "asymmetric", 8: "symmetric"}
+from awq_edge.lm_head import rounded_format
 
 
 def logits(
@@ -64,8 +60,7 @@ def _lm_head(building: Building, rows: gs.Variable, bits: int, output: gs.Variab
         matmul(building, arch.lm_head, source, rows, "lm_head", output)
         return
     else:
-        sizes = (bits, LM_HEAD_GROUP_SIZE, LM_HEAD_SCHEMES[bits])
-        weights = sources.rounded(source, arch.lm_head, *sizes, "lm_head")
+        weights = sources.rounded(source, arch.lm_head, rounded_format(bits), "lm_head")
     w4a16(building, arch.lm_head, rows, weights, bits, output)
 
 

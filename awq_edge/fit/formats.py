@@ -1,0 +1,110 @@
+"""Which linears of a bundle are quantized, and how: as an export would have it, or a config says.
+
+The rules are the quantizer's and the exporter's own: layouts say what they cannot store, and
+`awq_edge.lm_head` what becomes of the output layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from awq_edge.archs import Config, Decoder
+from awq_edge.layouts import choose_layout, layout_of_config, quantization_config
+from awq_edge.lm_head import UNQUANTIZED, output_format, rounded_bits, rounded_format
+from awq_edge.recipe import QuantizationDefaults
+from awq_edge.w4a16 import NumberFormat
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How a linear is stored. has_zeros: zero points are stored; all are the middle code where they
+    are not."""
+
+    number_format: NumberFormat
+    has_zeros: bool
+
+
+# Of a linear by full name, out_features and in_features; None: unquantized.
+FormatOf = Callable[[str, int, int], Quantized | None]
+
+
+@dataclass(frozen=True)
+class Formats:
+    """The formats of one model. main: of most linears of the blocks, None for an unquantized model.
+    blocks: of a block's linear. lm_head: of the output layer."""
+
+    main: NumberFormat | None
+    blocks: FormatOf
+    lm_head: Quantized | None
+
+    @property
+    def lm_head_bits(self) -> int:
+        return self.lm_head.number_format.bits if self.lm_head else UNQUANTIZED
+
+
+def planned_formats(
+    decoder: Decoder, quantization: QuantizationDefaults | None, lm_head_bits: int
+) -> Formats:
+    """What `awq-edge export` makes of an unquantized model.
+
+    quantization: bits, groups, scheme and layout; None to leave it unquantized. lm_head_bits: 4, 8
+    or 16. Raises ConfigError where the layout cannot hold the bits.
+    """
+    if quantization is None:
+        return Formats(None, _unquantized, _rounded_lm_head(decoder, lm_head_bits))
+    layout = choose_layout(quantization.format, quantization.bits)
+    main = NumberFormat(quantization.bits, quantization.group_size, quantization.scheme)
+    stored = Quantized(main, layout.stores_zeros(main))
+
+    def of_block(_: str, out_features: int, in_features: int) -> Quantized | None:
+        return None if layout.obstacle(out_features, in_features, main) else stored
+
+    head = None
+    if layout.mixed and lm_head_bits != UNQUANTIZED:
+        head = output_format(main, lm_head_bits, decoder.embedding_size)
+    if head is not None:
+        return Formats(main, of_block, Quantized(head, layout.stores_zeros(head)))
+    return Formats(main, of_block, _rounded_lm_head(decoder, lm_head_bits))
+
+
+def stored_formats(
+    decoder: Decoder, config: Config, lm_head_bits: int, path: Path
+) -> Formats | None:
+    """What the config.json of a quantized checkpoint says; None for an unquantized model.
+
+    lm_head_bits: of an output layer that the checkpoint has unquantized. path: for errors. Raises
+    ModelError for what no layout here reads.
+    """
+    quantization = quantization_config(config)
+    if quantization is None:
+        return None
+    layout = layout_of_config(quantization, path)
+    stored = layout.read_config(quantization, path)
+    kept = frozenset(quantization.get("modules_to_not_convert") or ())
+
+    def of(name: str, out_features: int, in_features: int) -> Quantized | None:
+        found = None if name in kept else stored.format_of(name, in_features)
+        if found is None or layout.obstacle(out_features, in_features, found):
+            return None
+        return Quantized(found, layout.stores_zeros(found))
+
+    head = decoder.architecture.lm_head
+    lm_head = None
+    if layout.mixed and not decoder.tied_embeddings:
+        lm_head = of(head, decoder.vocab_size, decoder.embedding_size)
+    main = next((found for found in stored.targets.values()), None)
+    return Formats(main, of, lm_head or _rounded_lm_head(decoder, lm_head_bits))
+
+
+def _unquantized(name: str, out_features: int, in_features: int) -> Quantized | None:
+    return None
+
+
+def _rounded_lm_head(decoder: Decoder, asked: int) -> Quantized | None:
+    bits = rounded_bits(decoder.embedding_size, asked)
+    if bits == UNQUANTIZED:
+        return None
+    number_format = rounded_format(bits)
+    return Quantized(number_format, number_format.scheme == "asymmetric")

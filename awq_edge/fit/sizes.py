@@ -1,0 +1,99 @@
+"""What a bundle of a model would have in its manifest, from config.json and a recipe alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from awq_edge.archs import Decoder
+from awq_edge.fit.formats import Formats
+from awq_edge.fit.weights import Target, TensorSize, WeightSizes
+from awq_edge.recipe import Recipe
+from awq_edge.weight_totals import bytes_per_token, part_bytes
+
+
+@dataclass(frozen=True)
+class BundleSizes:
+    """The sizes of a bundle for one context, as `BundleManifest` has them; and `with_context`."""
+
+    runtime: str
+    context: int
+    prefill_chunk: int
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    experts_per_token: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    activation_dtype: str
+    part_bytes: dict[str, int]
+    bytes_per_token: int
+
+
+class Planner:
+    """Sizes of the bundles of one model for one recipe, by context."""
+
+    def __init__(self, decoder: Decoder, formats: Formats, recipe: Recipe) -> None:
+        target = target_of(recipe, decoder)
+        self._weights = WeightSizes(decoder, formats, target)
+        self._fixed = self._weights.without_tables()
+        self._chunk = recipe.export.prefill_chunk
+        self._sizes = BundleSizes(
+            runtime=recipe.runtime.backend,
+            context=0,
+            prefill_chunk=0,
+            vocab_size=decoder.vocab_size,
+            hidden_size=decoder.hidden_size,
+            intermediate_size=decoder.widest_intermediate_size,
+            experts_per_token=decoder.moe.experts_per_token if decoder.moe else 0,
+            num_layers=decoder.num_layers,
+            num_heads=decoder.num_heads,
+            num_kv_heads=decoder.num_kv_heads,
+            head_size=decoder.head_size,
+            activation_dtype=recipe.runtime.activation_dtype,
+            part_bytes=part_bytes(self._fixed),
+            bytes_per_token=0,
+        )
+
+    def sizes(self, context: int) -> BundleSizes:
+        """Of a bundle that is exported for `context` tokens."""
+        tables: list[TensorSize] = self._weights.tables(context)
+        parts = dict(self._sizes.part_bytes)
+        parts["tables"] += sum(table.nbytes for table in tables)
+        return replace(
+            self._sizes,
+            context=context,
+            prefill_chunk=min(self._chunk, context),
+            part_bytes=parts,
+            bytes_per_token=bytes_per_token([*self._fixed, *tables]),
+        )
+
+
+def target_of(recipe: Recipe, decoder: Decoder) -> Target:
+    """What a recipe's weights are stored as."""
+    runtime, dtype = recipe.runtime.backend, recipe.runtime.activation_dtype
+    on_tensorrt = runtime in ("tensorrt", "tensorrt-rtx")
+    native_linear = on_tensorrt and recipe.export.linear == "native"
+    # TensorRT's Attention takes tables in its own type; the plugin, the primitives that stand for
+    # soft caps and old versions, and the cuda runtime take float32.
+    cast = runtime == "onnxruntime" or (on_tensorrt and _casts_tables(recipe, decoder))
+    return Target(
+        runtime=runtime,
+        storage="matmul_nbits"
+        if runtime == "onnxruntime"
+        else "native"
+        if native_linear
+        else "kernels",
+        activation_dtype=dtype,
+        tables_dtype=dtype if cast else "float32",
+        accuracy_level=recipe.runtime.accuracy_level,
+        routed=runtime == "onnxruntime",
+    )
+
+
+def _casts_tables(recipe: Recipe, decoder: Decoder) -> bool:
+    if recipe.export.attention == "plugin" or decoder.attention_softcap is not None:
+        return False
+    release = tuple(int(part) for part in recipe.runtime.version.split("."))
+    return recipe.runtime.backend == "tensorrt-rtx" or release >= (10, 15)

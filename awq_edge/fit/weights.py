@@ -1,0 +1,226 @@
+"""The sizes of a bundle's weights for one runtime, from a decoder and its number formats.
+
+The same tensors that a lowering writes, without their values; a test holds the sums to those of
+the lowerings, for every architecture and runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from awq_edge.archs import Decoder, Linear
+from awq_edge.containers import kernel_bits, largest_block, matmul_nbits_bits
+from awq_edge.fit.formats import Formats, Quantized
+from awq_edge.plugin.packing import BLOCK_CHANNELS, TILE_ROWS
+from awq_edge.weight_totals import Part
+
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_FLOAT16, _FLOAT32, _INT32 = 2, 4, 4
+Storage = Literal["matmul_nbits", "kernels", "native"]
+
+
+@dataclass(frozen=True)
+class TensorSize:
+    """One tensor of the weight file; see `awq_edge.weight_totals.Sized`."""
+
+    part: Part
+    nbytes: int
+    shape: tuple[int, ...] = (1,)
+    read_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the weights are for. storage: the form of quantized linears: onnxruntime's MatMulNBits,
+    the layout of the kernels (cuda, and TensorRT's plugin), or TensorRT's own layers. tables_dtype:
+    of the rotary tables. routed: whether a token reads its own experts alone."""
+
+    runtime: str
+    storage: Storage
+    activation_dtype: str
+    tables_dtype: str
+    accuracy_level: int
+    routed: bool
+
+    @property
+    def item(self) -> int:
+        """Bytes of an activation, and of what is not quantized."""
+        return _ITEM_BYTES[self.activation_dtype]
+
+
+class WeightSizes:
+    """The tensors of one model for one target."""
+
+    def __init__(self, decoder: Decoder, formats: Formats, target: Target) -> None:
+        self._decoder = decoder
+        self._formats = formats
+        self._target = target
+
+    def without_tables(self) -> list[TensorSize]:
+        """Everything that does not depend on the context."""
+        kinds: dict[bool, list[TensorSize]] = {}
+        found = [*self._inputs()]
+        for layer in range(self._decoder.num_layers):
+            kind = self._decoder.has_experts(layer)
+            if kind not in kinds:  # layers of a kind have the same sizes
+                kinds[kind] = list(self._block(layer))
+            found += kinds[kind]
+        return [*found, *self._outputs()]
+
+    def tables(self, context: int) -> list[TensorSize]:
+        """Cosine and sine, a row a position, and what else a graph has once."""
+        decoder, item = self._decoder, _ITEM_BYTES[self._target.tables_dtype]
+        found = []
+        if decoder.moe is not None and not self._target.routed:
+            found.append(TensorSize("tables", self._target.item))  # the zero of experts not asked
+        for rotary_size in self._rotations():
+            half = rotary_size // 2
+            found += [TensorSize("tables", context * half * item, (context, half))] * 2
+        return found
+
+    def _rotations(self) -> list[int]:
+        """Rotated channels of each pair of tables that a layer reads."""
+        decoder = self._decoder
+        if decoder.rope.rotary_size == 0:
+            return []
+        if self._target.runtime == "cuda":
+            return [decoder.rope.rotary_size]
+        separate = decoder.local_rope != decoder.rope
+        local = [window is not None and separate for window in decoder.windows]
+        used = [decoder.rope.rotary_size] if not all(local) else []
+        return used + ([decoder.local_rope.rotary_size] if any(local) else [])
+
+    def _inputs(self) -> Iterator[TensorSize]:
+        decoder, item = self._decoder, self._target.item
+        shapes = list(decoder.input_shapes().values())
+        table, others = shapes[0], shapes[1:]
+        yield TensorSize("embedding", math.prod(table) * self._embedding_item(), table)
+        for shape in others:
+            yield TensorSize("embedding", math.prod(shape) * item, self._turned(shape))
+
+    def _embedding_item(self) -> int:
+        """float16, but where a float32 model stays unquantized in float32; in the program of the
+        cuda runtime the activations' type."""
+        if self._target.runtime == "cuda":
+            return self._target.item
+        decoder = self._decoder
+        exact = self._formats.main is None and self._target.activation_dtype == "float32"
+        return _FLOAT32 if exact and decoder.dtype == "float32" else _FLOAT16
+
+    def _turned(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of project_in, [hidden, embedding], which a graph has transposed; the table of learned
+        positions stays as it is."""
+        decoder = self._decoder
+        is_projection = shape == (decoder.hidden_size, decoder.embedding_size)
+        return shape[::-1] if decoder.has_projections and is_projection else shape
+
+    def _block(self, layer: int) -> Iterator[TensorSize]:
+        decoder, item = self._decoder, self._target.item
+        prefix, linears = decoder.layer_prefix(layer), decoder.linears(layer)
+        of_linears = {f"{linear.name}.weight" for linear in linears}
+        for name, shape in decoder.block_shapes(layer).items():
+            if name not in of_linears:  # norms, biases, the router
+                yield TensorSize("blocks", math.prod(shape) * item)
+        shares = self._shares(layer)
+        for group in self._groups(layer, prefix, linears):
+            yield from self._linear("blocks", *group, shares[group[2].name])
+
+    def _shares(self, layer: int) -> dict[str, float]:
+        """The share of tokens that reads each linear."""
+        decoder = self._decoder
+        routed = self._target.routed
+        return {
+            name: decoder.token_share(layer, source) if routed else 1.0
+            for source, names in decoder.inputs(layer).items()
+            for name in names
+        }
+
+    def _groups(
+        self, layer: int, prefix: str, linears: tuple[Linear, ...]
+    ) -> Iterator[tuple[Quantized | None, int, Linear]]:
+        """Format, rows and the first of the linears that become one, or of a single one.
+
+        The kernels' tiles of rows are filled up: what is merged is filled up once.
+        """
+        found = {
+            linear.name: self._formats.blocks(
+                f"{prefix}.{linear.name}", linear.out_features, linear.in_features
+            )
+            for linear in linears
+        }
+        by_name = {linear.name: linear for linear in linears}
+        for names in self._decoder.inputs(layer).values():
+            merged: dict[Quantized | None, list[Linear]] = {}
+            for name in names:
+                merged.setdefault(found[name], []).append(by_name[name])
+            for quantized, members in merged.items():
+                if quantized is None:
+                    yield from ((None, each.out_features, each) for each in members)
+                else:
+                    yield quantized, sum(each.out_features for each in members), members[0]
+
+    def _outputs(self) -> Iterator[TensorSize]:
+        decoder, item = self._decoder, self._target.item
+        if decoder.norm_first:
+            norms = 2 if decoder.architecture.norm_kind == "layer" else 1
+            yield TensorSize("lm_head", norms * decoder.hidden_size * item)
+        if decoder.has_projections:
+            yield TensorSize("lm_head", decoder.embedding_size * decoder.hidden_size * item)
+        head = Linear(
+            decoder.architecture.lm_head, decoder.embedding_size, decoder.vocab_size, False
+        )
+        yield from self._linear("lm_head", self._formats.lm_head, head.out_features, head)
+
+    def _linear(
+        self,
+        part: Part,
+        quantized: Quantized | None,
+        rows: int,
+        linear: Linear,
+        share: float = 1.0,
+    ) -> Iterator[TensorSize]:
+        columns = linear.in_features
+        if quantized is None:
+            sizes = [rows * columns * self._target.item]
+        elif self._target.storage == "matmul_nbits":
+            sizes = _matmul_nbits(rows, columns, quantized, self._target)
+        elif self._target.storage == "kernels":
+            sizes = _kernels(rows, columns, quantized)
+        else:
+            sizes = _native(rows, columns, quantized, self._target)
+        yield from (TensorSize(part, size, read_share=share) for size in sizes)
+
+
+def _matmul_nbits(rows: int, columns: int, quantized: Quantized, target: Target) -> list[int]:
+    """Codes, scales and zeros of MatMulNBits (`awq_edge/exporter/matmul_nbits.py`)."""
+    number_format = quantized.number_format
+    group_size, bits = number_format.group_size, number_format.bits
+    is_float32 = target.activation_dtype == "float32"
+    container = matmul_nbits_bits(bits, group_size, target.accuracy_level, is_float32)
+    blocks = columns // largest_block(group_size)
+    sizes = [rows * columns * container // 8, rows * blocks * target.item]
+    if quantized.has_zeros or container != bits:
+        sizes.append(rows * -(-blocks * container // 8))
+    return sizes
+
+
+def _kernels(rows: int, columns: int, quantized: Quantized) -> list[int]:
+    """qweight, scales and zeros in the layout of the kernels (`awq_edge/plugin/packing.py`)."""
+    number_format = quantized.number_format
+    container = kernel_bits(number_format.bits)
+    tiles, blocks = -(-rows // TILE_ROWS), -(-columns // BLOCK_CHANNELS)
+    groups = blocks * BLOCK_CHANNELS // number_format.group_size
+    sizes = [tiles * blocks * 64 * container * _INT32, tiles * groups * TILE_ROWS * _FLOAT16]
+    if quantized.has_zeros or container != number_format.bits:
+        sizes.append(tiles * groups * (4 if container == 8 else 2) * _INT32)
+    return sizes
+
+
+def _native(rows: int, columns: int, quantized: Quantized, target: Target) -> list[int]:
+    """INT4 or INT8 codes and scales of TensorRT's DequantizeLinear, which has no zero points."""
+    number_format = quantized.number_format
+    codes = rows * columns if number_format.bits == 8 else -(-rows * columns // 2)
+    return [codes, rows * (columns // number_format.group_size) * target.item]

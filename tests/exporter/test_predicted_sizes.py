@@ -1,0 +1,125 @@
+"""`awq_edge.fit` predicts the bytes of every part from config.json: those that lowerings write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from awq_edge.archs import decoder_from_config
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.exporter.bundle import resolved_recipe
+from awq_edge.exporter.canonical import GraphSpec
+from awq_edge.exporter.lowerings import require_lowering
+from awq_edge.exporter.supported import beyond_llama
+from awq_edge.exporter.writer import WeightPlan
+from awq_edge.fit.formats import Formats, planned_formats, stored_formats
+from awq_edge.fit.sizes import Planner
+from awq_edge.recipe import Recipe, load_recipe
+from awq_edge.w4a16 import NumberFormat
+
+from .models import MAX_POSITIONS, save_quantized, save_random_model
+
+CONTEXT = 64
+NATIVE = {"export.linear": "native", "export.attention": "native"}
+# name: the recipe and what is changed in it.
+TARGETS: dict[str, tuple[str, dict[str, object]]] = {
+    "onnxruntime": ("cpu", {}),
+    "onnxruntime, float16": ("cpu", {"runtime.activation_dtype": "float16"}),
+    "tensorrt-rtx": ("rtx-4090", {}),
+    "tensorrt-rtx, native": ("rtx-4090", NATIVE),
+    "tensorrt": ("jetson-orin-nano-8gb", {}),
+    "tensorrt, native attention": ("jetson-orin-nano-8gb", {"export.attention": "native"}),
+    "tensorrt 10.3": ("jetson-orin-nano-8gb-jetpack6", {"export.attention": "native"}),
+    "cuda": ("cuda", {}),
+}
+
+
+def lowered(path: Path, recipe: Recipe, lm_head_bits: int) -> tuple[dict[str, int], int]:
+    """Bytes by part and bytes a token of what the lowering would write; no weight is evaluated."""
+    source = Checkpoint.open(path)
+    recipe = resolved_recipe(recipe, source, CONTEXT, lm_head_bits)
+    spec = GraphSpec(CONTEXT, recipe.runtime.activation_dtype, recipe.quantization.lm_head_bits)
+    plan = WeightPlan.of(
+        require_lowering(recipe.runtime.backend).build(source, spec, recipe).weights
+    )
+    return plan.part_bytes(), plan.bytes_per_token()
+
+
+def predicted(config: Path, recipe: Recipe, formats: Formats) -> tuple[dict[str, int], int]:
+    decoder = decoder_from_config(json.loads(config.read_text()))
+    sizes = Planner(decoder, formats, recipe).sizes(CONTEXT)
+    return sizes.part_bytes, sizes.bytes_per_token
+
+
+def recipe_of(target: str, **overrides: object) -> Recipe:
+    name, changes = TARGETS[target]
+    return load_recipe(name).overridden(changes | overrides)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_architecture(
+    target: str, model_type: str, tiny_model: Path, tiny_checkpoint: Path
+) -> None:
+    decoder = Checkpoint.open(tiny_model).decoder
+    if target == "cuda" and beyond_llama(decoder):
+        pytest.skip(reason="runtime cuda has no program for it")
+    overrides = {"quantization.group_size": 32, "quantization.format": "awq"}
+    recipe = recipe_of(target, **overrides)
+    formats = planned_formats(decoder, recipe.quantization, 8)
+    found = predicted(tiny_model / "config.json", recipe, formats)
+    assert found == lowered(tiny_checkpoint, recipe, 8)
+    # From the checkpoint's own config.json; and unquantized.
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    stored = stored_formats(decoder, config, 8, tiny_checkpoint)
+    assert stored is not None
+    assert predicted(tiny_checkpoint / "config.json", recipe, stored) == found
+    formats = planned_formats(decoder, None, 16)
+    found = predicted(tiny_model / "config.json", recipe, formats)
+    assert found == lowered(tiny_model, recipe, 16)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime, float16", "tensorrt-rtx", "cuda"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+def test_every_format(target: str, bits: int, scheme: Any, llama: Path, tmp_path: Path) -> None:
+    """With an output layer that the quantizer has stored, in other bits than the blocks."""
+    head = NumberFormat(8 if bits != 8 else 4, 32, "symmetric" if bits != 8 else scheme)
+    # The layout has one for the output layer of a model that is not tied.
+    path = save_quantized(
+        llama, tmp_path / "q", 32, scheme, bits=bits, layout="compressed-tensors",
+        others={"lm_head": head},
+    )  # fmt: skip
+    overrides = {
+        "quantization.bits": bits,
+        "quantization.group_size": 32,
+        "quantization.scheme": scheme,
+        "quantization.format": "compressed-tensors",
+        "quantization.lm_head_bits": head.bits,
+    }
+    recipe = recipe_of(target, **overrides)
+    decoder = Checkpoint.open(llama).decoder
+    formats = planned_formats(decoder, recipe.quantization, head.bits)
+    found = predicted(llama / "config.json", recipe, formats)
+    assert found == lowered(path, recipe, head.bits)
+    stored = stored_formats(decoder, json.loads((path / "config.json").read_text()), 16, path)
+    assert stored is not None and stored.lm_head_bits == head.bits
+    assert predicted(path / "config.json", recipe, stored) == found
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt-rtx", "cuda"])
+def test_sizes_that_do_not_fit_groups(target: str, tmp_path: Path) -> None:
+    """A linear that no group fits stays as it is, and so does an output layer."""
+    model = save_random_model(
+        tmp_path / "m", "llama", hidden_size=80, intermediate_size=104, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=64,
+    )  # fmt: skip
+    path = save_quantized(model, tmp_path / "q", 32)
+    recipe = recipe_of(target, **{"quantization.group_size": 32})
+    decoder = Checkpoint.open(model).decoder
+    formats = planned_formats(decoder, recipe.quantization, 8)
+    assert formats.lm_head_bits == 16 and CONTEXT <= MAX_POSITIONS
+    found = predicted(model / "config.json", recipe, formats)
+    assert found == lowered(path, recipe, 8)
