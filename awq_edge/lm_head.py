@@ -6,6 +6,7 @@ rounded to nearest at export, in small groups, because nothing corrects its erro
 
 from __future__ import annotations
 
+from awq_edge.recipe import Recipe
 from awq_edge.w4a16 import NumberFormat, Scheme
 
 LM_HEAD_GROUP_SIZE = 32
@@ -16,6 +17,17 @@ _GROUP_SIZES = (128, 64, 32)
 # often have none.
 _SYMMETRIC_BITS = 8
 UNQUANTIZED = 16
+
+
+def for_export(recipe: Recipe) -> Recipe:
+    """The recipe with the layout of the checkpoint that an export makes on its way.
+
+    It holds a quantized output layer, whatever the recipe's does: nobody else reads it, and
+    calibrated the layer is better than what the exporter does without a text.
+    """
+    if recipe.quantization.lm_head_bits == UNQUANTIZED:
+        return recipe
+    return recipe.overridden({"quantization.format": "compressed-tensors"})
 
 
 def output_format(asked: NumberFormat, bits: int, in_features: int) -> NumberFormat | None:

@@ -254,13 +254,25 @@ def resolve_model(name: str, *, weights: bool = True) -> Path:
     return _download(name, weights)
 
 
-def _download(name: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+def download_config(name: str) -> Path:
+    """The directory of a hub id's config.json in the hub's cache; nothing else is downloaded.
 
+    Raises ModelError as `resolve_model`.
+    """
+    return _download_files(name, ["config.json"])
+
+
+def _download(name: str, weights: bool) -> Path:
     patterns = ["config.json", *TOKENIZER_FILES]
     if weights:
         patterns += ["*.safetensors", "model.safetensors.index.json"]
+    return _download_files(name, patterns)
+
+
+def _download_files(name: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except GatedRepoError:

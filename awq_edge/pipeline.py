@@ -15,6 +15,7 @@ from awq_edge.artifacts import Bundle, atomic_file, refuse_existing
 from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.executor_options import ExecutorOptions
 from awq_edge.layouts import quantization_config
+from awq_edge.lm_head import for_export
 from awq_edge.model_files import read_json, resolve_model
 from awq_edge.recipe import Recipe, list_recipes, load_recipe
 
@@ -212,10 +213,7 @@ def export(
         )
     from awq_edge.quantizer import quantize_checkpoint
 
-    if resolved.quantization.lm_head_bits != 16:
-        # The layout that holds a quantized output layer, whatever the recipe's: nobody else reads
-        # this checkpoint, and calibrated it is better than what the exporter does without a text.
-        resolved = resolved.overridden({"quantization.format": "compressed-tensors"})
+    resolved = for_export(resolved)
     # Beside the bundle: there is the disk that was chosen for large files. Kept when a run is
     # killed, so that the next one continues where it was.
     between = out.parent / f".{out.name}.checkpoint"

@@ -39,8 +39,13 @@ def part_bytes(weights: Iterable[Sized]) -> dict[str, int]:
 def bytes_per_token(weights: Iterable[Sized]) -> int:
     """Bytes that decoding one token reads: of embedding and rotary tables one row, of experts those
     that a token is sent to."""
+    return round(mean_bytes_per_token(weights))
+
+
+def mean_bytes_per_token(weights: Iterable[Sized]) -> float:
+    """As `bytes_per_token`, not rounded, so that parts can be added up."""
     total = 0.0
     for weight in weights:
         rows = weight.shape[0] if weight.part in _READ_BY_ROW else 1
         total += weight.nbytes // rows * weight.read_share
-    return round(total)
+    return total

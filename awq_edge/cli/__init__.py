@@ -13,6 +13,7 @@ from awq_edge.cli.build_plugins import build_plugins
 from awq_edge.cli.chat import chat
 from awq_edge.cli.eval import eval_app
 from awq_edge.cli.export import export
+from awq_edge.cli.fit import fit
 from awq_edge.cli.inspect import inspect
 from awq_edge.cli.quantize import quantize
 from awq_edge.cli.recipes import recipes_app
@@ -45,6 +46,7 @@ def _options(
     pass
 
 
+app.command()(fit)
 app.command()(quantize)
 app.command()(export)
 app.command()(build)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 
 # cuda.h: CUdevice_attribute
 _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
+_MEMORY_CLOCK_RATE = 36
+_MEMORY_BUS_WIDTH = 37
 
 
 _NAME_BYTES = 256
@@ -52,3 +55,48 @@ def compute_capabilities() -> tuple[int, ...]:
     while (capability := compute_capability(len(found))) is not None:
         found.append(capability)
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """total: bytes. peak_bandwidth: bytes/s, from the memory's clock and width; None where the
+    driver does not say."""
+
+    total: int
+    peak_bandwidth: int | None
+
+
+def memory_figures(device: int = 0) -> GpuMemory | None:
+    """The memory of a GPU; None where there is no driver or no such GPU. Makes no context."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    handle, size = ctypes.c_int(), ctypes.c_size_t()
+    done = (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGet(ctypes.byref(handle), device) == 0
+        and driver.cuDeviceTotalMem_v2(ctypes.byref(size), handle) == 0
+    )
+    if not done:
+        return None
+    clock, width = ctypes.c_int(), ctypes.c_int()
+    known = (
+        driver.cuDeviceGetAttribute(ctypes.byref(clock), _MEMORY_CLOCK_RATE, handle) == 0
+        and driver.cuDeviceGetAttribute(ctypes.byref(width), _MEMORY_BUS_WIDTH, handle) == 0
+    )
+    # Two transfers a clock (CUDA samples, deviceQuery); kHz and bits.
+    peak = 2 * clock.value * 1000 * width.value // 8 if known else 0
+    return GpuMemory(size.value, peak or None)
+
+
+def driver_version() -> str | None:
+    """The newest CUDA that the driver supports ("13.0"); None where there is no driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"

@@ -8,7 +8,7 @@ from awq_edge.archs import Decoder
 from awq_edge.fit.formats import Formats
 from awq_edge.fit.weights import Target, TensorSize, WeightSizes
 from awq_edge.recipe import Recipe
-from awq_edge.weight_totals import bytes_per_token, part_bytes
+from awq_edge.weight_totals import mean_bytes_per_token, part_bytes
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Planner:
     def __init__(self, decoder: Decoder, formats: Formats, recipe: Recipe) -> None:
         target = target_of(recipe, decoder)
         self._weights = WeightSizes(decoder, formats, target)
-        self._fixed = self._weights.without_tables()
+        fixed = self._weights.without_tables()
+        self._fixed_per_token = mean_bytes_per_token(fixed)
         self._chunk = recipe.export.prefill_chunk
         self._sizes = BundleSizes(
             runtime=recipe.runtime.backend,
@@ -52,7 +53,7 @@ class Planner:
             num_kv_heads=decoder.num_kv_heads,
             head_size=decoder.head_size,
             activation_dtype=recipe.runtime.activation_dtype,
-            part_bytes=part_bytes(self._fixed),
+            part_bytes=part_bytes(fixed),
             bytes_per_token=0,
         )
 
@@ -66,7 +67,7 @@ class Planner:
             context=context,
             prefill_chunk=min(self._chunk, context),
             part_bytes=parts,
-            bytes_per_token=bytes_per_token([*self._fixed, *tables]),
+            bytes_per_token=round(self._fixed_per_token + mean_bytes_per_token(tables)),
         )
 
 

@@ -32,8 +32,12 @@ _ARENA_SLACK = 1.5
 CUDA_LOGITS_ROWS = 64
 # The interpreter with its libraries and a session without a model, as measured on x86-64 Linux:
 # 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
-_OVERHEAD_BYTES = {"onnxruntime": 85_000_000}
-_DEFAULT_OVERHEAD_BYTES = 300_000_000  # a CUDA context with its libraries; not measured yet
+_PROCESS_BYTES = {"onnxruntime": 85_000_000}
+_DEFAULT_PROCESS_BYTES = 300_000_000  # a CUDA context with its libraries; not measured yet
+# And what a session keeps of the graph itself: measured with models of 2 to 24 layers of Llama's
+# kind and onnxruntime 1.32. Beside the weights it is little, but in a very small model.
+_GRAPH_BYTES = {"onnxruntime": 400_000}
+_LAYER_BYTES = {"onnxruntime": 200_000}
 # float16 stands for unquantized: the cache is in the activations' type. int8: the form that the
 # kernels have, with a float32 scale a head and position (docs/plugin.md); no runtime makes it yet.
 KvDtype = Literal["float16", "int8"]
@@ -117,8 +121,18 @@ def predict_memory(
         weights=sum(sizes.part_bytes.values()),
         kv_cache=kv_cache_bytes(sizes, context, kv_dtype),
         activations=activations(sizes, context),
-        overhead=_OVERHEAD_BYTES.get(sizes.runtime, _DEFAULT_OVERHEAD_BYTES),
+        overhead=process_bytes(sizes.runtime) + _graph_bytes(sizes),
     )
+
+
+def process_bytes(runtime: str) -> int:
+    """Bytes of a process with this runtime and no model."""
+    return _PROCESS_BYTES.get(runtime, _DEFAULT_PROCESS_BYTES)
+
+
+def _graph_bytes(sizes: ModelSizes) -> int:
+    per_layer = _LAYER_BYTES.get(sizes.runtime, 0)
+    return _GRAPH_BYTES.get(sizes.runtime, 0) + per_layer * sizes.num_layers
 
 
 def _cuda_activations(sizes: ModelSizes, context: int) -> int:

@@ -1,0 +1,246 @@
+"""`awq-edge fit`: one model on one device, or the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from awq_edge.errors import ConfigError
+from awq_edge.fit.assess import Assessor, Prediction, Settings
+from awq_edge.fit.changes import cheapest, find_changes
+from awq_edge.fit.device import DeviceFigures, device_figures
+from awq_edge.fit.models import ModelConfig
+from awq_edge.fit.report import (
+    DevicePart,
+    FitCell,
+    FitReport,
+    FitTable,
+    ModelPart,
+    PowerModePart,
+    PredictedPart,
+    RooflinePart,
+    SettingsPart,
+    Verdict,
+)
+from awq_edge.lm_head import UNQUANTIZED
+from awq_edge.recipe import Recipe
+from awq_edge.runtime.memory import KvDtype, kv_cache_bytes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Options of the command line; None: the recipe's, or those of a quantized checkpoint."""
+
+    bits: int | None = None
+    group_size: int | None = None
+    lm_head_bits: int | None = None
+    kv_dtype: KvDtype = "float16"
+    context: int | None = None
+
+
+def fit(
+    model: ModelConfig, recipe: Recipe, asked: Asked, device: DeviceFigures | None = None
+) -> FitReport:
+    """Predict and judge. device: None for the recipe's, or what this machine tells where the recipe
+    leaves it to that.
+
+    Raises ConfigError for options that contradict each other, the model or the recipe.
+    """
+    device = device_figures(recipe) if device is None else device
+    assessor = Assessor(model, recipe, device)
+    prediction = assessor.predict(_settings(assessor, asked))
+    verdict = assessor.verdict(prediction)
+    changes = find_changes(assessor, prediction)
+    memory, sizes = prediction.memory, prediction.sizes
+    return FitReport(
+        verdict=verdict,
+        reason=_reason(verdict, prediction, device),
+        model=ModelPart(
+            name=model.name,
+            source=model.source,
+            model_type=model.decoder.model_type,
+            parameters=model.parameters,
+            max_positions=model.decoder.max_positions,
+        ),
+        settings=_settings_part(recipe, prediction),
+        device=_device_part(recipe, device),
+        predicted_bytes=PredictedPart(
+            weights=memory.weights,
+            kv_cache=memory.kv_cache,
+            activations=memory.activations,
+            overhead=memory.overhead,
+            total=memory.total,
+        ),
+        weight_bytes=sizes.part_bytes,
+        free_bytes=device.usable - memory.total,
+        max_context=prediction.max_context,
+        max_context_limit=prediction.max_context_limit,
+        bytes_per_token=sizes.bytes_per_token,
+        kv_bytes_per_token=kv_cache_bytes(sizes, 1, prediction.settings.kv_dtype),
+        roofline_tokens_per_s=_roofline(assessor, prediction),
+        power_modes=_power_modes(recipe, prediction),
+        changes=tuple(changes),
+        cheapest_change=cheapest(changes),
+        notes=tuple(_notes(assessor, prediction)),
+    )
+
+
+def fit_all(models: Iterable[ModelConfig], recipes: Iterable[Recipe], asked: Asked) -> FitTable:
+    """Every model on every device. The context is clipped to each model's; recipes whose memory
+    this machine does not tell are left out, and said so."""
+    devices: list[tuple[Recipe, DeviceFigures]] = []
+    skipped: dict[str, str] = {}
+    for recipe in recipes:
+        try:
+            devices.append((recipe, device_figures(recipe)))
+        except ConfigError as error:
+            skipped[recipe.name] = str(error)
+    cells = [
+        _cell(Assessor(model, recipe, device), asked)
+        for model in models
+        for recipe, device in devices
+    ]
+    return FitTable(cells=tuple(cells), skipped=skipped)
+
+
+def _cell(assessor: Assessor, asked: Asked) -> FitCell:
+    longest = assessor.model.decoder.max_positions
+    context = None if asked.context is None else min(asked.context, longest)
+    prediction = assessor.predict(_settings(assessor, replace(asked, context=context)))
+    return FitCell(
+        model=assessor.model.name,
+        recipe=assessor.recipe.name,
+        verdict=assessor.verdict(prediction),
+        total_bytes=prediction.memory.total,
+        usable_bytes=assessor.device.usable,
+        max_context=prediction.max_context,
+        roofline_tokens_per_s=assessor.roofline(prediction, 0),
+    )
+
+
+def _settings(assessor: Assessor, asked: Asked) -> Settings:
+    """The recipe's settings with what was asked for. Raises ConfigError."""
+    found = assessor.default_settings()
+    if assessor.is_quantized:
+        _refuse_contradictions(assessor, found, asked)
+    if asked.bits is not None:
+        found = replace(found, bits=asked.bits)
+        if asked.bits == UNQUANTIZED:  # as an export without quantization has it
+            found = replace(found, lm_head_bits=UNQUANTIZED)
+    if asked.group_size is not None:
+        found = replace(found, group_size=asked.group_size)
+    if asked.lm_head_bits is not None:
+        found = replace(found, lm_head_bits=asked.lm_head_bits)
+    if found.lm_head_bits not in (4, 8, UNQUANTIZED):
+        raise ConfigError(f"--lm-head-bits {found.lm_head_bits}: allowed values: 4, 8, 16")
+    if asked.context is not None and asked.context < 1:
+        raise ConfigError(f"--context {asked.context}: must be a positive number of tokens")
+    return replace(found, kv_dtype=asked.kv_dtype, context=assessor.clip(asked.context))
+
+
+def _refuse_contradictions(assessor: Assessor, found: Settings, asked: Asked) -> None:
+    pairs = (("--bits", asked.bits, found.bits), ("--group-size", asked.group_size,
+                                                  found.group_size))  # fmt: skip
+    for option, wanted, stored in pairs:
+        if wanted is not None and wanted != stored:
+            raise ConfigError(
+                f"{option} {wanted} contradicts {assessor.model.name}, which is quantized with "
+                f"{stored}; leave it out, or name the model that it was made from"
+            )
+
+
+def _settings_part(recipe: Recipe, prediction: Prediction) -> SettingsPart:
+    settings, main, sizes = prediction.settings, prediction.formats.main, prediction.sizes
+    dtype = recipe.runtime.activation_dtype
+    return SettingsPart(
+        runtime=recipe.runtime.backend,
+        bits=UNQUANTIZED if main is None else main.bits,
+        group_size=None if main is None else main.group_size,
+        scheme=None if main is None else main.scheme,
+        lm_head_bits=prediction.formats.lm_head_bits,
+        activation_dtype=dtype,
+        kv_dtype=settings.kv_dtype,
+        kv_cache_dtype=settings.kv_dtype if settings.kv_dtype == "int8" else dtype,
+        context=settings.context,
+        prefill_chunk=sizes.prefill_chunk,
+    )
+
+
+def _device_part(recipe: Recipe, device: DeviceFigures) -> DevicePart:
+    return DevicePart(
+        recipe=recipe.name,
+        description=recipe.description,
+        memory_bytes=device.memory,
+        memory_source=device.memory_source,
+        system_reserved_bytes=device.system_reserved,
+        usable_bytes=device.usable,
+        unified_memory=recipe.device.unified_memory,
+        bandwidth_bytes_per_s=device.bandwidth,
+        bandwidth_source=device.bandwidth_source,
+    )
+
+
+def _reason(verdict: Verdict, prediction: Prediction, device: DeviceFigures) -> str:
+    total, usable = _size(prediction.memory.total), _size(device.usable)
+    context, most = prediction.settings.context, prediction.max_context
+    needs = f"needs {total} with {context:,} tokens, {usable} are usable"
+    if verdict == "does_not_fit":
+        weights = _size(prediction.memory.weights)
+        return f"{needs}; the weights alone take {weights}"
+    if most < context:
+        return f"{needs}; it loads with a context of up to {most:,} tokens"
+    if verdict == "tight":
+        return f"{needs}: {_size(device.usable - prediction.memory.total)} are left"
+    return needs
+
+
+def _roofline(assessor: Assessor, prediction: Prediction) -> RooflinePart | None:
+    context = prediction.context_that_fits or prediction.settings.context
+    empty, full = assessor.roofline(prediction, 0), assessor.roofline(prediction, context)
+    if empty is None or full is None:
+        return None
+    return RooflinePart(empty=empty, full=full, context=context)
+
+
+def _power_modes(recipe: Recipe, prediction: Prediction) -> tuple[PowerModePart, ...]:
+    """Those whose memory is slower than the device's fastest."""
+    fastest = recipe.device.memory_bandwidth
+    return tuple(
+        PowerModePart(
+            name=mode.name,
+            default=mode.default,
+            bandwidth_bytes_per_s=mode.memory_bandwidth,
+            roofline_empty=mode.memory_bandwidth / prediction.sizes.bytes_per_token,
+        )
+        for mode in recipe.device.power_modes
+        if fastest is not None and mode.memory_bandwidth < fastest
+    )
+
+
+def _notes(assessor: Assessor, prediction: Prediction) -> list[str]:
+    """What a reader should know who takes the figures for the whole truth."""
+    recipe, settings = assessor.recipe, prediction.settings
+    dtype, runtime = recipe.runtime.activation_dtype, recipe.runtime.backend
+    notes = []
+    if settings.kv_dtype == "int8":
+        notes.append("no runtime here makes an int8 KV cache yet: the kernels alone have it")
+    elif dtype == "float32":
+        notes.append("the KV cache is float32, as the activations of this recipe are")
+    if settings.bits == UNQUANTIZED and dtype == "float32":
+        notes.append("unquantized weights are float32, as the activations of this recipe are")
+    if assessor.model.decoder.architecture.overflows_float16 and dtype == "float16":
+        notes.append("this architecture overflows float16: export it with bfloat16 activations")
+    if runtime != "onnxruntime":
+        notes.append("activations and overhead on a GPU are estimates that were not measured yet")
+    if recipe.device.kind == "jetson":
+        notes.append(
+            "the engine is built on the board, which takes several times the weights for a while, "
+            "swap included (docs/build.md)"
+        )
+    if assessor.model.decoder.architecture.vision is not None:
+        notes.append("of a vision-language model the language model alone is counted")
+    return notes
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,117 @@
+"""The config of a model: of a directory, of the shipped table, or of the hub, config.json alone."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from awq_edge.archs import Config, Decoder, decoder_from_config
+from awq_edge.errors import ModelError
+from awq_edge.model_files import download_config, read_json, resolve_model
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_TABLE = Path(__file__).parents[1] / "data" / "models.toml"
+
+
+class KnownModel(BaseModel):
+    """One entry of the shipped table. config: the keys that sizes follow from. source: of the
+    config. parameters: as published, by parameters_source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    hub_ids: tuple[str, ...]
+    source: str
+    parameters: str
+    parameters_source: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """name: as reports call it. source: where the config is from, in words. path: for errors."""
+
+    name: str
+    source: str
+    path: Path
+    config: Config
+    decoder: Decoder
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the unquantized model, tied ones counted once; of a vision-language model
+        those of its language model."""
+        return sum(math.prod(shape) for shape in self.decoder.weight_shapes().values())
+
+
+@functools.cache
+def known_models() -> tuple[KnownModel, ...]:
+    """The shipped table, in its order."""
+    table = tomllib.loads(_TABLE.read_text(encoding="utf-8"))
+    return tuple(KnownModel.model_validate(entry) for entry in table["model"])
+
+
+def find_model(name: str) -> ModelConfig:
+    """The config of MODEL: `demo`, a directory, a name or hub id of the shipped table, or another
+    hub id, of which config.json is downloaded and nothing else.
+
+    Raises ModelError where there is none, or it is not supported.
+    """
+    path = Path(name).expanduser()
+    if name == "demo" or path.is_dir():
+        directory = resolve_model(name)
+        return _of_config(name, f"{directory / 'config.json'}", directory)
+    known = _known(name)
+    if known is not None:
+        return _of_known(known)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        names = [model.name for model in known_models()]
+        close = difflib.get_close_matches(name.lower(), [each.lower() for each in names], n=3)
+        near = [each for each in names if each.lower() in close]
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise ModelError(
+            f"'{name}' is no directory, no hub id (organization/name) and not in the shipped "
+            f"table; {hint}`awq-edge fit --all` lists the table"
+        )
+    directory = download_config(name)
+    return _of_config(name, f"config.json of {name} on the hub", directory)
+
+
+def _known(name: str) -> KnownModel | None:
+    """An entry by its name or one of its hub ids; case does not matter."""
+    wanted = name.lower()
+    for model in known_models():
+        if wanted in (model.name.lower(), *(each.lower() for each in model.hub_ids)):
+            return model
+    return None
+
+
+def _of_known(known: KnownModel) -> ModelConfig:
+    return ModelConfig(
+        name=known.name,
+        source=f"shipped table: {known.source}",
+        path=_TABLE,
+        config=known.config,
+        decoder=decoder_from_config(known.config),
+    )
+
+
+def all_known() -> list[ModelConfig]:
+    """Every entry of the shipped table."""
+    return [_of_known(model) for model in known_models()]
+
+
+def _of_config(name: str, source: str, directory: Path) -> ModelConfig:
+    config = read_json(directory / "config.json")
+    return ModelConfig(name, source, directory, config, decoder_from_config(config))

@@ -1,0 +1,147 @@
+"""The result of `awq-edge fit` as JSON (docs/fit.md describes the keys)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from awq_edge.fit.device import Source
+
+Verdict = Literal["fits", "tight", "does_not_fit"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelPart(_Part):
+    """source: where the config is from. parameters: of the unquantized model."""
+
+    name: str
+    source: str
+    model_type: str
+    parameters: int
+    max_positions: int
+
+
+class SettingsPart(_Part):
+    """What was predicted for. bits: of most weights of the blocks, 16 for unquantized.
+    kv_cache_dtype: what the cache is really in."""
+
+    runtime: str
+    bits: int
+    group_size: int | None
+    scheme: str | None
+    lm_head_bits: int
+    activation_dtype: str
+    kv_dtype: Literal["float16", "int8"]
+    kv_cache_dtype: str
+    context: int
+    prefill_chunk: int
+
+
+class PredictedPart(_Part):
+    """Bytes, as in the run report."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+    overhead: int
+    total: int
+
+
+class DevicePart(_Part):
+    """Bytes and bytes/s. usable_bytes: beside the system."""
+
+    recipe: str
+    description: str
+    memory_bytes: int
+    memory_source: Source
+    system_reserved_bytes: int
+    usable_bytes: int
+    unified_memory: bool
+    bandwidth_bytes_per_s: float | None
+    bandwidth_source: Source | None
+
+
+class RooflinePart(_Part):
+    """Tokens/s that reading the memory allows, with an empty cache and with a full one of
+    `context` tokens."""
+
+    empty: float
+    full: float
+    context: int
+
+
+class PowerModePart(_Part):
+    """A power mode that slows the memory. roofline_empty: tokens/s."""
+
+    name: str
+    default: bool
+    bandwidth_bytes_per_s: int
+    roofline_empty: float
+
+
+class ChangePart(_Part):
+    """One way to need less. options: of the command line. total_bytes: predicted, with the change.
+    makes_it_fit: the asked context then fits. available: a runtime here has it. quality: what it
+    costs there."""
+
+    change: str
+    options: str
+    total_bytes: int
+    max_context: int
+    makes_it_fit: bool
+    available: bool
+    quality: str
+
+
+class FitReport(_Part):
+    """verdict: see docs/fit.md. max_context: the longest that fits, 0 for none.
+    max_context_limit: what ends it. free_bytes: usable less predicted, negative where it is short.
+    bytes_per_token: of weights. changes: in the order of their cost in quality, where the asked
+    context does not fit. cheapest_change: the first that makes it fit, None where none does or none
+    is needed."""
+
+    format: Literal["awq-edge-fit"] = "awq-edge-fit"
+    format_version: Literal[1] = 1
+    verdict: Verdict
+    reason: str
+    model: ModelPart
+    settings: SettingsPart
+    device: DevicePart
+    predicted_bytes: PredictedPart
+    weight_bytes: dict[str, int]
+    free_bytes: int
+    max_context: int
+    max_context_limit: Literal["memory", "model"]
+    bytes_per_token: int
+    kv_bytes_per_token: int
+    roofline_tokens_per_s: RooflinePart | None
+    power_modes: tuple[PowerModePart, ...]
+    changes: tuple[ChangePart, ...]
+    cheapest_change: ChangePart | None
+    notes: tuple[str, ...]
+
+
+class FitCell(_Part):
+    """One model on one device. roofline_tokens_per_s: with an empty cache."""
+
+    model: str
+    recipe: str
+    verdict: Verdict
+    total_bytes: int
+    usable_bytes: int
+    max_context: int
+    roofline_tokens_per_s: float | None
+
+
+class FitTable(_Part):
+    """`awq-edge fit --all`. cells: model by model, recipe by recipe. skipped: recipes whose memory
+    this machine would have to tell, and why it does not."""
+
+    format: Literal["awq-edge-fit-table"] = "awq-edge-fit-table"
+    format_version: Literal[1] = 1
+    cells: tuple[FitCell, ...]
+    skipped: dict[str, str]
