@@ -113,6 +113,8 @@ class BundleManifest(BaseModel):
     part_bytes: dict[str, int]
     # Bytes of weights that one decoded token reads (the embedding counts one row).
     bytes_per_token: int
+    # Groups of codes with a scale, of all MatMulNBits nodes; 0 in other graphs.
+    scale_groups: int = 0
     unquantized: dict[str, str]
     inputs: tuple[TensorPort, ...] = ()
     outputs: tuple[TensorPort, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Iterable
 
 from awq_edge.errors import RuntimeUnavailableError
 
@@ -18,6 +19,19 @@ _REQUIREMENT = re.compile(r"""^([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['"]([^'"]+)
 # Extras for working on awq-edge: no command needs them.
 _DEVELOPMENT = ("dev", "docs")
 _PREFERRED = "host"
+# What each of the others is for, in the order of the road.
+EXTRAS_OF_STEPS = {
+    "host": "quantize, export",
+    "hub": "quantize, with a hub data set as calibration text",
+    "ray": "quantize --executor ray",
+    "build": "build-plugins, where no CUDA toolkit is installed",
+    "rtx": "build and run on RTX; build ahead of time",
+    "jetson": "run on a Jetson",
+    "pycuda": "run with PyCUDA in the place of cuda-python",
+    "cuda": "--runtime cuda",
+    "eval": "eval tasks",
+    "serve": "serve",
+}
 
 
 def missing_extra(error: ModuleNotFoundError) -> RuntimeUnavailableError | None:
@@ -33,6 +47,17 @@ def missing_extra(error: ModuleNotFoundError) -> RuntimeUnavailableError | None:
         f"this needs {package}, which is not installed; install the '{extra}' extra: "
         f"pip install '{_DISTRIBUTION}[{extra}]'"
     )
+
+
+def packages_of_extras(requirements: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Extra -> its packages, of requirements as pip stores them. Those of another platform, or of
+    another Python, are among them."""
+    found: dict[str, list[str]] = {}
+    for requirement in requirements:
+        match = _REQUIREMENT.match(requirement)
+        if match:
+            found.setdefault(match[2], []).append(_normalized(match[1]))
+    return {extra: tuple(packages) for extra, packages in found.items()}
 
 
 def _packages() -> dict[str, str]:

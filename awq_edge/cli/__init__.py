@@ -11,6 +11,7 @@ from awq_edge._version import __version__
 from awq_edge.cli.build import build
 from awq_edge.cli.build_plugins import build_plugins
 from awq_edge.cli.chat import chat
+from awq_edge.cli.doctor import doctor
 from awq_edge.cli.eval import eval_app
 from awq_edge.cli.export import export
 from awq_edge.cli.fit import fit
@@ -53,6 +54,7 @@ app.command()(build)
 app.command()(run)
 app.command()(chat)
 app.command()(inspect)
+app.command()(doctor)
 app.command()(study)
 app.command()(build_plugins)
 app.add_typer(eval_app)

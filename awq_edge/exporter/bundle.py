@@ -234,6 +234,7 @@ def _manifest(
         eos_token_ids=_eos_token_ids(checkpoint),
         part_bytes=plan.part_bytes(),
         bytes_per_token=plan.bytes_per_token(),
+        scale_groups=lowered.scale_groups,
         unquantized=unquantized,
         inputs=lowered.inputs,
         outputs=lowered.outputs,

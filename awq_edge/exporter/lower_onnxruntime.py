@@ -64,6 +64,7 @@ def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:
         IR_VERSION,
         minimum_version=minimum_version(lowered),
         accuracy_level=recipe.runtime.accuracy_level,
+        scale_groups=_scale_groups(lowered),
     )
 
 
@@ -80,6 +81,15 @@ def minimum_version(lowered: DecoderGraph) -> str:
     if windows or two_bits:
         return MINIMUM_VERSION_OF_WINDOWS_AND_TWO_BITS
     return MINIMUM_VERSION
+
+
+def _scale_groups(lowered: DecoderGraph) -> int:
+    """Scales of all MatMulNBits, of which the runtime keeps copies."""
+    return sum(
+        node.attrs["N"] * (node.attrs["K"] // node.attrs["block_size"])
+        for node in lowered.graph.nodes
+        if node.op == "MatMulNBits"
+    )
 
 
 @dataclass(frozen=True)

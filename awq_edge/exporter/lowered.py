@@ -21,8 +21,8 @@ class Lowered:
     model_file, weights_file: their names in the bundle. weights: in the order of execution.
     render: the bytes of the model file, once it is known where the weights lie.
     minimum_version: of the runtime; None where any will do. The rest belongs to graphs: the opset,
-    accuracy_level (of MatMulNBits), inputs and outputs; linear, attention and plugin of those for
-    TensorRT.
+    accuracy_level and scale_groups (of MatMulNBits), inputs and outputs; linear, attention and
+    plugin of those for TensorRT.
     """
 
     model_file: str
@@ -32,6 +32,7 @@ class Lowered:
     minimum_version: str | None = None
     opset: int | None = None
     accuracy_level: int | None = None
+    scale_groups: int = 0
     linear: Form | None = None
     attention: Form | None = None
     plugin: PluginUse | None = None
@@ -48,6 +49,7 @@ def lowered_graph(
     *,
     minimum_version: str | None = None,
     accuracy_level: int | None = None,
+    scale_groups: int = 0,
     linear: Form | None = None,
     attention: Form | None = None,
     plugin: PluginUse | None = None,
@@ -68,6 +70,7 @@ def lowered_graph(
         minimum_version=minimum_version,
         opset=graph.graph.opset,
         accuracy_level=accuracy_level,
+        scale_groups=scale_groups,
         linear=linear,
         attention=attention,
         plugin=plugin,

@@ -24,7 +24,7 @@ from awq_edge.fit.report import (
 )
 from awq_edge.lm_head import UNQUANTIZED
 from awq_edge.recipe import Recipe
-from awq_edge.runtime.memory import KvDtype, kv_cache_bytes
+from awq_edge.runtime.memory import KvDtype, kv_cache_bytes, packing_bytes
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def fit(
             overhead=memory.overhead,
             total=memory.total,
         ),
-        weight_bytes=sizes.part_bytes,
+        weight_bytes={**sizes.part_bytes, "packing": packing_bytes(sizes)},
         free_bytes=device.usable - memory.total,
         max_context=prediction.max_context,
         max_context_limit=prediction.max_context_limit,

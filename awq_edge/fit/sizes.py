@@ -27,6 +27,8 @@ class BundleSizes:
     num_kv_heads: int
     head_size: int
     activation_dtype: str
+    accuracy_level: int | None
+    scale_groups: int
     part_bytes: dict[str, int]
     bytes_per_token: int
 
@@ -53,6 +55,8 @@ class Planner:
             num_kv_heads=decoder.num_kv_heads,
             head_size=decoder.head_size,
             activation_dtype=recipe.runtime.activation_dtype,
+            accuracy_level=recipe.runtime.accuracy_level,
+            scale_groups=sum(tensor.scale_groups for tensor in fixed),
             part_bytes=part_bytes(fixed),
             bytes_per_token=0,
         )

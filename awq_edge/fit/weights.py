@@ -24,12 +24,14 @@ Storage = Literal["matmul_nbits", "kernels", "native"]
 
 @dataclass(frozen=True)
 class TensorSize:
-    """One tensor of the weight file; see `awq_edge.weight_totals.Sized`."""
+    """One tensor of the weight file; see `awq_edge.weight_totals.Sized`. scale_groups: with the
+    first tensor of a MatMulNBits, the number of its scales."""
 
     part: Part
     nbytes: int
     shape: tuple[int, ...] = (1,)
     read_share: float = 1.0
+    scale_groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,16 +184,19 @@ class WeightSizes:
         linear: Linear,
         share: float = 1.0,
     ) -> Iterator[TensorSize]:
-        columns = linear.in_features
+        columns, groups = linear.in_features, 0
         if quantized is None:
             sizes = [rows * columns * self._target.item]
         elif self._target.storage == "matmul_nbits":
             sizes = _matmul_nbits(rows, columns, quantized, self._target)
+            groups = rows * (columns // largest_block(quantized.number_format.group_size))
         elif self._target.storage == "kernels":
             sizes = _kernels(rows, columns, quantized)
         else:
             sizes = _native(rows, columns, quantized, self._target)
-        yield from (TensorSize(part, size, read_share=share) for size in sizes)
+        for size in sizes:
+            yield TensorSize(part, size, read_share=share, scale_groups=groups)
+            groups = 0  # counted with the first
 
 
 def _matmul_nbits(rows: int, columns: int, quantized: Quantized, target: Target) -> list[int]:

@@ -27,6 +27,12 @@ _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _VALUE_BYTES = {"float32": 4, "float16": 6}
 _SCORE_BYTES = 4
 _ARENA_SLACK = 1.5
+# onnxruntime on a CPU packs a MatMulNBits while it loads: bytes that this adds for each scale. With
+# int8 activations (accuracy level 4) another copy of the scale and a sum of the codes, in float32;
+# with float16 activations the scale in float32. Measured on x86-64, docs/run-report.md.
+_PACKED_INT8_BYTES = 8
+_PACKED_FLOAT16_BYTES = 4
+_INT8_LEVEL = 4
 # Rows of logits that the cuda backend and TensorRT's engines compute at a time: a chunk of 512 by a
 # vocabulary of 128,000 would take 131 MB in 16 bits alone.
 CUDA_LOGITS_ROWS = 64
@@ -36,8 +42,8 @@ _PROCESS_BYTES = {"onnxruntime": 85_000_000}
 _DEFAULT_PROCESS_BYTES = 300_000_000  # a CUDA context with its libraries; not measured yet
 # And what a session keeps of the graph itself: measured with models of 2 to 24 layers of Llama's
 # kind and onnxruntime 1.32. Beside the weights it is little, but in a very small model.
-_GRAPH_BYTES = {"onnxruntime": 400_000}
-_LAYER_BYTES = {"onnxruntime": 200_000}
+_GRAPH_BYTES = {"onnxruntime": 250_000}
+_LAYER_BYTES = {"onnxruntime": 160_000}
 # float16 stands for unquantized: the cache is in the activations' type. int8: the form that the
 # kernels have, with a float32 scale a head and position (docs/plugin.md); no runtime makes it yet.
 KvDtype = Literal["float16", "int8"]
@@ -70,6 +76,10 @@ class ModelSizes(Protocol):
     def head_size(self) -> int: ...
     @property
     def activation_dtype(self) -> str: ...
+    @property
+    def accuracy_level(self) -> int | None: ...
+    @property
+    def scale_groups(self) -> int: ...
     @property
     def part_bytes(self) -> dict[str, int]: ...
 
@@ -118,11 +128,21 @@ def predict_memory(
     on_gpu = sizes.runtime in ("cuda", "tensorrt", "tensorrt-rtx")
     activations = _cuda_activations if on_gpu else _graph_activations
     return PredictedMemory(
-        weights=sum(sizes.part_bytes.values()),
+        weights=sum(sizes.part_bytes.values()) + packing_bytes(sizes),
         kv_cache=kv_cache_bytes(sizes, context, kv_dtype),
         activations=activations(sizes, context),
         overhead=process_bytes(sizes.runtime) + _graph_bytes(sizes),
     )
+
+
+def packing_bytes(sizes: ModelSizes) -> int:
+    """Bytes that a runtime holds beside the weights of the file, to compute with them."""
+    if sizes.runtime != "onnxruntime":
+        return 0
+    per_scale = _PACKED_INT8_BYTES if sizes.accuracy_level == _INT8_LEVEL else 0
+    if sizes.activation_dtype == "float16":
+        per_scale += _PACKED_FLOAT16_BYTES
+    return per_scale * sizes.scale_groups
 
 
 def process_bytes(runtime: str) -> int:

@@ -37,21 +37,20 @@ TARGETS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def lowered(path: Path, recipe: Recipe, lm_head_bits: int) -> tuple[dict[str, int], int]:
-    """Bytes by part and bytes a token of what the lowering would write; no weight is evaluated."""
+def lowered(path: Path, recipe: Recipe, lm_head_bits: int) -> tuple[dict[str, int], int, int]:
+    """Bytes by part, bytes a token and scales of what the lowering would write."""
     source = Checkpoint.open(path)
     recipe = resolved_recipe(recipe, source, CONTEXT, lm_head_bits)
     spec = GraphSpec(CONTEXT, recipe.runtime.activation_dtype, recipe.quantization.lm_head_bits)
-    plan = WeightPlan.of(
-        require_lowering(recipe.runtime.backend).build(source, spec, recipe).weights
-    )
-    return plan.part_bytes(), plan.bytes_per_token()
+    found = require_lowering(recipe.runtime.backend).build(source, spec, recipe)
+    plan = WeightPlan.of(found.weights)
+    return plan.part_bytes(), plan.bytes_per_token(), found.scale_groups
 
 
-def predicted(config: Path, recipe: Recipe, formats: Formats) -> tuple[dict[str, int], int]:
+def predicted(config: Path, recipe: Recipe, formats: Formats) -> tuple[dict[str, int], int, int]:
     decoder = decoder_from_config(json.loads(config.read_text()))
     sizes = Planner(decoder, formats, recipe).sizes(CONTEXT)
-    return sizes.part_bytes, sizes.bytes_per_token
+    return sizes.part_bytes, sizes.bytes_per_token, sizes.scale_groups
 
 
 def recipe_of(target: str, **overrides: object) -> Recipe:

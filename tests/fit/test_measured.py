@@ -18,7 +18,7 @@ from awq_edge.fit.fit import Asked, fit
 from awq_edge.fit.models import find_model
 from awq_edge.fit.sizes import BundleSizes
 from awq_edge.recipe import load_recipe
-from awq_edge.runtime.memory import predict_memory, process_bytes
+from awq_edge.runtime.memory import packing_bytes, predict_memory, process_bytes
 
 pytest.importorskip("transformers", reason="needs the [host] extra")
 
@@ -44,7 +44,9 @@ def test_the_prediction_is_that_of_the_bundle(demo_bundle: Bundle) -> None:
         "overhead": predicted.overhead,
         "total": predicted.total,
     }
-    assert report.weight_bytes == manifest.part_bytes
+    parts = {**manifest.part_bytes, "packing": packing_bytes(manifest)}
+    assert report.weight_bytes == parts and sum(parts.values()) == predicted.weights
+    assert parts["packing"] > 0
     assert report.bytes_per_token == manifest.bytes_per_token
     settings = report.settings
     assert (settings.context, settings.prefill_chunk) == (manifest.context, manifest.prefill_chunk)
