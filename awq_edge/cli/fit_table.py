@@ -25,7 +25,7 @@ def print_fit(report: FitReport, console: Console) -> None:
     """One model on one device."""
     model, settings, device = report.model, report.settings, report.device
     console.print(
-        f"{model.name} ({model.parameters / 1e9:.2f} B parameters, {model.model_type}) on "
+        f"{model.name} ({_count(model.parameters)} parameters, {model.model_type}) on "
         f"{device.description}",
         soft_wrap=True,
     )
@@ -58,6 +58,8 @@ def _memory(report: FitReport) -> Table:
     table.add_column(justify="right")
     predicted, device = report.predicted_bytes, report.device
     for part, size in report.weight_bytes.items():
+        if not size:
+            continue
         table.add_row(f"weights: {part}", _size(size))
     context = report.settings.context
     table.add_row(f"KV cache, {context:,} tokens", _size(predicted.kv_cache))
@@ -184,6 +186,10 @@ def _cell(cell: FitCell) -> str:
     tokens = cell.max_context
     words = f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
     return f"~{words}" if cell.verdict == "tight" else words
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
 def _size(size: int) -> str:

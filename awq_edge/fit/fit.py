@@ -9,6 +9,7 @@ from awq_edge.errors import ConfigError
 from awq_edge.fit.assess import Assessor, Prediction, Settings
 from awq_edge.fit.changes import cheapest, find_changes
 from awq_edge.fit.device import DeviceFigures, device_figures
+from awq_edge.fit.formats import unquantized_linears
 from awq_edge.fit.models import ModelConfig
 from awq_edge.fit.report import (
     DevicePart,
@@ -228,6 +229,13 @@ def _notes(assessor: Assessor, prediction: Prediction) -> list[str]:
         notes.append("the KV cache is float32, as the activations of this recipe are")
     if settings.bits == UNQUANTIZED and dtype == "float32":
         notes.append("unquantized weights are float32, as the activations of this recipe are")
+    dense, count = unquantized_linears(assessor.model.decoder, prediction.formats)
+    if dense and settings.bits != UNQUANTIZED:
+        groups = prediction.formats.main.group_size if prediction.formats.main else 0
+        notes.append(
+            f"{dense} of {count} linears stay unquantized: groups of {groups} do not fit them, or "
+            "the checkpoint has them so"
+        )
     if assessor.model.decoder.architecture.overflows_float16 and dtype == "float16":
         notes.append("this architecture overflows float16: export it with bfloat16 activations")
     if runtime != "onnxruntime":

@@ -44,6 +44,28 @@ class Formats:
         return self.lm_head.number_format.bits if self.lm_head else UNQUANTIZED
 
 
+def unquantized_linears(decoder: Decoder, formats: Formats) -> tuple[int, int]:
+    """How many linears of blocks stay unquantized, and how many there are; those of experts
+    included."""
+    kinds: dict[bool, tuple[int, int]] = {}
+    left, count = 0, 0
+    for layer in range(decoder.num_layers):
+        kind = decoder.has_experts(layer)
+        if kind not in kinds:
+            linears, prefix = decoder.linears(layer), decoder.layer_prefix(layer)
+            dense = [
+                linear
+                for linear in linears
+                if formats.blocks(
+                    f"{prefix}.{linear.name}", linear.out_features, linear.in_features
+                )
+                is None
+            ]
+            kinds[kind] = (len(dense), len(linears))
+        left, count = left + kinds[kind][0], count + kinds[kind][1]
+    return left, count
+
+
 def planned_formats(
     decoder: Decoder, quantization: QuantizationDefaults | None, lm_head_bits: int
 ) -> Formats:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from awq_edge.archs import Config, Decoder, decoder_from_config
+from awq_edge.artifacts import MANIFEST
 from awq_edge.errors import ModelError
 from awq_edge.model_files import download_config, read_json, resolve_model
 
@@ -113,5 +114,10 @@ def all_known() -> list[ModelConfig]:
 
 
 def _of_config(name: str, source: str, directory: Path) -> ModelConfig:
+    if (directory / MANIFEST).exists():
+        raise ModelError(
+            f"{directory} is a bundle, whose sizes are what they are: `awq-edge inspect` shows "
+            "them and `awq-edge run` predicts its memory; give the model that it was made from"
+        )
     config = read_json(directory / "config.json")
     return ModelConfig(name, source, directory, config, decoder_from_config(config))

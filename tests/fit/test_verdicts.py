@@ -148,6 +148,21 @@ def test_the_roofline() -> None:
     assert slow.name == "MODE_15W" and slow.roofline_empty < roofline.empty
 
 
+def test_linears_that_no_group_fits_are_told(tmp_path: Path) -> None:
+    """An FFN that is no multiple of 128 leaves its second linear as it is."""
+    recipe = load_recipe(LAPTOP)
+    model = find_model("Gemma-3-1B")
+    notes = fit(model, recipe, Asked()).notes
+    assert not any("stay unquantized" in note for note in notes)
+    config = {**model.config, "intermediate_size": 6912 + 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = fit(find_model(str(tmp_path)), recipe, Asked())
+    assert any(note.startswith("26 of 182 linears stay unquantized: groups of 128")
+               for note in report.notes)  # fmt: skip
+    fitting = fit(find_model(str(tmp_path)), recipe, Asked(group_size=64))
+    assert total(fitting) < total(report)
+
+
 def test_experts_read_their_share() -> None:
     """onnxruntime reads the experts of a token, TensorRT all of them."""
     model = find_model("Mixtral-8x7B")
