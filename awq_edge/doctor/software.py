@@ -118,9 +118,10 @@ def extras(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             continue
         missing = [package for package in packages if machine.version(package) is None]
         whole = not missing
+        needed = extra == recipe.runtime.backend  # torch executes what the cuda runtime does
         yield DoctorRow(
             check=f"extra [{extra}]",
-            status="ok" if whole else "optional",
+            status="ok" if whole else "missing" if needed else "optional",
             found="installed" if whole else f"not installed: {', '.join(missing)}",
             needed_for="" if whole else steps,
             fix="" if whole else f"pip install 'awq-edge[{extra}]'",

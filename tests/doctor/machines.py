@@ -18,6 +18,7 @@ REQUIREMENTS = (
     "onnx>=1.20; extra == 'host'",
     "tensorrt-rtx>=1.7; extra == 'rtx'",
     "cuda-python>=13; extra == 'rtx'",
+    "torch>=2.6; extra == 'cuda'",
     "pytest>=8.3; extra == 'dev'",
 )
 MEMINFO = """\

@@ -147,6 +147,40 @@ def test_a_jetson_with_the_recipe_of_another_jetpack(tmp_path: Path) -> None:
     assert found.fix.endswith("one that ends in -jetpack6")
 
 
+@pytest.mark.parametrize(
+    ("board", "gigabytes", "l4t", "recipe"),
+    [
+        ("Jetson AGX Orin Developer Kit", 61.3, "R36", "jetson-agx-orin-64gb-jetpack6"),
+        ("Jetson AGX Orin Developer Kit", 29.9, "R39", "jetson-agx-orin-32gb"),
+        ("Jetson Orin NX Engineering Reference Developer Kit", 15.3, "R36",
+         "jetson-orin-nx-16gb-jetpack6"),
+        ("Jetson Orin NX Engineering Reference Developer Kit Super", 7.4, "R39",
+         "jetson-orin-nx-8gb"),
+        ("Jetson Orin Nano Developer Kit", 3.4, "R36", "jetson-orin-nano-4gb-jetpack6"),
+        ("Jetson AGX Thor Developer Kit", 122.8, "R38", "jetson-agx-thor"),
+    ],
+)  # fmt: skip
+def test_the_recipe_of_a_board(
+    tmp_path: Path, board: str, gigabytes: float, l4t: str, recipe: str
+) -> None:
+    fake = jetson(tmp_path, l4t=f"{l4t} (release), REVISION: 4.0")
+    fake.files["proc/device-tree/model"] = f"NVIDIA {board}\0"
+    kilobytes = int(gigabytes * 2**20)
+    fake.files["proc/meminfo"] = MEMINFO.format(total=kilobytes, available=kilobytes, swap=0)
+    assert examine(fake.machine()).recipe == recipe
+
+
+def test_gpus_without_a_recipe_of_their_own(tmp_path: Path) -> None:
+    fake = rtx_laptop(tmp_path)
+    fake.gpu = GpuFacts("NVIDIA H100 80GB HBM3", 90, 80 * GIB, "13.0")
+    report = examine(fake.machine())
+    assert report.recipe == "cuda" and "H100" in report.recipe_reason
+    missing = [each.check for each in report.rows if each.status == "missing"]
+    assert missing == ["extra [cuda]"]  # torch
+    fake.gpu = GpuFacts("NVIDIA GeForce RTX 4090", 89, 24 * GIB, "13.2")
+    assert examine(fake.machine()).recipe == "rtx-4090"
+
+
 def test_a_recipe_that_is_not_there_is_said(tmp_path: Path) -> None:
     report = examine(rtx_laptop(tmp_path).machine(), "rtx-4070-laptop")
     assert report.recipe == "rtx-4070-laptop-8gb"
