@@ -29,7 +29,8 @@ BFLOAT16_TOLERANCE = 8e-2
 CT = "compressed-tensors"
 PREFIX = "model.layers.1."
 
-EVERY = pytest.mark.parametrize("model_type", plain_types(), scope="session")
+# Indirect: the models of other files are made by the fixture of this name, and are kept.
+EVERY = pytest.mark.parametrize("model_type", plain_types(), indirect=True, scope="session")
 
 
 def check_bundle(bundle: Bundle, source: Path, limit: float = HALF_TOLERANCE) -> None:

@@ -25,7 +25,9 @@ def _install(folder: Path, name: str, version: str, monkeypatch: pytest.MonkeyPa
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.py").write_text(f'__version__ = "{version}"\n')
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(sys.modules, name, raising=False)
+    # Set first: what the test imports is then undone too, where nothing was before.
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture
