@@ -423,7 +423,7 @@ def test_wrong_overrides_are_named(key: str, value: object, expected: str) -> No
 
 
 def test_the_promised_devices_are_there() -> None:
-    assert {*DEVICES, *JETPACK6} == set(NAMES)
+    assert {*DEVICES, *JETPACK6} <= set(NAMES)
     assert sorted(recipe.name for recipe in list_recipes()) == NAMES
 
 
