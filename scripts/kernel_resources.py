@@ -2,9 +2,10 @@
 
     python scripts/kernel_resources.py --json docs/results/kernel_resources.json
 
-Compiles the kernels in build/plugins unless that has been done for these very sources; the tests
-(tests/plugin/test_compiled.py) use the same folder. AWQ_EDGE_TEST_ARCHITECTURES=86,90 compiles for
-those alone, into a folder of their own.
+Compiles the kernels in build/plugins unless that has been done for these very sources, there or by
+another checkout, which leaves its result in awq-edge's cache; the tests
+(tests/plugin/test_compiled.py) do the same. AWQ_EDGE_TEST_ARCHITECTURES=86,90 compiles for those
+alone, into a folder of their own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from awq_edge.artifacts import atomic_file
+from awq_edge.artifacts import atomic_directory, atomic_file
+from awq_edge.cache import cache_directory
+from awq_edge.plugin import build as plugin_build
 from awq_edge.plugin.architectures import TARGETS, parse_architecture
 from awq_edge.plugin.build import compile_libraries
 from awq_edge.plugin.kernels import FILE_NAME
@@ -28,8 +32,12 @@ from awq_edge.plugin.toolchain import Toolchain, find_toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "plugins"
+LAUNCHER = ROOT / "scripts" / "ptxas_log"
 STAMP = "sources.sha256"
 VARIABLE = "AWQ_EDGE_TEST_ARCHITECTURES"
+# What is read of a build: the library, ptxas' words of every object, and the objects.
+READ = (FILE_NAME, "CMakeFiles/awq_edge_kernels.dir/kernels/*.o*")
+KEPT_BUILDS = 4  # in the cache, some 40 MB each
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)\w*'")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -87,14 +95,31 @@ def compiled(tools: Toolchain) -> Path:
     suffix = "" if targets == TARGETS else "-" + "-".join(map(str, targets))
     build = ROOT / "build" / f"plugins{suffix}"
     stamp, digest = build / STAMP, _digest(tools, targets)
-    if not stamp.is_file() or stamp.read_text() != digest:
-        stamp.unlink(missing_ok=True)
-        launcher = f"-DCMAKE_CUDA_COMPILER_LAUNCHER={ROOT / 'scripts' / 'ptxas_log'}"
-        compile_libraries(
-            tools, SOURCES, build, targets, options=[launcher], progress=_progress_to_stderr
-        )
-        stamp.write_text(digest)
+    if stamp.is_file() and stamp.read_text() == digest:
+        return build
+    kept = cache_directory() / "compiled-kernels" / digest
+    if kept.is_dir():
+        return kept
+    stamp.unlink(missing_ok=True)
+    launcher = f"-DCMAKE_CUDA_COMPILER_LAUNCHER={LAUNCHER}"
+    compile_libraries(
+        tools, SOURCES, build, targets, options=[launcher], progress=_progress_to_stderr
+    )
+    stamp.write_text(digest)
+    _keep(build, kept)
     return build
+
+
+def _keep(build: Path, kept: Path) -> None:
+    """Put what is read of a build into the cache, for other checkouts of the same sources."""
+    with atomic_directory(kept, overwrite=True) as work:
+        for path in (path for pattern in READ for path in build.glob(pattern)):
+            target = work / path.relative_to(build)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+    builds = (path for path in kept.parent.iterdir() if not path.name.startswith("."))
+    for old in sorted(builds, key=lambda path: path.stat().st_mtime)[:-KEPT_BUILDS]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def read_resources(build: Path) -> Table:
@@ -163,7 +188,12 @@ def as_json(tools: Toolchain, table: Table) -> str:
 
 
 def _digest(tools: Toolchain, targets: Sequence[int]) -> str:
-    digest = hashlib.sha256(f"{tools.nvcc} {tools.cuda_version} {targets}".encode())
+    """Of all that the result depends on: sources, compilers, and how they are called."""
+    cxx = subprocess.run([tools.cxx, "--version"], capture_output=True, text=True, check=True)
+    nvcc = subprocess.run([tools.nvcc, "--version"], capture_output=True, text=True, check=True)
+    digest = hashlib.sha256(f"{tools.nvcc} {nvcc.stdout} {cxx.stdout} {targets}".encode())
+    for path in (LAUNCHER, Path(plugin_build.__file__)):
+        digest.update(path.read_bytes())
     for path in sorted(SOURCES.rglob("*")):
         if path.is_file() and "tests" not in path.relative_to(SOURCES).parts:
             digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0")

@@ -1,6 +1,6 @@
 """The kernels compile for every target without spills, and the library refuses what it must.
 
-Compiling takes minutes the first time and nothing while the sources stay as they are
+Compiling takes minutes the first time on a machine and nothing while the sources stay as they are
 (scripts/kernel_resources.py); AWQ_EDGE_TEST_ARCHITECTURES=86 compiles for one target.
 """
 
@@ -12,13 +12,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from awq_edge.errors import KernelError, RuntimeUnavailableError
 from awq_edge.plugin import interface, kernels
+from awq_edge.plugin.architectures import TARGETS
 from awq_edge.plugin.kernels import FILE_NAME, Dtype, KernelLibrary, Sampling, load_kernels
 from awq_edge.plugin.toolchain import Toolchain, find_toolchain
 
@@ -91,6 +92,45 @@ def test_names_are_readable() -> None:
         "_ZN8awq_edge3twoEv",
     ]
     assert resources.demangle(symbols) == ["rms_norm_kernel<__half, 8>", "two"]
+
+
+def test_what_another_checkout_compiled_is_taken_for_the_same_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds: list[Path] = []
+
+    def compile_libraries(tools: Any, sources: Path, build: Path, *_: Any, **options: Any) -> None:
+        builds.append(build)
+        objects = build / "CMakeFiles/awq_edge_kernels.dir/kernels"
+        objects.mkdir(parents=True, exist_ok=True)
+        for file in (build / FILE_NAME, objects / "a.cu.o", objects / "a.cu.o.log"):
+            file.write_text("built")
+
+    def compiled(checkout: str, source: str) -> Path:
+        folder = tmp_path / checkout
+        (folder / "plugins").mkdir(parents=True, exist_ok=True)
+        (folder / "plugins" / "a.cu").write_text(source)
+        monkeypatch.setattr(resources, "ROOT", folder)
+        monkeypatch.setattr(resources, "SOURCES", folder / "plugins")
+        program = Path(sys.executable)
+        return Path(
+            resources.compiled(
+                SimpleNamespace(
+                    nvcc=program, cxx=program, cuda_version="13.0", known_architectures=TARGETS
+                )
+            )
+        )
+
+    monkeypatch.delenv(resources.VARIABLE, raising=False)
+    monkeypatch.setenv("AWQ_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(resources, "compile_libraries", compile_libraries)
+    own = compiled("one", "x")
+    assert compiled("one", "x") == own and builds == [own]
+    kept = compiled("two", "x")
+    assert tmp_path / "cache" in kept.parents and len(builds) == 1
+    files = [path.relative_to(own) for path in own.rglob("*") if path.name != resources.STAMP]
+    assert sorted(files) == sorted(path.relative_to(kept) for path in kept.rglob("*"))
+    assert compiled("two", "y") == tmp_path / "two" / "build" / "plugins" and len(builds) == 2
 
 
 @pytest.mark.slow
