@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def _torch_threads() -> Iterator[None]:
     yield
     if torch is not None:
         torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the work, files with slow tests come first: one that began last
+    would be waited for. In one process the order stays."""
+    if not hasattr(config, "workerinput"):
+        return
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 _STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
