@@ -70,15 +70,23 @@ def command(model: Path, out: Path, text: Path, *flags: str) -> list[str]:
 
 def quantize_locally(model: Path, out: Path, text: Path) -> bytes:
     """The weights, made with one thread as the runs of `ray_folder` make them."""
-    subprocess.run(command(model, out, text), check=True, capture_output=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(model, out, text), check=True, capture_output=True, env=environment)
     return (out / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(
+    model: Path, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> bytes:
+    """The weights of `model` without Ray."""
+    return quantize_locally(model, tmp_path_factory.mktemp("local") / "out", calibration_text)
 
 
 @pytest.mark.slow
 def test_the_command_line_says_nothing_of_ray(
-    model: Path, calibration_text: Path, tmp_path: Path, ray_folder: Path
+    model: Path, expected: bytes, calibration_text: Path, tmp_path: Path, ray_folder: Path
 ) -> None:
-    expected = quantize_locally(model, tmp_path / "local", calibration_text)
     out = tmp_path / "out"
     run = command(model, out, calibration_text, "--executor", "ray")
     result = subprocess.run(run, capture_output=True, text=True, check=False)
@@ -92,9 +100,8 @@ def test_the_command_line_says_nothing_of_ray(
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_cluster_and_the_next_run_continues(
-    model: Path, calibration_text: Path, tmp_path: Path, ray_folder: Path
+    model: Path, expected: bytes, calibration_text: Path, tmp_path: Path, ray_folder: Path
 ) -> None:
-    expected = quantize_locally(model, tmp_path / "local", calibration_text)
     out = tmp_path / "out"
     run = command(model, out, calibration_text, "--executor", "ray")
     # A session of its own: SIGINT goes to all of its processes, as a terminal sends it. What was
@@ -120,9 +127,8 @@ def test_ctrl_c_ends_the_cluster_and_the_next_run_continues(
 
 @pytest.mark.slow
 def test_a_driver_that_was_killed_is_resumed(
-    model: Path, calibration_text: Path, tmp_path: Path, ray_folder: Path
+    model: Path, expected: bytes, calibration_text: Path, tmp_path: Path, ray_folder: Path
 ) -> None:
-    expected = quantize_locally(model, tmp_path / "local", calibration_text)
     out = tmp_path / "out"
     script = (
         "import os, signal, sys, awq_edge\n"
