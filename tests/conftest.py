@@ -12,10 +12,11 @@ import pytest
 from hypothesis import settings
 from tiny_models import save_tiny_llama
 
-# CI repeats the same cases for the same code; elsewhere every run looks at new ones.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# CI repeats the same cases for the same code; elsewhere every run looks at new ones. No example
+# has a time limit: other tests run at the same time.
+settings.register_profile("any", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "any")
 
 
 @pytest.fixture(autouse=True)

@@ -154,7 +154,7 @@ def test_a_reader_that_leaves_ends_the_run_quietly(tiny_bundle: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
@@ -177,7 +177,7 @@ def test_ctrl_c_ends_with_the_report_of_what_ran(tiny_bundle: Path, tmp_path: Pa
     assert process.stdout.read(1)  # the first text is there
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert err == b""
     assert b"interrupted" in out and b"TTFT" in out

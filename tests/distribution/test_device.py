@@ -72,7 +72,7 @@ def test_chat_answers_a_pipe(bare: BareEnvironment, bundle: Path, tmp_path: Path
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
