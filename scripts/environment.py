@@ -113,8 +113,19 @@ def install(venv, extras):
             "CPU build let pip find one first (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL)"
         )
     command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
-    command += ["--constraint", "constraints.txt", "--editable", f".{package}"]
+    command += ["--no-compile", "--constraint", "constraints.txt", "--editable", f".{package}"]
     run(command, "installing failed (pip's reason is above); the next run starts over")
+    compile_modules(venv)
+
+
+def compile_modules(venv):
+    """Byte-compile what is installed, on all CPUs: pip does it on one, for more than a minute.
+
+    A file that is no Python, as templates in packages are, is left as it is, as pip leaves it.
+    """
+    python = str(venv / "bin" / "python")
+    command = [python, "-m", "compileall", "-qq", "-j", "0", str(venv / "lib")]
+    subprocess.call(command, stdout=sys.stderr.fileno())
 
 
 def run(command, failure):
