@@ -9,9 +9,10 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from awq_edge.errors import ConfigError
+from awq_edge.runtime.logprobs import TokenLogprobs, token_logprobs
 from awq_edge.runtime.metrics import Timings
 from awq_edge.runtime.sampling import Sampler, Sampling
 from awq_edge.runtime.session import Float32, Session
@@ -36,12 +37,25 @@ class Generation:
     timings: Timings
 
 
+class Constraint(Protocol):
+    """What may come next, one answer long: a grammar, for example. Has a state; used once."""
+
+    def mask(self, logits: Float32) -> Float32:
+        """A copy of logits, float32 [vocab], with -inf where a token must not come."""
+        ...
+
+    def accept(self, token_id: int) -> bool:
+        """Go on behind a token that was chosen; whether the answer is complete with it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Request:
     """What to generate. max_new_tokens: None means until a stop or the end of the context.
 
     stop: texts that end the answer, not part of it. stop_token_ids: ids that do.
-    cancelled: asked before every execution of the graph.
+    cancelled: asked before every execution of the graph. constraint: restricts every token.
+    top_logprobs: log-probabilities of every token and of as many of the likeliest; None: of none.
     """
 
     prompt_ids: Sequence[int]
@@ -50,6 +64,8 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     cancelled: Callable[[], bool] | None = None
+    constraint: Constraint | None = None
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a request that cannot be met whatever the model."""
@@ -75,6 +91,7 @@ class TokenLoop:
         self.sampler = Sampler(request.sampling)
         self.timings = Timings(prompt_tokens=len(request.prompt_ids))
         self.finish_reason: FinishReason = "cancelled"
+        self.logprobs: list[TokenLogprobs] = []  # of the tokens given out, where asked for
 
     def tokens(self) -> Generator[int, None, None]:
         """The generated ids, one by one, without the stop token."""
@@ -89,14 +106,20 @@ class TokenLoop:
         if logits is None:
             return
         self.sampler.observe(list(request.prompt_ids))
-        token = self.sampler.choose(logits)
+        token, logprobs = self._choose(logits)
         timings.ttft = time.perf_counter() - self._started
         while True:
             if token in request.stop_token_ids:
                 self.finish_reason = "stop"
                 return
             timings.generated_tokens += 1
+            if logprobs is not None:
+                self.logprobs.append(logprobs)
+            complete = request.constraint is not None and request.constraint.accept(token)
             yield token
+            if complete:
+                self.finish_reason = "stop"
+                return
             if timings.generated_tokens == request.max_new_tokens:
                 self.finish_reason = "length"
                 return
@@ -106,8 +129,17 @@ class TokenLoop:
             if self._cancelled():
                 return
             start = time.perf_counter()
-            token = self.sampler.choose(session.decode(token))
+            token, logprobs = self._choose(session.decode(token))
             timings.steps.append(time.perf_counter() - start)
+
+    def _choose(self, logits: Float32) -> tuple[int, TokenLogprobs | None]:
+        """The next token, and its log-probabilities where they were asked for."""
+        request = self._request
+        allowed = logits if request.constraint is None else request.constraint.mask(logits)
+        token = self.sampler.choose(allowed)
+        if request.top_logprobs is None:
+            return token, None
+        return token, token_logprobs(logits, token, request.top_logprobs)
 
     def _prefill(self) -> Float32 | None:
         """Logits after the prompt; None when cancelled. What the cache holds already is kept."""
@@ -151,6 +183,11 @@ class TextStream:
 
     def __iter__(self) -> Iterator[str]:
         return self._iterator
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """Of every token generated so far, where the request asked for them."""
+        return self._loop.logprobs
 
     @property
     def result(self) -> Generation:

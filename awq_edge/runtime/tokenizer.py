@@ -59,6 +59,10 @@ class Tokenizer:
         """Every token's text with its id, added tokens included."""
         return dict(self._backend.get_vocab(with_added_tokens=True))
 
+    def to_json(self) -> str:
+        """The text of tokenizer.json as used here: without truncation and padding."""
+        return str(self._backend.to_str())
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; with add_special_tokens, as the model expects a text to begin.
 
