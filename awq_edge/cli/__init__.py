@@ -19,6 +19,7 @@ from awq_edge.cli.inspect import inspect
 from awq_edge.cli.quantize import quantize
 from awq_edge.cli.recipes import recipes_app
 from awq_edge.cli.run import run
+from awq_edge.cli.serve import serve
 from awq_edge.cli.study import study
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ app.command()(export)
 app.command()(build)
 app.command()(run)
 app.command()(chat)
+app.command()(serve)
 app.command()(inspect)
 app.command()(doctor)
 app.command()(study)

@@ -62,6 +62,13 @@ def test_tasks_say_what_to_install(bare: BareEnvironment, bundle: Path, tmp_path
     assert line.startswith("error: this needs lm-eval") and "pip install 'awq-edge[eval]'" in line
 
 
+def test_serve_says_what_to_install(bare: BareEnvironment, bundle: Path, tmp_path: Path) -> None:
+    result = bare.run("awq-edge", "serve", str(bundle), cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: this needs") and "pip install 'awq-edge[serve]'" in line
+
+
 def test_chat_answers_a_pipe(bare: BareEnvironment, bundle: Path, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     result = subprocess.run(

@@ -26,6 +26,16 @@ HOST_ONLY = (
 )
 # Modules that need the [eval] extra, and no host package.
 EVAL_ONLY = ("awq_edge.evaluate.harness",)
+# Modules that need the [serve] extra; the rest of awq_edge.serve imports without it.
+SERVE_ONLY = (
+    "awq_edge.serve.answer",
+    "awq_edge.serve.app",
+    "awq_edge.serve.grammar",
+    "awq_edge.serve.metrics",
+    "awq_edge.serve.server",
+    "awq_edge.serve.service",
+)
+SERVE_PACKAGES = {"fastapi", "llguidance", "prometheus_client", "sse_starlette", "uvicorn"}
 HOST_PACKAGES = {
     "torch",
     "transformers",
@@ -39,6 +49,7 @@ HOST_PACKAGES = {
 # What `--help` has no use for, over a tenth of a second each. (pydantic is not among them: typer
 # itself loads it for a command's parameters.)
 HELP_PACKAGES = HOST_PACKAGES | {
+    *SERVE_PACKAGES,
     "datasets",
     "huggingface_hub",
     "jinja2",
@@ -89,6 +100,8 @@ def test_every_module_imports_on_a_base_install(bare: BareEnvironment, tmp_path:
     for module, (missing, _) in report.items():
         if module in EVAL_ONLY:
             assert missing == "lm_eval", f"{module} imports {missing}"
+        elif module in SERVE_ONLY:
+            assert missing in SERVE_PACKAGES, f"{module} imports {missing}"
         elif not _is_host_only(module):
             assert missing is None, f"{module} imports {missing}"
         elif missing is not None:
@@ -110,7 +123,7 @@ def test_the_list_of_host_modules_has_no_stale_entry() -> None:
         [sys.executable, *_arguments()], capture_output=True, text=True, check=True
     )
     modules = set(json.loads(result.stdout))
-    assert {*HOST_ONLY, *EVAL_ONLY} <= modules
+    assert {*HOST_ONLY, *EVAL_ONLY, *SERVE_ONLY} <= modules
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["recipes", "--help"], ["eval", "--help"]])

@@ -1,0 +1,199 @@
+"""The HTTP routes. Bodies are read and checked here; every error has the OpenAI API's shape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, MutableMapping
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from awq_edge._version import __version__
+from awq_edge.serve.answer import CLIENT_GONE, respond
+from awq_edge.serve.api_error import ApiError, as_api_error
+from awq_edge.serve.metrics import CONTENT_TYPE
+from awq_edge.serve.responses import to_json
+from awq_edge.serve.schema import ChatRequest, CompletionRequest, GenerationRequest, parse
+from awq_edge.serve.service import Service
+from awq_edge.serve.task import Task
+
+R = TypeVar("R", bound=GenerationRequest)
+
+_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics")
+
+
+def create_app(service: Service, started: int) -> ASGIApp:
+    """started: seconds since 1970, the `created` of the model."""
+    app = FastAPI(title="awq-edge", version=__version__, docs_url=None, redoc_url=None)
+    _add_error_handlers(app)
+    card = {
+        "id": service.model_name,
+        "object": "model",
+        "created": started,
+        "owned_by": "awq-edge",
+        "max_model_len": service.model.session.context,
+    }
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        _authorize(service, request)
+        return _json({"object": "list", "data": [card]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(request: Request, name: str) -> Response:
+        _authorize(service, request)
+        _require_model(service, name)
+        return _json(card)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await _generate(service, request, CompletionRequest, service.completion_task)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        return await _generate(service, request, ChatRequest, service.chat_task)
+
+    @app.get("/health")
+    async def health() -> Response:
+        healthy, body = service.health()
+        return _json(body, 200 if healthy else 503)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        _authorize(service, request)
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+
+    return _Counted(app, service)
+
+
+async def _generate(
+    service: Service, request: Request, schema: type[R], make_task: Callable[[R], Task]
+) -> Response:
+    _authorize(service, request)
+    body = await _read_body(service, request)
+
+    def prepare() -> Task:
+        parsed = parse(body, schema)
+        _require_model(service, parsed.model)
+        return make_task(parsed)
+
+    # Encoding a long prompt takes tenths of seconds, in which the event loop goes on.
+    task = await run_in_threadpool(prepare)
+    return await respond(service, request, task)
+
+
+def _authorize(service: Service, request: Request) -> None:
+    if not service.host_allowed(request.headers.get("host")):
+        raise ApiError(
+            403,
+            "the Host header names another machine; use localhost or an address, or start the "
+            "server with --api-key",
+            code="host_not_allowed",
+        )
+    if not service.authorized(request.headers.get("authorization")):
+        raise ApiError(
+            401,
+            "the API key is missing or wrong; send Authorization: Bearer KEY",
+            code="invalid_api_key",
+        )
+
+
+def _require_model(service: Service, name: str) -> None:
+    if name != service.model_name:
+        raise ApiError(
+            404,
+            f"the model {name[:100]!r} is not served here; this server has {service.model_name!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+async def _read_body(service: Service, request: Request) -> bytes:
+    """Raises ApiError for what is not JSON by its header, too long, or does not come."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Another type can be sent by any web page to a server of this machine.
+        raise ApiError(415, f"the body is {kind or 'of no type'}; send application/json")
+    limit = service.limits.max_body
+    too_long = ApiError(413, f"the body has more than {limit} bytes", code="body_too_large")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > limit:
+        raise too_long
+
+    async def read() -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_long
+        return bytes(body)
+
+    seconds = service.limits.body_seconds
+    try:
+        return await asyncio.wait_for(read(), seconds)
+    except asyncio.TimeoutError:
+        raise ApiError(408, f"the body did not come within {seconds:g} s") from None
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(to_json(body), status, media_type="application/json")
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def answer(error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body(), error.status, error.headers())
+
+    async def known(request: Request, error: Exception) -> Response:
+        return answer(as_api_error(error))
+
+    async def http(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        if status == 404:
+            text = f"there is no {request.url.path[:100]}; there are {', '.join(_ROUTES)}"
+        else:
+            text = f"{request.method} {request.url.path[:100]}: {getattr(error, 'detail', '')}"
+        return answer(ApiError(status, text))
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(ApiError, known)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, known)  # a defect: its text is not told
+
+
+class _Counted:
+    """Counts every HTTP request by its route and status, once it has ended."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._metrics = service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        seen: MutableMapping[str, Any] = {"status": CLIENT_GONE, "whole": False}
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen["status"] = message["status"]
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                seen["whole"] = True
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            # A stream that was not sent to its end: the client went away in the middle of it.
+            status = seen["status"] if seen["whole"] else CLIENT_GONE
+            path = scope["path"]
+            known = path if path in _ROUTES else "other"
+            endpoint = "/v1/models" if path.startswith("/v1/models/") else known
+            self._metrics.answered(endpoint, status)

@@ -1,0 +1,113 @@
+"""The worker's side: runs jobs on the one session, with the KV cache of the job before."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from awq_edge.errors import ConfigError, ResourceError
+from awq_edge.runtime.generation import Constraint, Generation, Request, TextStream
+from awq_edge.runtime.logprobs import TokenLogprobs
+from awq_edge.runtime.model import Model
+from awq_edge.serve.job import Failed, Finished, Job, Piece, ScoredToken
+from awq_edge.serve.scheduler import ClosedError, Outcome
+
+
+class Tokens(Protocol):
+    """What the engine needs of a vocabulary: `awq_edge.serve.grammar.Vocabulary`."""
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+    def constraint(self, grammar: str) -> Constraint: ...
+
+
+class Recorder(Protocol):
+    """Who is told of each generation: the metrics."""
+
+    def started(self, queue_seconds: float) -> None: ...
+
+    def finished(self, generation: Generation) -> None: ...
+
+
+class Engine:
+    """`engine(job)` runs it to its end. For one thread only: sessions are not safe for more."""
+
+    def __init__(self, model: Model, tokens: Tokens, recorder: Recorder) -> None:
+        self._model = model
+        self._tokens = tokens
+        self._recorder = recorder
+
+    def __call__(self, job: Job) -> Outcome:
+        self._recorder.started(time.perf_counter() - job.arrived)
+        try:
+            generation = self._generate(job)
+        except (ConfigError, ResourceError) as error:  # a schema beyond llguidance's limits
+            job.fail(error)
+            return "failed"
+        except BaseException:
+            # What the cache holds is not certain any more.
+            self._model.session.reset()
+            raise
+        return "cancelled" if generation.finish_reason == "cancelled" else "completed"
+
+    def _generate(self, job: Job) -> Generation:
+        task = job.task
+        request = Request(
+            prompt_ids=task.prompt_ids,
+            max_new_tokens=task.max_new_tokens,
+            sampling=task.sampling,
+            stop=task.stop,
+            stop_token_ids=self._model.stop_token_ids,
+            cancelled=job.cancelled.is_set,
+            constraint=None if task.grammar is None else self._tokens.constraint(task.grammar),
+            top_logprobs=task.top_logprobs,
+        )
+        stream = self._model.stream_request(request, reuse_cache=True, started=job.arrived)
+        scores = _Scores(self._tokens)
+        for text in stream:
+            job.deliver(Piece(text, scores.new(stream)))
+        generation = stream.result
+        self._recorder.finished(generation)  # before the client, who may look at once
+        if generation.finish_reason == "cancelled":
+            # Of interest only where the server shuts down: else the client is gone.
+            job.deliver(Failed(ClosedError("the server is shutting down")))
+        else:
+            job.deliver(Finished(generation, scores.new(stream)))
+        return generation
+
+
+class _Scores:
+    """The tokens of a stream with their bytes and places, each given out once."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        self._given = 0
+        self._size = self._offset = 0  # bytes, and whole characters, of the tokens so far
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def new(self, stream: TextStream) -> Sequence[ScoredToken]:
+        """Those that came since the last call; none that lie behind a stop string's beginning."""
+        found: list[ScoredToken] = []
+        result = stream.result if stream.logprobs else None
+        cut = None
+        if result is not None and result.stop_string is not None:
+            cut = len(result.text.encode("utf-8"))
+        for scored in stream.logprobs[self._given :]:
+            if cut is None or self._size < cut:
+                found.append(self._scored(scored))
+            data = self._tokens.token_bytes(scored.token_id)
+            self._size += len(data)
+            self._offset += len(self._decoder.decode(data))
+        self._given = len(stream.logprobs)
+        return found
+
+    def _scored(self, scored: TokenLogprobs) -> ScoredToken:
+        data = self._tokens.token_bytes
+        return ScoredToken(
+            data=data(scored.token_id),
+            logprob=scored.logprob,
+            offset=self._offset,
+            top=tuple((data(i), logprob) for i, logprob in scored.top),
+        )

@@ -1,0 +1,103 @@
+"""JSON schemas as restrictions of every token, by llguidance (extra `serve`; no torch).
+
+llguidance computes, for each step, the set of tokens that some valid answer goes on with. JSON is
+written as `{"a": 1, "b": [1, 2]}`, without other white space: small models may otherwise go on with
+blanks for ever.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+from awq_edge.errors import ConfigError
+from awq_edge.runtime.model import Model
+from awq_edge.runtime.session import Float32
+
+# Bytes of a schema: compiling one takes time that grows with it.
+LARGEST_SCHEMA = 64_000
+
+
+def grammar_of(schema: dict[str, object]) -> str:
+    """A grammar of the JSON that a schema allows. Raises ConfigError for one that is not supported.
+
+    The answer's form is ours: what a schema says of it in `x-guidance` is overridden.
+    """
+    try:
+        size = len(json.dumps(schema).encode("utf-8"))
+        if size > LARGEST_SCHEMA:
+            raise ConfigError(f"the JSON schema has {size} bytes, at most {LARGEST_SCHEMA} may be")
+        grammar = LLMatcher.grammar_from_json_schema(
+            schema,
+            overrides={
+                "whitespace_flexible": False,
+                "item_separator": ", ",
+                "key_separator": ": ",
+                "lenient": False,
+                "coerce_one_of": False,
+            },
+        )
+        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the JSON schema is not supported: {error}") from None
+    if wrong:
+        raise ConfigError(f"the JSON schema is not supported: {messages[0]}")
+    return grammar
+
+
+class Vocabulary:
+    """The model's tokens as llguidance has them: their bytes, and grammars over them."""
+
+    def __init__(self, model: Model) -> None:
+        """Takes about a second and tens of MB for a vocabulary of 128,000."""
+        self._size = model.session.vocab_size
+        stops = sorted(model.stop_token_ids)
+        self._tokenizer = LLTokenizer(
+            model.tokenizer.to_json(),
+            n_vocab=max(self._size, model.tokenizer.vocab_size),
+            eos_token=stops or None,
+        )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text; of a special one, its name."""
+        return self._tokenizer.decode_bytes([token_id])
+
+    def constraint(self, grammar: str) -> GrammarConstraint:
+        """The grammar at the beginning of an answer."""
+        return GrammarConstraint(self._tokenizer, grammar, self._size)
+
+
+class GrammarConstraint:
+    """Implements `Constraint`: a grammar's state in one answer."""
+
+    def __init__(self, tokenizer: LLTokenizer, grammar: str, vocab_size: int) -> None:
+        """Raises ConfigError where the grammar cannot be used with this vocabulary."""
+        self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
+        self._check()
+        self._bits = allocate_token_bitmask(1, tokenizer.vocab_size)
+        self._vocab_size = vocab_size
+
+    def mask(self, logits: Float32) -> Float32:
+        """Raises ConfigError where no token of the vocabulary goes on."""
+        fill_next_token_bitmask(self._matcher, self._bits)
+        self._check()
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
+        allowed: npt.NDArray[np.bool_] = bits.astype(np.bool_)
+        if not allowed.any():
+            raise ConfigError("no token of this model's vocabulary goes on with the JSON schema")
+        masked: Float32 = np.where(allowed, logits, np.float32(-np.inf))
+        return masked
+
+    def accept(self, token_id: int) -> bool:
+        self._matcher.consume_token(token_id)
+        self._check()
+        return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error()
+            raise ConfigError(f"the JSON schema is too complex or not supported: {reason}")

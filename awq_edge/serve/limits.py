@@ -1,0 +1,41 @@
+"""What one request, one client and all of them together may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from awq_edge.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_queue: requests that wait for the one that runs. max_new_tokens: of one answer; None:
+    the context is the limit. max_body: bytes of a request. body_seconds: for a request to arrive.
+    send_seconds: for a client to take a piece of a stream. shutdown_seconds: for accepted requests
+    to finish. max_connections: open at a time.
+    """
+
+    max_queue: int = 64
+    max_new_tokens: int | None = None
+    max_body: int = 1_000_000
+    body_seconds: float = 30.0
+    send_seconds: float = 60.0
+    shutdown_seconds: float = 30.0
+    spare_connections: int = 64
+
+    @property
+    def max_connections(self) -> int:
+        """More than what can wait and run, so that a full queue says so instead of the socket."""
+        return self.max_queue + 1 + self.spare_connections
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError naming the flag that is out of range."""
+        ranges = (
+            ("--max-queue", self.max_queue, 0),
+            ("--max-new-tokens", self.max_new_tokens, 1),
+            ("--max-body-bytes", self.max_body, 1),
+            ("--shutdown-timeout", self.shutdown_seconds, 0),
+        )
+        for flag, value, least in ranges:
+            if value is not None and value < least:
+                raise ConfigError(f"{flag} {value}: must be {least} or more")

@@ -1,0 +1,120 @@
+"""The one model that is served, with its queue, its worker and its limits."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from urllib.parse import urlsplit
+
+from awq_edge.runtime.generation import Constraint
+from awq_edge.runtime.model import Model
+from awq_edge.serve.engine import Engine
+from awq_edge.serve.grammar import Vocabulary, grammar_of
+from awq_edge.serve.job import Job
+from awq_edge.serve.limits import Limits
+from awq_edge.serve.metrics import Metrics
+from awq_edge.serve.scheduler import Scheduler
+from awq_edge.serve.schema import ChatRequest, CompletionRequest
+from awq_edge.serve.task import Task, chat_task, completion_task
+
+# Jobs in a row that a defect ended, after which /health says that something is wrong.
+_CRASHES = 3
+
+
+class Service:
+    """Everything behind the HTTP routes. `start` it, and `stop` it before the model is closed."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        limits: Limits,
+        api_key: str | None = None,
+        model_name: str | None = None,
+        local: bool = True,
+    ) -> None:
+        """model_name: what clients call the model; default: its name in the manifest. local: only
+        programs of this machine can connect."""
+        self.model = model
+        self.limits = limits
+        self.model_name = model_name or model.manifest.model_name
+        self.fingerprint = "fp_" + hashlib.sha256(repr(model.manifest).encode()).hexdigest()[:12]
+        self._local = local
+        self._key = None if api_key is None else api_key.encode("utf-8")
+        self.metrics = Metrics(lambda: self.scheduler.state(), lambda: model.session.memory)
+        engine = Engine(model, _LazyVocabulary(model), self.metrics)
+        self.scheduler: Scheduler[Job] = Scheduler(engine, limits.max_queue)
+
+    def start(self) -> None:
+        self.scheduler.start()
+
+    def stop(self, seconds: float) -> bool:
+        """End the worker; whether that came in time (then the model may be closed)."""
+        return self.scheduler.stop(seconds)
+
+    def authorized(self, header: str | None) -> bool:
+        """Whether an Authorization header has the key. Compared in constant time."""
+        if self._key is None:
+            return True
+        scheme, _, given = (header or "").partition(" ")
+        same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._key)
+        return same and scheme.lower() == "bearer"
+
+    def host_allowed(self, header: str | None) -> bool:
+        """Whether a Host header may come from a client that means this server.
+
+        Without a key, a web page whose name was made to point at this machine could use the model
+        from its reader's browser. Such a page sends its own name; addresses and localhost are ours.
+        """
+        if self._key is not None or not self._local:
+            return True
+        name = urlsplit(f"//{header or ''}").hostname or ""
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name == "localhost" or name.endswith(".localhost")
+        return True
+
+    def completion_task(self, request: CompletionRequest) -> Task:
+        """Raises ApiError."""
+        return completion_task(self.model, request, self.limits, grammar_of)
+
+    def chat_task(self, request: ChatRequest) -> Task:
+        """Raises ApiError."""
+        return chat_task(self.model, request, self.limits, grammar_of)
+
+    def health(self) -> tuple[bool, dict[str, object]]:
+        """Whether requests will be served, and what is said of it."""
+        state = self.scheduler.state()
+        status = "ok"
+        if state.closed:
+            status = "shutting_down"
+        elif state.crashes_in_row >= _CRASHES:
+            status = "failing"
+        body = {
+            "status": status,
+            "model": self.model_name,
+            "queued": state.queued,
+            "running": state.running,
+        }
+        return status == "ok", body
+
+
+class _LazyVocabulary:
+    """Implements `Tokens`: made with the first answer that needs it, as most need none."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._made: Vocabulary | None = None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._vocabulary().token_bytes(token_id)
+
+    def constraint(self, grammar: str) -> Constraint:
+        return self._vocabulary().constraint(grammar)
+
+    def _vocabulary(self) -> Vocabulary:
+        if self._made is None:  # only the worker asks: no lock
+            self._made = Vocabulary(self._model)
+        return self._made

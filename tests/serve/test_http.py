@@ -1,0 +1,234 @@
+"""The server by plain HTTP: errors, limits, disconnects, metrics, and the end of the process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from .conftest import RunningServer, StartServer
+
+PATIENCE = 20.0
+MAX_BODY = 20_000
+# Fills the context of 256 unless somebody stops it.
+LONG = {"model": "tiny", "prompt": "Once", "max_tokens": 250, "temperature": 0}
+ENDLESS: dict[str, Any] = {"type": "string", "pattern": "^[a-z]*$"}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": ENDLESS}}
+
+
+@pytest.fixture(scope="module")
+def server(start_server: StartServer, tiny_chat_bundle: Path) -> RunningServer:
+    arguments = ("--model-name", "tiny", "--max-body-bytes", str(MAX_BODY), "--max-queue", "2")
+    return start_server(tiny_chat_bundle, *arguments)
+
+
+def connect(server: RunningServer) -> http.client.HTTPConnection:
+    parts = urlsplit(server.address)
+    return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE)
+
+
+def send(
+    server: RunningServer,
+    body: object,
+    path: str = "/v1/completions",
+    **headers: str,
+) -> tuple[int, Any, dict[str, str]]:
+    connection = connect(server)
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    names = {"Content-Type": "application/json"}
+    names |= {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request("POST", path, raw, names)
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    return response.status, json.loads(text), dict(response.headers)
+
+
+def get(server: RunningServer, path: str) -> tuple[int, str]:
+    connection = connect(server)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, text
+
+
+def metrics(server: RunningServer) -> dict[str, float]:
+    status, text = get(server, "/metrics")
+    assert status == 200
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+def jobs(server: RunningServer) -> dict[str, float]:
+    found = metrics(server)
+    names = ("submitted", "refused", "completed", "cancelled", "failed")
+    counts = {name: found[f'awq_edge_jobs_total{{state="{name}"}}'] for name in names}
+    return counts | {"queued": found["awq_edge_queue_length"], "running": found["awq_edge_running"]}
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "words"),
+    [
+        (b"{", {}, 400, "not JSON"),
+        (b"x" * (MAX_BODY + 1), {}, 413, f"more than {MAX_BODY} bytes"),
+        (b"{}", {"Content_Type": "text/plain"}, 415, "send application/json"),
+        ({**LONG, "max_tokens": 256}, {}, 400, "context"),
+        ({**LONG, "prompt": [10**9]}, {}, 400, "vocabulary"),
+        ({**LONG, "prompt": "\ud800"}, {}, 400, "UTF-8"),
+        ({**LONG, "prompt": ["a", "b"]}, {}, 400, "2 prompts"),
+        ({**LONG, "model": "gpt"}, {}, 404, "not served here"),
+        (LONG, {"Host": "evil.example"}, 403, "Host header"),
+    ],
+)
+def test_errors_have_the_openai_shape(
+    server: RunningServer, body: object, headers: dict[str, str], status: int, words: str
+) -> None:
+    found, answer, _ = send(server, body, **headers)
+    assert found == status
+    assert words in answer["error"]["message"]
+    assert "Traceback" not in json.dumps(answer)
+
+
+def test_a_body_without_a_length_is_cut_off_too(server: RunningServer) -> None:
+    connection = connect(server)
+    connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    for _ in range(3):
+        connection.send(b"%x\r\n" % MAX_BODY + b" " * MAX_BODY + b"\r\n")
+    response = connection.getresponse()
+    assert response.status == 413
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/", 404), ("/v1/completions", 405), ("/v1/models/other", 404)]
+)
+def test_other_paths(server: RunningServer, path: str, status: int) -> None:
+    found, text = get(server, path)
+    assert found == status
+    assert json.loads(text)["error"]["message"]
+
+
+def test_health_and_metrics(server: RunningServer) -> None:
+    status, text = get(server, "/health")
+    assert (status, json.loads(text)["status"]) == (200, "ok")
+    before = metrics(server)
+    assert send(server, {**LONG, "max_tokens": 5, "stop": None})[0] == 200
+    after = metrics(server)
+
+    def more(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert more("awq_edge_generated_tokens_total") == 5
+    assert more("awq_edge_time_to_first_token_seconds_count") == 1
+    assert more("awq_edge_time_per_output_token_seconds_count") == 4
+    assert more('awq_edge_requests_total{endpoint="/v1/completions",status="200"}') == 1
+    assert after['awq_edge_memory_bytes{part="resident"}'] > 10_000_000
+    assert after['awq_edge_memory_bytes{part="kv_cache"}'] > 0
+
+
+class Busy:
+    """A stream that is being answered, for as long as it is not closed."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.connection = connect(server)
+        body = json.dumps({**LONG, "stream": True, "response_format": SCHEMA})
+        self.connection.request(
+            "POST", "/v1/completions", body, {"Content-Type": "application/json"}
+        )
+        self.response = self.connection.getresponse()
+        assert self.response.status == 200
+
+
+def test_clients_that_go_away_are_cancelled_and_a_full_queue_refuses(
+    start_server: StartServer, tiny_chat_bundle: Path
+) -> None:
+    server = start_server(tiny_chat_bundle, "--model-name", "tiny", "--max-queue", "2", slow=True)
+    running = Busy(server)
+    waiting = [Busy(server), Busy(server)]
+    eventually(lambda: jobs(server)["queued"] == 2)
+    status, answer, headers = send(server, LONG)
+    assert status == 429
+    assert answer["error"]["code"] == "queue_full"
+    assert 1 <= int(headers["retry-after"]) <= 60
+    waiting[0].response.close()
+    waiting[0].connection.close()  # a stream that waits
+    eventually(lambda: jobs(server)["queued"] == 1)
+    whole = connect(server)  # one that does not stream, and waits
+    whole.request("POST", "/v1/completions", json.dumps(LONG), {"Content-Type": "application/json"})
+    eventually(lambda: jobs(server)["queued"] == 2)
+    whole.close()
+    eventually(lambda: jobs(server)["queued"] == 1)
+    running.response.close()
+    running.connection.close()  # the one that runs
+    eventually(lambda: jobs(server)["cancelled"] == 3)
+    waiting[1].response.close()
+    waiting[1].connection.close()
+    eventually(lambda: jobs(server)["cancelled"] == 4)
+    counts = jobs(server)
+    assert (counts["submitted"], counts["refused"], counts["completed"]) == (4, 1, 0)
+    eventually(
+        lambda: (
+            metrics(server)['awq_edge_requests_total{endpoint="/v1/completions",status="499"}'] == 4
+        )
+    )
+    assert get(server, "/health")[0] == 200
+    assert server.end() == 0
+
+
+def test_sigterm_finishes_what_runs_and_refuses_what_comes(
+    start_server: StartServer, tiny_chat_bundle: Path
+) -> None:
+    server = start_server(tiny_chat_bundle, "--model-name", "tiny", slow=True)
+    running = Busy(server)
+    running.response.readline()
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: any("shutting down" in line for line in server.said))
+    status, answer, headers = send(server, LONG)
+    assert (status, answer["error"]["code"]) == (503, "shutting_down")
+    assert "retry-after" in headers
+    assert get(server, "/health")[0] == 503
+    rest = running.response.read().decode()
+    assert rest.rstrip().endswith("data: [DONE]")
+    assert server.process.wait(PATIENCE) == 0
+    assert not any("Traceback" in line for line in server.said)
+
+
+def test_at_the_time_limit_the_rest_is_told(
+    start_server: StartServer, tiny_chat_bundle: Path
+) -> None:
+    arguments = ("--model-name", "tiny", "--shutdown-timeout", "0")
+    server = start_server(tiny_chat_bundle, *arguments, slow=True)
+    running, waiting = Busy(server), Busy(server)
+    running.response.readline()
+    assert server.end(signal.SIGINT) == 0
+    for stream in (running, waiting):
+        last = stream.response.read().decode().rstrip().splitlines()[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert any("2 requests end unanswered" in line for line in server.said)
+
+
+def test_open_to_others_without_a_key_it_warns(
+    start_server: StartServer, tiny_chat_bundle: Path
+) -> None:
+    server = start_server(tiny_chat_bundle, "--host", "0.0.0.0")
+    assert "warning: http://0.0.0.0:" in server.said[0]
+    assert "no --api-key is set" in server.said[0]
+    server.end()
