@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from awq_edge.cli.chat_commands import ChatCommands
     from awq_edge.cli.interrupt import Interrupt
-    from awq_edge.runtime.conversation import Conversation
+    from awq_edge.runtime.conversation import Conversation, Turn
 
-_HELP = "/reset forgets the conversation   /help shows this   /exit (or Ctrl-D) leaves"
 _PROMPT = "> "
+_ENDS = {"context": ", the context is full", "cancelled": ", stopped", "length": ", at its limit"}
 
 
 def chat(
@@ -35,6 +36,7 @@ def chat(
     """Chat with a bundle. Ctrl-C stops the answer. Each line of a pipe is one message."""
     from rich.console import Console
 
+    from awq_edge.cli.chat_commands import HINT, ChatCommands
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.cli.progress import build_progress
     from awq_edge.errors import ConfigError
@@ -52,57 +54,64 @@ def chat(
         conversation = Conversation(
             model, system=system, sampling=sampling, max_new_tokens=max_new_tokens
         )
-        _note(f"{model.manifest.model_name}, context {model.session.context}. {_HELP}")
+        _note(f"{model.manifest.model_name}, context {model.session.context}. {HINT}")
         if model.chat_template is None:
             _note("this model has no chat template: it continues the text that you type")
-        _converse(conversation, Interrupt())
+        interrupt = Interrupt()
+        commands = ChatCommands(conversation, model, interrupt, _note, _warn)
+        _converse(conversation, commands, interrupt)
 
 
-def _converse(conversation: Conversation, interrupt: Interrupt) -> None:
-    while (line := _read_line()) is not None:
-        command = line.strip()
-        if not command:
-            continue
-        if command == "/exit":
-            return
-        if command == "/reset":
-            conversation.reset()
-            _note("the conversation is forgotten")
-        elif command == "/help":
-            _note(_HELP)
-        elif command.startswith("/") and " " not in command:
-            _note(f"there is no command {command}. {_HELP}")
-        else:
-            _answer(conversation, line, interrupt)
-
-
-def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> None:
-    from awq_edge.cli.output import JsonTarget
+def _converse(conversation: Conversation, commands: ChatCommands, interrupt: Interrupt) -> None:
     from awq_edge.errors import ConfigError, ResourceError
 
+    while (line := _read_line()) is not None:
+        if not line.strip():
+            continue
+        try:
+            if commands.is_command(line):
+                if not commands.run(line):
+                    return
+            else:
+                commands.last = _answer(conversation, line, interrupt) or commands.last
+        except (ConfigError, ResourceError) as error:
+            # A script must not go on as if nothing were; a person tries again.
+            if not _is_terminal():
+                raise
+            _note(f"error: {' '.join(str(error).split())}")
+        except KeyboardInterrupt:  # twice, or where nothing could be stopped politely
+            if not _is_terminal():
+                raise
+            _note("\nstopped")
+
+
+def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> Turn | None:
+    """Ask, and show the answer as it comes. Raises ConfigError and ResourceError."""
+    from awq_edge.cli.output import JsonTarget
+
     dropped = conversation.dropped_turns
-    try:
-        turn = conversation.ask(text, cancelled=interrupt.requested)
-    except (ConfigError, ResourceError) as error:  # too long, or the template refuses it
-        if not _is_terminal():
-            raise
-        _note(f"error: {error}")
-        return
-    if conversation.dropped_turns > dropped:
-        count = conversation.dropped_turns - dropped
-        _note(f"the context is full: the oldest {count} turn(s) of the conversation were dropped")
     out = JsonTarget(None).text_stream
     with interrupt:
-        for piece in turn:
-            out.write(piece)
+        turn = conversation.ask(text, cancelled=interrupt.requested)
+        if conversation.dropped_turns > dropped:
+            count = conversation.dropped_turns - dropped
+            _warn(
+                f"the context is full: the oldest {count} turn(s) of the conversation are dropped"
+            )
+        try:
+            for piece in turn:
+                out.write(piece)
+                out.flush()
+        finally:
+            out.write("\n")
             out.flush()
-    out.write("\n")
-    out.flush()
     generation = turn.result
+    if generation.finish_reason == "cancelled" and not _is_terminal():
+        raise KeyboardInterrupt  # of a pipe, Ctrl-C ends the whole
     rate = generation.timings.decode_tokens_per_second
     speed = f", {rate.median:.1f} tokens/s" if rate else ""
-    why = {"context": ", the context is full", "cancelled": ", stopped", "length": ""}
-    _note(f"{len(generation.ids)} tokens{speed}{why.get(generation.finish_reason, '')}")
+    _note(f"{len(generation.ids)} tokens{speed}{_ENDS.get(generation.finish_reason, '')}")
+    return turn
 
 
 def _read_line() -> str | None:
@@ -126,12 +135,20 @@ def _read_line() -> str | None:
         pass
     for interrupted in (False, True):
         try:
-            return input(_PROMPT)
+            return _ask_for_line()
         except EOFError:
             break
         except KeyboardInterrupt:
             _note("" if interrupted else "\n(Ctrl-C again, or Ctrl-D, leaves)")
     return None
+
+
+def _ask_for_line() -> str:
+    if sys.stdout.isatty():
+        return input(_PROMPT)
+    # The answers go to a file: the prompt does not belong there.
+    print(_PROMPT, end="", file=sys.stderr, flush=True)
+    return input("")
 
 
 def _is_terminal() -> bool:
@@ -142,3 +159,8 @@ def _note(text: str) -> None:
     """What is not an answer goes to standard error, and not at all into a pipe's log."""
     if _is_terminal():
         print(text, file=sys.stderr, flush=True)
+
+
+def _warn(text: str) -> None:
+    """What the reader of a pipe must know too."""
+    print(text if _is_terminal() else f"warning: {text}", file=sys.stderr, flush=True)

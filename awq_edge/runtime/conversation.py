@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from awq_edge.errors import ConfigError, ResourceError
 from awq_edge.runtime.chat_template import Message
-from awq_edge.runtime.generation import Generation, Request, TextStream
+from awq_edge.runtime.generation import Generation, Request, TextStream, common_prefix
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.sampling import Sampling
+from awq_edge.runtime.saved_conversation import SavedConversation, SavedMessage
 
 # Tokens of the context that are kept free for an answer, unless its limit asks for fewer.
 _ANSWER_ROOM = 128
@@ -89,6 +90,66 @@ class Conversation:
         )
         stream = self._model.stream_request(request, reuse_cache=True, started=started)
         return Turn(self, messages, rendered, stream)
+
+    def saved(self) -> SavedConversation:
+        """The conversation so far, to be written to a file."""
+        return SavedConversation(
+            model_name=self._model.manifest.model_name,
+            dropped_turns=self.dropped_turns,
+            messages=tuple(SavedMessage.model_validate(dict(m)) for m in self.messages),
+        )
+
+    def restore(self, saved: SavedConversation, cancelled: Callable[[], bool] | None = None) -> int:
+        """Go on with a saved conversation; gives the tokens of it that are in the KV cache now.
+
+        Its system prompt, or its lack of one, takes the place of this one's. Where it does not fit
+        the context its oldest turns are dropped. Raises ConfigError and ResourceError where the
+        model cannot have it; this conversation is then what it was.
+        """
+        messages: list[Message] = [message.model_dump() for message in saved.messages]
+        system = next((m["content"] for m in messages if m["role"] == "system"), None)
+        if system is not None and self._model.chat_template is None:
+            raise ConfigError(
+                f"{self._model.bundle.path} has no chat template, and the conversation has a "
+                "system prompt; load it with a model that has one"
+            )
+        ids, kept, dropped = self._history(messages)
+        self._system, self.messages, self._said = system, kept, None
+        self.dropped_turns = saved.dropped_turns + dropped
+        self._prefill(ids, cancelled)
+        return self._model.session.past_length
+
+    def _history(self, messages: list[Message]) -> tuple[list[int], list[Message], int]:
+        """Ids of a conversation that waits for a message, what is kept of it, turns dropped."""
+        context, dropped = self._model.session.context, 0
+        template, tokenizer = self._model.chat_template, self._model.tokenizer
+        first = 1 if messages and messages[0]["role"] == "system" else 0
+        while True:
+            if template is None:
+                ids = tokenizer.encode("\n".join(m["content"] for m in messages))
+            elif messages:
+                text = template.render(messages, add_generation_prompt=False)
+                ids = tokenizer.encode(text, add_special_tokens=False)
+            else:
+                ids = []
+            if len(ids) <= context - min(_ANSWER_ROOM, context // 4):
+                return ids, messages, dropped
+            if len(messages) <= first:
+                raise ResourceError(
+                    f"the system prompt has {len(ids)} tokens, too many for the context of "
+                    f"{context}"
+                )
+            messages = messages[:first] + messages[first + 2 :]
+            dropped += 1
+
+    def _prefill(self, ids: list[int], cancelled: Callable[[], bool] | None) -> None:
+        """Bring the cache to `ids`; cancelled, to a beginning of them."""
+        session = self._model.session
+        session.truncate(common_prefix(session.cached_ids, ids))
+        for begin in range(session.past_length, len(ids), session.prefill_chunk):
+            if cancelled is not None and cancelled():
+                return
+            session.prefill(ids[begin : begin + session.prefill_chunk])
 
     def _fit(self, messages: list[Message]) -> tuple[str, list[int], list[Message]]:
         """Text and ids of the messages, without the oldest turns where they leave no room."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -105,3 +106,103 @@ def test_at_a_terminal_ctrl_c_drops_the_line_and_twice_leaves(
     assert "does not fit the context" in outcome.err
     assert "tokens/s" in outcome.err
     assert outcome.err.count("Ctrl-C again") == 2
+
+
+def typed_at_a_terminal(
+    command: Command, monkeypatch: pytest.MonkeyPatch, bundle: Path, *lines: str
+) -> Outcome:
+    entries = iter(lines)
+
+    def read(prompt: str) -> str:
+        try:
+            return next(entries)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("builtins.input", read)
+    return command("chat", bundle, *LIMIT)
+
+
+def test_a_conversation_is_saved_reset_and_loaded(
+    awq_edge_command: Command,
+    tiny_chat_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "my chat.json"
+    outcome = typed_at_a_terminal(
+        *(awq_edge_command, monkeypatch, tiny_chat_bundle),
+        *("Hello", f"/save {file}", "/reset", f"/load {file}", "/stats"),
+    )
+    assert outcome.code == 0
+    assert f"1 turn saved in {file}" in outcome.err
+    assert "1 turn loaded" in outcome.err
+    saved = json.loads(file.read_text())
+    assert [message["content"] for message in saved["messages"]] == ["Hello", outcome.out[:-1]]
+    assert saved["model_name"] == "tiny-chat"
+
+
+def test_errors_of_commands_are_a_line_and_the_chat_goes_on(
+    awq_edge_command: Command,
+    tiny_chat_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    outcome = typed_at_a_terminal(
+        *(awq_edge_command, monkeypatch, tiny_chat_bundle),
+        *("/load", f"/load {tmp_path}/no", f"/load {tmp_path}/notes", f"/save {tmp_path}/notes"),
+        *(f"/save {tmp_path}/no/where", "/rest", "Hello"),
+    )
+    assert outcome.code == 0
+    errors = [line for line in outcome.err.splitlines() if "error: " in line]
+    assert len(errors) == 5
+    assert "/load needs the name of a file" in errors[0]
+    assert "does not exist" in errors[1]
+    assert "is not JSON" in errors[2]
+    assert "is no saved conversation" in errors[3]
+    assert "cannot be written: No such file" in errors[4]
+    assert "there is no command /rest" in outcome.err
+    assert (tmp_path / "notes").read_text() == "mine"
+    assert outcome.out == f"{answers(tiny_chat_bundle, ['Hello'])[0]}\n"
+
+
+def test_stats_say_what_the_last_answer_took(
+    awq_edge_command: Command, tiny_chat_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = typed_at_a_terminal(
+        *(awq_edge_command, monkeypatch, tiny_chat_bundle), "Hello", "And?", "/stats"
+    )
+    lines = outcome.err.replace("> ", "").splitlines()  # the prompts
+    rows = dict(line.split("  ", 1) for line in lines if "  " in line)
+    assert rows["turns"].strip() == "2 turns"
+    assert rows["context"].strip().endswith("of 256 tokens are filled")
+    assert "of them new" in rows["last prompt"]
+    assert {"TTFT", "decode", "KV cache"} <= {name.strip() for name in rows}
+
+
+def test_dropped_turns_are_told_in_a_pipe_too(
+    awq_edge_command: Command, tiny_chat_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = b"".join(b"question %d is one of several words\n" % n for n in range(12))
+    outcome = piped(awq_edge_command, monkeypatch, lines, tiny_chat_bundle)
+    assert outcome.code == 0
+    assert outcome.out.count("\n") >= 12
+    told = outcome.err.splitlines()
+    assert told
+    assert all("warning: the context is full: the oldest 1 turn(s)" in line for line in told)
+
+
+def test_a_command_that_fails_ends_a_pipe(
+    awq_edge_command: Command, tiny_chat_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = piped(awq_edge_command, monkeypatch, b"/load no.json\nHello\n", tiny_chat_bundle)
+    assert "no.json does not exist" in outcome.refused()
+
+
+def test_a_text_that_begins_with_a_slash_is_a_message(
+    awq_edge_command: Command, tiny_chat_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = piped(awq_edge_command, monkeypatch, b"/etc is what?\n", tiny_chat_bundle)
+    assert outcome.out == f"{answers(tiny_chat_bundle, ['/etc is what?'])[0]}\n"
