@@ -56,8 +56,12 @@ def serve(
         max_body=max_body_bytes,
         shutdown_seconds=shutdown_timeout,
     )
-    if api_key is not None and not api_key.strip():
-        raise ConfigError("--api-key (or AWQ_EDGE_API_KEY) is empty; give a key, or leave it out")
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
+        raise ConfigError(
+            "--api-key (or AWQ_EDGE_API_KEY) is empty or not ASCII; give a key, or leave it out"
+        )
+    if api_key is not None and api_key != api_key.strip():
+        raise ConfigError("--api-key (or AWQ_EDGE_API_KEY) has blanks around it; remove them")
     with bind(host, port) as sock:
         if api_key is None and not is_loopback(sock):
             _say(

@@ -69,7 +69,10 @@ class Service:
         """
         if self._key is not None or not self._local:
             return True
-        name = urlsplit(f"//{header or ''}").hostname or ""
+        try:
+            name = urlsplit(f"//{header or ''}").hostname or ""
+        except ValueError:  # "[" without its end
+            return False
         try:
             ipaddress.ip_address(name)
         except ValueError:

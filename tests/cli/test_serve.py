@@ -27,7 +27,9 @@ def test_a_port_in_use_is_one_line(awq_edge_command: Command, tiny_chat_bundle: 
         (("BUNDLE", "--host", "no.such.host.invalid"), "is no address of this machine"),
         (("BUNDLE", "--host", "192.0.2.1"), "is no address of this machine"),
         (("BUNDLE", "--max-queue", "-1"), "--max-queue -1: must be 0 or more"),
-        (("BUNDLE", "--api-key", " "), "is empty"),
+        (("BUNDLE", "--api-key", ""), "is empty or not ASCII"),
+        (("BUNDLE", "--api-key", "kéy"), "is empty or not ASCII"),
+        (("BUNDLE", "--api-key", " key"), "has blanks around it"),
         (("BUNDLE", "--context", "999"), "--context 999 is beyond"),
     ],
 )
