@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from awq_edge.errors import AwqEdgeError, ConfigError, ResourceError
+from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.serve.scheduler import ClosedError, QueueFullError
 
 # A client that comes back while the server shuts down meets the next one, if there is one.
 _RETRY_AFTER_SHUTDOWN = 5
+
+
+class GrammarError(ConfigError):
+    """A JSON schema is not supported, or no token of the vocabulary goes on with it."""
 
 
 class ApiError(Exception):
@@ -70,10 +74,6 @@ def as_api_error(error: BaseException) -> ApiError:
         )
     if isinstance(error, ClosedError):
         return ApiError(503, str(error), code="shutting_down", retry_after=_RETRY_AFTER_SHUTDOWN)
-    if isinstance(error, ResourceError):
-        return invalid(str(error), code="context_length_exceeded")
-    if isinstance(error, ConfigError):
-        return invalid(str(error))
-    if isinstance(error, AwqEdgeError):  # the bundle or the machine, not the request
+    if isinstance(error, AwqEdgeError):  # the bundle or the machine: requests are checked before
         return ApiError(500, "the model could not be run; see the server's log", code="model_error")
     return ApiError(500, "internal error; see the server's log", code="internal_error")

@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from awq_edge.errors import ConfigError, ResourceError
 from awq_edge.runtime.generation import Constraint, Generation, Request, TextStream
 from awq_edge.runtime.logprobs import TokenLogprobs
 from awq_edge.runtime.model import Model
+from awq_edge.runtime.session import SessionMemory
+from awq_edge.serve.api_error import GrammarError, invalid
 from awq_edge.serve.job import Failed, Finished, Job, Piece, ScoredToken
 from awq_edge.serve.scheduler import ClosedError, Outcome
 
@@ -28,7 +29,7 @@ class Recorder(Protocol):
 
     def started(self, queue_seconds: float) -> None: ...
 
-    def finished(self, generation: Generation) -> None: ...
+    def finished(self, generation: Generation, memory: SessionMemory) -> None: ...
 
 
 class Engine:
@@ -43,8 +44,8 @@ class Engine:
         self._recorder.started(time.perf_counter() - job.arrived)
         try:
             generation = self._generate(job)
-        except (ConfigError, ResourceError) as error:  # a schema beyond llguidance's limits
-            job.fail(error)
+        except GrammarError as error:  # the request's fault, and nothing is broken
+            job.fail(invalid(str(error), "response_format", "invalid_schema"))
             return "failed"
         except BaseException:
             # What the cache holds is not certain any more.
@@ -69,7 +70,8 @@ class Engine:
         for text in stream:
             job.deliver(Piece(text, scores.new(stream)))
         generation = stream.result
-        self._recorder.finished(generation)  # before the client, who may look at once
+        # Before the client is told, who may look at once; and by the thread that owns the session.
+        self._recorder.finished(generation, self._model.session.memory)
         if generation.finish_reason == "cancelled":
             # Of interest only where the server shuts down: else the client is gone.
             job.deliver(Failed(ClosedError("the server is shutting down")))

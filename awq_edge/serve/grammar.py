@@ -14,23 +14,23 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from awq_edge.errors import ConfigError
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.session import Float32
+from awq_edge.serve.api_error import GrammarError
 
 # Bytes of a schema: compiling one takes time that grows with it.
 LARGEST_SCHEMA = 64_000
 
 
 def grammar_of(schema: dict[str, object]) -> str:
-    """A grammar of the JSON that a schema allows. Raises ConfigError for one that is not supported.
+    """A grammar of the JSON that a schema allows. Raises GrammarError for what is not supported.
 
     The answer's form is ours: what a schema says of it in `x-guidance` is overridden.
     """
     try:
         size = len(json.dumps(schema).encode("utf-8"))
         if size > LARGEST_SCHEMA:
-            raise ConfigError(f"the JSON schema has {size} bytes, at most {LARGEST_SCHEMA} may be")
+            raise GrammarError(f"the JSON schema has {size} bytes, at most {LARGEST_SCHEMA} may be")
         grammar = LLMatcher.grammar_from_json_schema(
             schema,
             overrides={
@@ -43,9 +43,9 @@ def grammar_of(schema: dict[str, object]) -> str:
         )
         wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the JSON schema is not supported: {error}") from None
+        raise GrammarError(f"the JSON schema is not supported: {error}") from None
     if wrong:
-        raise ConfigError(f"the JSON schema is not supported: {messages[0]}")
+        raise GrammarError(f"the JSON schema is not supported: {messages[0]}")
     return grammar
 
 
@@ -75,20 +75,20 @@ class GrammarConstraint:
     """Implements `Constraint`: a grammar's state in one answer."""
 
     def __init__(self, tokenizer: LLTokenizer, grammar: str, vocab_size: int) -> None:
-        """Raises ConfigError where the grammar cannot be used with this vocabulary."""
+        """Raises GrammarError where the grammar cannot be used with this vocabulary."""
         self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
         self._check()
         self._bits = allocate_token_bitmask(1, tokenizer.vocab_size)
         self._vocab_size = vocab_size
 
     def mask(self, logits: Float32) -> Float32:
-        """Raises ConfigError where no token of the vocabulary goes on."""
+        """Raises GrammarError where no token of the vocabulary goes on."""
         fill_next_token_bitmask(self._matcher, self._bits)
         self._check()
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
         allowed: npt.NDArray[np.bool_] = bits.astype(np.bool_)
         if not allowed.any():
-            raise ConfigError("no token of this model's vocabulary goes on with the JSON schema")
+            raise GrammarError("no token of this model's vocabulary goes on with the JSON schema")
         masked: Float32 = np.where(allowed, logits, np.float32(-np.inf))
         return masked
 
@@ -100,4 +100,4 @@ class GrammarConstraint:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error()
-            raise ConfigError(f"the JSON schema is too complex or not supported: {reason}")
+            raise GrammarError(f"the JSON schema is too complex or not supported: {reason}")

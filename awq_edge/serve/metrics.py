@@ -24,10 +24,8 @@ Metric = CounterMetricFamily | GaugeMetricFamily
 class Metrics:
     """Counters of one server. Safe for use from the worker and the event loop."""
 
-    def __init__(
-        self, state: Callable[[], SchedulerState], memory: Callable[[], SessionMemory]
-    ) -> None:
-        """state, memory: asked whenever the metrics are read."""
+    def __init__(self, state: Callable[[], SchedulerState], memory: SessionMemory) -> None:
+        """state: asked whenever the metrics are read. memory: of the session so far."""
         self._registry = CollectorRegistry()
         counter = self._counter
         self._requests = Counter(
@@ -47,14 +45,16 @@ class Metrics:
         self._tpot = histogram(
             "time_per_output_token_seconds", "Of every token but the first", _TPOT_BUCKETS
         )
-        self._registry.register(_State(state, memory))
+        self._memory = memory
+        self._registry.register(_State(state, lambda: self._memory))
 
     def started(self, queue_seconds: float) -> None:
         """A job has reached the worker."""
         self._queue.observe(queue_seconds)
 
-    def finished(self, generation: Generation) -> None:
-        """A job has ended, or was cancelled on its way."""
+    def finished(self, generation: Generation, memory: SessionMemory) -> None:
+        """A job has ended, or was cancelled on its way. memory: of the session, now."""
+        self._memory = memory
         timings = generation.timings
         self._prompt.inc(timings.prompt_tokens)
         self._reused.inc(timings.reused_tokens)

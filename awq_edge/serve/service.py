@@ -42,7 +42,7 @@ class Service:
         self.fingerprint = "fp_" + hashlib.sha256(repr(model.manifest).encode()).hexdigest()[:12]
         self._local = local
         self._key = None if api_key is None else api_key.encode("utf-8")
-        self.metrics = Metrics(lambda: self.scheduler.state(), lambda: model.session.memory)
+        self.metrics = Metrics(lambda: self.scheduler.state(), model.session.memory)
         engine = Engine(model, _LazyVocabulary(model), self.metrics)
         self.scheduler: Scheduler[Job] = Scheduler(engine, limits.max_queue)
 

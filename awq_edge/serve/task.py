@@ -10,7 +10,7 @@ from awq_edge.errors import ConfigError
 from awq_edge.runtime.chat_template import Message
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.sampling import Sampling
-from awq_edge.serve.api_error import ApiError, invalid
+from awq_edge.serve.api_error import ApiError, GrammarError, invalid
 from awq_edge.serve.limits import Limits
 from awq_edge.serve.schema import (
     ChatMessage,
@@ -21,7 +21,7 @@ from awq_edge.serve.schema import (
 )
 
 Api = Literal["completions", "chat"]
-# Checks a JSON schema and gives the grammar of it; raises ConfigError.
+# Checks a JSON schema and gives the grammar of it; raises GrammarError.
 GrammarOf = Callable[[dict[str, object]], str]
 
 # What the OpenAI API generates where a completion names no number.
@@ -177,7 +177,7 @@ def _grammar(wanted: ResponseFormat | None, grammar_of: GrammarOf) -> str | None
         schema = wanted.json_schema.schema_
     try:
         return grammar_of(schema)
-    except ConfigError as error:
+    except GrammarError as error:
         raise invalid(str(error), "response_format", "invalid_schema") from None
 
 

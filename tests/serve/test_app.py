@@ -118,6 +118,7 @@ def test_a_client_that_goes_while_it_sends_is_counted(service: Service) -> None:
     [
         (RuntimeError("secret path /root/x"), "internal_error"),
         (DeviceError("CUDA error 700 secret"), "model_error"),
+        (ConfigError("the session is closed; secret"), "model_error"),
     ],
 )
 def test_a_defect_is_told_without_its_text_and_shows_in_health(
@@ -227,3 +228,19 @@ def test_the_page_names_every_metric_parameter_and_limit(service: Service) -> No
         assert f"| {value:g} |" in DOCS or f", {value:g} |" in DOCS
     assert f"{limits.max_body:,}" in DOCS
     assert f"`--max-queue` + {limits.max_connections - limits.max_queue} |" in DOCS
+
+
+def test_a_schema_that_only_fails_on_the_way_is_the_request_s_fault(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from awq_edge.serve import grammar
+
+    def beyond(self: object, token_id: int) -> bool:
+        raise grammar.GrammarError("too complex")
+
+    monkeypatch.setattr(grammar.GrammarConstraint, "accept", beyond)
+    body = json.loads(BODY) | {"response_format": {"type": "json_object"}}
+    for _ in range(3):
+        answer = call(service, body=json.dumps(body).encode())
+        assert (answer.status, answer.error["param"]) == (400, "response_format")
+    assert call(service, "/health", None).status == 200

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge.errors import ConfigError
 from awq_edge.runtime.generation import Request
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.sampling import Sampling
+from awq_edge.serve.api_error import GrammarError
 
 pytest.importorskip("llguidance", reason="needs the [serve] extra")
 
@@ -90,14 +90,14 @@ def test_tokens_have_the_bytes_that_they_add_to_a_text(model: Model) -> None:
     ],
 )
 def test_schemas_that_are_refused(schema: dict[str, object], words: str) -> None:
-    with pytest.raises(ConfigError, match="the JSON schema") as refused:
+    with pytest.raises(GrammarError, match="the JSON schema") as refused:
         grammar_of(schema)
     assert words in str(refused.value)
 
 
 def test_a_schema_cannot_change_how_it_is_read() -> None:
     schema: dict[str, object] = {"not": {}, "x-guidance": {"lenient": True}}
-    with pytest.raises(ConfigError, match="not"):
+    with pytest.raises(GrammarError, match="not"):
         grammar_of(schema)
 
 
