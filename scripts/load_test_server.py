@@ -31,7 +31,7 @@ from awq_edge.provenance import source_commit, versions
 
 MODEL = "load"
 MAX_BODY = 50_000
-TIMEOUT = 60.0  # seconds after which a request counts as lost
+TIMEOUT = 150.0  # seconds after which a request counts as lost
 PACKAGES = ("fastapi", "uvicorn", "sse-starlette", "llguidance", "onnxruntime")
 # Growth of memory between the second quarter of the time and the last, of which caches and the
 # allocator may take a little.

@@ -9,10 +9,10 @@ from awq_edge.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """max_queue: requests that wait for the one that runs. max_new_tokens: of one answer; None:
-    the context is the limit. max_body: bytes of a request. body_seconds: for a request to arrive.
-    send_seconds: for a client to take a piece of a stream. shutdown_seconds: for accepted requests
-    to finish. max_connections: open at a time.
+    """max_queue: requests that wait for the one that runs, see `Scheduler`. max_new_tokens: of one
+    answer; None: the context is the limit. max_body: bytes of a request. body_seconds: for a
+    request to arrive. send_seconds: for a client to take a piece of a stream. shutdown_seconds: for
+    accepted requests to finish. spare_connections: beyond those that wait.
     """
 
     max_queue: int = 64
@@ -26,7 +26,7 @@ class Limits:
     @property
     def max_connections(self) -> int:
         """More than what can wait and run, so that a full queue says so instead of the socket."""
-        return self.max_queue + 1 + self.spare_connections
+        return 2 * self.max_queue + self.spare_connections
 
     def __post_init__(self) -> None:
         """Raises ConfigError naming the flag that is out of range."""

@@ -5,7 +5,8 @@
               [client C: j3]    ─┘
 
 Fair means: clients that wait take turns, one job each, and the jobs of one client run in the order
-in which they came. A client with a hundred jobs delays another client's by one job, not by hundred.
+in which they came. A client with a hundred jobs delays another client's by one job, not by hundred;
+nor does it keep the other out: for clients of whom nothing waits there is a quarter more room.
 
 A job that was accepted ends exactly once, as completed, cancelled or failed:
 
@@ -27,6 +28,7 @@ Outcome = Literal["completed", "cancelled", "failed"]
 # Retry-After is the time that the queue takes at the pace of the last jobs, within these seconds.
 _SHORTEST_RETRY = 1
 _LONGEST_RETRY = 60
+_NEWCOMERS_SHARE = 4
 _PACE = 0.3  # weight of the last job in the moving average
 
 _log = logging.getLogger(__name__)
@@ -49,8 +51,8 @@ class Schedulable(Protocol):
 class QueueFullError(Exception):
     """No room. retry_after: whole seconds after which to ask again."""
 
-    def __init__(self, limit: int, retry_after: int) -> None:
-        super().__init__(f"{limit} requests are waiting already")
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already")
         self.retry_after = retry_after
 
 
@@ -87,7 +89,7 @@ class Scheduler(Generic[J]):
     defect: it should tell of expected failures itself, and return "failed"."""
 
     def __init__(self, execute: Callable[[J], Outcome], max_queue: int) -> None:
-        """max_queue: jobs that wait, the running one not counted."""
+        """max_queue: jobs that wait; the running one, and newcomers beyond it, are not counted."""
         self._execute = execute
         self._max_queue = max_queue
         self._condition = threading.Condition()
@@ -109,10 +111,9 @@ class Scheduler(Generic[J]):
             if self._closed:
                 self._refused += 1
                 raise ClosedError("the server is shutting down")
-            # A running job is no reason to refuse, and neither is an idle worker's next one.
-            if self._queued() >= self._max_queue + (self._running is None):
+            if self._queued() >= self._room(job.client):
                 self._refused += 1
-                raise QueueFullError(self._max_queue, self._retry_after())
+                raise QueueFullError(self._queued(), self._retry_after())
             self._turns.setdefault(job.client, deque()).append(job)
             self._submitted += 1
             self._condition.notify_all()
@@ -181,6 +182,12 @@ class Scheduler(Generic[J]):
 
     def _queued(self) -> int:
         return sum(map(len, self._turns.values()))
+
+    def _room(self, client: str) -> int:
+        """How many may wait for this client's next job to be taken."""
+        newcomers = 0 if client in self._turns else self._max_queue // _NEWCOMERS_SHARE
+        idle = self._running is None  # the worker takes one at once
+        return self._max_queue + newcomers + idle
 
     def _retry_after(self) -> int:
         wait = self._seconds_per_job * self._queued()

@@ -224,10 +224,13 @@ def test_the_page_names_every_metric_parameter_and_limit(service: Service) -> No
     for name in {*names, *fields} - {"model", "messages"}:
         assert re.search(rf"`[^`]*\b{name}\b", DOCS), f"docs/serve.md lacks {name}"
     limits = Limits()
-    for value in (limits.max_queue, limits.body_seconds, limits.send_seconds):
-        assert f"| {value:g} |" in DOCS or f", {value:g} |" in DOCS
-    assert f"{limits.max_body:,}" in DOCS
-    assert f"`--max-queue` + {limits.max_connections - limits.max_queue} |" in DOCS
+    assert f"| `--max-queue`, {limits.max_queue}, and" in DOCS
+    for value in (limits.body_seconds, limits.send_seconds):
+        assert f"| {value:g} |" in DOCS
+    assert f"| `--shutdown-timeout`, {limits.shutdown_seconds:g} |" in DOCS
+    assert f"| `--max-body-bytes`, {limits.max_body:,} |" in DOCS
+    assert limits.max_connections == 2 * limits.max_queue + 64
+    assert "| 2 x `--max-queue` + 64 |" in DOCS
 
 
 def test_a_schema_that_only_fails_on_the_way_is_the_request_s_fault(

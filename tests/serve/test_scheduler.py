@@ -117,6 +117,26 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         assert scheduler.state().submitted == 4
 
 
+def test_a_client_that_fills_the_queue_keeps_no_other_out() -> None:
+    model = FakeModel()
+    with running(model, max_queue=8) as scheduler:
+        scheduler.submit(FakeJob("a0", "a"))
+        model.wait_started()
+        for count in range(8):
+            scheduler.submit(FakeJob(f"a{count + 1}", "a"))
+        for client in ("b", "c"):  # a quarter more, for those of whom nothing waits
+            scheduler.submit(FakeJob(client, client))
+            for taken in ("a", "b"):
+                with pytest.raises(QueueFullError):
+                    scheduler.submit(FakeJob("more", taken))
+        with pytest.raises(QueueFullError, match="10 requests are waiting"):
+            scheduler.submit(FakeJob("d", "d"))
+        model.let_go(11)
+        assert scheduler.wait_idle(PATIENCE)
+    assert model.ran[:4] == ["a0", "a1", "b", "c"]
+    assert len(model.ran) == 11
+
+
 def test_without_a_queue_one_job_runs() -> None:
     model = FakeModel()
     with running(model, max_queue=0) as scheduler:
