@@ -41,13 +41,12 @@ def serve(
     """Serve a bundle over HTTP, as OpenAI's API: completions and chat completions."""
     from rich.console import Console
 
-    # Before the model is loaded: a missing extra is told at once.
-    from awq_edge.serve.server import address, bind, is_loopback  # isort: skip
-    from awq_edge.serve.server import serve as run_server  # isort: skip
     from awq_edge.cli.progress import build_progress
     from awq_edge.errors import ConfigError
     from awq_edge.runtime.model import load
     from awq_edge.serve.limits import Limits
+    from awq_edge.serve.server import address, bind, is_loopback
+    from awq_edge.serve.server import serve as run_server
     from awq_edge.serve.service import Service
 
     limits = Limits(
