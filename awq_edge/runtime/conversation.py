@@ -126,7 +126,7 @@ class Conversation:
         first = 1 if messages and messages[0]["role"] == "system" else 0
         while True:
             if template is None:
-                ids = tokenizer.encode("\n".join(m["content"] for m in messages))
+                ids = tokenizer.encode(_continued(messages))
             elif messages:
                 text = template.render(messages, add_generation_prompt=False)
                 ids = tokenizer.encode(text, add_special_tokens=False)
@@ -174,9 +174,7 @@ class Conversation:
         """The rendered conversation and its ids, built on cached ones where these begin it."""
         tokenizer = self._model.tokenizer
         chat = self._model.chat_template is not None
-        rendered = (
-            self._model.render(messages) if chat else "\n".join(m["content"] for m in messages)
-        )
+        rendered = self._model.render(messages) if chat else _continued(messages)
         said = self._said
         if said is not None and rendered.startswith(said.text):
             rest = rendered[len(said.text) :]
@@ -222,3 +220,12 @@ class Turn:
     def result(self) -> Generation:
         """What was generated so far; final when the iteration has ended."""
         return self._stream.result
+
+
+def _continued(messages: list[Message]) -> str:
+    """A conversation without a template: an answer continues its question, which begins a line."""
+    text = ""
+    for message in messages:
+        begins = message["role"] == "user" and text
+        text += ("\n" if begins else "") + message["content"]
+    return text
