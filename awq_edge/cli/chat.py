@@ -65,15 +65,13 @@ def chat(
 def _converse(conversation: Conversation, commands: ChatCommands, interrupt: Interrupt) -> None:
     from awq_edge.errors import ConfigError, ResourceError
 
-    while (line := _read_line()) is not None:
-        if not line.strip():
-            continue
+    while True:
         try:
-            if commands.is_command(line):
-                if not commands.run(line):
-                    return
-            else:
-                commands.last = _answer(conversation, line, interrupt) or commands.last
+            line = _read_line()
+            if line is None or (commands.is_command(line) and not commands.run(line)):
+                return
+            if line.strip() and not commands.is_command(line):
+                commands.last = _answer(conversation, line, interrupt)
         except (ConfigError, ResourceError) as error:
             # A script must not go on as if nothing were; a person tries again.
             if not _is_terminal():
@@ -85,7 +83,7 @@ def _converse(conversation: Conversation, commands: ChatCommands, interrupt: Int
             _note("\nstopped")
 
 
-def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> Turn | None:
+def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> Turn:
     """Ask, and show the answer as it comes. Raises ConfigError and ResourceError."""
     from awq_edge.cli.output import JsonTarget
 
@@ -121,14 +119,19 @@ def _read_line() -> str | None:
     """
     from awq_edge.errors import ConfigError
 
-    if not _is_terminal():
-        try:
-            line = sys.stdin.readline()
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"standard input: byte {error.start} is not {error.encoding}; convert it"
-            ) from None
+    try:
+        if _is_terminal():
+            return _read_typed()
+        line = sys.stdin.readline()
         return line.rstrip("\r\n") if line else None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"standard input: byte {error.start} is not {error.encoding}; convert it"
+        ) from None
+
+
+def _read_typed() -> str | None:
+    """A line of a person, edited and called back where Python has readline."""
     try:
         import readline  # noqa: F401 - gives input() line editing and history
     except ImportError:

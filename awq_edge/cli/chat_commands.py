@@ -54,6 +54,8 @@ class ChatCommands:
     def is_command(self, line: str) -> bool:
         """A known name, or one word that looks like one: "/rest" is a slip, "/etc is?" a text."""
         words = line.split()
+        if not words:
+            return False
         known = words[0] in self._commands or words[0] == "/exit"
         return line.lstrip().startswith("/") and (known or len(words) == 1)
 

@@ -53,7 +53,7 @@ class Vocabulary:
     """The model's tokens as llguidance has them: their bytes, and grammars over them."""
 
     def __init__(self, model: Model) -> None:
-        """Takes about a second and tens of MB for a vocabulary of 128,000."""
+        """Takes a second or two and 100 MB for a vocabulary of 128,000."""
         self._size = model.session.vocab_size
         stops = sorted(model.stop_token_ids)
         self._tokenizer = LLTokenizer(

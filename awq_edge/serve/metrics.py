@@ -40,10 +40,10 @@ class Metrics:
         histogram = self._histogram
         self._queue = histogram("queue_seconds", "From arrival to the worker", _TTFT_BUCKETS)
         self._ttft = histogram(
-            "time_to_first_token_seconds", "From arrival to the first token", _TTFT_BUCKETS
+            "time_to_first_token_seconds", "TTFT: from arrival to the first token", _TTFT_BUCKETS
         )
         self._tpot = histogram(
-            "time_per_output_token_seconds", "Of every token but the first", _TPOT_BUCKETS
+            "time_per_output_token_seconds", "TPOT: of every token but the first", _TPOT_BUCKETS
         )
         self._memory = memory
         self._registry.register(_State(state, lambda: self._memory))
