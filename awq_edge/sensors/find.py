@@ -1,0 +1,50 @@
+"""All sensors of this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from awq_edge.sensors.cpu_clocks import find_cpu_clocks
+from awq_edge.sensors.ina3221 import find_ina3221
+from awq_edge.sensors.nvml import find_nvml
+from awq_edge.sensors.rapl import find_rapl
+from awq_edge.sensors.reading import Absent, Sensor
+from awq_edge.sensors.tegra_clocks import find_tegra_clocks
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """What was found, and what was not and why."""
+
+    present: tuple[Sensor, ...] = ()
+    absent: tuple[Absent, ...] = ()
+
+    def close(self) -> None:
+        """Close every sensor."""
+        for sensor in self.present:
+            sensor.close()
+
+
+def find_sensors(root: Path = Path("/"), *, nvml: Any = None) -> Sensors:
+    """The sensors of this machine. root: where its /sys lies. nvml: instead of the driver's
+    library."""
+    found: list[Sensor | Absent] = [
+        find_nvml(_first_gpu(), nvml),
+        find_ina3221(root),
+        find_rapl(root),
+        find_tegra_clocks(root),
+        find_cpu_clocks(root),
+    ]
+    return Sensors(
+        present=tuple(one for one in found if not isinstance(one, Absent)),
+        absent=tuple(one for one in found if isinstance(one, Absent)),
+    )
+
+
+def _first_gpu() -> int:
+    """The number, among the driver's GPUs, of the one that CUDA calls 0."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    return int(first) if first.isdigit() else 0

@@ -1,0 +1,81 @@
+"""What a sensor is: a name, what it covers, and a reading that never fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one sensor says now; empty or None where it has nothing to say.
+
+    energy: joules since some moment, a counter that only grows. power: watts now. clocks: Hz by
+    name. throttled: reasons for which clocks are held down now. throttle_counts: events so far, by
+    name. memory_used: bytes of a GPU's own memory in use, by all programs.
+    """
+
+    energy: float | None = None
+    power: float | None = None
+    clocks: Mapping[str, int] = field(default_factory=dict)
+    throttled: tuple[str, ...] = ()
+    throttle_counts: Mapping[str, int] = field(default_factory=dict)
+    memory_used: int | None = None
+
+
+class Sensor(Protocol):
+    """One source of readings. name: of the source. covers: what its figures are of, in words."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def covers(self) -> str: ...
+
+    def read(self) -> Reading:
+        """The figures now. What cannot be read any more is left out; nothing is raised."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A sensor that this machine does not have, or not for this user, and the reason."""
+
+    name: str
+    reason: str
+
+
+class SysfsSensor:
+    """A sensor that reads files under /sys: it holds nothing."""
+
+    name = ""
+    covers = ""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def read_text(path: Path) -> str | None:
+    """A file's text without white space around it; None where it cannot be read.
+
+    A driver answers a read with an error of its own (EIO, ENODATA, EAGAIN) when its chip is asleep.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").replace("\0", "").strip()
+    except OSError:
+        return None
+
+
+def read_int(path: Path) -> int | None:
+    """The whole number in a file; None where there is none."""
+    text = read_text(path)
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None
