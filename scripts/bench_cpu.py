@@ -26,8 +26,9 @@ from typing import Any
 from random_checkpoint import GROUP_SIZE, write_random_checkpoint
 
 from awq_edge.cache import cache_directory
-from awq_edge.device.cpu import describe_cpu
+from awq_edge.device.cpu import busy_seconds, describe_cpu
 from awq_edge.provenance import source_commit, versions
+from awq_edge.runtime.metrics import spread
 
 SHAPE = "tinyllama-1.1b"
 ACCURACY_LEVEL = 4
@@ -235,16 +236,6 @@ def turn(side: Side, steps: int, wait: float) -> dict[str, Any]:
         time.sleep(0.5)
 
 
-def busy_seconds() -> float | None:
-    """CPU seconds of all processes since the machine started (proc(5), /proc/stat)."""
-    try:
-        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:8]
-    except OSError:
-        return None
-    user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields)
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the quiet turns; the ratio over the rounds in which both were."""
     rates = {
@@ -265,13 +256,9 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {
-        "median": statistics.median(ordered),
-        "p10": ordered[len(ordered) // 10],
-        "p90": ordered[-1 - len(ordered) // 10],
-        "turns": len(ordered),
-    }
+    found = spread(values)
+    assert found is not None  # a round was quiet
+    return {"median": found.median, "p10": found.p10, "p90": found.p90, "turns": found.count}
 
 
 def machine() -> dict[str, Any]:

@@ -15,15 +15,37 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+class FileTarget:
+    """The value of a flag that names a file to write, checked before the work starts."""
+
+    def __init__(self, flag: str, value: str | None) -> None:
+        """flag: as typed, for messages. Raises ConfigError when the file cannot be written."""
+        self._flag = flag
+        self._path = None if value is None else Path(value).expanduser()
+        if self._path is not None:
+            _require_writable(flag, self._path)
+
+    def write(self, text: str) -> None:
+        """Write the text and a line end, whole or not at all; nothing where no file was given."""
+        if self._path is None:
+            return
+        try:
+            if _is_special(self._path):
+                self._path.write_text(text + "\n", encoding="utf-8")
+                return
+            with atomic_file(self._path) as work:
+                work.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(self._flag, self._path, error) from None
+
+
 class JsonTarget:
     """The value of a `--json FILE|-` flag, checked before the work starts."""
 
     def __init__(self, value: str | None) -> None:
         """Raises ConfigError when the file cannot be written."""
         self.owns_stdout = value == "-"
-        self._path = None if value in (None, "-") else Path(str(value)).expanduser()
-        if self._path is not None:
-            _require_writable(self._path)
+        self._file = FileTarget("--json", None if value == "-" else value)
 
     @property
     def text_stream(self) -> TextIO:
@@ -45,15 +67,8 @@ class JsonTarget:
         if self.owns_stdout:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
-        elif self._path is not None:
-            try:
-                if _is_special(self._path):
-                    self._path.write_text(text + "\n", encoding="utf-8")
-                    return
-                with atomic_file(self._path) as work:
-                    work.write_text(text + "\n", encoding="utf-8")
-            except OSError as error:
-                raise _unwritable(self._path, error) from None
+        else:
+            self._file.write(text)
 
 
 def _is_special(path: Path) -> bool:
@@ -61,10 +76,10 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def _require_writable(path: Path) -> None:
+def _require_writable(flag: str, path: Path) -> None:
     """Try it: permissions alone do not tell of a read-only file system."""
     if path.is_dir():
-        raise ConfigError(f"--json {path}: is a directory; give the name of a file")
+        raise ConfigError(f"{flag} {path}: is a directory; give the name of a file")
     try:
         if _is_special(path):
             return
@@ -74,11 +89,11 @@ def _require_writable(path: Path) -> None:
         if path.exists():
             path.open("ab").close()
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise _unwritable(flag, path, error) from None
 
 
-def _unwritable(path: Path, error: OSError) -> ConfigError:
+def _unwritable(flag: str, path: Path, error: OSError) -> ConfigError:
+    other = ", or - for standard output" if flag == "--json" else ""
     return ConfigError(
-        f"--json {path}: cannot be written: {error.strerror}; choose another file, or - for "
-        "standard output"
+        f"{flag} {path}: cannot be written: {error.strerror}; choose another file{other}"
     )

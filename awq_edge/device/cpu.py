@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 _SYS_CPU = Path("/sys/devices/system/cpu")
+_STAT = Path("/proc/stat")
 # Bytes that a bandwidth measurement reads per pass, at least: past the last-level cache.
 _BANDWIDTH_BYTES = 128 << 20
 _BANDWIDTH_PASSES = 5
@@ -44,6 +45,19 @@ def describe_cpu() -> CpuInfo:
         memory_bytes=_memory_bytes(),
         power_mode=_read(_SYS_CPU / "cpu0/cpufreq/scaling_governor"),
     )
+
+
+def busy_seconds(stat: Path = _STAT) -> float | None:
+    """CPU seconds of all processes since the machine started; None where the system does not tell.
+
+    Source: proc(5), /proc/stat.
+    """
+    try:
+        fields = stat.read_text(encoding="ascii").split("\n", 1)[0].split()[1:8]
+    except OSError:
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields)
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def measure_read_bandwidth(threads: int) -> float:

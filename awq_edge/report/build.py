@@ -55,7 +55,7 @@ def build_run_report(
     cpu = describe_cpu()
     decode = timings.decode_tokens_per_second
     return RunReport(
-        bundle=_bundle(model),
+        bundle=bundle_part(model),
         request=RequestPart(
             prompt=prompt,
             prompt_format=prompt_format,
@@ -80,19 +80,19 @@ def build_run_report(
         ),
         latency=_latency(model.load_figures, timings),
         throughput=ThroughputPart(
-            prefill=_spread(timings.prefill_tokens_per_second),
-            decode=_spread(decode),
+            prefill=spread_part(timings.prefill_tokens_per_second),
+            decode=spread_part(decode),
             warmup_steps=len(timings.steps) - len(timings.measured_steps),
         ),
-        bandwidth=_bandwidth(
+        bandwidth=bandwidth_part(
             manifest,
             timings,
             decode.median if decode else None,
             device_bandwidth,
             bandwidth_source,
         ),
-        memory=_memory(model, after, cpu),
-        environment=_environment(model, cpu),
+        memory=memory_part(model, after, cpu),
+        environment=environment_part(model, cpu),
     )
 
 
@@ -103,7 +103,8 @@ def mean_kv_bytes_per_token(manifest: BundleManifest, timings: Timings) -> int:
     return kv_cache_bytes(manifest, mean_length)
 
 
-def _bundle(model: Model) -> BundlePart:
+def bundle_part(model: Model) -> BundlePart:
+    """What a loaded bundle is."""
     manifest = model.manifest
     return BundlePart(
         path=str(model.bundle.path),
@@ -137,19 +138,21 @@ def _latency(load: LoadFigures, timings: Timings) -> LatencyPart:
     )
 
 
-def _spread(spread: Spread | None) -> SpreadPart | None:
+def spread_part(spread: Spread | None) -> SpreadPart | None:
+    """A spread as reports have it."""
     if spread is None:
         return None
     return SpreadPart(median=spread.median, p10=spread.p10, p90=spread.p90, samples=spread.count)
 
 
-def _bandwidth(
+def bandwidth_part(
     manifest: BundleManifest,
     timings: Timings,
     decode_rate: float | None,
     device: float | None,
     source: Literal["recipe", "measured"] | None,
 ) -> BandwidthPart:
+    """Memory traffic of decoding at a rate, tokens/s, and its share of a device's, bytes/s."""
     kv_bytes = mean_kv_bytes_per_token(manifest, timings)
     total = manifest.bytes_per_token + kv_bytes
     achieved = None if decode_rate is None else total * decode_rate
@@ -165,7 +168,8 @@ def _bandwidth(
     )
 
 
-def _memory(model: Model, after: ProcessMemory, cpu: CpuInfo) -> MemoryPart:
+def memory_part(model: Model, after: ProcessMemory, cpu: CpuInfo) -> MemoryPart:
+    """The memory fit of a loaded bundle. after: this process's memory when it had run."""
     predicted = predict_memory(model.manifest, model.session.context)
     before, loaded = model.load_figures.before.rss, model.load_figures.after.rss
     growth = loaded - before if loaded is not None and before is not None else None
@@ -226,7 +230,8 @@ def _fit(
     )
 
 
-def _environment(model: Model, cpu: CpuInfo) -> EnvironmentPart:
+def environment_part(model: Model, cpu: CpuInfo) -> EnvironmentPart:
+    """Where a loaded bundle runs."""
     info = model.session.info
     return EnvironmentPart(
         backend=info.backend,

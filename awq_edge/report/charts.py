@@ -139,10 +139,12 @@ def panels(
     y_range: tuple[float, float] | None = None,
     columns: int = 4,
     panel_height: float = 1.55,
+    whole_x: bool = True,
 ) -> str:
     """Small charts side by side with the same axes, one a title; SVG.
 
     lines, marks: of each panel. key: unique in the page. label: what the chart shows, in words.
+    whole_x: x is a number of something, with no ticks between two whole ones.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -161,7 +163,7 @@ def panels(
             axis.tick_params(length=2, labelleft=index % columns == 0)
             last_row = index + columns >= len(titles)
             axis.tick_params(labelbottom=last_row)
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=whole_x, min_n_ticks=1))
             axis.yaxis.set_major_locator(MaxNLocator(5))
             if last_row:
                 axis.set_xlabel(x_label)

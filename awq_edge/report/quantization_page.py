@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awq_edge.artifacts import atomic_file
+from awq_edge.report.page import Tile, format_size, render
 from awq_edge.report.quantization_charts import (
     EXACT_DB,
     clip_chart,
@@ -30,16 +31,6 @@ PAGE_FILE = "quantization_report.html"
 WORST = 10
 # Beyond this many linears (experts) the page has no table of all of them: it would be megabytes.
 _MOST_ROWS = 1000
-_TEMPLATES = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """A figure at the top of the page."""
-
-    name: str
-    value: str
-    more: str
 
 
 @dataclass(frozen=True)
@@ -71,16 +62,8 @@ def write_quantization_page(report: QuantizationReport, path: Path) -> None:
 
 def quantization_page(report: QuantizationReport) -> str:
     """The page of a report, as HTML. The same report gives the same text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     gain, clip = gain_chart(report), clip_chart(report)
     quantized = list(_quantized(report))
     # Stable: linears without an error, the last.
@@ -110,7 +93,7 @@ def quantization_page(report: QuantizationReport) -> str:
         "unquantized": _unquantized(report),
         "facts": [(name, value) for name, value in _facts(report) if value],
     }
-    return environment.get_template("quantization.html").render(values)
+    return render("quantization.html", values)
 
 
 def _quantized(report: QuantizationReport) -> Iterator[tuple[int, LinearReport]]:
@@ -132,7 +115,7 @@ def _lead(report: QuantizationReport) -> str:
     )
 
 
-def _tiles(report: QuantizationReport) -> Iterator[_Tile]:
+def _tiles(report: QuantizationReport) -> Iterator[Tile]:
     summary = report.summary
     if summary.mean_sqnr_db is not None:
         more = f"of the {report.errors_of}"
@@ -141,17 +124,17 @@ def _tiles(report: QuantizationReport) -> Iterator[_Tile]:
             more = f"round-to-nearest {summary.mean_rtn_sqnr_db:.2f} dB: {gain:+.2f} dB"
         if summary.mean_nf4_sqnr_db is not None:
             more += f"; NF4 {summary.mean_nf4_sqnr_db:.2f} dB"
-        yield _Tile("Mean SQNR", f"{summary.mean_sqnr_db:.2f} dB", more)
+        yield Tile("Mean SQNR", f"{summary.mean_sqnr_db:.2f} dB", more)
     for row in report.perplexities[:1]:
         more = f"original {row.original:.3f}: {row.quantized / row.original - 1:+.2%}"
-        yield _Tile("Perplexity", f"{row.quantized:.3f}", more)
+        yield Tile("Perplexity", f"{row.quantized:.3f}", more)
     total = summary.quantized_linears + summary.unquantized_linears
-    yield _Tile("Quantized linears", f"{summary.quantized_linears:,}", f"of {total:,} in blocks")
-    yield _Tile("Time", _duration(report.seconds), report.device)
+    yield Tile("Quantized linears", f"{summary.quantized_linears:,}", f"of {total:,} in blocks")
+    yield Tile("Time", _duration(report.seconds), report.device)
     if report.peak_cuda_bytes is not None:
-        yield _Tile("Peak GPU memory", _size(report.peak_cuda_bytes), report.device)
+        yield Tile("Peak GPU memory", format_size(report.peak_cuda_bytes), report.device)
     elif report.peak_host_bytes is not None:
-        yield _Tile("Peak memory", _size(report.peak_host_bytes), "of the process")
+        yield Tile("Peak memory", format_size(report.peak_host_bytes), "of the process")
 
 
 def _choices(report: QuantizationReport) -> str:
@@ -245,9 +228,9 @@ def _facts(report: QuantizationReport) -> Iterator[tuple[str, str]]:
     yield "time", f"{_duration(report.seconds)}, on {report.device}, {report.threads} threads"
     yield "time by phase", _phases(report)
     if report.peak_host_bytes is not None:
-        yield "peak memory of the process", _size(report.peak_host_bytes)
+        yield "peak memory of the process", format_size(report.peak_host_bytes)
     if report.peak_cuda_bytes is not None:
-        yield "peak GPU memory", _size(report.peak_cuda_bytes)
+        yield "peak GPU memory", format_size(report.peak_cuda_bytes)
     yield "made", report.time
     yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
     yield "commit", report.commit or "unknown"
@@ -281,7 +264,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:,.2f} GB" if size >= 10**9 else f"{size / 1e6:,.0f} MB"

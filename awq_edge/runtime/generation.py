@@ -83,11 +83,19 @@ class TokenLoop:
     The session keeps the prompt and all but the last generated token in its cache.
     """
 
-    def __init__(self, session: Session, request: Request, *, started: float | None = None) -> None:
-        """started: perf_counter() of the request, for TTFT; now when it is not given."""
+    def __init__(
+        self,
+        session: Session,
+        request: Request,
+        *,
+        started: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """started: clock() of the request, for TTFT; now when it is not given. clock: seconds."""
         self._session = session
         self._request = request
-        self._started = time.perf_counter() if started is None else started
+        self._clock = clock
+        self._started = clock() if started is None else started
         self.sampler = Sampler(request.sampling)
         self.timings = Timings(prompt_tokens=len(request.prompt_ids))
         self.finish_reason: FinishReason = "cancelled"
@@ -98,7 +106,7 @@ class TokenLoop:
         try:
             yield from self._run()
         finally:
-            self.timings.total = time.perf_counter() - self._started
+            self.timings.total = self._clock() - self._started
 
     def _run(self) -> Iterator[int]:
         session, request, timings = self._session, self._request, self.timings
@@ -107,7 +115,7 @@ class TokenLoop:
             return
         self.sampler.observe(list(request.prompt_ids))
         token, logprobs = self._choose(logits)
-        timings.ttft = time.perf_counter() - self._started
+        timings.ttft = self._clock() - self._started
         while True:
             if token in request.stop_token_ids:
                 self.finish_reason = "stop"
@@ -128,9 +136,9 @@ class TokenLoop:
                 return
             if self._cancelled():
                 return
-            start = time.perf_counter()
+            start = self._clock()
             token, logprobs = self._choose(session.decode(token))
-            timings.steps.append(time.perf_counter() - start)
+            timings.steps.append(self._clock() - start)
 
     def _choose(self, logits: Float32) -> tuple[int, TokenLogprobs | None]:
         """The next token, and its log-probabilities where they were asked for."""
@@ -153,9 +161,9 @@ class TokenLoop:
             if self._cancelled():
                 return None
             chunk = ids[begin : begin + session.prefill_chunk]
-            start = time.perf_counter()
+            start = self._clock()
             logits = session.prefill(chunk)
-            self.timings.chunks.append((len(chunk), time.perf_counter() - start))
+            self.timings.chunks.append((len(chunk), self._clock() - start))
         return logits
 
     def _cancelled(self) -> bool:

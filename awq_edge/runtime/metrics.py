@@ -29,6 +29,7 @@ class Percentiles:
     """Seconds."""
 
     p50: float
+    p90: float
     p95: float
     p99: float
 
@@ -73,11 +74,7 @@ class Timings:
     @property
     def tpot(self) -> Percentiles | None:
         """Percentiles of the decode steps after the warm-up."""
-        steps = self.measured_steps
-        if not steps:
-            return None
-        p50, p95, p99 = np.percentile(steps, [50, 95, 99])
-        return Percentiles(float(p50), float(p95), float(p99))
+        return percentiles(self.measured_steps)
 
 
 def spread(values: list[float]) -> Spread | None:
@@ -86,3 +83,10 @@ def spread(values: list[float]) -> Spread | None:
         return None
     p10, median, p90 = np.percentile(values, [10, 50, 90])
     return Spread(float(median), float(p10), float(p90), len(values))
+
+
+def percentiles(seconds: list[float]) -> Percentiles | None:
+    """Percentiles of some times, linear between two of them; None of nothing."""
+    if not seconds:
+        return None
+    return Percentiles(*(float(value) for value in np.percentile(seconds, [50, 90, 95, 99])))

@@ -91,6 +91,15 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text: beginning and end of a text, of a turn, padding."""
+        added = self._backend.get_added_tokens_decoder()
+        named = (self.token_id(token) for token in self.special_tokens.values())
+        return frozenset(
+            [number for number, token in added.items() if token.special]
+            + [number for number in named if number is not None]
+        )
+
     def starts_with_special_token(self, text: str) -> bool:
         """Whether the tokenizer splits `text` behind an added token at its very beginning."""
         tokens = self._backend.get_added_tokens_decoder().values()
