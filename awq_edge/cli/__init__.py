@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from awq_edge._version import __version__
+from awq_edge.cli.bench import bench_app
 from awq_edge.cli.build import build
 from awq_edge.cli.build_plugins import build_plugins
 from awq_edge.cli.chat import chat
@@ -59,6 +60,7 @@ app.command()(inspect)
 app.command()(doctor)
 app.command()(study)
 app.command()(build_plugins)
+app.add_typer(bench_app)
 app.add_typer(eval_app)
 app.add_typer(recipes_app)
 

@@ -1,0 +1,1 @@
+"""`awq-edge bench`: measures a loaded bundle, and compares two measurements."""

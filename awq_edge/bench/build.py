@@ -1,0 +1,265 @@
+"""From what was measured to its report."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from awq_edge.artifacts import MANIFEST, hash_file
+from awq_edge.bench.measure import Measurement, Repeat
+from awq_edge.bench.monitor import Monitor, Sample, joules
+from awq_edge.bench.plan import Cell, Plan
+from awq_edge.device.cpu import describe_cpu
+from awq_edge.report.bench_report import (
+    BenchReport,
+    CellPart,
+    ClockPart,
+    EnergyPart,
+    PeakPart,
+    PercentilesPart,
+    PlanPart,
+    RepeatPart,
+    SamplePart,
+    SensorPart,
+    ThrottlingPart,
+)
+from awq_edge.report.build import (
+    bandwidth_part,
+    bundle_part,
+    environment_part,
+    memory_part,
+    spread_part,
+)
+from awq_edge.runtime.memory import ProcessMemory
+from awq_edge.runtime.metrics import Timings, percentiles, spread
+from awq_edge.runtime.model import Model
+from awq_edge.sensors.power_mode import PowerModes
+from awq_edge.sensors.reading import Absent
+
+_MOST_SAMPLES = 500  # of memory over time, in a report
+_DIGITS = 9  # of seconds: nanoseconds
+OTHERS_LIMIT = 0.1  # share of the CPUs that other processes may take without a note
+_BATCH_NOTE = "batch 1: a session runs one sequence at a time"
+
+
+def build_bench_report(
+    model: Model,
+    plan: Plan,
+    measurement: Measurement,
+    monitor: Monitor,
+    *,
+    prompt_sha256: str,
+    after: ProcessMemory,
+    device_bandwidth: float | None,
+    absent: Sequence[Absent],
+    power_modes: PowerModes,
+) -> BenchReport:
+    """The report of a measurement. after: this process's memory at its end. device_bandwidth:
+    bytes/s. Raises KeyboardInterrupt when no repeat of any cell is complete."""
+    measured = {cell: repeats for cell, repeats in measurement.repeats.items() if repeats}
+    if not measured:
+        raise KeyboardInterrupt
+    cpu = describe_cpu()
+    sensors = [SensorPart(name=n, covers=c, absent=None) for n, c in monitor.covers.items()]
+    sensors += [SensorPart(name=one.name, covers=None, absent=one.reason) for one in absent]
+    environment = environment_part(model, cpu)
+    cells = tuple(
+        _cell(model, cell, repeats, monitor, device_bandwidth) for cell, repeats in measured.items()
+    )
+    return BenchReport(
+        bundle=bundle_part(model),
+        manifest_sha256=hash_file(model.bundle.path / MANIFEST).sha256,
+        plan=PlanPart(
+            prompt_lengths=tuple(sorted({cell.prompt_tokens for cell in plan.cells})),
+            generated_lengths=tuple(sorted({cell.generated_tokens for cell in plan.cells})),
+            warmup=plan.warmup,
+            repeats=plan.repeats,
+            seed=plan.seed,
+            prompt_sha256=prompt_sha256,
+            context=model.session.context,
+            sample_interval=plan.sample_interval,
+        ),
+        interrupted=measurement.interrupted,
+        load=model.load_figures.verify_seconds + model.load_figures.session_seconds,
+        cells=cells,
+        memory=memory_part(model, after, cpu),
+        memory_samples=memory_samples(monitor.samples),
+        sensors=tuple(sensors),
+        clocks=clocks(monitor.samples),
+        throttling=throttling(monitor.samples),
+        nvpmodel=power_modes.nvpmodel,
+        governor=power_modes.governor,
+        environment=environment.model_copy(update={"power_mode": _mode(power_modes)}),
+        notes=tuple(_notes(plan, measurement, cells)),
+    )
+
+
+def _mode(modes: PowerModes) -> str | None:
+    return None if modes == PowerModes(None, None) else str(modes)
+
+
+def _notes(plan: Plan, measurement: Measurement, cells: Sequence[CellPart]) -> list[str]:
+    notes = [_BATCH_NOTE]
+    others = max((cell.others for cell in cells if cell.others is not None), default=0.0)
+    if others > OTHERS_LIMIT:
+        notes.append(
+            f"other processes took up to {others:.0%} of the CPUs: figures are those of a busy "
+            "machine"
+        )
+    if measurement.interrupted:
+        done = sum(map(len, measurement.repeats.values()))
+        wanted = plan.repeats * len(plan.cells)
+        notes.append(f"interrupted: {done} of {wanted} repeats were complete")
+    return notes
+
+
+def _cell(
+    model: Model,
+    cell: Cell,
+    repeats: Sequence[Repeat],
+    monitor: Monitor,
+    device_bandwidth: float | None,
+) -> CellPart:
+    parts = tuple(_repeat(repeat.timings) for repeat in repeats)
+    prefill = spread_part(spread([part.prefill_tokens_per_second for part in parts]))
+    rates = [part.decode_tokens_per_second for part in parts]
+    decode = spread_part(spread([rate for rate in rates if rate is not None]))
+    ttft = _percentiles([part.ttft for part in parts])
+    assert prefill is not None and ttft is not None  # there is a repeat
+    return CellPart(
+        prompt_tokens=cell.prompt_tokens,
+        generated_tokens=cell.generated_tokens,
+        prefill=prefill,
+        decode=decode,
+        ttft=ttft,
+        tpot=_percentiles([s for repeat in repeats for s in repeat.timings.measured_steps]),
+        bandwidth=bandwidth_part(
+            model.manifest,
+            repeats[0].timings,
+            decode.median if decode else None,
+            device_bandwidth,
+            "measured",
+        ),
+        others=others_share(repeats, os.cpu_count() or 1),
+        peak=_peak([s for one in repeats for s in monitor.between(one.begin, one.end)]),
+        energy=tuple(energy_parts(cell, repeats, monitor.covers)),
+        repeats=parts,
+    )
+
+
+def _repeat(timings: Timings) -> RepeatPart:
+    steps = timings.measured_steps
+    assert timings.ttft is not None  # the request is complete
+    return RepeatPart(
+        ttft=round(timings.ttft, _DIGITS),
+        prefill=round(timings.prefill_seconds, _DIGITS),
+        prefill_tokens_per_second=timings.prompt_tokens / timings.prefill_seconds,
+        decode_tokens_per_second=len(steps) / sum(steps) if steps else None,
+        tpot=round(statistics.median(steps), _DIGITS) if steps else None,
+        steps=tuple(round(seconds, _DIGITS) for seconds in timings.steps),
+        total=round(timings.total, _DIGITS),
+    )
+
+
+def _percentiles(seconds: list[float]) -> PercentilesPart | None:
+    found = percentiles(seconds)
+    if found is None:
+        return None
+    return PercentilesPart(p50=found.p50, p90=found.p90, p99=found.p99, samples=len(seconds))
+
+
+def energy_parts(cell: Cell, repeats: Sequence[Repeat], covers: dict[str, str]) -> list[EnergyPart]:
+    """Energy of a cell by sensor, of those that measured it in every repeat."""
+    found: list[EnergyPart] = []
+    prompt = cell.prompt_tokens * len(repeats)
+    generated = (cell.generated_tokens - 1) * len(repeats)
+    for name, what in covers.items():
+        prefill = _sum([joules(one.begin, one.first_token, name) for one in repeats])
+        decode = _sum([joules(one.first_token, one.end, name) for one in repeats])
+        if prefill is None or decode is None:
+            continue
+        prefill_seconds = sum(one.first_token.time - one.begin.time for one in repeats)
+        decode_seconds = sum(one.end.time - one.first_token.time for one in repeats)
+        found.append(
+            EnergyPart(
+                sensor=name,
+                covers=what,
+                joules_per_prompt_token=prefill / prompt,
+                joules_per_generated_token=decode / generated if generated else None,
+                prefill_watts=prefill / prefill_seconds if prefill_seconds else None,
+                decode_watts=decode / decode_seconds if generated and decode_seconds else None,
+                decode_seconds=decode_seconds,
+            )
+        )
+    return found
+
+
+def others_share(repeats: Sequence[Repeat], cpus: int) -> float | None:
+    """The share of `cpus` logical CPUs that other processes took during some repeats."""
+    pairs = [(one.begin.other_cpu, one.end.other_cpu) for one in repeats]
+    taken = _sum([None if b is None or e is None else e - b for b, e in pairs])
+    seconds = sum(one.end.time - one.begin.time for one in repeats)
+    # The counters tick: a process's own time may be ahead of the system's.
+    return None if taken is None or not seconds else min(1.0, max(0.0, taken / (seconds * cpus)))
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _peak(samples: Sequence[Sample]) -> PeakPart:
+    def most(values: list[int | None]) -> int | None:
+        return max((value for value in values if value is not None), default=None)
+
+    return PeakPart(
+        anonymous=most([one.anonymous for one in samples]),
+        file_backed=most([one.file_backed for one in samples]),
+        device=most([one.device for one in samples]),
+    )
+
+
+def memory_samples(samples: Sequence[Sample]) -> tuple[SamplePart, ...]:
+    """At most some 500 of the samples, evenly over them, the last included."""
+    step = -(-len(samples) // _MOST_SAMPLES) or 1
+    kept = list(samples[::step])
+    if samples and kept[-1] is not samples[-1]:
+        kept.append(samples[-1])
+    return tuple(
+        SamplePart(
+            time=round(one.time - samples[0].time, 6),
+            anonymous=one.anonymous,
+            file_backed=one.file_backed,
+            device=one.device,
+        )
+        for one in kept
+    )
+
+
+def clocks(samples: Sequence[Sample]) -> tuple[ClockPart, ...]:
+    """Every clock that was ever told, over all samples."""
+    names = dict.fromkeys(name for one in samples for name in one.clocks)
+    return tuple(
+        ClockPart(
+            name=name,
+            before=samples[0].clocks.get(name),
+            after=samples[-1].clocks.get(name),
+            lowest=min(one.clocks[name] for one in samples if name in one.clocks),
+            highest=max(one.clocks[name] for one in samples if name in one.clocks),
+        )
+        for name in names
+    )
+
+
+def throttling(samples: Sequence[Sample]) -> ThrottlingPart:
+    """What held clocks down, in how many samples; and events that were counted meanwhile."""
+    reasons = Counter(reason for one in samples for reason in set(one.throttled))
+    first = samples[0].throttle_counts if samples else {}
+    last = samples[-1].throttle_counts if samples else {}
+    return ThrottlingPart(
+        samples=len(samples),
+        reasons=dict(sorted(reasons.items())),
+        events={name: last[name] - count for name, count in first.items() if name in last},
+    )

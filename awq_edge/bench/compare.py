@@ -1,0 +1,229 @@
+"""What changed between two measurements, and whether it is more than their spread.
+
+The rule. The repeats of a cell are a few values (five by default) of an unknown, skewed
+distribution: a mean and its standard error say little, a rank test needs no shape. A metric has
+changed when both hold:
+
+* the exact two-sided Mann-Whitney test rejects "the same distribution" at ALPHA. At 0.01, five
+  repeats against five reject only where no value of one lies among the other's; with fewer than
+  five (four against six) nothing could, and the verdict is "too few repeats";
+* the medians differ by MIN_CHANGE or more. Repeats of one process share what differs from process
+  to process (where memory lies, the other programs' share of the machine), which no test within
+  processes sees.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from awq_edge.bench.build import OTHERS_LIMIT
+from awq_edge.bench.rank_test import rank_sum_p_value, smallest_p_value
+from awq_edge.report.bench_report import BenchReport, CellPart, RepeatPart
+
+ALPHA = 0.01
+MIN_CHANGE = 0.02
+
+Verdict = Literal["better", "worse", "unchanged", "too few repeats"]
+Metric = Literal["prefill_tokens_per_second", "decode_tokens_per_second", "ttft", "tpot"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ChangePart(_Part):
+    """One metric of one cell. before, after: medians of the repeats, tokens/s or seconds. change:
+    after / before - 1. p_value: of the rank test."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    metric: Metric
+    before: float
+    after: float
+    change: float
+    p_value: float
+    repeats: tuple[int, int]
+    verdict: Verdict
+
+
+class PeakChangePart(_Part):
+    """Peak memory of one cell, bytes: one value a measurement, so there is no verdict on it."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    what: Literal["anonymous", "file_backed", "device"]
+    before: int
+    after: int
+
+
+class DifferencePart(_Part):
+    """Something that was not the same in both measurements."""
+
+    what: str
+    before: str
+    after: str
+
+
+class Comparison(_Part):
+    """Two bench reports side by side. differences: of what was measured, and where. only_before,
+    only_after: cells (prompt and generated tokens) that the other report lacks."""
+
+    format: Literal["awq-edge-bench-comparison"] = "awq-edge-bench-comparison"
+    format_version: Literal[1] = 1
+    alpha: float
+    min_change: float
+    changes: tuple[ChangePart, ...]
+    peaks: tuple[PeakChangePart, ...]
+    differences: tuple[DifferencePart, ...]
+    only_before: tuple[tuple[int, int], ...]
+    only_after: tuple[tuple[int, int], ...]
+
+    @property
+    def regressions(self) -> tuple[ChangePart, ...]:
+        """What became worse."""
+        return tuple(change for change in self.changes if change.verdict == "worse")
+
+
+@dataclass(frozen=True)
+class _Measure:
+    metric: Metric
+    value: Callable[[RepeatPart], float | None]
+    more_is_better: bool
+
+
+_MEASURES = (
+    _Measure("prefill_tokens_per_second", lambda one: one.prefill_tokens_per_second, True),
+    _Measure("decode_tokens_per_second", lambda one: one.decode_tokens_per_second, True),
+    _Measure("ttft", lambda one: one.ttft, False),
+    _Measure("tpot", lambda one: one.tpot, False),
+)
+
+
+def compare(
+    before: BenchReport,
+    after: BenchReport,
+    *,
+    alpha: float = ALPHA,
+    min_change: float = MIN_CHANGE,
+) -> Comparison:
+    """What changed from one report to another, cell by cell, by the rule above."""
+    old, new = _by_lengths(before), _by_lengths(after)
+    shared = [lengths for lengths in old if lengths in new]
+    return Comparison(
+        alpha=alpha,
+        min_change=min_change,
+        changes=tuple(
+            change
+            for lengths in shared
+            for change in _changes(old[lengths], new[lengths], alpha, min_change)
+        ),
+        peaks=tuple(peak for lengths in shared for peak in _peaks(old[lengths], new[lengths])),
+        differences=tuple(_differences(before, after)),
+        only_before=tuple(lengths for lengths in old if lengths not in new),
+        only_after=tuple(lengths for lengths in new if lengths not in old),
+    )
+
+
+def verdict_of(
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    more_is_better: bool,
+    alpha: float = ALPHA,
+    min_change: float = MIN_CHANGE,
+) -> tuple[Verdict, float]:
+    """The verdict on two samples of a metric, and the p-value of the rank test."""
+    p_value = rank_sum_p_value(before, after)
+    if smallest_p_value(len(before), len(after)) > alpha:
+        return "too few repeats", p_value
+    change = statistics.median(after) / statistics.median(before) - 1
+    if p_value > alpha or abs(change) < min_change:
+        return "unchanged", p_value
+    return ("better" if (change > 0) == more_is_better else "worse"), p_value
+
+
+def _by_lengths(report: BenchReport) -> dict[tuple[int, int], CellPart]:
+    return {(cell.prompt_tokens, cell.generated_tokens): cell for cell in report.cells}
+
+
+def _changes(
+    before: CellPart, after: CellPart, alpha: float, min_change: float
+) -> Iterator[ChangePart]:
+    for measure in _MEASURES:
+        old, new = (
+            [value for value in map(measure.value, cell.repeats) if value is not None]
+            for cell in (before, after)
+        )
+        if not old or not new:
+            continue
+        verdict, p_value = verdict_of(
+            old, new, more_is_better=measure.more_is_better, alpha=alpha, min_change=min_change
+        )
+        yield ChangePart(
+            prompt_tokens=before.prompt_tokens,
+            generated_tokens=before.generated_tokens,
+            metric=measure.metric,
+            before=statistics.median(old),
+            after=statistics.median(new),
+            change=statistics.median(new) / statistics.median(old) - 1,
+            p_value=p_value,
+            repeats=(len(old), len(new)),
+            verdict=verdict,
+        )
+
+
+def _peaks(before: CellPart, after: CellPart) -> Iterator[PeakChangePart]:
+    kinds: tuple[Literal["anonymous", "file_backed", "device"], ...] = (
+        "anonymous",
+        "file_backed",
+        "device",
+    )
+    for what in kinds:
+        old, new = getattr(before.peak, what), getattr(after.peak, what)
+        if old is not None and new is not None:
+            yield PeakChangePart(
+                prompt_tokens=before.prompt_tokens,
+                generated_tokens=before.generated_tokens,
+                what=what,
+                before=old,
+                after=new,
+            )
+
+
+def _differences(before: BenchReport, after: BenchReport) -> Iterator[DifferencePart]:
+    for (what, old), (_, new) in zip(_facts(before), _facts(after), strict=True):
+        if old != new:
+            yield DifferencePart(what=what, before=old, after=new)
+    old_versions, new_versions = before.environment.versions, after.environment.versions
+    for name in sorted({*old_versions, *new_versions}):
+        old, new = old_versions.get(name, "none"), new_versions.get(name, "none")
+        if old != new:
+            yield DifferencePart(what=f"version of {name}", before=old, after=new)
+
+
+def _facts(report: BenchReport) -> Iterator[tuple[str, str]]:
+    bundle, plan, environment = report.bundle, report.plan, report.environment
+    yield "bundle (sha256 of its manifest)", report.manifest_sha256
+    yield "model", bundle.model_name
+    yield "runtime", bundle.runtime
+    yield "weights", f"{bundle.bits}-bit {bundle.method}, group {bundle.group_size}"
+    yield "backend", environment.backend
+    yield "device", environment.device
+    yield "threads", str(environment.threads)
+    yield "power mode", environment.power_mode or "unknown"
+    yield "throttling", "seen" if report.throttling.seen else "not seen"
+    yield "context", str(plan.context)
+    yield "other processes", "more than a tenth of the CPUs" if _is_busy(report) else "quiet"
+    yield "prompts (seed)", str(plan.seed)
+    yield "warm-up rounds", str(plan.warmup)
+    yield "awq-edge commit", environment.commit or "unknown"
+    yield "complete", "no, interrupted" if report.interrupted else "yes"
+
+
+def _is_busy(report: BenchReport) -> bool:
+    return any((cell.others or 0.0) > OTHERS_LIMIT for cell in report.cells)

@@ -1,0 +1,98 @@
+"""`awq-edge bench` as a call: load a bundle, measure it, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from awq_edge.bench.build import build_bench_report
+from awq_edge.bench.measure import measure
+from awq_edge.bench.monitor import Monitor
+from awq_edge.bench.plan import (
+    REPEATS,
+    SAMPLE_INTERVAL,
+    SEED,
+    WARMUP,
+    ids_sha256,
+    make_plan,
+    prompt_ids,
+)
+from awq_edge.device.tegra import read_tegra_memory
+from awq_edge.report.bench_report import BenchReport
+from awq_edge.runtime.memory import read_process_memory
+from awq_edge.runtime.model import load
+from awq_edge.sensors.find import Sensors, find_sensors
+from awq_edge.sensors.power_mode import read_power_modes
+
+_JETSON_SENSORS = {"ina3221", "tegra"}
+
+
+def bench(
+    bundle: str | Path,
+    *,
+    prompt_lengths: Sequence[int] | None = None,
+    generated_lengths: Sequence[int] | None = None,
+    warmup: int = WARMUP,
+    repeats: int = REPEATS,
+    seed: int = SEED,
+    sample_interval: float = SAMPLE_INTERVAL,
+    context: int | None = None,
+    threads: int | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    observer: Callable[[int, int, str], None] | None = None,
+    build_observer: Callable[[float, str], None] | None = None,
+    sensors: Sensors | None = None,
+) -> BenchReport:
+    """Load a bundle, measure prefill and decode at every pair of lengths, and report.
+
+    Lengths: tokens; None takes the defaults that fit the context. context, threads,
+    build_observer: see `load`. cancelled, observer: see `measure`. sensors: instead of this
+    machine's. Raises what `load` raises, and ConfigError for lengths that do not fit.
+    """
+    found = find_sensors() if sensors is None else sensors
+    try:
+        with load(bundle, context=context, threads=threads, observer=build_observer) as model:
+            session = model.session
+            plan = make_plan(
+                session.context,
+                prompt_lengths=prompt_lengths,
+                generated_lengths=generated_lengths,
+                warmup=warmup,
+                repeats=repeats,
+                seed=seed,
+                sample_interval=sample_interval,
+            )
+            longest = max(cell.prompt_tokens for cell in plan.cells)
+            special = model.tokenizer.special_ids() | model.stop_token_ids
+            prompt = prompt_ids(session.vocab_size, special, longest, seed)
+            shared = bool(_JETSON_SENSORS & {sensor.name for sensor in found.present})
+            monitor = Monitor(
+                found.present,
+                interval=plan.sample_interval,
+                device_memory=_system_memory if shared else None,
+            )
+            with monitor:
+                measurement = measure(
+                    session, plan, prompt, monitor, cancelled=cancelled, observer=observer
+                )
+            after = read_process_memory()
+            # Measured behind the run: its buffers must not count as the run's memory.
+            bandwidth = session.measure_bandwidth()
+            return build_bench_report(
+                model,
+                plan,
+                measurement,
+                monitor,
+                prompt_sha256=ids_sha256(prompt),
+                after=after,
+                device_bandwidth=bandwidth,
+                absent=found.absent,
+                power_modes=read_power_modes(),
+            )
+    finally:
+        found.close()
+
+
+def _system_memory() -> int | None:
+    memory = read_tegra_memory()
+    return None if memory is None else memory.used
