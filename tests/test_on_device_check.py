@@ -16,7 +16,7 @@ def check(bundle: Path, out: Path) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
         [
             *(sys.executable, ROOT / "scripts" / "on_device_check", bundle),
-            *("--json", out, "--runs", "1", "--max-new-tokens", "4"),
+            *("--json", out, "--repeats", "1", "--max-new-tokens", "4"),
         ],
         capture_output=True,
         text=True,
@@ -31,8 +31,11 @@ def test_a_run_is_reported(tiny_bundle: Path, tmp_path: Path) -> None:
     code, result = check(tiny_bundle, tmp_path / "check.json")
     assert code == 0
     assert result["format"] == "awq-edge-device-check"
-    (run,) = result["steps"]
-    assert (run["name"], run["exit_code"]) == ("run 1", 0)
+    run, bench = result["steps"]
+    assert (run["name"], run["exit_code"]) == ("run", 0)
+    assert (bench["name"], bench["exit_code"]) == ("bench", 0)
+    assert bench["report"]["format"] == "awq-edge-bench-report"
+    assert bench["report"]["plan"]["generated_lengths"] == [4]
     assert len(run["report"]["result"]["token_ids"]) == 4
     assert result["facts"]["python"]
     assert any(line.startswith("numpy") for line in result["facts"]["pip"])
@@ -48,7 +51,7 @@ def test_failed_steps_are_told_in_their_own_words(tiny_bundle: Path, tmp_path: P
     (bundle / manifest["weights"]).unlink()
     code, result = check(bundle, tmp_path / "check.json")
     assert code == 1
-    assert [step["name"] for step in result["steps"]] == ["build", "run 1"]
+    assert [step["name"] for step in result["steps"]] == ["build", "run", "bench"]
     for step in result["steps"]:
         assert step["exit_code"] == 2
         assert f"{manifest['weights']} is missing" in step["stderr"]
