@@ -50,6 +50,19 @@ class Plan:
         return (self.warmup + self.repeats) * len(self.cells)
 
 
+def check_numbers(warmup: int, repeats: int, seed: int, sample_interval: float) -> None:
+    """Raise ConfigError for a number that is out of range, whatever the bundle."""
+    for name, value, least in (
+        ("--warmup", warmup, 0),
+        ("--repeats", repeats, 1),
+        ("--seed", seed, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name} {value}: must be {least} or more")
+    if not 0.01 <= sample_interval <= 60:
+        raise ConfigError(f"--sample-interval {sample_interval}: must be from 0.01 to 60 seconds")
+
+
 def make_plan(
     context: int,
     *,
@@ -65,15 +78,7 @@ def make_plan(
     Lengths that are not given are those of the defaults that fit, or else a quarter of the context.
     Raises ConfigError for numbers out of range and for given lengths that do not fit.
     """
-    for name, value, least in (
-        ("--warmup", warmup, 0),
-        ("--repeats", repeats, 1),
-        ("--seed", seed, 0),
-    ):
-        if value < least:
-            raise ConfigError(f"{name} {value}: must be {least} or more")
-    if not 0.01 <= sample_interval <= 60:
-        raise ConfigError(f"--sample-interval {sample_interval}: must be from 0.01 to 60 seconds")
+    check_numbers(warmup, repeats, seed, sample_interval)
     generated = _lengths("--generated", generated_lengths) or tuple(
         min(length, max(1, context // 2)) for length in GENERATED_LENGTHS
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from awq_edge.bench.plan import (
     SAMPLE_INTERVAL,
     SEED,
     WARMUP,
+    check_numbers,
     ids_sha256,
     make_plan,
     prompt_ids,
@@ -49,48 +51,53 @@ def bench(
     build_observer: see `load`. cancelled, observer: see `measure`. sensors: instead of this
     machine's. Raises what `load` raises, and ConfigError for lengths that do not fit.
     """
+    check_numbers(warmup, repeats, seed, sample_interval)
     found = find_sensors() if sensors is None else sensors
-    try:
-        with load(bundle, context=context, threads=threads, observer=build_observer) as model:
-            session = model.session
-            plan = make_plan(
-                session.context,
-                prompt_lengths=prompt_lengths,
-                generated_lengths=generated_lengths,
-                warmup=warmup,
-                repeats=repeats,
-                seed=seed,
-                sample_interval=sample_interval,
-            )
-            longest = max(cell.prompt_tokens for cell in plan.cells)
-            special = model.tokenizer.special_ids() | model.stop_token_ids
-            prompt = prompt_ids(session.vocab_size, special, longest, seed)
-            shared = bool(_JETSON_SENSORS & {sensor.name for sensor in found.present})
-            monitor = Monitor(
-                found.present,
-                interval=plan.sample_interval,
-                device_memory=_system_memory if shared else None,
-            )
-            with monitor:
-                measurement = measure(
-                    session, plan, prompt, monitor, cancelled=cancelled, observer=observer
-                )
-            after = read_process_memory()
-            # Measured behind the run: its buffers must not count as the run's memory.
-            bandwidth = session.measure_bandwidth()
-            return build_bench_report(
-                model,
-                plan,
-                measurement,
-                monitor,
-                prompt_sha256=ids_sha256(prompt),
-                after=after,
-                device_bandwidth=bandwidth,
-                absent=found.absent,
-                power_modes=read_power_modes(),
-            )
-    finally:
-        found.close()
+    shared = bool(_JETSON_SENSORS & {sensor.name for sensor in found.present})
+    monitor = Monitor(
+        found.present,
+        interval=sample_interval,
+        device_memory=_system_memory if shared else None,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(found.close)
+        # Loading is in the memory over time, and clocks are first looked at when all is idle.
+        watching = stack.enter_context(contextlib.ExitStack())
+        watching.enter_context(monitor)
+        model = stack.enter_context(
+            load(bundle, context=context, threads=threads, observer=build_observer)
+        )
+        session = model.session
+        plan = make_plan(
+            session.context,
+            prompt_lengths=prompt_lengths,
+            generated_lengths=generated_lengths,
+            warmup=warmup,
+            repeats=repeats,
+            seed=seed,
+            sample_interval=sample_interval,
+        )
+        longest = max(cell.prompt_tokens for cell in plan.cells)
+        special = model.tokenizer.special_ids() | model.stop_token_ids
+        prompt = prompt_ids(session.vocab_size, special, longest, seed)
+        measurement = measure(
+            session, plan, prompt, monitor, cancelled=cancelled, observer=observer
+        )
+        watching.close()
+        after = read_process_memory()
+        # Measured behind the run: its buffers must not count as the run's memory.
+        bandwidth = session.measure_bandwidth()
+        return build_bench_report(
+            model,
+            plan,
+            measurement,
+            monitor,
+            prompt_sha256=ids_sha256(prompt),
+            after=after,
+            device_bandwidth=bandwidth,
+            absent=found.absent,
+            power_modes=read_power_modes(),
+        )
 
 
 def _system_memory() -> int | None:

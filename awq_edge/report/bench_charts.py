@@ -13,9 +13,11 @@ _HEIGHT = 2.6
 _MOST_PANELS = 16
 
 
-def speed_chart(report: BenchReport) -> str:
+def speed_chart(report: BenchReport) -> str | None:
     """Tokens/s by context: decode at its mean position against the roofline, a panel for each
-    generated length."""
+    generated length. None where nothing was decoded."""
+    if all(cell.decode is None for cell in report.cells):
+        return None
 
     def lines(cells: Sequence[CellPart]) -> list[Line]:
         decoding = [cell for cell in cells if cell.decode is not None]

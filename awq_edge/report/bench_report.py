@@ -106,7 +106,7 @@ class CellPart(_Part):
 
 
 class SamplePart(_Part):
-    """Memory at one moment, bytes. time: seconds since the measurement began."""
+    """Memory at one moment, bytes. time: seconds since just before the bundle was loaded."""
 
     time: float
     anonymous: int | None
