@@ -199,6 +199,11 @@ def _differences(before: BenchReport, after: BenchReport) -> Iterator[Difference
     for (what, old), (_, new) in zip(_facts(before), _facts(after), strict=True):
         if old != new:
             yield DifferencePart(what=what, before=old, after=new)
+    loads = _load(before), _load(after)
+    if loads[0] is not None and loads[1] is not None and abs(loads[1] - loads[0]) > OTHERS_LIMIT:
+        yield DifferencePart(
+            what="other processes, of the CPUs", before=f"{loads[0]:.0%}", after=f"{loads[1]:.0%}"
+        )
     old_versions, new_versions = before.environment.versions, after.environment.versions
     for name in sorted({*old_versions, *new_versions}):
         old, new = old_versions.get(name, "none"), new_versions.get(name, "none")
@@ -218,12 +223,12 @@ def _facts(report: BenchReport) -> Iterator[tuple[str, str]]:
     yield "power mode", environment.power_mode or "unknown"
     yield "throttling", "seen" if report.throttling.seen else "not seen"
     yield "context", str(plan.context)
-    yield "other processes", "more than a tenth of the CPUs" if _is_busy(report) else "quiet"
     yield "prompts (seed)", str(plan.seed)
     yield "warm-up rounds", str(plan.warmup)
     yield "awq-edge commit", environment.commit or "unknown"
     yield "complete", "no, interrupted" if report.interrupted else "yes"
 
 
-def _is_busy(report: BenchReport) -> bool:
-    return any((cell.others or 0.0) > OTHERS_LIMIT for cell in report.cells)
+def _load(report: BenchReport) -> float | None:
+    """The share of the CPUs that other processes took, of the cell where it was most."""
+    return max((cell.others for cell in report.cells if cell.others is not None), default=None)

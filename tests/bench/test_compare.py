@@ -114,9 +114,9 @@ def test_what_else_differs_is_told(pair: tuple[BenchReport, BenchReport]) -> Non
     environment = report.environment.model_copy(
         update={"device": "another", "power_mode": "nvpmodel 7W", "versions": versions}
     )
-    other = report.model_copy(
-        update={"manifest_sha256": "f" * 64, "environment": environment, "interrupted": True}
-    )
+    changed = {"manifest_sha256": "f" * 64, "environment": environment, "interrupted": True}
+    quiet = tuple(cell.model_copy(update={"others": 0.05}) for cell in report.cells)
+    other = report.model_copy(update={**changed, "cells": quiet})
     differences = {one.what: (one.before, one.after) for one in compare(report, other).differences}
     assert differences["bundle (sha256 of its manifest)"][1] == "f" * 64
     assert differences["device"][1] == "another"
@@ -124,4 +124,5 @@ def test_what_else_differs_is_told(pair: tuple[BenchReport, BenchReport]) -> Non
     assert differences["complete"] == ("yes", "no, interrupted")
     assert differences["version of onnxruntime"][1] == "0.0"
     assert differences["version of extra"] == ("none", "1")
-    assert len(differences) == 6
+    assert differences["other processes, of the CPUs"] == ("75%", "5%")
+    assert len(differences) == 7
