@@ -69,6 +69,21 @@ def test_json_alone_on_standard_output(bundle: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["result"]["generated_tokens"] == 5
 
 
+def test_bench_measures_prefill_and_decode(bundle: Path, tmp_path: Path) -> None:
+    result = awq_edge_command(
+        *("bench", str(bundle), "--prompt", "16,64", "--generated", "8", "--repeats", "2"),
+        *("--json", "bench.json", "--html", "bench.html"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert [cell["prompt_tokens"] for cell in report["cells"]] == [16, 64]
+    for cell in report["cells"]:
+        assert cell["prefill"]["median"] > 0 and cell["decode"]["median"] > 0
+        assert [len(repeat["steps"]) for repeat in cell["repeats"]] == [7, 7]
+    assert "<svg" in (tmp_path / "bench.html").read_text()
+
+
 def test_eval_gives_a_sane_perplexity(bundle: Path, tmp_path: Path) -> None:
     text = Path(awq_edge.__file__).parent / "data" / "calibration.txt"
     result = awq_edge_command(

@@ -14,6 +14,7 @@ from awq_edge.bench.plan import (
     SAMPLE_INTERVAL,
     SEED,
     WARMUP,
+    Plan,
     check_numbers,
     ids_sha256,
     make_plan,
@@ -22,7 +23,7 @@ from awq_edge.bench.plan import (
 from awq_edge.device.tegra import read_tegra_memory
 from awq_edge.report.bench_report import BenchReport
 from awq_edge.runtime.memory import read_process_memory
-from awq_edge.runtime.model import load
+from awq_edge.runtime.model import Model, load
 from awq_edge.sensors.find import Sensors, find_sensors
 from awq_edge.sensors.power_mode import read_power_modes
 
@@ -53,12 +54,7 @@ def bench(
     """
     check_numbers(warmup, repeats, seed, sample_interval)
     found = find_sensors() if sensors is None else sensors
-    shared = bool(_JETSON_SENSORS & {sensor.name for sensor in found.present})
-    monitor = Monitor(
-        found.present,
-        interval=sample_interval,
-        device_memory=_system_memory if shared else None,
-    )
+    monitor = _monitor(found, sample_interval)
     with contextlib.ExitStack() as stack:
         stack.callback(found.close)
         # Loading is in the memory over time, and clocks are first looked at when all is idle.
@@ -77,9 +73,7 @@ def bench(
             seed=seed,
             sample_interval=sample_interval,
         )
-        longest = max(cell.prompt_tokens for cell in plan.cells)
-        special = model.tokenizer.special_ids() | model.stop_token_ids
-        prompt = prompt_ids(session.vocab_size, special, longest, seed)
+        prompt = _longest_prompt(model, plan)
         measurement = measure(
             session, plan, prompt, monitor, cancelled=cancelled, observer=observer
         )
@@ -98,6 +92,19 @@ def bench(
             absent=found.absent,
             power_modes=read_power_modes(),
         )
+
+
+def _monitor(sensors: Sensors, interval: float) -> Monitor:
+    """A monitor of these sensors; on a Jetson, the GPU's memory is the system's."""
+    is_jetson = bool(_JETSON_SENSORS & {sensor.name for sensor in sensors.present})
+    device_memory = _system_memory if is_jetson else None
+    return Monitor(sensors.present, interval=interval, device_memory=device_memory)
+
+
+def _longest_prompt(model: Model, plan: Plan) -> list[int]:
+    longest = max(cell.prompt_tokens for cell in plan.cells)
+    special = model.tokenizer.special_ids() | model.stop_token_ids
+    return prompt_ids(model.session.vocab_size, special, longest, plan.seed)
 
 
 def _system_memory() -> int | None:
