@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from awq_edge.device.jetson import Run, read_power_mode
 from awq_edge.sensors.reading import read_text
 
 _GOVERNOR = Path("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _TIMEOUT_S = 10
-# A command's standard output; None where it is not there or fails.
-Run = Callable[[Sequence[str]], str | None]
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,7 @@ class PowerModes:
 
 def read_power_modes(root: Path = Path("/"), run: Run | None = None) -> PowerModes:
     """The modes now. run: executes a command; by default the machine's."""
-    text = (run or _run)(("nvpmodel", "-q")) or ""
-    # "NV Power Mode: 15W", then its number on a line of its own.
-    match = re.search(r"NV Power Mode:\s*(\S+)", text)
-    return PowerModes(match[1] if match else None, read_text(root / _GOVERNOR))
+    return PowerModes(read_power_mode(run or _run), read_text(root / _GOVERNOR))
 
 
 def _run(command: Sequence[str]) -> str | None:
