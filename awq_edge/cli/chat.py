@@ -58,7 +58,7 @@ def chat(
         if model.chat_template is None:
             _note("this model has no chat template: it continues the text that you type")
         interrupt = Interrupt()
-        commands = ChatCommands(conversation, model, interrupt, _note, _warn)
+        commands = ChatCommands(conversation, model, interrupt, _note, _warn, _tell)
         _converse(conversation, commands, interrupt)
 
 
@@ -162,6 +162,11 @@ def _note(text: str) -> None:
     """What is not an answer goes to standard error, and not at all into a pipe's log."""
     if _is_terminal():
         print(text, file=sys.stderr, flush=True)
+
+
+def _tell(text: str) -> None:
+    """What was asked for, and is no answer of the model."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _warn(text: str) -> None:

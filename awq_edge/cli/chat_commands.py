@@ -35,20 +35,23 @@ class ChatCommands:
         interrupt: Interrupt,
         note: Callable[[str], None],
         warn: Callable[[str], None],
+        tell: Callable[[str], None],
     ) -> None:
-        """note: shows a line to a person. warn: a line that a pipe's reader must see too."""
+        """note: shows a line to a person. warn: a line that a pipe's reader must see too. tell:
+        what a command was asked for."""
         self._conversation = conversation
         self._model = model
         self._interrupt = interrupt
         self._note = note
         self._warn = warn
+        self._tell = tell
         self.last: Turn | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/reset": self._reset,
             "/save": self._save,
             "/load": self._load,
             "/stats": self._stats,
-            "/help": lambda argument: self._note(_HELP),
+            "/help": lambda argument: self._tell(_HELP),
         }
 
     def is_command(self, line: str) -> bool:
@@ -65,8 +68,7 @@ class ChatCommands:
         if name == "/exit":
             return False
         if name not in self._commands:
-            self._note(f"there is no command {name}; {HINT}")
-            return True
+            raise ConfigError(f"there is no command {name}; {HINT}")
         self._commands[name](argument.strip())
         return True
 
@@ -120,7 +122,7 @@ class ChatCommands:
         if rss is not None:
             rows.append(("memory of the process", f"{rss / 1e6:.1f} MB"))
         width = max(len(name) for name, _ in rows)
-        self._note("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+        self._tell("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
 
 
 def _answer_rows(turn: Turn) -> list[tuple[str, str]]:

@@ -43,10 +43,11 @@ def test_each_line_of_a_pipe_is_one_message(
 def test_reset_forgets_and_exit_leaves(
     awq_edge_command: Command, tiny_chat_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = b"Hello\n/reset\nHello\n/help\n/nothing\n/exit\nnever\n"
+    lines = b"Hello\n/reset\nHello\n/help\n/stats\n/exit\nnever\n"
     outcome = piped(awq_edge_command, monkeypatch, lines, tiny_chat_bundle)
     (answer,) = answers(tiny_chat_bundle, ["Hello"])
     assert outcome.out == f"{answer}\n" * 2
+    assert "/save FILE" in outcome.err and "1 turn" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -157,13 +158,13 @@ def test_errors_of_commands_are_a_line_and_the_chat_goes_on(
     )
     assert outcome.code == 0
     errors = [line for line in outcome.err.splitlines() if "error: " in line]
-    assert len(errors) == 5
+    assert len(errors) == 6
     assert "/load needs the name of a file" in errors[0]
     assert "does not exist" in errors[1]
     assert "is not JSON" in errors[2]
     assert "is no saved conversation" in errors[3]
     assert "cannot be written: No such file" in errors[4]
-    assert "there is no command /rest" in outcome.err
+    assert "there is no command /rest" in errors[5]
     assert (tmp_path / "notes").read_text() == "mine"
     assert outcome.out == f"{answers(tiny_chat_bundle, ['Hello'])[0]}\n"
 
@@ -199,6 +200,14 @@ def test_a_command_that_fails_ends_a_pipe(
 ) -> None:
     outcome = piped(awq_edge_command, monkeypatch, b"/load no.json\nHello\n", tiny_chat_bundle)
     assert "no.json does not exist" in outcome.refused()
+
+
+def test_a_command_that_does_not_exist_ends_a_pipe(
+    awq_edge_command: Command, tiny_chat_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = piped(awq_edge_command, monkeypatch, b"/rest\nHello\n", tiny_chat_bundle)
+    assert outcome.code == 2 and outcome.out == ""
+    assert "there is no command /rest" in outcome.err
 
 
 def test_a_text_that_begins_with_a_slash_is_a_message(
