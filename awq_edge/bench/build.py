@@ -40,6 +40,7 @@ from awq_edge.sensors.reading import Absent
 
 _MOST_SAMPLES = 500  # of memory over time, in a report
 _DIGITS = 9  # of seconds: nanoseconds
+ENERGY_TICKS = 5  # updates of an energy counter that a phase must last: it is off by one at most
 OTHERS_LIMIT = 0.1  # share of the CPUs that other processes may take without a note
 _BATCH_NOTE = "batch 1: a session runs one sequence at a time"
 
@@ -92,7 +93,7 @@ def build_bench_report(
         nvpmodel=power_modes.nvpmodel,
         governor=power_modes.governor,
         environment=environment.model_copy(update={"power_mode": _mode(power_modes)}),
-        notes=tuple(_notes(plan, measurement, cells)),
+        notes=tuple(_notes(plan, measurement, cells, monitor)),
     )
 
 
@@ -100,8 +101,18 @@ def _mode(modes: PowerModes) -> str | None:
     return None if modes == PowerModes(None, None) else str(modes)
 
 
-def _notes(plan: Plan, measurement: Measurement, cells: Sequence[CellPart]) -> list[str]:
+def _notes(
+    plan: Plan, measurement: Measurement, cells: Sequence[CellPart], monitor: Monitor
+) -> list[str]:
     notes = [_BATCH_NOTE]
+    for name, tick in monitor.ticks.items():
+        if any(
+            _is_short(cell, part) for cell in cells for part in cell.energy if part.sensor == name
+        ):
+            notes.append(
+                f"{name} updates its energy every {tick:g} s: none is given for what takes less "
+                f"than {ENERGY_TICKS * tick:g} s; a longer --prompt or --generated has one"
+            )
     others = max((cell.others for cell in cells if cell.others is not None), default=0.0)
     if others > OTHERS_LIMIT:
         notes.append(
@@ -113,6 +124,12 @@ def _notes(plan: Plan, measurement: Measurement, cells: Sequence[CellPart]) -> l
         wanted = plan.repeats * len(plan.cells)
         notes.append(f"interrupted: {done} of {wanted} repeats were complete")
     return notes
+
+
+def _is_short(cell: CellPart, part: EnergyPart) -> bool:
+    """Whether a phase was too short for the sensor."""
+    is_decode_short = part.joules_per_generated_token is None and cell.generated_tokens > 1
+    return part.joules_per_prompt_token is None or is_decode_short
 
 
 def _cell(
@@ -144,7 +161,7 @@ def _cell(
         ),
         others=others_share(repeats, os.cpu_count() or 1),
         peak=_peak([s for one in repeats for s in monitor.between(one.begin, one.end)]),
-        energy=tuple(energy_parts(cell, repeats, monitor.covers)),
+        energy=tuple(energy_parts(cell, repeats, monitor)),
         repeats=parts,
     )
 
@@ -170,30 +187,45 @@ def _percentiles(seconds: list[float]) -> PercentilesPart | None:
     return PercentilesPart(p50=found.p50, p90=found.p90, p99=found.p99, samples=len(seconds))
 
 
-def energy_parts(cell: Cell, repeats: Sequence[Repeat], covers: dict[str, str]) -> list[EnergyPart]:
-    """Energy of a cell by sensor, of those that measured it in every repeat."""
+def energy_parts(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> list[EnergyPart]:
+    """Energy of a cell by sensor, of those that measured it in every repeat.
+
+    None for a phase that was over before the sensor's counter had moved often enough: its energy
+    would be nothing, or that of the phase before.
+    """
     found: list[EnergyPart] = []
     prompt = cell.prompt_tokens * len(repeats)
     generated = (cell.generated_tokens - 1) * len(repeats)
-    for name, what in covers.items():
-        prefill = _sum([joules(one.begin, one.first_token, name) for one in repeats])
-        decode = _sum([joules(one.first_token, one.end, name) for one in repeats])
+    prefills = [(one.begin, one.first_token) for one in repeats]
+    decodes = [(one.first_token, one.end) for one in repeats]
+    for name, what in monitor.covers.items():
+        phases = (prefills, decodes)
+        prefill, decode = (_sum([joules(b, e, name) for b, e in phase]) for phase in phases)
         if prefill is None or decode is None:
             continue
-        prefill_seconds = sum(one.first_token.time - one.begin.time for one in repeats)
-        decode_seconds = sum(one.end.time - one.first_token.time for one in repeats)
+        prefill_seconds, decode_seconds = (_seconds(phase) for phase in phases)
+        is_prefill_long, is_decode_long = (
+            min(e.time - b.time for b, e in phase) >= ENERGY_TICKS * monitor.ticks[name]
+            for phase in phases
+        )
+        has_prefill = is_prefill_long and prefill_seconds > 0
+        has_decode = is_decode_long and decode_seconds > 0 and generated > 0
         found.append(
             EnergyPart(
                 sensor=name,
                 covers=what,
-                joules_per_prompt_token=prefill / prompt,
-                joules_per_generated_token=decode / generated if generated else None,
-                prefill_watts=prefill / prefill_seconds if prefill_seconds else None,
-                decode_watts=decode / decode_seconds if generated and decode_seconds else None,
+                joules_per_prompt_token=prefill / prompt if has_prefill else None,
+                joules_per_generated_token=decode / generated if has_decode else None,
+                prefill_watts=prefill / prefill_seconds if has_prefill else None,
+                decode_watts=decode / decode_seconds if has_decode else None,
                 decode_seconds=decode_seconds,
             )
         )
     return found
+
+
+def _seconds(phase: Sequence[tuple[Sample, Sample]]) -> float:
+    return sum(end.time - begin.time for begin, end in phase)
 
 
 def others_share(repeats: Sequence[Repeat], cpus: int) -> float | None:

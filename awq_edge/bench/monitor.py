@@ -63,6 +63,11 @@ class Monitor:
         """What the figures of each sensor are of, by its name."""
         return {sensor.name: sensor.covers for sensor in self._sensors}
 
+    @property
+    def ticks(self) -> dict[str, float]:
+        """Seconds between two updates of each sensor's energy counter, by its name."""
+        return {sensor.name: sensor.tick for sensor in self._sensors}
+
     def sample(self) -> Sample:
         """Look now."""
         with self._lock:

@@ -96,7 +96,7 @@ def _speed(report: BenchReport) -> Table:
             _lengths(cell),
             _spread(cell.prefill),
             _spread(cell.decode),
-            "-" if achieved is None else f"{achieved / 1e9:.2f}",
+            "-" if achieved is None else _short(achieved / 1e9),
             "-" if share is None else f"{share:.0%}",
             "-" if roofline is None else _short(roofline),
         )

@@ -29,6 +29,7 @@ class RaplSensor(SysfsSensor):
     """Energy of all CPU packages since it was found."""
 
     name = NAME
+    tick = 1e-3  # Intel's manual, volume 3, on RAPL: "updated ~1 msec"
 
     def __init__(self, packages: list[_Package], names: list[str]) -> None:
         self._packages = packages

@@ -26,13 +26,17 @@ class Reading:
 
 
 class Sensor(Protocol):
-    """One source of readings. name: of the source. covers: what its figures are of, in words."""
+    """One source of readings. name: of the source. covers: what its figures are of, in words. tick:
+    seconds between two updates of its energy counter; 0 where a reading is of the moment."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def covers(self) -> str: ...
+
+    @property
+    def tick(self) -> float: ...
 
     def read(self) -> Reading:
         """The figures now. What cannot be read any more is left out; nothing is raised."""
@@ -56,6 +60,7 @@ class SysfsSensor:
 
     name = ""
     covers = ""
+    tick = 0.0
 
     def close(self) -> None:
         """Nothing is held."""

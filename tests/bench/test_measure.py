@@ -163,6 +163,24 @@ def test_energy_per_token(tiny_bundle: Path) -> None:
     assert counter.joules_per_generated_token == pytest.approx(1.0)
 
 
+def test_a_phase_that_a_counter_cannot_see_has_no_energy(tiny_bundle: Path) -> None:
+    """Four prompt tokens take 1 s, five generated ones 2.5 s; the counter moves every 0.4 s."""
+    clock = Clock()
+    counter = FakeSensor("counter", clock, lambda now: Reading(energy=2 * (now // 0.4)), tick=0.4)
+    report = report_of(
+        tiny_bundle,
+        clock=clock,
+        session=TimedSession(clock, per_token=0.25, steps=(0.5,)),
+        monitor=monitor_of(clock, counter),
+        plan=Plan((Cell(4, 6),), warmup=0, repeats=4),
+    )
+    (part,) = report.cells[0].energy
+    assert part.joules_per_prompt_token is None and part.prefill_watts is None
+    assert part.decode_watts == pytest.approx(2 / 0.4, rel=0.2)
+    assert any("counter updates its energy every 0.4 s" in note for note in report.notes)
+    assert not any("updates its energy" in note for note in sensors_report(tiny_bundle).notes)
+
+
 def test_clocks_throttling_memory_and_load(tiny_bundle: Path) -> None:
     report = sensors_report(tiny_bundle)
     (clock,) = report.clocks

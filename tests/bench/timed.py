@@ -66,8 +66,11 @@ class TimedSession(ScriptedSession):
 class FakeSensor:
     """Says what a function of the time says."""
 
-    def __init__(self, name: str, clock: Clock, reading: Callable[[float], Reading]) -> None:
+    def __init__(
+        self, name: str, clock: Clock, reading: Callable[[float], Reading], tick: float = 0.0
+    ) -> None:
         self.name = name
+        self.tick = tick
         self.covers = f"all of {name}"
         self._clock = clock
         self._reading = reading
