@@ -41,6 +41,7 @@ from awq_edge.sensors.reading import Absent
 _MOST_SAMPLES = 500  # of memory over time, in a report
 _DIGITS = 9  # of seconds: nanoseconds
 ENERGY_TICKS = 5  # updates of an energy counter that a phase must last: it is off by one at most
+_LEAST_TICKED = 0.5  # CPU seconds that a share is told of: /proc/stat counts in ticks of 10 ms
 OTHERS_LIMIT = 0.1  # share of the CPUs that other processes may take without a note
 _BATCH_NOTE = "batch 1: a session runs one sequence at a time"
 
@@ -233,8 +234,10 @@ def others_share(repeats: Sequence[Repeat], cpus: int) -> float | None:
     pairs = [(one.begin.other_cpu, one.end.other_cpu) for one in repeats]
     taken = _sum([None if b is None or e is None else e - b for b, e in pairs])
     seconds = sum(one.end.time - one.begin.time for one in repeats)
+    if taken is None or seconds * cpus < _LEAST_TICKED:
+        return None
     # The counters tick: a process's own time may be ahead of the system's.
-    return None if taken is None or not seconds else min(1.0, max(0.0, taken / (seconds * cpus)))
+    return min(1.0, max(0.0, taken / (seconds * cpus)))
 
 
 def _sum(values: list[float | None]) -> float | None:

@@ -6,7 +6,7 @@ changed when both hold:
 
 * the exact two-sided Mann-Whitney test rejects "the same distribution" at ALPHA. At 0.01, five
   repeats against five reject only where no value of one lies among the other's; with fewer than
-  five (four against six) nothing could, and the verdict is "too few repeats";
+  five against five nothing could, and the verdict is "too few repeats";
 * the medians differ by MIN_CHANGE or more. Repeats of one process share what differs from process
   to process (where memory lies, the other programs' share of the machine), which no test within
   processes sees.

@@ -84,7 +84,7 @@ def fit(
         if recipe is not None:
             raise ConfigError("--all is for every device; leave out --recipe, or --all")
         models = all_known() if model is None else [find_model(model)]
-        table = stage.fit_all(models, map(changed, list_recipes()), asked)
+        table = stage.fit_all(models, list_recipes(), asked, changed)
         print_table(table, target.console())
         target.write(table.model_dump_json(indent=2))
         return

@@ -20,6 +20,8 @@ class FileTarget:
 
     def __init__(self, flag: str, value: str | None) -> None:
         """flag: as typed, for messages. Raises ConfigError when the file cannot be written."""
+        if value == "-":
+            raise ConfigError(f"{flag} -: standard output takes --json alone; name a file")
         self._flag = flag
         self._path = None if value is None else Path(value).expanduser()
         if self._path is not None:

@@ -57,8 +57,10 @@ def jetpack(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             status="missing",
             found=f"{found}; recipe {recipe.name} is for {wanted}",
             needed_for="build, run",
-            fix="awq-edge export MODEL --recipe NAME  # "
-            + ("one that ends in -jetpack6" if major <= 6 else "one without -jetpack6"),
+            fix="flash the board with JetPack 6.2 or newer"
+            if major < 6
+            else "awq-edge export MODEL --recipe NAME  # "
+            + ("one that ends in -jetpack6" if major == 6 else "one without -jetpack6"),
         )
         return
     yield DoctorRow(check="JetPack", status="ok", found=found)
@@ -126,7 +128,7 @@ def power(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """The power mode of a Jetson, the supply of a laptop, the governor of a CPU."""
     mode = read_power_mode(machine.run)
     if mode is not None:
-        yield _power_mode(mode, recipe)
+        yield _power_mode(machine, mode, recipe)
         return
     supply = _supply(machine)
     if supply is not None:
@@ -150,7 +152,7 @@ def power(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         )
 
 
-def _power_mode(mode: str, recipe: Recipe) -> DoctorRow:
+def _power_mode(machine: Machine, mode: str, recipe: Recipe) -> DoctorRow:
     known = {each.name: each for each in recipe.device.power_modes}
     found, fastest = known.get(mode), recipe.device.memory_bandwidth
     slow = found is not None and fastest is not None and found.memory_bandwidth < fastest
@@ -165,10 +167,18 @@ def _power_mode(mode: str, recipe: Recipe) -> DoctorRow:
         status="warning" if slow else "ok",
         found=words,
         needed_for="speed of run" if slow else "",
-        fix="sudo nvpmodel -m 0 && sudo jetson_clocks  # mode numbers: /etc/nvpmodel.conf"
-        if slow
-        else "",
+        fix=_faster_mode(machine, recipe) if slow else "",
     )
+
+
+def _faster_mode(machine: Machine, recipe: Recipe) -> str:
+    """The number of a mode differs by module and JetPack: 0 is 15W on an Orin Nano Super."""
+    text = machine.read("etc/nvpmodel.conf") or ""
+    numbers = {name: n for n, name in re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)}
+    for mode in recipe.device.power_modes:
+        if mode.memory_bandwidth == recipe.device.memory_bandwidth and mode.name in numbers:
+            return f"sudo nvpmodel -m {numbers[mode.name]} && sudo jetson_clocks  # {mode.name}"
+    return "sudo nvpmodel -m N && sudo jetson_clocks  # N: the ID of MAXN in /etc/nvpmodel.conf"
 
 
 def _driver(machine: Machine) -> str | None:
@@ -201,11 +211,14 @@ def _supply(machine: Machine) -> str | None:
         supplies = sorted(folder.iterdir())
     except OSError:
         return None
+    found = []
     for supply in supplies:
-        online = machine.read(str((supply / "online").relative_to(machine.root)))
-        if online is not None:
-            return online.strip()
-    return None
+        folder = supply.relative_to(machine.root)
+        kind = (machine.read(str(folder / "type")) or "").strip()
+        online = machine.read(str(folder / "online"))
+        if online is not None and kind not in ("Battery", "UPS"):  # a mouse has a battery too
+            found.append("0" if online.strip() == "0" else "1")
+    return max(found, default=None)  # one port of several is enough
 
 
 def _release(version: str) -> tuple[int, ...]:

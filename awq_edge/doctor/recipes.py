@@ -33,7 +33,7 @@ def choose_recipe(machine: Machine, name: str | None) -> tuple[Recipe, str]:
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower().removeprefix("nvidia geforce ")).strip("-")
     slug = slug.removesuffix("-gpu")
     for recipe in list_recipes():
-        if recipe.name == slug or recipe.name.startswith(f"{slug}-"):
+        if recipe.name == slug or re.fullmatch(rf"{re.escape(slug)}-\d+gb", recipe.name):
             return recipe, f"the GPU is called {gpu.name}"
     return load_recipe("cuda"), f"{gpu.name} has no recipe of its own"
 

@@ -123,7 +123,9 @@ class Assessor:
         """Tokens/s with `context` positions in the cache."""
         if self.device.bandwidth is None:
             return None
-        cache = kv_cache_bytes(prediction.sizes, context, prediction.settings.kv_dtype)
+        windows = self.model.decoder.windows  # a layer with a window reads no more keys than it
+        read = sum(min(context, window or context) for window in windows) / len(windows)
+        cache = read * kv_cache_bytes(prediction.sizes, 1, prediction.settings.kv_dtype)
         return self.device.bandwidth / (prediction.sizes.bytes_per_token + cache)
 
     def _formats(self, settings: Settings) -> Formats:

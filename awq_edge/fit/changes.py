@@ -89,7 +89,7 @@ _STEPS = (
         "weights",
         "3-bit weights",
         "--bits 3",
-        "perplexity +0.56 against 4 bits",
+        "perplexity +0.56 against 4 bits, which cost +0.42",
         lambda settings: replace(settings, bits=3),
         lambda settings: 3 < settings.bits <= 4,
     ),

@@ -38,8 +38,9 @@ _INT8_LEVEL = 4
 CUDA_LOGITS_ROWS = 64
 # The interpreter with its libraries and a session without a model, as measured on x86-64 Linux:
 # 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
-_PROCESS_BYTES = {"onnxruntime": 85_000_000}
-_DEFAULT_PROCESS_BYTES = 300_000_000  # a CUDA context with its libraries; not measured yet
+# cuda: CUDA's context, torch and cuBLAS took 742 MB of an H200 (docs/fit.md).
+_PROCESS_BYTES = {"onnxruntime": 85_000_000, "cuda": 750_000_000}
+_DEFAULT_PROCESS_BYTES = 300_000_000  # TensorRT: CUDA's context and libraries; not measured yet
 # And what a session keeps of the graph itself: measured with models of 2 to 24 layers of Llama's
 # kind and onnxruntime 1.32. Beside the weights it is little, but in a very small model.
 _GRAPH_BYTES = {"onnxruntime": 250_000}

@@ -32,7 +32,7 @@ def find_sensors(root: Path = Path("/"), *, nvml: Any = None) -> Sensors:
     """The sensors of this machine. root: where its /sys lies. nvml: instead of the driver's
     library."""
     found: list[Sensor | Absent] = [
-        find_nvml(_first_gpu(), nvml),
+        _find_gpu(nvml),
         find_ina3221(root),
         find_rapl(root),
         find_tegra_clocks(root),
@@ -44,7 +44,12 @@ def find_sensors(root: Path = Path("/"), *, nvml: Any = None) -> Sensors:
     )
 
 
-def _first_gpu() -> int:
-    """The number, among the driver's GPUs, of the one that CUDA calls 0."""
+def _find_gpu(nvml: Any) -> Sensor | Absent:
+    """The sensor of the GPU that CUDA calls 0."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
-    return int(first) if first.isdigit() else 0
+    if first and not first.isdigit():
+        # The driver's first GPU may be another one, whose energy this would be.
+        return Absent(
+            "nvml", f"CUDA_VISIBLE_DEVICES is {first}; give a number instead"
+        )
+    return find_nvml(int(first or 0), nvml)
