@@ -87,15 +87,9 @@ def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> Turn
     """Ask, and show the answer as it comes. Raises ConfigError and ResourceError."""
     from awq_edge.cli.output import JsonTarget
 
-    dropped = conversation.dropped_turns
     out = JsonTarget(None).text_stream
     with interrupt:
         turn = conversation.ask(text, cancelled=interrupt.requested)
-        if conversation.dropped_turns > dropped:
-            count = conversation.dropped_turns - dropped
-            _warn(
-                f"the context is full: the oldest {count} turn(s) of the conversation are dropped"
-            )
         try:
             for piece in turn:
                 out.write(piece)
@@ -104,6 +98,11 @@ def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> Turn
             out.write("\n")
             out.flush()
     generation = turn.result
+    if turn.dropped and (generation.ids or generation.finish_reason != "cancelled"):
+        _warn(
+            f"the context is full: the oldest {turn.dropped} turn(s) of the conversation are "
+            "dropped"
+        )
     if generation.finish_reason == "cancelled" and not _is_terminal():
         raise KeyboardInterrupt  # of a pipe, Ctrl-C ends the whole
     rate = generation.timings.decode_tokens_per_second
@@ -122,6 +121,8 @@ def _read_line() -> str | None:
     try:
         if _is_terminal():
             return _read_typed()
+        if sys.stdin is None:  # closed
+            return None
         line = sys.stdin.readline()
         return line.rstrip("\r\n") if line else None
     except UnicodeDecodeError as error:
@@ -155,7 +156,7 @@ def _ask_for_line() -> str:
 
 
 def _is_terminal() -> bool:
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _note(text: str) -> None:

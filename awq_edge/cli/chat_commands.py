@@ -64,7 +64,8 @@ class ChatCommands:
 
     def run(self, line: str) -> bool:
         """Do it; False when the chat is to end. Raises ConfigError and ResourceError."""
-        name, _, argument = line.strip().partition(" ")
+        name, *rest = line.split(None, 1)
+        argument = rest[0] if rest else ""
         if name == "/exit":
             return False
         if name not in self._commands:
@@ -149,4 +150,7 @@ def _turns(messages: int) -> str:
 def _path(command: str, argument: str) -> Path:
     if not argument:
         raise ConfigError(f"{command} needs the name of a file: {command} chat.json")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise ConfigError(f"{argument}: {error}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from typing import Annotated
 
@@ -55,6 +57,8 @@ def serve(
         max_body=max_body_bytes,
         shutdown_seconds=shutdown_timeout,
     )
+    if api_key is None and os.environ.get("AWQ_EDGE_API_KEY") == "":  # which is "not set" to click
+        raise ConfigError("AWQ_EDGE_API_KEY is empty; give it a key, or unset it")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
         raise ConfigError(
             "--api-key (or AWQ_EDGE_API_KEY) is empty or not ASCII; give a key, or leave it out"
@@ -81,4 +85,5 @@ def serve(
 
 
 def _say(text: str) -> None:
-    print(f"awq-edge serve: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        print(f"awq-edge serve: {text}", file=sys.stderr, flush=True)

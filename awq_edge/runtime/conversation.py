@@ -8,6 +8,7 @@ The answer's ids are kept as they were generated: encoding its text again may sp
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Conversation:
             raise ConfigError("the message is empty")
         started = time.perf_counter()
         messages = [*self.messages, {"role": "user", "content": text}]
-        rendered, ids, messages = self._fit(messages)
+        rendered, ids, messages, dropped = self._fit(messages)
         limit = self._max_new_tokens
         room = self._model.session.context - len(ids) + 1
         if limit is not None and limit > room:
@@ -89,7 +90,7 @@ class Conversation:
             cancelled=cancelled,
         )
         stream = self._model.stream_request(request, reuse_cache=True, started=started)
-        return Turn(self, messages, rendered, stream)
+        return Turn(self, messages, rendered, stream, dropped)
 
     def saved(self) -> SavedConversation:
         """The conversation so far, to be written to a file."""
@@ -121,26 +122,33 @@ class Conversation:
 
     def _history(self, messages: list[Message]) -> tuple[list[int], list[Message], int]:
         """Ids of a conversation that waits for a message, what is kept of it, turns dropped."""
-        context, dropped = self._model.session.context, 0
+        context = self._model.session.context
         template, tokenizer = self._model.chat_template, self._model.tokenizer
         first = 1 if messages and messages[0]["role"] == "system" else 0
-        while True:
+
+        def without(turns: int) -> list[Message]:
+            return messages[:first] + messages[first + 2 * turns :]
+
+        def ids_of(kept: list[Message]) -> list[int]:
             if template is None:
-                ids = tokenizer.encode(_continued(messages))
-            elif messages:
-                text = template.render(messages, add_generation_prompt=False)
-                ids = tokenizer.encode(text, add_special_tokens=False)
-            else:
-                ids = []
-            if len(ids) <= context - min(_ANSWER_ROOM, context // 4):
-                return ids, messages, dropped
-            if len(messages) <= first:
-                raise ResourceError(
-                    f"the system prompt has {len(ids)} tokens, too many for the context of "
-                    f"{context}"
-                )
-            messages = messages[:first] + messages[first + 2 :]
-            dropped += 1
+                return tokenizer.encode(_continued(kept))
+            if not kept:
+                return []
+            text = template.render(kept, add_generation_prompt=False)
+            return tokenizer.encode(text, add_special_tokens=False)
+
+        # Fewer turns are fewer tokens: a search by halves, since each try encodes everything.
+        turns, room = (len(messages) - first) // 2, context - min(_ANSWER_ROOM, context // 4)
+        dropped = bisect.bisect_left(
+            range(turns), True, key=lambda count: len(ids_of(without(count))) <= room
+        )
+        kept = without(dropped)
+        ids = ids_of(kept)
+        if len(ids) > room:
+            raise ResourceError(
+                f"the system prompt has {len(ids)} tokens, too many for the context of {context}"
+            )
+        return ids, kept, dropped
 
     def _prefill(self, ids: list[int], cancelled: Callable[[], bool] | None) -> None:
         """Bring the cache to `ids`; cancelled, to a beginning of them."""
@@ -151,16 +159,16 @@ class Conversation:
                 return
             session.prefill(ids[begin : begin + session.prefill_chunk])
 
-    def _fit(self, messages: list[Message]) -> tuple[str, list[int], list[Message]]:
-        """Text and ids of the messages, without the oldest turns where they leave no room."""
+    def _fit(self, messages: list[Message]) -> tuple[str, list[int], list[Message], int]:
+        """Text and ids of the messages, without the oldest turns where they leave no room; how many
+        these are."""
         context = self._model.session.context
         room = min(_ANSWER_ROOM, context // 4, self._max_new_tokens or context)
         dropped = 0
         while True:
             rendered, ids = self._encode(messages)
             if len(ids) + room <= context:
-                self.dropped_turns += dropped
-                return rendered, ids, messages
+                return rendered, ids, messages, dropped
             first = 1 if messages[0]["role"] == "system" else 0
             if len(messages) <= first + 1:
                 raise ResourceError(
@@ -184,9 +192,12 @@ class Conversation:
                 return rendered, [*said.ids, *tokenizer.encode(rest, add_special_tokens=False)]
         return rendered, tokenizer.encode(rendered, add_special_tokens=not chat)
 
-    def _finish(self, messages: list[Message], rendered: str, generation: Generation) -> None:
+    def _finish(
+        self, messages: list[Message], rendered: str, generation: Generation, dropped: int
+    ) -> None:
         if not generation.ids and generation.finish_reason == "cancelled":
             return  # nothing was answered: the message is taken back
+        self.dropped_turns += dropped
         self.messages = [*messages, {"role": "assistant", "content": generation.text}]
         self._said = None
         # After a stop string the ids hold more than the text does.
@@ -204,7 +215,10 @@ class Turn:
         messages: list[Message],
         rendered: str,
         stream: TextStream,
+        dropped: int,
     ) -> None:
+        """dropped: turns that are forgotten for this one, once it has an answer."""
+        self.dropped = dropped
         self._conversation = conversation
         self._messages = messages
         self._rendered = rendered
@@ -214,7 +228,9 @@ class Turn:
         try:
             yield from self._stream
         finally:
-            self._conversation._finish(self._messages, self._rendered, self._stream.result)
+            self._conversation._finish(
+                self._messages, self._rendered, self._stream.result, self.dropped
+            )
 
     @property
     def result(self) -> Generation:

@@ -56,14 +56,15 @@ def save(path: Path, conversation: SavedConversation) -> None:
 
     A file that is there is replaced only if it is a conversation. Raises ConfigError.
     """
-    if path.exists() and not _is_conversation(path):
-        raise ConfigError(f"{path} is there and is no saved conversation; choose another name")
     try:
+        if path.exists() and not _is_conversation(path):
+            raise ConfigError(f"{path} is there and is no saved conversation; choose another name")
         with atomic_file(path) as work:
             work.touch(mode=0o600)
             work.write_text(conversation.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be written: {reason}") from None
 
 
 def read(path: Path) -> SavedConversation:
@@ -100,6 +101,8 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8") from None
+    except ValueError as error:  # a null byte in the name
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
 def _is_conversation(path: Path) -> bool:

@@ -49,7 +49,5 @@ def _find_gpu(nvml: Any) -> Sensor | Absent:
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
     if first and not first.isdigit():
         # The driver's first GPU may be another one, whose energy this would be.
-        return Absent(
-            "nvml", f"CUDA_VISIBLE_DEVICES is {first}; give a number instead"
-        )
+        return Absent("nvml", f"CUDA_VISIBLE_DEVICES is {first}; give a number instead")
     return find_nvml(int(first or 0), nvml)

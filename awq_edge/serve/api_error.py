@@ -43,7 +43,8 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, object]:
         """The JSON of it."""
-        message = " ".join(str(self).split())
+        # A lone surrogate, which JSON can name, is no UTF-8.
+        message = " ".join(str(self).split()).encode("utf-8", "backslashreplace").decode()
         error = {"message": message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": error}
 

@@ -29,7 +29,7 @@ _ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "
 
 def create_app(service: Service, started: int) -> ASGIApp:
     """started: seconds since 1970, the `created` of the model."""
-    app = FastAPI(title="awq-edge", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="awq-edge", version=__version__, openapi_url=None)
     _add_error_handlers(app)
     card = {
         "id": service.model_name,

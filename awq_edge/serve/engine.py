@@ -76,7 +76,7 @@ class Engine:
             # Of interest only where the server shuts down: else the client is gone.
             job.deliver(Failed(ClosedError("the server is shutting down")))
         else:
-            job.deliver(Finished(generation, scores.new(stream)))
+            job.deliver(Finished(generation, scores.new(stream, final=True)))
         return generation
 
 
@@ -89,20 +89,24 @@ class _Scores:
         self._size = self._offset = 0  # bytes, and whole characters, of the tokens so far
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def new(self, stream: TextStream) -> Sequence[ScoredToken]:
-        """Those that came since the last call; none that lie behind a stop string's beginning."""
+    def new(self, stream: TextStream, *, final: bool = False) -> Sequence[ScoredToken]:
+        """Those whose text came since the last call; none that lie behind a stop string's
+        beginning. final: those too whose text adds nothing."""
         found: list[ScoredToken] = []
         result = stream.result if stream.logprobs else None
         cut = None
         if result is not None and result.stop_string is not None:
             cut = len(result.text.encode("utf-8"))
+        out = 0 if result is None else len(result.text.encode("utf-8"))
         for scored in stream.logprobs[self._given :]:
+            if not final and self._size >= out:
+                break  # it may be the beginning of a stop string
+            self._given += 1
             if cut is None or self._size < cut:
                 found.append(self._scored(scored))
             data = self._tokens.token_bytes(scored.token_id)
             self._size += len(data)
             self._offset += len(self._decoder.decode(data))
-        self._given = len(stream.logprobs)
         return found
 
     def _scored(self, scored: TokenLogprobs) -> ScoredToken:

@@ -7,7 +7,11 @@ blanks for ever.
 
 from __future__ import annotations
 
+import functools
 import json
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +20,32 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.session import Float32
-from awq_edge.serve.api_error import GrammarError
+from awq_edge.serve.api_error import ApiError, GrammarError
 
 # Bytes of a schema: compiling one takes time that grows with it.
 LARGEST_SCHEMA = 64_000
+
+# Compiling a grammar cannot be interrupted and has no limit of its own: 40 bytes of `multipleOf`,
+# or a kilobyte of patterns in `allOf`, would keep a thread for ever. So each grammar is compiled by
+# a process of its own first, which may be killed.
+_TRIAL_SECONDS, _TRIAL_BYTES = 2, 1 << 30
+_TRIAL = f"""
+import sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, ({_TRIAL_SECONDS}, {_TRIAL_SECONDS}))
+    resource.setrlimit(resource.RLIMIT_AS, ({_TRIAL_BYTES}, {_TRIAL_BYTES}))
+except ImportError:  # Windows: the time that the parent waits is the limit
+    pass
+from llguidance import LLMatcher, LLTokenizer
+matcher = LLMatcher(LLTokenizer("byte"), sys.stdin.read(), log_level=0)
+if not matcher.is_error():
+    matcher.compute_bitmask()
+sys.stdout.write(matcher.get_error() if matcher.is_error() else "")
+"""
+_MOST_TRIALS = 2  # at once
+_TRIAL_WAIT_SECONDS = 10.0  # for others' trials
+_trials = threading.BoundedSemaphore(_MOST_TRIALS)
 
 
 def grammar_of(schema: dict[str, object]) -> str:
@@ -41,12 +67,47 @@ def grammar_of(schema: dict[str, object]) -> str:
                 "coerce_one_of": False,
             },
         )
-        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"the JSON schema is not supported: {error}") from None
-    if wrong:
-        raise GrammarError(f"the JSON schema is not supported: {messages[0]}")
+    if reason := _trial(grammar):
+        raise GrammarError(f"the JSON schema is not supported: {reason}")
     return grammar
+
+
+@functools.lru_cache(maxsize=256)
+def _trial(grammar: str) -> str:
+    """What is wrong with a grammar; nothing where it compiles in time. Takes 0.1 s.
+
+    Raises ApiError where others' grammars keep it from being tried.
+    """
+    if not _trials.acquire(timeout=_TRIAL_WAIT_SECONDS):
+        raise ApiError(
+            429,
+            "other requests' JSON schemas are being compiled; try again",
+            code="schemas_busy",
+            retry_after=_TRIAL_SECONDS,
+        )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _TRIAL],
+            input=grammar,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=3 * _TRIAL_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it takes more than {_TRIAL_SECONDS} s to compile"
+    finally:
+        _trials.release()
+    if done.returncode:
+        return f"it takes more than {_TRIAL_SECONDS} s or {_TRIAL_BYTES >> 30} GiB to compile"
+    return _without_state(done.stdout)
+
+
+def _without_state(reason: str) -> str:
+    """llguidance's words without the dump of its state."""
+    return " ".join(reason.partition("\n<state>")[0].split())
 
 
 class Vocabulary:
@@ -99,5 +160,5 @@ class GrammarConstraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = self._matcher.get_error()
+            reason = _without_state(self._matcher.get_error())
             raise GrammarError(f"the JSON schema is too complex or not supported: {reason}")

@@ -37,5 +37,5 @@ class Limits:
             ("--shutdown-timeout", self.shutdown_seconds, 0),
         )
         for flag, value, least in ranges:
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # nan is neither
                 raise ConfigError(f"{flag} {value}: must be {least} or more")

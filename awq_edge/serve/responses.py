@@ -115,10 +115,19 @@ def _completion_logprobs(tokens: Sequence[ScoredToken]) -> dict[str, Any]:
         "tokens": [_text(token.data) for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
         "top_logprobs": [
-            {_text(data): _finite(logprob) for data, logprob in token.top} for token in tokens
+            {_text(data): _finite(logprob) for data, logprob in _alternatives(token)}
+            for token in tokens
         ],
         "text_offset": [token.offset for token in tokens],
     }
+
+
+def _alternatives(token: ScoredToken) -> list[tuple[bytes, float]]:
+    """The likeliest tokens and the chosen one, the least likely first: of two with one text, the
+    likelier stays."""
+    if not token.top:
+        return []
+    return sorted((*token.top, (token.data, token.logprob)), key=lambda each: each[1])
 
 
 def _chat_logprobs(tokens: Sequence[ScoredToken]) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def _message(message: object, index: int) -> object:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind != "text":
             raise invalid(
-                f"content of type {kind} is not supported; send text",
+                f"content of type {kind[:40]!r} is not supported; send text",
                 f"messages[{index}].content",
                 "unsupported_parameter",
             )

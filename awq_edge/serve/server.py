@@ -141,19 +141,21 @@ class _Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         """uvicorn goes on meanwhile: it would close its socket, where this answers with 503."""
-        scheduler, seconds = self._service.scheduler, self._service.limits.shutdown_seconds
-        scheduler.close()
-        state = scheduler.state()
-        self._say(
-            f"shutting down: {state.running} running and {state.queued} waiting requests have "
-            f"{seconds:g} s to finish"
-        )
-        if not await self._idle(seconds):
+        try:
+            scheduler, seconds = self._service.scheduler, self._service.limits.shutdown_seconds
+            scheduler.close()
             state = scheduler.state()
-            self._say(f"time is up: {state.running + state.queued} requests end unanswered")
-            scheduler.abandon()
-            await self._idle(_LAST_SECONDS)
-        self.should_exit = True
+            self._say(
+                f"shutting down: {state.running} running and {state.queued} waiting requests have "
+                f"{seconds:g} s to finish"
+            )
+            if not await self._idle(seconds):
+                state = scheduler.state()
+                self._say(f"time is up: {state.running + state.queued} requests end unanswered")
+                scheduler.abandon()
+                await self._idle(_LAST_SECONDS)
+        finally:
+            self.should_exit = True
 
     async def _idle(self, seconds: float) -> bool:
         end = time.monotonic() + seconds

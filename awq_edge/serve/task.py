@@ -69,7 +69,9 @@ def completion_task(
                 f"{model.session.vocab_size}",
                 "prompt",
             )
-    wanted = _COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    wanted = request.max_tokens
+    if wanted is None:
+        wanted = min(_COMPLETION_TOKENS, limits.max_new_tokens or _COMPLETION_TOKENS)
     return _task(model, request, "completions", ids, wanted, request.logprobs, limits, grammar_of)
 
 

@@ -153,11 +153,15 @@ def test_errors_of_commands_are_a_line_and_the_chat_goes_on(
     (tmp_path / "notes").write_text("mine")
     outcome = typed_at_a_terminal(
         *(awq_edge_command, monkeypatch, tiny_chat_bundle),
+        *("/save ~nobody-here/x", "/save " + 300 * "a", "/save a\0b", "/load a\0b"),
         *("/load", f"/load {tmp_path}/no", f"/load {tmp_path}/notes", f"/save {tmp_path}/notes"),
         *(f"/save {tmp_path}/no/where", "/rest", "Hello"),
     )
     assert outcome.code == 0
-    errors = [line for line in outcome.err.splitlines() if "error: " in line]
+    found = [line for line in outcome.err.splitlines() if "error: " in line]
+    names, errors = found[:4], found[4:]
+    assert "home directory" in names[0] and "File name too long" in names[1]
+    assert "null byte" in names[2] and "a\0b" in names[3]
     assert len(errors) == 6
     assert "/load needs the name of a file" in errors[0]
     assert "does not exist" in errors[1]

@@ -19,6 +19,14 @@ def test_a_port_in_use_is_one_line(awq_edge_command: Command, tiny_chat_bundle: 
     assert f"port {port} of 127.0.0.1 is in use" in outcome.refused()
 
 
+def test_an_empty_key_in_the_environment_is_not_no_key(
+    awq_edge_command: Command, tiny_chat_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWQ_EDGE_API_KEY", "")
+    outcome = awq_edge_command("serve", tiny_chat_bundle, "--port", 0)
+    assert "AWQ_EDGE_API_KEY is empty" in outcome.refused()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -26,6 +34,7 @@ def test_a_port_in_use_is_one_line(awq_edge_command: Command, tiny_chat_bundle: 
         (("BUNDLE", "--port", "99999"), "--port 99999: must be"),
         (("BUNDLE", "--host", "no.such.host.invalid"), "is no address of this machine"),
         (("BUNDLE", "--host", "192.0.2.1"), "is no address of this machine"),
+        (("BUNDLE", "--shutdown-timeout", "nan"), "--shutdown-timeout nan: must be 0 or more"),
         (("BUNDLE", "--max-queue", "-1"), "--max-queue -1: must be 0 or more"),
         (("BUNDLE", "--api-key", ""), "is empty or not ASCII"),
         (("BUNDLE", "--api-key", "kéy"), "is empty or not ASCII"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from awq_edge.runtime.conversation import Conversation
 from awq_edge.runtime.generation import Generation
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.sampling import Sampling
+from awq_edge.runtime.saved_conversation import SavedConversation, SavedMessage
 
 # Drawn, because a random model's greedy answers repeat one token.
 DRAWN = Sampling(1.0, seed=1)
@@ -88,6 +90,42 @@ def test_oldest_turns_are_dropped_and_the_system_prompt_stays(model: Model) -> N
     assert conversation.messages[-2]["content"] == "Question number 11, which is not short?"
     kept = (len(conversation.messages) - 1) // 2
     assert kept + conversation.dropped_turns == 12
+
+
+def test_a_question_that_is_taken_back_drops_nothing(model: Model) -> None:
+    conversation = Conversation(model, sampling=DRAWN, max_new_tokens=20)
+    while not conversation.dropped_turns:
+        say(conversation, "A question, which is not short?")
+    before, messages = conversation.dropped_turns, list(conversation.messages)
+    for _ in range(3):
+        turn = conversation.ask("Another one, which is stopped at once?", cancelled=lambda: True)
+        assert "".join(turn) == "" and turn.dropped > 0
+    assert conversation.dropped_turns == before and conversation.messages == messages
+
+
+def test_a_long_conversation_is_loaded_with_few_encodings(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [
+        SavedMessage(role=role, content=f"Number {count}, which is not short.")
+        for count in range(2000)
+        for role in ("user", "assistant")
+    ]
+    saved = SavedConversation(model_name="tiny-chat", messages=tuple(messages))
+    encodings, encode = 0, model.tokenizer.encode
+
+    def counted(*arguments: Any, **named: Any) -> list[int]:
+        nonlocal encodings
+        encodings += 1
+        return encode(*arguments, **named)
+
+    monkeypatch.setattr(model.tokenizer, "encode", counted)
+    conversation = Conversation(model)
+    assert 0 < conversation.restore(saved) <= model.session.context
+    assert encodings < 20
+    kept = len(conversation.messages) // 2
+    assert kept > 0 and kept + conversation.dropped_turns == 2000
+    assert conversation.messages[-1]["content"] == "Number 1999, which is not short."
 
 
 def test_an_answer_without_limit_ends_with_the_context(plain: Model) -> None:

@@ -203,10 +203,24 @@ def test_limits_out_of_range(limits: dict[str, Any]) -> None:
         Limits(**limits)
 
 
+def test_no_route_is_there_without_the_key(model: Model) -> None:
+    service = Service(model, limits=Limits(), api_key="key")
+    for path in ("/openapi.json", "/docs", "/redoc"):
+        assert call(service, path, body=None).status in (401, 404), path
+
+
+def test_an_error_may_name_what_is_no_unicode(service: Service) -> None:
+    message = '{"model":"tiny-chat","messages":[{"role":"user","content":[{"type":"\\ud800"}]}]}'
+    answer = call(service, "/v1/chat/completions", message.encode())
+    assert answer.status == 400 and "is not supported; send text" in answer.error["message"]
+
+
 def test_the_limit_of_new_tokens(model: Model) -> None:
     service = Service(model, limits=Limits(max_new_tokens=5))
     request = CompletionRequest(model="tiny-chat", prompt="Hi", max_tokens=5)
     assert service.completion_task(request).max_new_tokens == 5
+    unsaid = CompletionRequest(model="tiny-chat", prompt="Hi")
+    assert service.completion_task(unsaid).max_new_tokens == 5
     chat = ChatRequest.model_validate(
         {"model": "m", "messages": [{"role": "developer", "content": "Hi"}]}
     )

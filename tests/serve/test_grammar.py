@@ -95,6 +95,25 @@ def test_schemas_that_are_refused(schema: dict[str, object], words: str) -> None
     assert words in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 47569433},  # a state for each remainder
+        {"allOf": [{"type": "string", "pattern": f"a.{{{n}}}b"} for n in range(1, 30)]},
+    ],
+    ids=["multipleOf", "allOf"],
+)
+def test_a_schema_that_would_compile_for_ever_is_refused_in_time(schema: dict[str, object]) -> None:
+    with pytest.raises(GrammarError, match="to compile"):
+        grammar_of(schema)
+
+
+def test_a_schema_that_refers_to_itself_is_refused_without_a_dump() -> None:
+    with pytest.raises(GrammarError) as refused:
+        grammar_of({"$ref": "#"})
+    assert "<state>" not in str(refused.value) and len(str(refused.value)) < 300
+
+
 def test_a_schema_cannot_change_how_it_is_read() -> None:
     schema: dict[str, object] = {"not": {}, "x-guidance": {"lenient": True}}
     with pytest.raises(GrammarError, match="not"):

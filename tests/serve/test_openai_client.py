@@ -131,6 +131,21 @@ def test_places_of_tokens_in_a_completion(client: Any) -> None:
         assert text[offset : offset + len(token)] == token
 
 
+def test_no_logprobs_of_text_that_a_stop_keeps_back(client: Any) -> None:
+    letters = {"response_format": LETTERS}
+    whole = complete(client, extra_body=letters).choices[0].text
+    stop = whole[4:7]
+    wanted = {"logprobs": 0, "stop": [stop], "extra_body": letters}
+    shown, tokens = "", []
+    for piece in complete(client, stream=True, **wanted):
+        shown += piece.choices[0].text
+        found = piece.choices[0].logprobs
+        tokens += found.tokens if found else []
+        # The last may reach beyond; none begins there.
+        assert len("".join(tokens[:-1])) < max(1, len(shown))
+    assert shown == whole[: whole.index(stop)] and "".join(tokens).startswith(shown)
+
+
 def test_logprobs_of_a_chat_streamed_and_not(client: Any) -> None:
     wanted = {"logprobs": True, "top_logprobs": 2, "temperature": 0, "response_format": LETTERS}
     answer = chat(client, **wanted)
