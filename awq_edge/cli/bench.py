@@ -112,11 +112,12 @@ def measure(
             observer=progress,
             build_observer=building,
         )
-    print_bench(report, target.console())
+    # The files first: whoever reads the table may close the pipe (`| head`).
     target.write(report.model_dump_json(indent=1))
     csv_target.write(to_csv(report).removesuffix("\n"))
     if html_to is not None:
         html_target.write(bench_page(report))
+    print_bench(report, target.console())
     if report.interrupted:
         raise typer.Exit(_INTERRUPTED)
 

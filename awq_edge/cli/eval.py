@@ -93,8 +93,8 @@ def perplexity(
             threads=threads,
             progress=progress,
         )
-    print_perplexity(report, target_json.console())
     target_json.write(report.model_dump_json(indent=2))
+    print_perplexity(report, target_json.console())
 
 
 @eval_app.command()
@@ -139,8 +139,8 @@ def divergence(
             threads=threads,
             progress=progress,
         )
-    print_divergence(report, target_json.console())
     target_json.write(report.model_dump_json(indent=2))
+    print_divergence(report, target_json.console())
 
 
 @eval_app.command()
@@ -222,7 +222,7 @@ def tasks(
             threads=threads,
             progress=progress,
         )
+    target_json.write(report.model_dump_json(indent=2))
     print_tasks(report, target_json.console())
     for warning in report.warnings:
         print(f"lm-eval: {warning}", file=sys.stderr)
-    target_json.write(report.model_dump_json(indent=2))

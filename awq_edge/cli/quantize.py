@@ -114,8 +114,8 @@ def quantize(
             observer=observer,
         )
     console = Console(stderr=target.owns_stdout, highlight=False)
-    print_report(checkpoint.report, checkpoint.path, console)
     target.write(checkpoint.report.model_dump_json(indent=2))
+    print_report(checkpoint.report, checkpoint.path, console)
 
 
 def print_report(report: QuantizationReport, path: Path, console: Console) -> None:

@@ -98,8 +98,8 @@ def run(
             observer=building,
         )
     out.write("\n\n")
-    print_report(report, target.console())
     target.write(report.model_dump_json(indent=2))
+    print_report(report, target.console())
     if report.result.finish_reason == "cancelled":
         raise typer.Exit(_INTERRUPTED)
 

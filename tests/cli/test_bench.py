@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from awq_edge.bench.plan import ids_sha256, prompt_ids
+from awq_edge.errors import ConfigError
 from awq_edge.report.bench_report import BenchReport
 from awq_edge.runtime.tokenizer import Tokenizer
 
@@ -73,6 +74,22 @@ def slower(report: BenchReport, factor: float) -> BenchReport:
             cell.model_copy(update={"repeats": (cell.repeats[0].model_copy(update=changes),) * 5})
         )
     return report.model_copy(update={"cells": tuple(cells)})
+
+
+def test_a_reader_that_goes_loses_no_file(
+    awq_edge_command: Command,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(*arguments: object) -> None:
+        raise ConfigError("the table cannot be printed")
+
+    monkeypatch.setattr("awq_edge.cli.bench_table.print_bench", gone)
+    flags = ("--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+    assert "cannot be printed" in awq_edge_command("bench", tiny_bundle, *BENCH, *flags).refused()
+    assert BenchReport.model_validate_json((tmp_path / "a.json").read_text()).cells
+    assert (tmp_path / "a.csv").read_text()
 
 
 def test_compare(awq_edge_command: Command, measured: tuple[Path, str], tmp_path: Path) -> None:
