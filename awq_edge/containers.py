@@ -11,6 +11,10 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # of MatMulNBits
 # computed by a fallback, thirty times slower than 4-bit ones (measured with onnxruntime 1.32).
 TWO_BIT_BLOCKS, TWO_BIT_LEVEL = (32, 64, 128), 4
 
+# What the quantizer makes, largest first. Every runtime takes them all: they are powers of two, and
+# the layout of the kernels has no others.
+GROUP_SIZES = (128, 64, 32)
+
 
 def largest_block(group_size: int) -> int:
     """The largest power of two, up to 256, that divides a group."""

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq_edge.archs import decoder_from_config
 from awq_edge.artifacts import Bundle, atomic_file, refuse_existing
 from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.executor_options import ExecutorOptions
+from awq_edge.group_size import choose_group_size
 from awq_edge.layouts import quantization_config
 from awq_edge.lm_head import for_export
 from awq_edge.model_files import read_json, resolve_model
@@ -56,6 +58,8 @@ def quantize(
     after it override its keys where they are not None. format: "awq" (AutoAWQ gemm, 4 bits) or
     "compressed-tensors"; None for the first where that holds what is asked for. lm_head_bits: 4, 8
     or 16; a compressed-tensors checkpoint has the output layer in them, an AutoAWQ one in 16.
+    group_size: None for the recipe's, or that of 128, 64 and 32 which quantizes most weights, where
+    the recipe's does not fit every linear.
     calibration: a text file, a directory of text files, "hub:NAME", or None for the text that comes
     with the package. images: a directory of pictures for a vision-language model, or None for drawn
     ones. device: "cpu" (default), "cuda" or "cuda:N". eval_texts: UTF-8 files whose perplexity, of
@@ -91,6 +95,7 @@ def quantize(
     for text in eval_texts:
         read_text(Path(text), "--eval-text")
     source = resolve_model(str(model))
+    resolved, notes = _with_groups(resolved, source, group_size)
     checkpoint = quantize_checkpoint(
         source,
         Path(out),
@@ -102,6 +107,7 @@ def quantize(
         executor=work,
         resume=resume,
         overwrite=overwrite,
+        notes=notes,
         observer=observer,
     )
     if not eval_texts:
@@ -214,6 +220,7 @@ def export(
     from awq_edge.quantizer import quantize_checkpoint
 
     resolved = for_export(resolved)
+    resolved, notes = _with_groups(resolved, path, group_size)
     # Beside the bundle: there is the disk that was chosen for large files. Kept when a run is
     # killed, so that the next one continues where it was.
     between = out.parent / f".{out.name}.checkpoint"
@@ -228,6 +235,7 @@ def export(
         resume=resume,
         reuse=resume,
         overwrite=True,  # a checkpoint of ours
+        notes=notes,
         observer=observer,
     )
     bundle = export_checkpoint(
@@ -283,6 +291,16 @@ def _with_perplexities(
         work.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_quantization_page(report, checkpoint.path / PAGE_FILE)
     return replace(checkpoint, report=report)
+
+
+def _with_groups(recipe: Recipe, model: Path, asked: int | None) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with groups that fit this model, unless a size was asked for; and what to say."""
+    if asked is not None or recipe.quantization.method == "none":
+        return recipe, ()
+    decoder = decoder_from_config(read_json(model / "config.json"))
+    choice = choose_group_size(recipe, decoder)
+    notes = () if choice.note is None else (choice.note,)
+    return recipe.overridden({"quantization.group_size": choice.size}), notes
 
 
 def _holding_lm_head(recipe: Recipe) -> Recipe:

@@ -144,6 +144,9 @@ def export(
 
 def print_bundle(bundle: Bundle, console: Console) -> None:
     """What was exported in a few lines, and the next command."""
+    from awq_edge.archs import decoder_from_config
+    from awq_edge.group_size import coverage
+    from awq_edge.model_files import read_json
     from awq_edge.runtime.memory import kv_cache_bytes
 
     manifest = bundle.manifest
@@ -162,12 +165,21 @@ def print_bundle(bundle: Bundle, console: Console) -> None:
             f"graph: opset {manifest.opset}, linears {manifest.linear}, attention "
             f"{manifest.attention}"
         )
-    reasons: dict[str, int] = {}
-    for reason in manifest.unquantized.values():
-        reasons[reason] = reasons.get(reason, 0) + 1
-    lines += [f"{count} linears stay unquantized: {why}" for why, count in reasons.items()]
+    decoder = decoder_from_config(read_json(bundle.path / "config.json"))
+    lines += [*_notes(bundle), *coverage(decoder, manifest.unquantized).lines()]
+    head = decoder.architecture.lm_head
+    if head in manifest.unquantized:
+        lines.append(f"the output layer stays unquantized: {manifest.unquantized[head]}")
     for line in [*lines, f"next: awq-edge run {bundle.path}"]:
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _notes(bundle: Bundle) -> tuple[str, ...]:
+    """What the quantization inside the export, or before it, has to say of its choices."""
+    from awq_edge.report.inspect_provenance import read_report
+
+    report, _ = read_report(bundle.path)
+    return () if report is None else report.notes
 
 
 def _format(bundle: Bundle) -> str:

@@ -122,6 +122,7 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
     """What was done in a few lines, and the next command."""
     from awq_edge.checkpoint import Checkpoint
     from awq_edge.exporter.supported import unsupported
+    from awq_edge.group_size import coverage
 
     summary = report.summary
     console.print(
@@ -147,12 +148,10 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
             soft_wrap=True,
             markup=False,
         )
-    console.print(_lm_head(report), soft_wrap=True)
-    reasons: dict[str, int] = {}
-    for reason in report.unquantized.values():
-        reasons[reason] = reasons.get(reason, 0) + 1
-    for reason, count in reasons.items():
-        console.print(f"{count} linears stay in 16 bits: {reason}", soft_wrap=True)
+    decoder = Checkpoint.open(path).decoder
+    console.print(_lm_head(report, decoder.architecture.lm_head), soft_wrap=True)
+    for line in (*report.notes, *coverage(decoder, report.unquantized).lines()):
+        console.print(line, soft_wrap=True, markup=False)
     silent = sum(len(block.silent_inputs) for block in report.blocks)
     if silent:
         console.print(
@@ -160,16 +159,18 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
             "plainly; a larger --samples reaches more",
             soft_wrap=True,
         )
-    missing = unsupported(Checkpoint.open(path).decoder)
+    missing = unsupported(decoder)
     step = (
         f"export {path} --out BUNDLE" if missing is None else f"eval perplexity {path} --text FILE"
     )
     console.print(f"next: awq-edge {step}", soft_wrap=True)
 
 
-def _lm_head(report: QuantizationReport) -> str:
+def _lm_head(report: QuantizationReport, name: str) -> str:
     """The output layer in one line."""
     head = report.lm_head
+    if name in report.unquantized:
+        return f"output layer: 16 bits: {report.unquantized[name]}"
     if head is None:
         return "output layer: 16 bits (an export rounds it; --lm-head-bits quantizes it here)"
     line = f"output layer: {head.bits}-bit, group {head.group_size}, {head.scheme}"

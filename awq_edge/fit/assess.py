@@ -12,6 +12,7 @@ from awq_edge.fit.formats import Formats, planned_formats, stored_formats
 from awq_edge.fit.models import ModelConfig
 from awq_edge.fit.report import Verdict
 from awq_edge.fit.sizes import BundleSizes, Planner
+from awq_edge.group_size import GroupChoice, choose_group_size
 from awq_edge.lm_head import UNQUANTIZED, for_export
 from awq_edge.recipe import Recipe
 from awq_edge.runtime.memory import KvDtype, PredictedMemory, kv_cache_bytes, predict_memory
@@ -73,6 +74,13 @@ class Assessor:
         if quantization.method == "none":
             return Settings(UNQUANTIZED, groups, UNQUANTIZED, "float16", context)
         return Settings(quantization.bits, groups, head, "float16", context)
+
+    def group_choice(self, bits: int) -> GroupChoice:
+        """The groups that an export takes where no size is asked for; of 16 bits those that the
+        recipe's bits would have."""
+        asked = None if bits == UNQUANTIZED else bits
+        recipe = self.recipe.overridden({"quantization.bits": asked})
+        return choose_group_size(for_export(recipe), self.model.decoder)
 
     def clip(self, context: int | None) -> int:
         """Tokens of the KV cache. Raises ConfigError for more than the model allows."""

@@ -103,6 +103,8 @@ def find_changes(assessor: Assessor, prediction: Prediction) -> list[ChangePart]
         return []
     stored = assessor.is_quantized
     steps = [step for step in _STEPS if (step.stored or not stored)]
+    if not stored and assessor.group_choice(prediction.settings.bits).size != _LARGEST_GROUP:
+        steps = [step for step in steps if step.kind != "groups"]  # they leave more in 16 bits
     found = [
         _change(assessor, prediction, [step]) for step in steps if step.applies(prediction.settings)
     ]

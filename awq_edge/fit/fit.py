@@ -9,7 +9,7 @@ from awq_edge.errors import ConfigError
 from awq_edge.fit.assess import Assessor, Prediction, Settings
 from awq_edge.fit.changes import cheapest, find_changes
 from awq_edge.fit.device import DeviceFigures, device_figures
-from awq_edge.fit.formats import unquantized_linears
+from awq_edge.fit.formats import stored_coverage
 from awq_edge.fit.models import ModelConfig
 from awq_edge.fit.report import (
     DevicePart,
@@ -82,7 +82,7 @@ def fit(
         power_modes=_power_modes(recipe, prediction),
         changes=tuple(changes),
         cheapest_change=cheapest(changes),
-        notes=tuple(_notes(assessor, prediction)),
+        notes=tuple(_notes(assessor, prediction, asked.group_size is not None)),
     )
 
 
@@ -141,6 +141,8 @@ def _settings(assessor: Assessor, asked: Asked) -> Settings:
             found = replace(found, lm_head_bits=UNQUANTIZED)
     if asked.group_size is not None:
         found = replace(found, group_size=asked.group_size)
+    elif not assessor.is_quantized:
+        found = replace(found, group_size=assessor.group_choice(found.bits).size)
     if asked.lm_head_bits is not None:
         found = replace(found, lm_head_bits=asked.lm_head_bits)
     if found.lm_head_bits not in (4, 8, UNQUANTIZED):
@@ -231,8 +233,9 @@ def _power_modes(recipe: Recipe, prediction: Prediction) -> tuple[PowerModePart,
     )
 
 
-def _notes(assessor: Assessor, prediction: Prediction) -> list[str]:
-    """What a reader should know who takes the figures for the whole truth."""
+def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> list[str]:
+    """What a reader should know who takes the figures for the whole truth. asked_groups: whether a
+    group size was asked for."""
     recipe, settings = assessor.recipe, prediction.settings
     dtype, runtime = recipe.runtime.activation_dtype, recipe.runtime.backend
     notes = []
@@ -242,12 +245,16 @@ def _notes(assessor: Assessor, prediction: Prediction) -> list[str]:
         notes.append("the KV cache is float32, as the activations of this recipe are")
     if settings.bits == UNQUANTIZED and dtype == "float32":
         notes.append("unquantized weights are float32, as the activations of this recipe are")
-    dense, count = unquantized_linears(assessor.model.decoder, prediction.formats)
-    if dense and settings.bits != UNQUANTIZED:
+    left = stored_coverage(assessor.model.decoder, prediction.formats)
+    note = None if assessor.is_quantized else assessor.group_choice(settings.bits).note
+    if note is not None and settings.bits != UNQUANTIZED and not asked_groups:
+        notes.append(note)
+    if left.dense_linears and settings.bits != UNQUANTIZED:
         groups = prediction.formats.main.group_size if prediction.formats.main else 0
         notes.append(
-            f"{dense} of {count} linears stay unquantized: groups of {groups} do not fit them, or "
-            "the checkpoint has them so"
+            f"{left.dense_linears} of {left.linears} linears, "
+            f"{left.dense_weights / left.weights:.1%} of the blocks' weights, stay unquantized: "
+            f"groups of {groups} do not fit them, or the checkpoint has them so"
         )
     if assessor.model.decoder.architecture.overflows_float16 and dtype == "float16":
         notes.append("this architecture overflows float16: export it with bfloat16 activations")

@@ -6,11 +6,13 @@ The rules are the quantizer's and the exporter's own: layouts say what they cann
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.archs import Config, Decoder
+from awq_edge.archs import Config, Decoder, Linear
+from awq_edge.group_size import Coverage, require_groups
 from awq_edge.layouts import choose_layout, layout_of_config, quantization_config
 from awq_edge.lm_head import UNQUANTIZED, output_format, rounded_bits, rounded_format
 from awq_edge.recipe import QuantizationDefaults
@@ -44,26 +46,20 @@ class Formats:
         return self.lm_head.number_format.bits if self.lm_head else UNQUANTIZED
 
 
-def unquantized_linears(decoder: Decoder, formats: Formats) -> tuple[int, int]:
-    """How many linears of blocks stay unquantized, and how many there are; those of experts
-    included."""
-    kinds: dict[bool, tuple[int, int]] = {}
-    left, count = 0, 0
-    for layer in range(decoder.num_layers):
-        kind = decoder.has_experts(layer)
-        if kind not in kinds:
-            linears, prefix = decoder.linears(layer), decoder.layer_prefix(layer)
-            dense = [
-                linear
-                for linear in linears
-                if formats.blocks(
-                    f"{prefix}.{linear.name}", linear.out_features, linear.in_features
-                )
-                is None
-            ]
-            kinds[kind] = (len(dense), len(linears))
-        left, count = left + kinds[kind][0], count + kinds[kind][1]
-    return left, count
+def stored_coverage(decoder: Decoder, formats: Formats) -> Coverage:
+    """What linears of blocks stay unquantized, those of experts included."""
+
+    def reason(prefix: str, linear: Linear) -> str | None:
+        stored = formats.blocks(f"{prefix}.{linear.name}", linear.out_features, linear.in_features)
+        return "unquantized" if stored is None else None
+
+    kinds = Counter(decoder.has_experts(layer) for layer in range(decoder.num_layers))
+    example = {decoder.has_experts(layer): layer for layer in range(decoder.num_layers)}
+    return Coverage.of(
+        (linear, reason(decoder.layer_prefix(layer), linear), kinds[kind])
+        for kind, layer in example.items()
+        for linear in decoder.linears(layer)
+    )
 
 
 def planned_formats(
@@ -72,12 +68,13 @@ def planned_formats(
     """What `awq-edge export` makes of an unquantized model.
 
     quantization: bits, groups, scheme and layout; None to leave it unquantized. lm_head_bits: 4, 8
-    or 16. Raises ConfigError where the layout cannot hold the bits.
+    or 16. Raises ConfigError where the layout cannot hold the bits, or no linear fits the groups.
     """
     if quantization is None:
         return Formats(None, _unquantized, _rounded_lm_head(decoder, lm_head_bits))
     layout = choose_layout(quantization.format, quantization.bits)
     main = NumberFormat(quantization.bits, quantization.group_size, quantization.scheme)
+    require_groups(decoder, layout, main)
     stored = Quantized(main, layout.stores_zeros(main))
 
     def of_block(_: str, out_features: int, in_features: int) -> Quantized | None:

@@ -13,6 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from awq_edge.group_size import Coverage
+
 Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
 REPORT_FILE = "quantization_report.json"
 
@@ -85,10 +87,13 @@ class CalibrationReport(_Part):
 
 
 class SummaryReport(_Part):
-    """Means over the quantized linears, in dB, and how many groups of parameters there are."""
+    """Means over the quantized linears of the blocks, in dB, and how many linears, and weights of
+    them, there are; older reports do not say how many weights."""
 
     quantized_linears: int
     unquantized_linears: int
+    quantized_weights: int | None = None
+    unquantized_weights: int | None = None
     mean_sqnr_db: float | None
     mean_rtn_sqnr_db: float | None
     mean_nf4_sqnr_db: float | None = None
@@ -119,7 +124,8 @@ class QuantizationReport(_Part):
     errors_of: "outputs" over the calibration tokens, or "weights" where there was no calibration
     (rtn). peak_*: bytes. device: that computed. seconds, peak_*: of the last run, where one was
     resumed. inputs_sha256: of all that the weights depend on, see `awq_edge.quantizer.resume`.
-    perplexities: empty where no text was given to evaluate.
+    perplexities: empty where no text was given to evaluate. notes: choices that differ from what
+    the recipe says.
     """
 
     format: Literal["awq-edge-quantization-report"] = "awq-edge-quantization-report"
@@ -146,6 +152,7 @@ class QuantizationReport(_Part):
     inputs_sha256: str
     blocks: tuple[BlockReport, ...]
     perplexities: tuple[PerplexityComparison, ...] = ()
+    notes: tuple[str, ...] = ()
     lm_head: OutputLayerReport | None = None
 
 
@@ -154,13 +161,15 @@ def sqnr_db(relative_mse: float) -> float:
     return -10 * math.log10(max(relative_mse, 1e-30))
 
 
-def summarise(blocks: tuple[BlockReport, ...]) -> SummaryReport:
-    """Counts and means over all linears."""
+def summarise(blocks: tuple[BlockReport, ...], weights: Coverage | None = None) -> SummaryReport:
+    """Counts and means over all linears. weights: what their weights come to."""
     linears = [linear for block in blocks for linear in block.linears]
     quantized = sum(linear.quantized for linear in linears)
     return SummaryReport(
         quantized_linears=quantized,
         unquantized_linears=len(linears) - quantized,
+        quantized_weights=None if weights is None else weights.weights - weights.dense_weights,
+        unquantized_weights=None if weights is None else weights.dense_weights,
         mean_sqnr_db=_mean(linear.sqnr_db for linear in linears),
         mean_rtn_sqnr_db=_mean(linear.rtn_sqnr_db for linear in linears),
         mean_nf4_sqnr_db=_mean(linear.nf4_sqnr_db for linear in linears),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +15,7 @@ from awq_edge.artifacts import atomic_directory, is_disk_full, refuse_existing, 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError, ResourceError
 from awq_edge.executor_options import LOCAL, ExecutorOptions
+from awq_edge.group_size import coverage, require_groups
 from awq_edge.layouts import Layout, choose_layout
 from awq_edge.lm_head import output_format
 from awq_edge.provenance import source_commit, versions
@@ -79,6 +80,7 @@ class _Job:
     device: torch.device
     executor: ExecutorOptions
     key: str
+    notes: tuple[str, ...]
     started: float
 
 
@@ -95,6 +97,7 @@ def quantize_checkpoint(
     resume: bool = True,
     overwrite: bool = False,
     reuse: bool = False,
+    notes: Sequence[str] = (),
     observer: Observer | None = None,
 ) -> QuantizedCheckpoint:
     """Quantize a model directory into a checkpoint directory.
@@ -104,9 +107,10 @@ def quantize_checkpoint(
     packaged text. images: a directory of pictures for a vision-language model, None for drawn ones.
     device: cpu, cuda or cuda:N. executor: where blocks are worked on; "rtn" has no searches and is
     done here. resume: continue with the finished blocks that a run that was killed has left beside
-    `out`. reuse: return what `out` holds if it was made from the same inputs.
+    `out`. reuse: return what `out` holds if it was made from the same inputs. notes: of the report.
     Raises ModelError for a model that is damaged, unknown or quantized already, ConfigError for
-    options that cannot be met, ResourceError when the disk is too full.
+    options that cannot be met, or where no linear fits the groups, ResourceError when the disk is
+    too full.
     """
     started = time.perf_counter()
     defaults = recipe.quantization
@@ -123,6 +127,7 @@ def quantize_checkpoint(
             f"--images {images}: model_type '{checkpoint.decoder.model_type}' takes no images; "
             "leave the flag out"
         )
+    require_groups(checkpoint.decoder, layout, number_format)
     drawn = None if method == "rtn" else _calibration(checkpoint, recipe, calibration, images)
     settings = {
         "recipe": recipe.model_dump(mode="json", include={"quantization", "calibration"}),
@@ -150,6 +155,7 @@ def quantize_checkpoint(
         device=where,
         executor=executor,
         key=key,
+        notes=tuple(notes),
         started=started,
     )
     store = BlockStore(out, key, resume=resume)
@@ -390,6 +396,11 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
             seed=drawn.seed,
             sha256=drawn.sha256,
         )
+    dense = {
+        f"{decoder.layer_prefix(layer)}.{name}": reason
+        for layer in range(decoder.num_layers)
+        for name, reason in obstacles(job.checkpoint, job.layout, job.number_format, layer).items()
+    }
     is_cuda = job.device.type == "cuda"
     return QuantizationReport(
         model_name=job.model_name,
@@ -401,15 +412,9 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
         scheme=job.number_format.scheme,
         errors_of="weights" if drawn is None else "outputs",
         calibration=calibration,
-        summary=summarise(blocks),
-        unquantized={
-            f"{decoder.layer_prefix(layer)}.{name}": reason
-            for layer in range(decoder.num_layers)
-            for name, reason in obstacles(
-                job.checkpoint, job.layout, job.number_format, layer
-            ).items()
-        }
-        | _unquantized_lm_head(job),
+        notes=job.notes,
+        summary=summarise(blocks, coverage(decoder, dense)),
+        unquantized=dense | _unquantized_lm_head(job),
         seconds=time.perf_counter() - job.started,
         peak_host_bytes=read_process_memory().peak_rss,
         peak_cuda_bytes=torch.cuda.max_memory_allocated(job.device) if is_cuda else None,
