@@ -80,7 +80,7 @@ class ModelFiles:
         if not path.is_dir():
             raise ModelError(f"model directory {path} does not exist")
         self.config = read_json(path / "config.json")
-        self.entries = dict(sorted(_entries(path)))
+        self.entries = _entries(path)
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -177,15 +177,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _entries(path: Path) -> Iterator[tuple[str, TensorEntry]]:
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ModelError(f"{index} has no weight_map")
-        files = [path / name for name in sorted(set(weight_map.values()))]
-    else:
-        files = sorted(path.glob("*.safetensors"))
+def _entries(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a directory by name.
+
+    As transformers has it: model.safetensors alone where there is one, unless the index names it
+    (an index of other files is left from what lay there before); else the shards of the index, of
+    which a tensor that several hold is taken from the one that weight_map names; else all files.
+    Raises ModelError where two files hold one tensor and nothing decides.
+    """
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    weight_map = _weight_map(index) if index.exists() else {}
+    if whole.exists() and whole.name not in weight_map.values():
+        return dict(sorted(read_header(whole)))
+    files = sorted({path / name for name in weight_map.values()})
+    files = files or sorted(path.glob("*.safetensors"))
     if not files:
         hint = ""
         if list(path.glob("*.bin")):
@@ -194,8 +199,40 @@ def _entries(path: Path) -> Iterator[tuple[str, TensorEntry]]:
                 "save_pretrained(..., safe_serialization=True)"
             )
         raise ModelError(f"{path} has no *.safetensors files{hint}")
+    found: dict[str, TensorEntry] = {}
     for file in files:
-        yield from read_header(file)
+        for name, entry in read_header(file):
+            if weight_map.get(name, file.name) != file.name:
+                continue
+            if name in found:
+                raise ModelError(
+                    f"{path}: both {found[name].file.name} and {file.name} hold '{name}', and no "
+                    f"{index.name} says which is meant; move the files of the other model away"
+                )
+            found[name] = entry
+    for name, file_name in weight_map.items():
+        if name not in found:
+            raise ModelError(
+                f"{index} says that {file_name} holds '{name}', which it does not; the index and "
+                "the files do not belong together: copy or download them again"
+            )
+    return dict(sorted(found.items()))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensors and their files by an index. Raises ModelError where it has none, or names a file
+    that is not beside it."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} has no weight_map")
+    for name, file in weight_map.items():
+        is_beside = isinstance(file, str) and file == Path(file).name
+        if not is_beside or not file.endswith(".safetensors"):
+            raise ModelError(
+                f"{index}: weight_map has {file!r} for '{name}'; it must be a .safetensors file "
+                "beside the index"
+            )
+    return weight_map
 
 
 def read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:

@@ -124,3 +124,86 @@ def test_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ModelError, match="copy the model here and give its directory"):
         resolve_model("organization/model")
+
+
+def _values(path: Path, name: str = "a") -> float:
+    return float(ModelFiles(path).read(name).reshape(-1)[0])
+
+
+def _write(path: Path, name: str, **values: float) -> None:
+    save_file({key: np.full(3, value, np.float32) for key, value in values.items()}, path / name)
+
+
+def _index(path: Path, **weight_map: str) -> None:
+    text = json.dumps({"weight_map": weight_map})
+    (path / "model.safetensors.index.json").write_text(text)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    return tmp_path
+
+
+@pytest.mark.parametrize("other", ["model.fp16.safetensors", "a.safetensors", "z.safetensors"])
+def test_model_safetensors_is_read_alone(folder: Path, other: str) -> None:
+    """As transformers does, whatever lies beside it."""
+    _write(folder, "model.safetensors", a=1)
+    _write(folder, other, a=2, b=2)
+    assert _values(folder) == 1 and list(ModelFiles(folder).entries) == ["a"]
+
+
+def test_an_index_of_other_files_beside_model_safetensors_is_stale(folder: Path) -> None:
+    _write(folder, "model-00001-of-00002.safetensors", a=2)
+    _write(folder, "model-00002-of-00002.safetensors", b=2)
+    _index(folder, a="model-00001-of-00002.safetensors", b="model-00002-of-00002.safetensors")
+    assert _values(folder) == 2
+    _write(folder, "model.safetensors", a=1)
+    assert _values(folder) == 1 and list(ModelFiles(folder).entries) == ["a"]
+    _index(folder, a="gone.safetensors")
+    assert _values(folder) == 1
+
+
+@pytest.mark.parametrize("named", ["one.safetensors", "two.safetensors"])
+def test_of_shards_that_overlap_the_index_decides(folder: Path, named: str) -> None:
+    _write(folder, "one.safetensors", a=1, c=5)
+    _write(folder, "two.safetensors", a=2, b=3)
+    _index(folder, a=named, b="two.safetensors", c="one.safetensors")
+    assert _values(folder) == (1 if named == "one.safetensors" else 2)
+    assert _values(folder, "b") == 3 and _values(folder, "c") == 5
+
+
+def test_two_files_that_hold_one_tensor_are_named(folder: Path) -> None:
+    _write(folder, "model-a.safetensors", x=0, a=1)
+    _write(folder, "model-b.safetensors", a=1)
+    with pytest.raises(ModelError, match=r"both model-a\.safetensors and model-b\.safetensors"):
+        ModelFiles(folder)
+    _index(folder, x="model-a.safetensors")  # which says nothing of `a`, nor of the other file
+    assert _values(folder) == 1
+    _index(folder, x="model-a.safetensors", a="model-b.safetensors")
+    assert _values(folder) == 1
+
+
+def test_an_index_of_tensors_that_are_not_there_is_refused(folder: Path) -> None:
+    _write(folder, "one.safetensors", a=1)
+    _index(folder, a="one.safetensors", b="one.safetensors")
+    with pytest.raises(ModelError, match=r"says that one\.safetensors holds 'b'"):
+        ModelFiles(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../one.safetensors", "/etc/passwd", "sub/one.safetensors", "", "one.bin"]
+)
+def test_an_index_leads_to_files_beside_it_alone(folder: Path, name: str) -> None:
+    _write(folder, "one.safetensors", a=1)
+    _index(folder, a=name)
+    with pytest.raises(ModelError, match=r"must be a \.safetensors file beside"):
+        ModelFiles(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}'])
+def test_an_index_without_a_weight_map_is_refused(folder: Path, content: str) -> None:
+    _write(folder, "one.safetensors", a=1)
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match="has no weight_map"):
+        ModelFiles(folder)
