@@ -22,6 +22,7 @@ from awq_edge.cli.recipes import recipes_app
 from awq_edge.cli.run import run
 from awq_edge.cli.serve import serve
 from awq_edge.cli.study import study
+from awq_edge.terminal_text import one_line
 
 app = typer.Typer(
     name="awq-edge",
@@ -106,5 +107,6 @@ def _fail_missing(error: ModuleNotFoundError) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # Texts of other packages, in a message of ours, may be of several lines with their own indents.
+    print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

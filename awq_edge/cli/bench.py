@@ -78,20 +78,18 @@ def measure(
     ] = None,
 ) -> None:
     """Measure a bundle: prefill, decode, latency, memory, energy, by prompt and length."""
-    from rich.console import Console
-
     from awq_edge.bench.plan import parse_lengths
     from awq_edge.bench.run import bench
     from awq_edge.bench.table_csv import to_csv
     from awq_edge.cli.bench_table import print_bench
     from awq_edge.cli.interrupt import Interrupt
-    from awq_edge.cli.output import FileTarget, JsonTarget
+    from awq_edge.cli.output import FileTarget, JsonTarget, open_console
     from awq_edge.cli.progress import block_progress, build_progress
     from awq_edge.report.bench_page import bench_page
 
     target = JsonTarget(json_to)
     csv_target, html_target = FileTarget("--csv", csv_to), FileTarget("--html", html_to)
-    errors = Console(stderr=True)
+    errors = open_console(stderr=True)
     lengths = parse_lengths("--prompt", prompt), parse_lengths("--generated", generated)
     with (
         Interrupt() as interrupt,
@@ -165,10 +163,10 @@ def page(
     html_to: Annotated[str, typer.Option("--html", metavar="FILE", help="The page to write.")],
 ) -> None:
     """Draw the page of a report again: where matplotlib is, for a device that has none."""
-    from awq_edge.cli.output import FileTarget
+    from awq_edge.cli.output import FileTarget, say
     from awq_edge.report.bench_page import bench_page
     from awq_edge.report.bench_report import read_bench_report
 
     target = FileTarget("--html", html_to)
     target.write(bench_page(read_bench_report(report)))
-    typer.echo(f"written: {html_to}")
+    say(f"written: {html_to}")

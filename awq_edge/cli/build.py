@@ -44,17 +44,15 @@ def build(
     """Build the engines of a bundle; TensorRT for RTX does it on any x86-64 machine."""
     import json
 
-    from rich.console import Console
-
     from awq_edge.artifacts import Bundle
     from awq_edge.builder import build_engines
-    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
 
     output = JsonTarget(json_to)
     console = output.console()
     built = []
-    with block_progress(Console(stderr=True)) as bar:
+    with block_progress(open_console(stderr=True)) as bar:
 
         def observe(index: int, count: int, fraction: float, what: str) -> None:
             bar(int((index + fraction) * _STEPS), count * _STEPS, what)

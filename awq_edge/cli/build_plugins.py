@@ -25,24 +25,26 @@ def build_plugins(
     ] = None,
 ) -> None:
     """Build the CUDA kernels and, where TensorRT's headers are, its plugin."""
-    from rich.console import Console
+    from rich.text import Text
 
+    from awq_edge.cli.output import open_console, say
     from awq_edge.plugin import build
     from awq_edge.plugin.architectures import dotted
+    from awq_edge.terminal_text import one_line
 
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console = open_console(stderr=True)
     with console.status("looking for the tools") as status:
 
         def progress(line: str) -> None:
             if console.is_terminal:
-                status.update(line[: max(20, console.width - 4)])
+                status.update(Text(one_line(line)[: max(20, console.width - 4)]))
             elif not line.startswith("["):
                 console.print(line, soft_wrap=True)
 
         result = build.build_plugins(arch or (), out=out, jobs=jobs, progress=progress)
     names = ", ".join(map(dotted, result.architectures))
-    typer.echo(f"{result.kernels}: for compute capability {names}, CUDA {result.cuda_version}")
-    typer.echo(
+    say(f"{result.kernels}: for compute capability {names}, CUDA {result.cuda_version}")
+    say(
         f"{build.PLUGIN_FILE_NAME}: {result.not_built}"
         if result.plugin is None
         else f"{result.plugin}: the TensorRT plugin"

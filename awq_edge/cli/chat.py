@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.terminal_text import one_line, printable
+
 if TYPE_CHECKING:
     from awq_edge.cli.chat_commands import ChatCommands
     from awq_edge.cli.interrupt import Interrupt
@@ -34,10 +36,9 @@ def chat(
     ] = None,
 ) -> None:
     """Chat with a bundle. Ctrl-C stops the answer. Each line of a pipe is one message."""
-    from rich.console import Console
-
     from awq_edge.cli.chat_commands import HINT, ChatCommands
     from awq_edge.cli.interrupt import Interrupt
+    from awq_edge.cli.output import open_console
     from awq_edge.cli.progress import build_progress
     from awq_edge.errors import ConfigError
     from awq_edge.runtime.conversation import Conversation
@@ -48,7 +49,7 @@ def chat(
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
     with (
-        build_progress(Console(stderr=True)) as building,
+        build_progress(open_console(stderr=True)) as building,
         load(bundle, context=context, threads=threads, observer=building) as model,
     ):
         conversation = Conversation(
@@ -76,7 +77,7 @@ def _converse(conversation: Conversation, commands: ChatCommands, interrupt: Int
             # A script must not go on as if nothing were; a person tries again.
             if not _is_terminal():
                 raise
-            _note(f"error: {' '.join(str(error).split())}")
+            _note(f"error: {one_line(str(error))}")
         except KeyboardInterrupt:  # twice, or where nothing could be stopped politely
             if not _is_terminal():
                 raise
@@ -85,15 +86,14 @@ def _converse(conversation: Conversation, commands: ChatCommands, interrupt: Int
 
 def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> Turn:
     """Ask, and show the answer as it comes. Raises ConfigError and ResourceError."""
-    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.output import JsonTarget, stream_answer
 
     out = JsonTarget(None).text_stream
     with interrupt:
         turn = conversation.ask(text, cancelled=interrupt.requested)
         try:
             for piece in turn:
-                out.write(piece)
-                out.flush()
+                stream_answer(piece, out)
         finally:
             out.write("\n")
             out.flush()
@@ -162,14 +162,14 @@ def _is_terminal() -> bool:
 def _note(text: str) -> None:
     """What is not an answer goes to standard error, and not at all into a pipe's log."""
     if _is_terminal():
-        print(text, file=sys.stderr, flush=True)
+        _tell(text)
 
 
 def _tell(text: str) -> None:
     """What was asked for, and is no answer of the model."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _warn(text: str) -> None:
     """What the reader of a pipe must know too."""
-    print(text if _is_terminal() else f"warning: {text}", file=sys.stderr, flush=True)
+    _tell(text if _is_terminal() else f"warning: {text}")

@@ -5,7 +5,6 @@ perplexity: of a text. divergence: from a reference. tasks: in benchmarks.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -73,15 +72,13 @@ def perplexity(
     json_to: JsonOption = None,
 ) -> None:
     """Perplexity of a text over strided windows; the same number whatever runs the model."""
-    from rich.console import Console
-
     from awq_edge.cli.eval_print import print_perplexity
-    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import token_progress
     from awq_edge.evaluate.report import evaluate_perplexity
 
     target_json = JsonTarget(json_to)
-    with token_progress(Console(stderr=True)) as progress:
+    with token_progress(open_console(stderr=True)) as progress:
         report = evaluate_perplexity(
             target,
             text,
@@ -118,15 +115,13 @@ def divergence(
     json_to: JsonOption = None,
 ) -> None:
     """KL divergence and top-1 agreement with a reference, on the tokens of a text."""
-    from rich.console import Console
-
     from awq_edge.cli.eval_print import print_divergence
-    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import token_progress
     from awq_edge.evaluate.divergence_report import evaluate_divergence
 
     target_json = JsonTarget(json_to)
-    with token_progress(Console(stderr=True)) as progress:
+    with token_progress(open_console(stderr=True)) as progress:
         report = evaluate_divergence(
             target,
             reference,
@@ -196,15 +191,13 @@ def tasks(
     json_to: JsonOption = None,
 ) -> None:
     """Benchmark tasks by lm-evaluation-harness: GSM8K, MBPP, and any other that it knows."""
-    from rich.console import Console
-
     from awq_edge.cli.eval_print import print_tasks
-    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.output import JsonTarget, open_console, say
     from awq_edge.cli.progress import block_progress
     from awq_edge.evaluate.tasks import DEFAULT_SEED, evaluate_tasks
 
     target_json = JsonTarget(json_to)
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with block_progress(console) as progress:
         report = evaluate_tasks(
             target,
@@ -225,4 +218,4 @@ def tasks(
     target_json.write(report.model_dump_json(indent=2))
     print_tasks(report, target_json.console())
     for warning in report.warnings:
-        print(f"lm-eval: {warning}", file=sys.stderr)
+        say(f"lm-eval: {warning}", stderr=True)

@@ -106,13 +106,12 @@ def export(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
-    from rich.console import Console
-
+    from awq_edge.cli.output import open_console
     from awq_edge.cli.progress import block_progress
     from awq_edge.executor_options import ExecutorOptions
     from awq_edge.pipeline import export as export_stage
 
-    with block_progress(Console(stderr=True)) as observer:
+    with block_progress(open_console(stderr=True)) as observer:
         bundle = export_stage(
             model,
             out,
@@ -139,7 +138,7 @@ def export(
             overwrite=overwrite,
             observer=observer,
         )
-    print_bundle(bundle, Console(highlight=False))
+    print_bundle(bundle, open_console())
 
 
 def print_bundle(bundle: Bundle, console: Console) -> None:

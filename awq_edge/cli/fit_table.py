@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from awq_edge.units import format_bandwidth
 
@@ -170,7 +171,8 @@ def _matrix(models: list[str], cells: Iterable[FitCell]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
     for recipes in columns.values():
-        table.add_column("\n".join(_short(recipe) for recipe in recipes), justify="right")
+        heading = Text("\n".join(_short(recipe) for recipe in recipes), justify="right")
+        table.add_column(heading, justify="right")
     for index, model in enumerate(models):
         table.add_row(model, *(values[index] for values in columns))
     return table

@@ -1,4 +1,7 @@
-"""Where output goes: text and tables for people, JSON in a file or alone on standard output."""
+"""Where output goes: text and tables for people, JSON in a file or alone on standard output.
+
+Whatever is printed passes through `awq_edge.terminal_text`; what goes into a file is exact.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,40 @@ from typing import TYPE_CHECKING, TextIO
 
 from awq_edge.artifacts import atomic_file
 from awq_edge.errors import ConfigError
+from awq_edge.terminal_text import escaped_json, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def open_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A rich console on a standard stream, for text that may come from outside.
+
+    A string, in a table too, is one line without markup; a line break that is meant stands in a
+    `rich.text.Text`. width: characters, None for the terminal's.
+    """
+    from awq_edge.cli.safe_console import SafeConsole
+
+    return SafeConsole(file=_text_stream(stderr=stderr), width=width)
+
+
+def say(text: str, *, stderr: bool = False) -> None:
+    """Print one line that may hold text from outside."""
+    print(one_line(text), file=_text_stream(stderr=stderr), flush=True)
+
+
+def stream_answer(text: str, stream: TextIO) -> None:
+    """Write a part of a model's text at once: exact into files and pipes, safe on a terminal."""
+    stream.write(printable(text) if stream.isatty() else text)
+    stream.flush()
+
+
+def _text_stream(*, stderr: bool) -> TextIO:
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        # A model's text may hold what the terminal's encoding lacks.
+        stream.reconfigure(errors="replace")
+    return stream
 
 
 class FileTarget:
@@ -52,22 +86,16 @@ class JsonTarget:
     @property
     def text_stream(self) -> TextIO:
         """Where text for people goes: standard output, or standard error where JSON has that."""
-        stream = sys.stderr if self.owns_stdout else sys.stdout
-        if isinstance(stream, io.TextIOWrapper):
-            # A model's text may hold what the terminal's encoding lacks.
-            stream.reconfigure(errors="replace")
-        return stream
+        return _text_stream(stderr=self.owns_stdout)
 
-    def console(self) -> Console:
+    def console(self, *, width: int | None = None) -> Console:
         """Tables on `text_stream`; names and paths in them are printed as they are."""
-        from rich.console import Console
-
-        return Console(file=self.text_stream, highlight=False, markup=False, emoji=False)
+        return open_console(stderr=self.owns_stdout, width=width)
 
     def write(self, text: str) -> None:
         """Write the JSON text; nothing where no target was given."""
         if self.owns_stdout:
-            sys.stdout.write(text + "\n")
+            sys.stdout.write(escaped_json(text) + "\n")
             sys.stdout.flush()
         else:
             self._file.write(text)

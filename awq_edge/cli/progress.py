@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from awq_edge.terminal_text import one_line
+
 _PARTS = 1000  # of an engine that is built
 
 
@@ -15,7 +17,7 @@ _PARTS = 1000  # of an engine that is built
 def block_progress(console: Console) -> Iterator[Callable[[int, int, str], None]]:
     """A bar that moves once a block. Yields the observer: (done, total, what is being done)."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
@@ -27,7 +29,7 @@ def block_progress(console: Console) -> Iterator[Callable[[int, int, str], None]
         task = bar.add_task("starting", total=None)
 
         def observe(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
+            bar.update(task, completed=done, total=total, description=one_line(what))
 
         yield observe
 

@@ -81,15 +81,13 @@ def quantize(
     ] = None,
 ) -> None:
     """Quantize a model: AWQ scales and clips, weights of 2 to 8 bits, as other tools read them."""
-    from rich.console import Console
-
-    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
     from awq_edge.executor_options import ExecutorOptions
     from awq_edge.pipeline import quantize as quantize_stage
 
     target = JsonTarget(json_to)
-    with block_progress(Console(stderr=True)) as observer:
+    with block_progress(open_console(stderr=True)) as observer:
         checkpoint = quantize_stage(
             model,
             out,
@@ -113,7 +111,7 @@ def quantize(
             overwrite=overwrite,
             observer=observer,
         )
-    console = Console(stderr=target.owns_stdout, highlight=False)
+    console = target.console()
     target.write(checkpoint.report.model_dump_json(indent=2))
     print_report(checkpoint.report, checkpoint.path, console)
 

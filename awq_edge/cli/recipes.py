@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,9 +24,9 @@ def list_all(context: typer.Context) -> None:
     """The target devices and their defaults: a table of all of them."""
     if context.invoked_subcommand is not None:
         return
-    from rich.console import Console
     from rich.table import Table
 
+    from awq_edge.cli.output import open_console
     from awq_edge.recipe import list_recipes
 
     table = Table(box=None, pad_edge=False)
@@ -48,7 +47,7 @@ def list_all(context: typer.Context) -> None:
             f"{quantization.lm_head_bits}-bit",
             str(recipe.export.context),
         )
-    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+    open_console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 
 
 @recipes_app.command()
@@ -62,23 +61,16 @@ def show(
     ] = None,
 ) -> None:
     """Print one recipe with everything that it takes from others."""
-    from awq_edge.artifacts import atomic_file
-    from awq_edge.errors import ConfigError
+    from awq_edge.cli.output import JsonTarget
     from awq_edge.recipe import load_recipe
+    from awq_edge.terminal_text import printable
 
+    target = JsonTarget(json_to)
     recipe = load_recipe(name)
     if json_to is None:
-        typer.echo(_readable(recipe))
+        print(printable(_readable(recipe)))
         return
-    text = recipe.model_dump_json(indent=2)
-    if json_to == "-":
-        typer.echo(text)
-        return
-    try:
-        with atomic_file(Path(json_to)) as work:
-            work.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--json {json_to}: cannot be written: {error.strerror}") from None
+    target.write(recipe.model_dump_json(indent=2))
 
 
 def _memory(device: Device) -> str:

@@ -62,10 +62,8 @@ def run(
     ] = None,
 ) -> None:
     """Run a bundle on a prompt: the text as it comes, then what it took."""
-    from rich.console import Console
-
     from awq_edge.cli.interrupt import Interrupt
-    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.output import JsonTarget, open_console, stream_answer
     from awq_edge.cli.progress import build_progress
     from awq_edge.cli.run_table import print_report
     from awq_edge.runtime.run import PromptFormat
@@ -79,10 +77,9 @@ def run(
     out = target.text_stream
 
     def show(piece: str) -> None:
-        out.write(piece)
-        out.flush()
+        stream_answer(piece, out)
 
-    with Interrupt() as interrupt, build_progress(Console(stderr=True)) as building:
+    with Interrupt() as interrupt, build_progress(open_console(stderr=True)) as building:
         report = run_stage(
             bundle,
             text,

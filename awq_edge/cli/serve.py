@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from awq_edge.terminal_text import one_line
+
 
 def serve(
     bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
@@ -41,8 +43,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a bundle over HTTP, as OpenAI's API: completions and chat completions."""
-    from rich.console import Console
-
+    from awq_edge.cli.output import open_console
     from awq_edge.cli.progress import build_progress
     from awq_edge.errors import ConfigError
     from awq_edge.runtime.model import load
@@ -71,7 +72,7 @@ def serve(
                 f"warning: {address(sock)} can be reached from other machines and no --api-key is "
                 "set: whoever reaches it can use the model"
             )
-        with build_progress(Console(stderr=True)) as building:
+        with build_progress(open_console(stderr=True)) as building:
             model = load(bundle, context=context, threads=threads, observer=building)
         service = Service(
             model,
@@ -86,4 +87,4 @@ def serve(
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-        print(f"awq-edge serve: {text}", file=sys.stderr, flush=True)
+        print(f"awq-edge serve: {one_line(text)}", file=sys.stderr, flush=True)

@@ -59,9 +59,7 @@ def study(
     ] = None,
 ) -> None:
     """Compare methods, formats and calibration on a small model, as the AWQ paper does."""
-    from rich.console import Console
-
-    from awq_edge.cli.output import JsonTarget
+    from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
     from awq_edge.study.run import MAX_TOKENS, run_study, write_results
     from awq_edge.study.tables import table_of
@@ -75,7 +73,7 @@ def study(
         if out is not None:
             write_results(report, out)
 
-    with block_progress(Console(stderr=True)) as observe:
+    with block_progress(open_console(stderr=True)) as observe:
         report = run_study(
             experiments or (),
             model=model,
