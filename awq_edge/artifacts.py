@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from awq_edge.cache import cache_directory
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
+from awq_edge.input_files import parse_model, read_bytes
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22  # bytes read at a time when hashing
@@ -138,21 +139,18 @@ class Bundle:
         manifest_path = path / MANIFEST
         if not path.is_dir():
             raise ArtifactError(f"bundle {path} does not exist; make it with `awq-edge export`")
-        try:
-            text = manifest_path.read_text(encoding="utf-8")
-        except OSError:
+        if not manifest_path.exists():
             raise ArtifactError(
-                f"{path} has no readable {MANIFEST}: it is not a bundle made by `awq-edge export`"
-            ) from None
-        try:
-            manifest = BundleManifest.model_validate_json(text)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"])
-            raise ArtifactError(
-                f"{manifest_path} is not a valid bundle manifest ({place}: {problem['msg']}); "
-                "export the bundle again with this version"
-            ) from None
+                f"{path} has no {MANIFEST}: it is not a bundle made by `awq-edge export`"
+            )
+        manifest = parse_model(
+            BundleManifest,
+            read_bytes(manifest_path, error=ArtifactError),
+            str(manifest_path),
+            what="a valid bundle manifest",
+            fix="export the bundle again with this version",
+            error=ArtifactError,
+        )
         if verify:
             verify_files(path, manifest.files)
         return cls(path, manifest)

@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from awq_edge.errors import ArtifactError
+from awq_edge.input_files import parse_model
 
 Dtype = Literal["float16", "bfloat16", "float32", "int32"]
 ITEM_BYTES: dict[Dtype, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4}
@@ -128,12 +129,11 @@ def read_program(data: bytes, source: str) -> CudaProgram:
 
     Raises ArtifactError when it is not one, or one of another version.
     """
-    try:
-        return CudaProgram.model_validate_json(data)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise ArtifactError(
-            f"{source} is not a program of this version ({place}: {problem['msg']}); export the "
-            "bundle again"
-        ) from None
+    return parse_model(
+        CudaProgram,
+        data,
+        source,
+        what="a program of this version",
+        fix="export the bundle again",
+        error=ArtifactError,
+    )

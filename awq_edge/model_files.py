@@ -6,7 +6,6 @@ streaming pass over a large checkpoint would look as large as the checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import struct
@@ -18,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ModelError
+from awq_edge.input_files import open_plain, parse_json, read_json, show, show_path, show_text
 
 Array = npt.NDArray[Any]
 
@@ -36,6 +37,9 @@ _NUMPY_DTYPES = {
     "BOOL": np.bool_,
 }
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_INDEX_BYTES = 100_000_000
+_MAX_RANK = 16
+_MAX_BYTES = 1 << 62
 _PIECE_BYTES = 1 << 24
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -134,11 +138,11 @@ def read_entry(entry: TensorEntry) -> Array:
     """
     array: Array = np.empty(entry.shape, dtype=_NUMPY_DTYPES[entry.dtype])
     view = array.reshape(-1).view(np.uint8).data
-    with open(entry.file, "rb", buffering=0) as file:
+    with open_plain(entry.file) as file:
         file.seek(entry.offset)
         done = 0
         while done < len(view):
-            count = file.readinto(view[done:])
+            count = file.readinto(view[done:])  # type: ignore[attr-defined]
             if not count:
                 raise ModelError(f"{entry.file} is truncated; copy or download it again")
             done += count
@@ -162,19 +166,6 @@ def read_pieces(entry: TensorEntry) -> Iterator[Array]:
                 size=rows * row,
             )
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError when it is missing or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds {type(value).__name__}, not a JSON object")
-    return value
 
 
 def _entries(path: Path) -> dict[str, TensorEntry]:
@@ -222,51 +213,94 @@ def _entries(path: Path) -> dict[str, TensorEntry]:
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensors and their files by an index. Raises ModelError where it has none, or names a file
     that is not beside it."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    keys = ConfigKeys(read_json(index, limit=_MAX_INDEX_BYTES), str(index))
+    weight_map = keys.table("weight_map")
+    if weight_map is None or not weight_map.values:
         raise ModelError(f"{index} has no weight_map")
-    for name, file in weight_map.items():
+    for name, file in weight_map.values.items():
         is_beside = isinstance(file, str) and file == Path(file).name
         if not is_beside or not file.endswith(".safetensors"):
             raise ModelError(
-                f"{index}: weight_map has {file!r} for '{name}'; it must be a .safetensors file "
-                "beside the index"
+                f"{index}: weight_map has {show(file)} for '{show_text(name)}'; it must be a "
+                ".safetensors file beside the index"
             )
-    return weight_map
+    return dict(weight_map.values)
 
 
 def read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
     """Names and places of the tensors of one safetensors file.
 
     Raises ModelError when the file is missing, damaged or truncated. Format: the safetensors
-    README: an 8-byte little-endian header length, the JSON header, then the bytes.
+    README: an 8-byte little-endian header length, the JSON header, then the bytes of the tensors
+    without holes and without anything behind them.
     """
-    try:
-        size = file.stat().st_size
-        with open(file, "rb") as stream:
+    name, remedy = show_path(file), "copy or download it again"
+    with open_plain(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        try:
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
-                raise ValueError("its header length does not fit the file")
-            header = json.loads(stream.read(length))
-        for name, info in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = info["data_offsets"]
-            shape = tuple(int(n) for n in info["shape"])
-            dtype = info["dtype"]
-            if dtype not in _NUMPY_DTYPES:
-                raise ValueError(f"tensor '{name}' has dtype {dtype}")
-            wanted = math.prod(shape) * np.dtype(_NUMPY_DTYPES[dtype]).itemsize
-            if end - begin != wanted or begin < 0 or 8 + length + end > size:
-                raise ValueError(f"tensor '{name}' does not fit the file of {size} bytes")
-            yield name, TensorEntry(file, dtype, shape, 8 + length + begin, wanted)
-    except FileNotFoundError:
-        raise ModelError(f"{file} does not exist, although the index names it") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"{file} is not a valid safetensors file ({error}); copy or download it again"
-        ) from None
+                raise ModelError(
+                    f"{name} is not a valid safetensors file (its header length {length:,} does "
+                    f"not fit the file of {size:,} bytes); {remedy}"
+                )
+            header = stream.read(length)
+        except OSError as error:
+            raise ModelError(f"{name} cannot be read: {error.strerror}") from None
+    tensors = parse_json(header, f"header of {name}")
+    try:
+        yield from _tensor_entries(file, tensors, 8 + length, size - 8 - length)
+    except ValueError as error:
+        raise ModelError(f"{name} is not a valid safetensors file ({error}); {remedy}") from None
+
+
+def _tensor_entries(
+    file: Path, tensors: Mapping[str, Any], begin: int, data_bytes: int
+) -> Iterator[tuple[str, TensorEntry]]:
+    """The tensors of a header. begin: of the data. Raises ValueError where they are not what
+    fills `data_bytes`."""
+    found = {
+        name: _tensor_entry(file, name, info, begin)
+        for name, info in tensors.items()
+        if name != "__metadata__"
+    }
+    end = begin
+    for name, entry in sorted(found.items(), key=lambda item: (item[1].offset, item[1].size)):
+        if entry.offset != end:
+            raise ValueError(f"tensor '{show_text(name)}' does not begin where the last one ends")
+        end += entry.size
+    if end != begin + data_bytes:
+        raise ValueError(f"its tensors have {end - begin:,} bytes, the file has {data_bytes:,}")
+    yield from found.items()
+
+
+def _tensor_entry(file: Path, name: str, info: object, begin: int) -> TensorEntry:
+    """One tensor of a header. Raises ValueError where its parts contradict each other."""
+    shown = show_text(name)
+    if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
+        raise ValueError(f"tensor '{shown}' has no dtype, shape and data_offsets")
+    dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _NUMPY_DTYPES:
+        raise ValueError(f"tensor '{shown}' has dtype {show(dtype)}")
+    if not _are_sizes(shape) or len(shape) > _MAX_RANK:
+        raise ValueError(f"tensor '{shown}' has shape {show(shape)}")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"tensor '{shown}' has data_offsets {show(offsets)}")
+    wanted = math.prod(shape) * np.dtype(_NUMPY_DTYPES[dtype]).itemsize
+    if offsets[1] - offsets[0] != wanted:
+        raise ValueError(
+            f"tensor '{shown}' of {dtype} {show(shape)} does not fit data_offsets {show(offsets)}"
+        )
+    return TensorEntry(file, dtype, tuple(shape), begin + offsets[0], wanted)
+
+
+def _are_sizes(values: object) -> bool:
+    """Whether it is a list of integers that a file can have."""
+    return isinstance(values, list) and all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_BYTES
+        for value in values
+    )
 
 
 def resolve_model(name: str, *, weights: bool = True) -> Path:

@@ -16,9 +16,10 @@ from awq_edge.artifacts import Bundle, atomic_file, refuse_existing
 from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.executor_options import ExecutorOptions
 from awq_edge.group_size import choose_group_size
+from awq_edge.input_files import read_json
 from awq_edge.layouts import quantization_config
 from awq_edge.lm_head import for_export
-from awq_edge.model_files import read_json, resolve_model
+from awq_edge.model_files import resolve_model
 from awq_edge.recipe import Recipe, list_recipes, load_recipe
 
 if TYPE_CHECKING:

@@ -71,7 +71,7 @@ def test_missing_pieces_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json does not exist"):
         ModelFiles(tmp_path)
     (tmp_path / "config.json").write_text("{broken")
-    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+    with pytest.raises(ModelError, match=r"config\.json is not valid JSON"):
         ModelFiles(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").touch()
@@ -205,5 +205,5 @@ def test_an_index_leads_to_files_beside_it_alone(folder: Path, name: str) -> Non
 def test_an_index_without_a_weight_map_is_refused(folder: Path, content: str) -> None:
     _write(folder, "one.safetensors", a=1)
     (folder / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ModelError, match="has no weight_map"):
+    with pytest.raises(ModelError, match="weight_map"):
         ModelFiles(folder)

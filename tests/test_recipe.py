@@ -304,7 +304,7 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     assert "line 2" in message(write(tmp_path, "broken", "[device]\nkind = cpu"))
     latin1 = tmp_path / "latin1.toml"
     latin1.write_bytes(b'description = "\xe9"')
-    assert "cannot be read" in message(latin1)
+    assert "is not UTF-8" in message(latin1)
     assert "no recipe file at" in message(tmp_path / "absent.toml")
 
 

@@ -13,6 +13,7 @@ from awq_edge.archs.base import Architecture, Config, Experts, Linear, Rope, Sca
 from awq_edge.archs.decoder import Decoder, MixtureOfExperts
 from awq_edge.archs.vision import ImageTokens, Tower, Vision
 from awq_edge.errors import ModelError
+from awq_edge.input_files import show
 
 __all__ = [
     "Architecture",
@@ -52,10 +53,10 @@ def decoder_from_config(config: Config) -> Decoder:
     Raises ModelError when its model_type is unknown, listing those that are known.
     """
     model_type = config.get("model_type")
-    architecture = architectures().get(str(model_type))
+    architecture = architectures().get(model_type) if isinstance(model_type, str) else None
     if architecture is None:
         raise ModelError(
-            f"config.json: model_type {model_type!r} is not supported; supported: "
+            f"config.json: model_type {show(model_type)} is not supported; supported: "
             f"{', '.join(architectures())} (docs/add-an-architecture.md says how to add one)"
         )
     return architecture.decoder(config)

@@ -12,13 +12,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ModelError
+from awq_edge.input_files import show_text
 
 if TYPE_CHECKING:
     from awq_edge.archs.base import Architecture, Config
 
+_MAX_PATCH = 4_096  # pixels
 # Keys that a text_config may leave to the level above it.
 _SHARED_KEYS = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id")
 
@@ -104,46 +107,45 @@ class ImageTokens:
         return frames * rows * columns // self.merge_size**2 + self.extra
 
 
-def text_part(arch: Architecture, config: Config) -> tuple[Architecture, Config]:
+def text_part(arch: Architecture, keys: ConfigKeys) -> tuple[Architecture, ConfigKeys]:
     """The architecture and configuration of a vision-language model's decoder.
 
     Raises ModelError where text_config is of a model_type that the model cannot have.
     """
     vision = arch.vision
     assert vision is not None
-    text = config.get("text_config")
+    text = keys.table("text_config")
     if text is None and not vision.texts:
-        return arch, {**arch.defaults, **config}
-    text = text or {}
-    tied = bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+        return arch, keys
+    text = text or ConfigKeys({})
+    tied = keys.flag("tie_word_embeddings") or text.flag("tie_word_embeddings")
     if vision.texts:
-        arch = _with_blocks_of(
-            arch, vision, str(text.get("model_type") or next(iter(vision.texts)))
-        )
-    shared = {key: config[key] for key in _SHARED_KEYS if config.get(key) is not None}
-    return arch, {**arch.defaults, **shared, **text, "tie_word_embeddings": tied}
+        first = next(iter(vision.texts))
+        arch = _with_blocks_of(arch, vision, text.text("model_type", first, nullable=True))
+    shared = {key: keys.values[key] for key in _SHARED_KEYS if key in keys}
+    return arch, text.with_defaults(shared).replacing({"tie_word_embeddings": tied})
 
 
-def image_tokens(vision: Vision, config: Config) -> ImageTokens:
+def image_tokens(vision: Vision, keys: ConfigKeys) -> ImageTokens:
     """What config.json says of images. Raises ModelError for a vision tower that is not known."""
-    tower = config.get("vision_config") or {}
-    kind = str(tower.get("model_type") or next(iter(vision.towers)))
+    tower = keys.table("vision_config") or ConfigKeys({})
+    kind = tower.text("model_type", next(iter(vision.towers)), nullable=True)
     if kind not in vision.towers:
         raise ModelError(
-            f"config.json: vision_config has model_type '{kind}', which is not supported for "
-            f"{config.get('model_type')}; supported: {', '.join(vision.towers)}"
+            f"config.json: vision_config has model_type '{show_text(kind)}', which is not "
+            f"supported for {keys.text('model_type')}; supported: {', '.join(vision.towers)}"
         )
     known = vision.towers[kind]
     drops_first = vision.selection is not None and (
-        config.get(vision.selection, "default") == "default"
+        keys.text(vision.selection, "default") == "default"
     )
-    frame = [_token_id(config, key) for key in vision.frame or ()]
+    frame = [_token_id(keys, key) for key in vision.frame or ()]
     return ImageTokens(
-        image_id=_token_id(config, vision.image_token),
+        image_id=_token_id(keys, vision.image_token),
         before=tuple(frame[:1]),
         after=tuple(frame[1:]),
-        patch_size=int(tower.get("patch_size", known.patch_size)),
-        merge_size=int(tower.get("spatial_merge_size", known.merge_size)),
+        patch_size=tower.size("patch_size", _MAX_PATCH, known.patch_size),
+        merge_size=tower.size("spatial_merge_size", _MAX_PATCH, known.merge_size),
         extra=known.extra - int(drops_first),
     )
 
@@ -154,8 +156,8 @@ def _with_blocks_of(arch: Architecture, vision: Vision, model_type: str) -> Arch
 
     if model_type not in vision.texts:
         raise ModelError(
-            f"config.json: text_config has model_type '{model_type}', which is not supported for "
-            f"{arch.model_type}; supported: {', '.join(vision.texts)}"
+            f"config.json: text_config has model_type '{show_text(model_type)}', which is not "
+            f"supported for {arch.model_type}; supported: {', '.join(vision.texts)}"
         )
     blocks = architectures()[model_type]
     return dataclasses.replace(
@@ -171,12 +173,12 @@ def _with_blocks_of(arch: Architecture, vision: Vision, model_type: str) -> Arch
     )
 
 
-def _token_id(config: Config, key: tuple[str, int]) -> int:
+def _token_id(keys: ConfigKeys, key: tuple[str, int]) -> int:
     name, default = key
-    value: Any = config.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ModelError(f"config.json: '{name}' must be a token id, found {value!r}")
-    return value
+    found = keys.token_id(name, default)
+    if found is None:
+        raise keys.refusal(name, "must be a token id", None)
+    return found
 
 
 def _replaced(name: str, beginnings: Mapping[str, str]) -> str:

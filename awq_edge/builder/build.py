@@ -30,6 +30,7 @@ from awq_edge.engine.manifest import ENGINE_FILE, EngineManifest, PluginContract
 from awq_edge.engine.places import bundle_sha256, engine_name, writable_folder
 from awq_edge.engine.profiles import profiles_of
 from awq_edge.errors import ArtifactError, RuntimeUnavailableError
+from awq_edge.input_files import read_json
 from awq_edge.plugin.tensorrt_module import load_tensorrt
 from awq_edge.provenance import source_commit
 from awq_edge.recipe import Recipe
@@ -125,9 +126,10 @@ class _Plan:
 
 def _recipe(bundle: Bundle) -> Recipe:
     path = bundle.path / RECIPE_FILE
+    data = read_json(path, error=ArtifactError)
     try:
-        return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return Recipe.model_validate(data)
+    except ValueError:
         raise ArtifactError(f"{path} is not a recipe; export the bundle again") from None
 
 

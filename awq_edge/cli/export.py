@@ -145,7 +145,7 @@ def print_bundle(bundle: Bundle, console: Console) -> None:
     """What was exported in a few lines, and the next command."""
     from awq_edge.archs import decoder_from_config
     from awq_edge.group_size import coverage
-    from awq_edge.model_files import read_json
+    from awq_edge.input_files import read_json
     from awq_edge.runtime.memory import kv_cache_bytes
 
     manifest = bundle.manifest

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from awq_edge.artifacts import MANIFEST, Bundle, verify_files
 from awq_edge.engine.manifest import EngineManifest, EngineProfile
 from awq_edge.engine.places import bundle_sha256, engine_folders, engine_name
 from awq_edge.engine.profiles import profiles_of
 from awq_edge.errors import ArtifactError
+from awq_edge.input_files import parse_model, read_bytes
 from awq_edge.plugin.contract import PLUGIN_VERSION
 from awq_edge.plugin.interface import ABI_VERSION, LAYOUT_VERSION
 
@@ -34,18 +33,18 @@ class Engine:
     @classmethod
     def open(cls, path: Path) -> Engine:
         """Read manifest.json; `check` compares it. Raises ArtifactError when it cannot be read."""
-        try:
-            text = (path / MANIFEST).read_text(encoding="utf-8")
-            return cls(path, EngineManifest.model_validate_json(text))
-        except OSError:
-            raise ArtifactError(f"{path} has no readable {MANIFEST}; {_again(path)}") from None
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"])
-            raise ArtifactError(
-                f"{path / MANIFEST} is not a valid engine manifest ({place}: {problem['msg']}); "
-                f"{_again(path)}"
-            ) from None
+        file = path / MANIFEST
+        if not file.exists():
+            raise ArtifactError(f"{path} has no {MANIFEST}; {_again(path)}")
+        manifest = parse_model(
+            EngineManifest,
+            read_bytes(file, error=ArtifactError),
+            str(file),
+            what="a valid engine manifest",
+            fix=_again(path),
+            error=ArtifactError,
+        )
+        return cls(path, manifest)
 
 
 def find_engine(bundle: Bundle, runtime: str, version: str, sm: str) -> Engine:

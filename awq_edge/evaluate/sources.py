@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict
 
 from awq_edge.artifacts import MANIFEST, Bundle
 from awq_edge.errors import ConfigError
-from awq_edge.model_files import read_json, resolve_model
+from awq_edge.input_files import read_json
+from awq_edge.layouts import quantization_config
+from awq_edge.model_files import resolve_model
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.tokenizer import Tokenizer
 
@@ -161,7 +163,7 @@ def open_source(
         return SessionSource(load(directory, context=context, threads=threads))
     # A target that is not there is the error, whatever is installed.
     path = resolve_model(target)
-    quantized = read_json(path / "config.json").get("quantization_config") is not None
+    quantized = quantization_config(read_json(path / "config.json")) is not None
     from awq_edge.evaluate.torch_models import open_torch_source
 
     source = open_torch_source(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from awq_edge.archs import Config, Decoder, decoder_from_config
 from awq_edge.artifacts import MANIFEST
-from awq_edge.errors import ModelError
-from awq_edge.model_files import download_config, read_json, resolve_model
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from awq_edge.errors import ConfigError, ModelError
+from awq_edge.input_files import read_json, read_toml
+from awq_edge.model_files import download_config, resolve_model
 
 _TABLE = Path(__file__).parents[1] / "data" / "models.toml"
 
@@ -59,7 +54,7 @@ class ModelConfig:
 @functools.cache
 def known_models() -> tuple[KnownModel, ...]:
     """The shipped table, in its order."""
-    table = tomllib.loads(_TABLE.read_text(encoding="utf-8"))
+    table = read_toml(_TABLE, error=ConfigError)
     return tuple(KnownModel.model_validate(entry) for entry in table["model"])
 
 

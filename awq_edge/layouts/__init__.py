@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.input_files import show
 from awq_edge.layouts.base import CheckpointFormats, Layout, StoredConfig
 
 __all__ = [
@@ -43,13 +45,15 @@ def layouts() -> dict[str, Layout]:
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What config.json says of quantization, None for an unquantized model.
 
-    Early llm-compressor wrote it as `compression_config`, at times one level down.
+    Early llm-compressor wrote it as `compression_config`, at times one level down. Raises
+    ModelError when it is no object.
     """
-    found = config.get("quantization_config") or config.get("compression_config")
-    if found is None:
+    keys = ConfigKeys(config)
+    found = keys.table("quantization_config") or keys.table("compression_config")
+    if found is None or not found.values:
         return None
-    inner = found.get("quantization_config")
-    return dict(found) if inner is None else {**found, **inner}
+    inner = found.table("quantization_config")
+    return dict(found.values) if inner is None else {**found.values, **inner.values}
 
 
 def layout_of_config(quantization: Mapping[str, Any], path: Path) -> Layout:
@@ -60,8 +64,8 @@ def layout_of_config(quantization: Mapping[str, Any], path: Path) -> Layout:
             return layout
     known = ", ".join(layout.description for layout in layouts().values())
     raise ModelError(
-        f"{path}: quantization_config has quant_method '{method}'; supported: {known} (export the "
-        "unquantized model instead)"
+        f"{path}: quantization_config has quant_method {show(method)}; supported: {known} (export "
+        "the unquantized model instead)"
     )
 
 

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ModelError
+from awq_edge.input_files import show, show_text
 from awq_edge.layouts.base import (
     ANY_LINEAR,
     ONE_GROUP,
@@ -35,8 +37,10 @@ from awq_edge.layouts.base import (
     StoredConfig,
     check_codes,
     check_groups,
+    is_group_size,
+    quantization_keys,
 )
-from awq_edge.w4a16 import NumberFormat, UInt8
+from awq_edge.w4a16 import NumberFormat, Scheme, UInt8
 
 if TYPE_CHECKING:
     import torch
@@ -69,26 +73,35 @@ class AwqGemm(Layout):
 
     def read_config(self, quantization: Mapping[str, Any], path: Path) -> StoredConfig:
         """AutoAWQ's keys and those of llm-awq (w_bit, q_group_size)."""
-        version = str(quantization.get("version", "gemm")).lower()
+        keys = quantization_keys(quantization, path)
+        version = keys.text("version", "gemm").lower()
         if version != "gemm":
             raise ModelError(
-                f"{path}: quantization_config has quant_method 'awq', version '{version}'; "
-                "supported: gemm (export the unquantized model instead)"
+                f"{path}: quantization_config has quant_method 'awq', version "
+                f"'{show_text(version)}'; supported: gemm (export the unquantized model instead)"
             )
         bits = quantization.get("bits", quantization.get("w_bit"))
-        if bits != BITS:
-            raise ModelError(f"{path}: quantization_config has bits {bits}; supported: {BITS}")
-        group_size = quantization.get("group_size", quantization.get("q_group_size"))
-        if not isinstance(group_size, int) or (group_size <= 0 and group_size != ONE_GROUP):
+        if bits != BITS or isinstance(bits, bool):
             raise ModelError(
-                f"{path}: quantization_config has group_size {group_size}; supported: a positive "
-                "number, or -1 for one group a row"
+                f"{path}: quantization_config has bits {show(bits)}; supported: {BITS}"
             )
-        details = quantization.get("awq_edge", {})
+        group_size = quantization.get("group_size", quantization.get("q_group_size"))
+        if not is_group_size(group_size) and group_size != ONE_GROUP:
+            raise ModelError(
+                f"{path}: quantization_config has group_size {show(group_size)}; supported: a "
+                "positive number, or -1 for one group a row"
+            )
+        details = keys.table("awq_edge") or ConfigKeys({})
         # Other tools' count as asymmetric, whose arithmetic covers both.
-        number_format = NumberFormat(BITS, group_size, details.get("scheme", "asymmetric"))
+        scheme: Scheme = "asymmetric"
+        if (written := details.text("scheme", scheme)) != scheme:
+            if written != "symmetric":
+                raise details.refusal("scheme", "must be asymmetric or symmetric", written)
+            scheme = "symmetric"
         return StoredConfig(
-            method=details.get("method", "awq"), targets={ANY_LINEAR: number_format}, strict=False
+            method=details.text("method", self.quant_method),
+            targets={ANY_LINEAR: NumberFormat(BITS, group_size, scheme)},
+            strict=False,
         )
 
     def make_config(self, formats: CheckpointFormats) -> dict[str, Any]:

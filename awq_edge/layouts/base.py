@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from awq_edge.config_keys import MAX_CHANNELS, ConfigKeys
 from awq_edge.model_files import TensorEntry
 from awq_edge.w4a16 import NumberFormat, QuantizedWeight, UInt8
 
@@ -194,6 +195,16 @@ def check_groups(in_features: int, group_size: int) -> str | None:
     if in_features % group_size:
         return f"in_features {in_features} is not a multiple of group_size {group_size}"
     return None
+
+
+def quantization_keys(quantization: Mapping[str, Any], path: Path) -> ConfigKeys:
+    """A typed view of the quantization_config of the model in `path`."""
+    return ConfigKeys(quantization, str(path / "config.json"), prefix="quantization_config.")
+
+
+def is_group_size(value: object) -> bool:
+    """Whether a value of config.json is a positive integer that a row can have as its group."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_CHANNELS
 
 
 def _specificity(target: str) -> tuple[bool, bool, str]:

@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ModelError
+from awq_edge.input_files import show, show_text
 from awq_edge.layouts.base import (
     ANY_LINEAR,
     ONE_GROUP,
@@ -42,6 +44,8 @@ from awq_edge.layouts.base import (
     StoredConfig,
     check_codes,
     check_groups,
+    is_group_size,
+    quantization_keys,
 )
 from awq_edge.w4a16 import NumberFormat, UInt8
 
@@ -71,16 +75,23 @@ class CompressedTensors(Layout):
 
     def read_config(self, quantization: Mapping[str, Any], path: Path) -> StoredConfig:
         """config_groups with weights alone quantized to integers."""
-        _refuse_extras(quantization, path)
-        details = quantization.get("awq_edge", {})
+        keys = quantization_keys(quantization, path)
+        _refuse_extras(keys, path)
+        details = keys.table("awq_edge") or ConfigKeys({})
+        groups = keys.table("config_groups") or ConfigKeys({})
         targets = {}
-        for name, group in (quantization.get("config_groups") or {}).items():
-            number_format = _group_format(group, f"{path}: config_groups.{name}", self.bits)
-            targets.update(dict.fromkeys(group["targets"], number_format))
+        for name in groups.values:
+            group = groups.table(name) or ConfigKeys({})
+            where = f"{path}: config_groups.{show_text(name)}"
+            number_format = _group_format(group, where, self.bits)
+            patterns = _patterns(group, "targets")
+            if patterns is None:
+                raise ModelError(f"{where} has no list of targets")
+            targets.update(dict.fromkeys(patterns, number_format))
         return StoredConfig(
-            method=details.get("method", self.quant_method),
+            method=details.text("method", self.quant_method),
             targets=targets,
-            ignore=tuple(quantization.get("ignore") or ()),
+            ignore=_patterns(keys, "ignore") or (),
         )
 
     def make_config(self, formats: CheckpointFormats) -> dict[str, Any]:
@@ -297,72 +308,89 @@ def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return words.reshape(rows, runs * bits)[:, : words_of(count, bits)].contiguous()
 
 
-def _refuse_extras(quantization: Mapping[str, Any], path: Path) -> None:
+def _refuse_extras(keys: ConfigKeys, path: Path) -> None:
     """Raise ModelError for what changes the arithmetic and is not read here."""
-    stored = quantization.get("format")
+    stored = keys.values.get("format")
     if stored != FORMAT:
         raise ModelError(
-            f"{path}: quantization_config has format '{stored}'; supported: {FORMAT} (export the "
-            "unquantized model instead)"
+            f"{path}: quantization_config has format {show(stored)}; supported: {FORMAT} (export "
+            "the unquantized model instead)"
         )
-    if not quantization.get("config_groups"):
+    groups = keys.table("config_groups")
+    if groups is None or not groups.values:
         raise ModelError(f"{path}: quantization_config has no config_groups")
-    sparsity = quantization.get("sparsity_config") or {}
-    for key, value in (
-        ("kv_cache_scheme", quantization.get("kv_cache_scheme")),
-        ("transform_config", quantization.get("transform_config")),
-        ("sparsity_config", sparsity.get("format", "dense") != "dense" and sparsity),
+    sparsity = keys.table("sparsity_config") or ConfigKeys({})
+    for key, is_there in (
+        ("kv_cache_scheme", keys.values.get("kv_cache_scheme")),
+        ("transform_config", keys.values.get("transform_config")),
+        ("sparsity_config", sparsity.text("format", "dense", nullable=True) != "dense"),
     ):
-        if value:
+        if is_there:
             raise ModelError(
                 f"{path}: quantization_config has a {key}; supported: weights alone, "
                 f"{FORMAT} (export the unquantized model instead)"
             )
 
 
-def _group_format(group: Any, where: str, supported: tuple[int, ...]) -> NumberFormat:
+def _patterns(keys: ConfigKeys, key: str) -> tuple[str, ...] | None:
+    """Names and regular expressions of linears. Raises ModelError for one that is no expression,
+    or one that could be matched for ever."""
+    found = keys.texts(key)
+    for pattern in found or ():
+        if not pattern.startswith("re:"):
+            continue
+        try:
+            re.compile(pattern.removeprefix("re:"))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise keys.refusal(key, f"has no regular expression ({error})", pattern) from None
+    return found
+
+
+def _group_format(group: ConfigKeys, where: str, supported: tuple[int, ...]) -> NumberFormat:
     """The number format of one config group. where: for errors."""
-    if not isinstance(group, Mapping) or not isinstance(group.get("weights"), Mapping):
+    weights = group.table("weights")
+    if weights is None:
         raise ModelError(f"{where} has no table of weights; quantize the model again")
-    if not isinstance(group.get("targets"), list):
-        raise ModelError(f"{where} has no list of targets")
     for key in ("input_activations", "output_activations"):
-        if group.get(key) is not None:
+        if key in group:
             raise ModelError(
                 f"{where} quantizes activations ({key}); supported: weights alone (export the "
                 "unquantized model instead)"
             )
-    if group.get("format") not in (None, FORMAT):
-        raise ModelError(f"{where} has format '{group['format']}'; supported: {FORMAT}")
-    weights = group["weights"]
-    actorder = weights.get("actorder")
+    stored = group.text("format", FORMAT, nullable=True)
+    if stored != FORMAT:
+        raise ModelError(f"{where} has format '{show_text(stored)}'; supported: {FORMAT}")
+    actorder = weights.values.get("actorder")
     if actorder is True or str(actorder).lower() in ("group", "dynamic"):
         raise ModelError(
             f"{where}.weights has actorder '{actorder}', whose groups are not of neighbouring "
             "channels; supported: none, weight, static"
         )
-    group_size = weights.get("group_size")
+    group_size: Any = weights.values.get("group_size")
     # What the package infers where no strategy is written.
-    inferred = {None: "tensor", ONE_GROUP: "channel"}.get(group_size, "group")
-    strategy = weights.get("strategy") or inferred
-    facts = {
-        "type": (weights.get("type", "int"), ("int",)),
-        "num_bits": (weights.get("num_bits", 8), supported),
+    inferred = "tensor" if group_size is None else "channel" if group_size == ONE_GROUP else "group"
+    strategy = weights.text("strategy", inferred, nullable=True)
+    bits = weights.size("num_bits", max(supported), 8)
+    facts: dict[str, tuple[object, tuple[object, ...]]] = {
+        "type": (weights.text("type", "int"), ("int",)),
+        "num_bits": (bits, supported),
         "strategy": (strategy, ("group", "channel")),
-        "dynamic": (weights.get("dynamic") or False, (False,)),
+        "dynamic": (weights.values.get("dynamic") or False, (False,)),
     }
     for key, (value, allowed) in facts.items():
         if value not in allowed:
             raise ModelError(
-                f"{where}.weights has {key} {value!r}; supported: "
+                f"{where}.weights has {key} {show(value)}; supported: "
                 f"{', '.join(str(item) for item in allowed)}"
             )
-    if strategy == "group" and (not isinstance(group_size, int) or group_size <= 0):
+    if strategy == "channel":
+        group_size = ONE_GROUP
+    elif not is_group_size(group_size):
         raise ModelError(
-            f"{where}.weights has group_size {group_size!r}; must be a positive number"
+            f"{where}.weights has group_size {show(group_size)}; must be a positive number"
         )
     return NumberFormat(
-        bits=facts["num_bits"][0],
-        group_size=ONE_GROUP if strategy == "channel" else group_size,
-        scheme="symmetric" if weights.get("symmetric", True) else "asymmetric",
+        bits=bits,
+        group_size=group_size,
+        scheme="symmetric" if weights.flag("symmetric", True) else "asymmetric",
     )

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from awq_edge.errors import ArtifactError
 from awq_edge.group_size import Coverage
+from awq_edge.input_files import parse_model, read_bytes
 
 Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
 REPORT_FILE = "quantization_report.json"
+_MAX_BYTES = 200_000_000  # 400 bytes a linear; a model of many experts has 50,000
 
 
 class _Part(BaseModel):
@@ -179,3 +183,15 @@ def summarise(blocks: tuple[BlockReport, ...], weights: Coverage | None = None) 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def read_quantization_report(directory: Path) -> QuantizationReport:
+    """The report of a checkpoint or bundle. Raises ArtifactError when it is not one."""
+    return parse_model(
+        QuantizationReport,
+        read_bytes(directory / REPORT_FILE, limit=_MAX_BYTES, error=ArtifactError),
+        REPORT_FILE,
+        what="a valid report",
+        fix="quantize the model again",
+        error=ArtifactError,
+    )

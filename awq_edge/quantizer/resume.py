@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from awq_edge._version import __version__
 from awq_edge.artifacts import atomic_file
 from awq_edge.checkpoint import Checkpoint
-from awq_edge.errors import ConfigError
+from awq_edge.errors import AwqEdgeError, ConfigError
+from awq_edge.input_files import read_bytes
 from awq_edge.model_files import read_header
 from awq_edge.quantizer.report import BlockReport
 from awq_edge.quantizer.safetensors_stream import StreamedTensor, tensor_in_file
@@ -64,8 +65,8 @@ class BlockStore:
     def finished(self, layer: int) -> BlockReport | None:
         """The report of a block that is stored, or None."""
         try:
-            return BlockReport.model_validate_json(self._path(layer, "json").read_bytes())
-        except (OSError, ValueError):
+            return BlockReport.model_validate_json(read_bytes(self._path(layer, "json")))
+        except (AwqEdgeError, ValueError):
             return None
 
     def load(self, layer: int) -> Tensors:

@@ -13,7 +13,7 @@ import torch
 
 from awq_edge.artifacts import atomic_directory, is_disk_full, refuse_existing, require_disk
 from awq_edge.checkpoint import Checkpoint
-from awq_edge.errors import ConfigError, ModelError, ResourceError
+from awq_edge.errors import AwqEdgeError, ConfigError, ModelError, ResourceError
 from awq_edge.executor_options import LOCAL, ExecutorOptions
 from awq_edge.group_size import coverage, require_groups
 from awq_edge.layouts import Layout, choose_layout
@@ -35,6 +35,7 @@ from awq_edge.quantizer.report import (
     Method,
     OutputLayerReport,
     QuantizationReport,
+    read_quantization_report,
     summarise,
 )
 from awq_edge.quantizer.resume import BlockStore, has_blocks, resume_key
@@ -235,8 +236,8 @@ def _calibration(
 def _finished(out: Path, key: str) -> QuantizedCheckpoint | None:
     """The checkpoint in `out` if it was made from the same inputs."""
     try:
-        report = QuantizationReport.model_validate_json((out / REPORT_FILE).read_bytes())
-    except (OSError, ValueError):
+        report = read_quantization_report(out)
+    except AwqEdgeError:
         return None
     return QuantizedCheckpoint(out, report) if report.inputs_sha256 == key else None
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from awq_edge.errors import ArtifactError
+from awq_edge.input_files import parse_model, read_bytes
 from awq_edge.report.run_report import (
     BandwidthPart,
     BundlePart,
@@ -170,17 +171,11 @@ class BenchReport(_Part):
 
 def read_bench_report(path: Path) -> BenchReport:
     """A report from its file. Raises ArtifactError when it is not one of this version."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ArtifactError(f"{path} cannot be read: {reason}") from None
-    try:
-        return BenchReport.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        raise ArtifactError(
-            f"{path} is not a bench report of this version ({place}: {problem['msg']}); make it "
-            "with `awq-edge bench BUNDLE --json FILE`"
-        ) from None
+    return parse_model(
+        BenchReport,
+        read_bytes(path, error=ArtifactError),
+        str(path),
+        what="a bench report of this version",
+        fix="make it with `awq-edge bench BUNDLE --json FILE`",
+        error=ArtifactError,
+    )

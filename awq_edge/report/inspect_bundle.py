@@ -8,7 +8,7 @@ from pathlib import Path
 from awq_edge.archs import Decoder, decoder_from_config
 from awq_edge.artifacts import Bundle, BundleManifest
 from awq_edge.errors import ModelError
-from awq_edge.model_files import read_json
+from awq_edge.input_files import read_json
 from awq_edge.report.inspect_files import compare_files
 from awq_edge.report.inspect_provenance import read_report, report_provenance
 from awq_edge.report.inspection import (

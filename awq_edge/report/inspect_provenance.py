@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from awq_edge.quantizer.report import REPORT_FILE, QuantizationReport
+from awq_edge.errors import ArtifactError
+from awq_edge.quantizer.report import (
+    REPORT_FILE,
+    QuantizationReport,
+    read_quantization_report,
+)
 from awq_edge.report.inspection import ProvenancePart
 
 
 def read_report(path: Path) -> tuple[QuantizationReport | None, str | None]:
     """The quantization report in a directory; and, where there is one that cannot be read, why."""
-    try:
-        text = (path / REPORT_FILE).read_bytes()
-    except FileNotFoundError:
+    file = path / REPORT_FILE
+    if not file.exists():
         return None, None
-    except OSError as error:
-        return None, f"{REPORT_FILE} cannot be read: {error.strerror}"
     try:
-        return QuantizationReport.model_validate_json(text), None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        return None, f"{REPORT_FILE} is not a valid report ({place}: {problem['msg']})"
+        return read_quantization_report(path), None
+    except ArtifactError as error:
+        return None, str(error)
 
 
 def report_provenance(report: QuantizationReport) -> ProvenancePart:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.model_files import read_json
+from awq_edge.input_files import read_json
 
 if TYPE_CHECKING:
     import jinja2

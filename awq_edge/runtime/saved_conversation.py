@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from awq_edge._version import __version__
 from awq_edge.artifacts import atomic_file
 from awq_edge.errors import ConfigError
+from awq_edge.input_files import parse_json, read_text, show, show_path
 from awq_edge.validation import describe_errors
 
 # A context of 128,000 tokens is about half a megabyte of text.
@@ -70,43 +70,29 @@ def save(path: Path, conversation: SavedConversation) -> None:
 def read(path: Path) -> SavedConversation:
     """Raises ConfigError for what cannot be read, or is not a conversation of this version."""
     text = _text(path)
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("format") != "awq-edge-conversation":
+    data = parse_json(text, show_path(path), ConfigError)
+    if data.get("format") != "awq-edge-conversation":
         raise ConfigError(f"{path} is no saved conversation; /save makes one")
     version = data.get("schema_version")
     if version != 1:
         raise ConfigError(
-            f"{path} has schema_version {version}, this awq-edge ({__version__}) reads 1; use the "
-            f"version that wrote it ({data.get('awq_edge_version')})"
+            f"{path} has schema_version {show(version)}, this awq-edge ({__version__}) reads 1; "
+            f"use the version that wrote it ({show(data.get('awq_edge_version'))})"
         )
     try:
-        return SavedConversation.model_validate_json(text)
+        return SavedConversation.model_validate_json(text, strict=True)
     except ValidationError as error:
         keys = list(SavedConversation.model_fields)
         raise ConfigError(f"{path}: {describe_errors(error, SavedConversation, keys)}") from None
 
 
 def _text(path: Path) -> str:
-    try:
-        if not path.is_file():
-            # A pipe would be waited for, for ever.
-            raise ConfigError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
-        if path.stat().st_size > _LARGEST_FILE:
-            raise ConfigError(f"{path} has more than {_LARGEST_FILE} bytes: no saved conversation")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8") from None
-    except ValueError as error:  # a null byte in the name
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return read_text(path, limit=_LARGEST_FILE, error=ConfigError)
 
 
 def _is_conversation(path: Path) -> bool:
     try:
-        return bool(json.loads(_text(path)).get("format") == "awq-edge-conversation")
-    except (ConfigError, ValueError, RecursionError, AttributeError):
+        data = parse_json(_text(path), show_path(path), ConfigError)
+        return bool(data.get("format") == "awq-edge-conversation")
+    except ConfigError:
         return False

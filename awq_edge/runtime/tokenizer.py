@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.model_files import read_json
+from awq_edge.input_files import read_json
 
 # What a decoder writes for bytes that are not (yet) valid UTF-8.
 _REPLACEMENT = "\ufffd"

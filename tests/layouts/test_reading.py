@@ -221,7 +221,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"transform_config": {"config_groups": {"u": {}}}}, "has a transform_config"),
     ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "has a sparsity_config"),
     ({"config_groups": {}}, "has no config_groups"),
-    ({"config_groups": {"W4A16": ["Linear"]}}, "config_groups.W4A16 has no table of weights"),
+    ({"config_groups": {"W4A16": ["Linear"]}}, "config_groups.W4A16' must be an object"),
 ]
 REFUSED_GROUPS: list[tuple[dict[str, Any], str]] = [
     ({"input_activations": {"num_bits": 8}}, "quantizes activations (input_activations)"),
@@ -239,7 +239,7 @@ REFUSED_WEIGHTS: list[tuple[dict[str, Any], str]] = [
     ({"strategy": "tensor", "group_size": None}, "strategy 'tensor'; supported: group, channel"),
     ({"strategy": None, "group_size": None}, "strategy 'tensor'"),
     ({"strategy": "block"}, "strategy 'block'"),
-    ({"dynamic": True}, "dynamic True; supported: False"),
+    ({"dynamic": True}, "dynamic true; supported: False"),
     ({"group_size": 0}, "group_size 0; must be a positive number"),
 ]
 

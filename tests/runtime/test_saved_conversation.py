@@ -104,7 +104,8 @@ def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
 
 def test_folders_pipes_and_nothing_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name, words in (("", "is not a file"), ("pipe", "is not a file"), ("no", "does not exist")):
+    plain = "not a plain file"
+    for name, words in (("", plain), ("pipe", plain), ("no", "does not exist")):
         with pytest.raises(ConfigError, match=words):
             read(tmp_path / name)
 
