@@ -20,6 +20,7 @@ import numpy.typing as npt
 from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ModelError
 from awq_edge.input_files import open_plain, parse_json, read_json, show, show_path, show_text
+from awq_edge.interruption import keeping
 
 Array = npt.NDArray[Any]
 
@@ -345,7 +346,8 @@ def _download_files(name: str, patterns: list[str]) -> Path:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        with keeping(lambda: "what was downloaded is kept; the same command goes on with it"):
+            return Path(snapshot_download(name, allow_patterns=patterns))
     except GatedRepoError:
         raise ModelError(
             f"hub model '{name}' is gated: accept its licence on its page, then set HF_TOKEN"

@@ -17,6 +17,7 @@ from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.executor_options import ExecutorOptions
 from awq_edge.group_size import choose_group_size
 from awq_edge.input_files import read_json
+from awq_edge.interruption import keeping
 from awq_edge.layouts import quantization_config
 from awq_edge.lm_head import for_export
 from awq_edge.model_files import resolve_model
@@ -72,7 +73,7 @@ def quantize(
     """
     from awq_edge.evaluate.text import read_text
     from awq_edge.quantizer import quantize_checkpoint
-    from awq_edge.quantizer.resume import has_blocks
+    from awq_edge.quantizer.resume import has_blocks, kept_blocks
 
     work = _executor(executor)
     resolved = _recipe(recipe).overridden(
@@ -97,24 +98,26 @@ def quantize(
         read_text(Path(text), "--eval-text")
     source = resolve_model(str(model))
     resolved, notes = _with_groups(resolved, source, group_size)
-    checkpoint = quantize_checkpoint(
-        source,
-        Path(out),
-        resolved,
-        model_name=model_name(str(model)),
-        calibration=calibration,
-        images=None if images is None else Path(images).expanduser(),
-        device=device or "cpu",
-        executor=work,
-        resume=resume,
-        overwrite=overwrite,
-        notes=notes,
-        observer=observer,
-    )
+    with keeping(lambda: kept_blocks(Path(out), resume=resume)):
+        checkpoint = quantize_checkpoint(
+            source,
+            Path(out),
+            resolved,
+            model_name=model_name(str(model)),
+            calibration=calibration,
+            images=None if images is None else Path(images).expanduser(),
+            device=device or "cpu",
+            executor=work,
+            resume=resume,
+            overwrite=overwrite,
+            notes=notes,
+            observer=observer,
+        )
     if not eval_texts:
         return checkpoint
     try:
-        return _with_perplexities(checkpoint, source, eval_texts, device, observer)
+        with keeping(lambda: f"{out} is complete, but not evaluated"):
+            return _with_perplexities(checkpoint, source, eval_texts, device, observer)
     except AwqEdgeError as error:
         raise type(error)(f"{out} is complete, but not evaluated: {error}") from error
 
@@ -219,36 +222,41 @@ def export(
             observer=observer,
         )
     from awq_edge.quantizer import quantize_checkpoint
+    from awq_edge.quantizer.resume import kept_blocks
 
     resolved = for_export(resolved)
     resolved, notes = _with_groups(resolved, path, group_size)
     # Beside the bundle: there is the disk that was chosen for large files. Kept when a run is
     # killed, so that the next one continues where it was.
     between = out.parent / f".{out.name}.checkpoint"
-    checkpoint = quantize_checkpoint(
-        path,
-        between,
-        resolved,
-        model_name=name,
-        calibration=calibration,
-        device=device or "cpu",
-        executor=work,
-        resume=resume,
-        reuse=resume,
-        overwrite=True,  # a checkpoint of ours
-        notes=notes,
-        observer=observer,
-    )
-    bundle = export_checkpoint(
-        checkpoint.path,
-        out,
-        resolved,
-        model_name=name,
-        context=context,
-        lm_head_bits=lm_head_bits,
-        overwrite=overwrite,
-        observer=observer,
-    )
+    with keeping(lambda: kept_blocks(between, resume=resume)):
+        checkpoint = quantize_checkpoint(
+            path,
+            between,
+            resolved,
+            model_name=name,
+            calibration=calibration,
+            device=device or "cpu",
+            executor=work,
+            resume=resume,
+            reuse=resume,
+            overwrite=True,  # a checkpoint of ours
+            notes=notes,
+            observer=observer,
+        )
+    with keeping(
+        lambda: f"the quantized model is kept in {between}; the same command goes on with it"
+    ):
+        bundle = export_checkpoint(
+            checkpoint.path,
+            out,
+            resolved,
+            model_name=name,
+            context=context,
+            lm_head_bits=lm_head_bits,
+            overwrite=overwrite,
+            observer=observer,
+        )
     shutil.rmtree(between)
     return bundle
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from awq_edge.cli.build import build
 from awq_edge.cli.build_plugins import build_plugins
 from awq_edge.cli.chat import chat
 from awq_edge.cli.doctor import doctor
+from awq_edge.cli.ending import exit_code
 from awq_edge.cli.eval import eval_app
 from awq_edge.cli.export import export
 from awq_edge.cli.fit import fit
@@ -21,11 +22,24 @@ from awq_edge.cli.quantize import quantize
 from awq_edge.cli.recipes import recipes_app
 from awq_edge.cli.run import run
 from awq_edge.cli.serve import serve
+from awq_edge.cli.streams import StandardStreams
 from awq_edge.cli.study import study
-from awq_edge.terminal_text import one_line
+from awq_edge.interruption import termination_as_exception
+
+
+class _Group(typer.core.TyperGroup):
+    """Commands whose interruptions and I/O errors reach `main` as they are."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            raise _Escaped(error) from error
+
 
 app = typer.Typer(
     name="awq-edge",
+    cls=_Group,
     help="Language models in 4-bit weights on Jetson, RTX laptops and CPUs.",
     no_args_is_help=True,
     add_completion=False,
@@ -66,47 +80,35 @@ app.add_typer(eval_app)
 app.add_typer(recipes_app)
 
 
-def main() -> None:
-    """Run the command line; exit code 0, 2 for an error of the user's, 1 for one of ours."""
-    from awq_edge.errors import AwqEdgeError
+class _Escaped(Exception):
+    """What typer would turn into an exit code by itself, on its way to `main`."""
 
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def main() -> None:
+    """Run the command line; exit code 0, 2 for an error of the user's or the machine's, 1 for one
+    of ours, 130 for Ctrl-C, 143 for SIGTERM."""
     debug = "--debug" in sys.argv[1:]
     if debug:
         # Accepted anywhere on the line: it is typed after a command has failed.
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
+    streams = StandardStreams()
     try:
-        app()
-    except AwqEdgeError as error:
-        if debug:
-            raise
-        _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
-    except Exception as error:
-        if debug:
-            raise
-        if isinstance(error, ModuleNotFoundError):
-            _fail_missing(error)
-        _fail(
-            f"unexpected {type(error).__name__}: {error} "
-            "(a defect of awq-edge: run again with --debug and report the traceback)",
-            1,
-        )
-
-
-def _fail_missing(error: ModuleNotFoundError) -> None:
-    """Say which extra to install, if `error` is about a package of one."""
-    from awq_edge.extras import missing_extra
-
-    missing = missing_extra(error)
-    if missing is not None:
-        _fail(str(missing), 2)
-
-
-def _fail(message: str, code: int) -> None:
-    # Texts of other packages, in a message of ours, may be of several lines with their own indents.
-    print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
-    sys.exit(code)
+        with termination_as_exception():
+            try:
+                streams.open()
+                code = app(standalone_mode=False)
+                streams.flush()
+            except SystemExit:
+                raise
+            except BaseException as error:
+                cause = error.error if isinstance(error, _Escaped) else error
+                if debug and isinstance(cause, Exception) and not hasattr(cause, "show"):
+                    raise cause from None
+                code = exit_code(cause)
+    finally:
+        streams.close()
+    if code:
+        sys.exit(code)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-_INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 _MEASURE = "measure"
 
 
@@ -117,7 +116,7 @@ def measure(
         html_target.write(bench_page(report))
     print_bench(report, target.console())
     if report.interrupted:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(interrupt.exit_code)
 
 
 @bench_app.command()

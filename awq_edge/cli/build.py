@@ -48,11 +48,15 @@ def build(
     from awq_edge.builder import build_engines
     from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
+    from awq_edge.interruption import keeping
 
     output = JsonTarget(json_to)
     console = output.console()
     built = []
-    with block_progress(open_console(stderr=True)) as bar:
+    with (
+        keeping(lambda: "engines that were finished are kept; the same command builds the others"),
+        block_progress(open_console(stderr=True)) as bar,
+    ):
 
         def observe(index: int, count: int, fraction: float, what: str) -> None:
             bar(int((index + fraction) * _STEPS), count * _STEPS, what)

@@ -6,26 +6,41 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from awq_edge.interruption import Terminated
+
+_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
 
 class Interrupt:
-    """Inside `with`, the first SIGINT makes `requested` true; the second is a KeyboardInterrupt.
+    """Inside `with`, the first SIGINT or SIGTERM makes `requested` true; the second raises
+    KeyboardInterrupt, or Terminated.
 
-    So is one that comes before anybody has asked: what cannot be ended politely is just ended.
+    So does one that comes before anybody has asked: what cannot be ended politely is just ended.
     """
 
     def __init__(self) -> None:
-        self._requested = False
+        self._number: int | None = None
         self._asked = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def requested(self) -> bool:
-        """Whether Ctrl-C came."""
+        """Whether a signal came."""
         self._asked = True
-        return self._requested
+        return self._number is not None
+
+    @property
+    def terminated(self) -> bool:
+        """Whether it was SIGTERM: the program is to end, not the answer alone."""
+        return self._number == signal.SIGTERM
+
+    @property
+    def exit_code(self) -> int:
+        """Of a program that a signal has ended: 130 or 143; 0 without one."""
+        return 0 if self._number is None else 128 + self._number
 
     def __enter__(self) -> Interrupt:
-        self._requested = self._asked = False
-        self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._number, self._asked = None, False
+        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(
@@ -34,9 +49,10 @@ class Interrupt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._requested or not self._asked:
-            raise KeyboardInterrupt
-        self._requested = True
+        if self._number is not None or not self._asked:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self._number = number

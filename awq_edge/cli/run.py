@@ -11,8 +11,6 @@ import typer
 # What a bare `awq-edge run BUNDLE` continues.
 _DEFAULT_PROMPT = "Once upon a time"
 
-_INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
-
 
 def run(
     bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
@@ -98,7 +96,7 @@ def run(
     target.write(report.model_dump_json(indent=2))
     print_report(report, target.console())
     if report.result.finish_reason == "cancelled":
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(interrupt.exit_code)
 
 
 def _prompt(prompt: str | None, prompt_file: str | None) -> str:

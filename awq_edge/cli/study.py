@@ -61,6 +61,7 @@ def study(
     """Compare methods, formats and calibration on a small model, as the AWQ paper does."""
     from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
+    from awq_edge.interruption import keeping
     from awq_edge.study.run import MAX_TOKENS, run_study, write_results
     from awq_edge.study.tables import table_of
 
@@ -73,7 +74,12 @@ def study(
         if out is not None:
             write_results(report, out)
 
-    with block_progress(open_console(stderr=True)) as observe:
+    kept = (
+        "nothing is kept, for want of --out"
+        if out is None
+        else f"finished experiments are in {out}; name those that are missing to go on"
+    )
+    with keeping(lambda: kept), block_progress(open_console(stderr=True)) as observe:
         report = run_study(
             experiments or (),
             model=model,

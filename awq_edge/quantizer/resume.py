@@ -109,6 +109,18 @@ def has_blocks(out: Path) -> bool:
     return _folder(out).exists()
 
 
+def kept_blocks(out: Path, *, resume: bool) -> str:
+    """What an interrupted run has left of the checkpoint `out`, and how to go on. resume: whether
+    the same command would continue."""
+    folder = _folder(out)
+    count = sum(1 for _ in folder.glob("*.json"))
+    if count == 0:
+        return "no block was finished; the same command starts over"
+    blocks = "1 finished block is" if count == 1 else f"{count} finished blocks are"
+    how = "(--no-resume starts over)" if resume else "without --no-resume"
+    return f"{blocks} kept in {folder}; the same command goes on from there {how}"
+
+
 def _folder(out: Path) -> Path:
     return out.parent / f".{out.name}.resume"
 

@@ -1,0 +1,70 @@
+"""How a command that did not end well ends: one line on standard error, and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import sys
+
+from awq_edge.cli.streams import ReaderLeft
+from awq_edge.errors import AwqEdgeError
+from awq_edge.interruption import Terminated
+from awq_edge.terminal_text import one_line, printable
+
+_NEUTRAL = "nothing half-written is left; give the same command again"
+
+
+def exit_code(error: BaseException) -> int:
+    """Say in one line what ended the command; 2 for an error of the user's or the machine's, 1 for
+    one of ours or where the reader left, 128 and the signal's number for an interruption."""
+    if isinstance(error, KeyboardInterrupt):
+        return _interrupted(error)
+    if isinstance(error, ReaderLeft):
+        return 1
+    if isinstance(error, AwqEdgeError):
+        return _failed(str(error), 2)
+    if (machine := _of_the_machine(error)) is not None:
+        return _failed(machine, 2)
+    if isinstance(error, ModuleNotFoundError):
+        from awq_edge.extras import missing_extra
+
+        if (missing := missing_extra(error)) is not None:
+            return _failed(str(missing), 2)
+    if (show := getattr(error, "show", None)) is not None:  # a usage error of the parser's
+        shown = io.StringIO()
+        show(file=shown)
+        print(printable(shown.getvalue()), end="", file=sys.stderr)
+        return int(getattr(error, "exit_code", 2))
+    return _failed(
+        f"unexpected {type(error).__name__}: {error} "
+        "(a defect of awq-edge: run again with --debug and report the traceback)",
+        1,
+    )
+
+
+def _interrupted(stop: KeyboardInterrupt) -> int:
+    number = stop.number if isinstance(stop, Terminated) else signal.SIGINT
+    with contextlib.suppress(ValueError, OSError):
+        signal.signal(number, signal.SIG_IGN)  # it is ending: a second one changes nothing
+    word = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    return _failed(f"{word}: {str(stop) or _NEUTRAL}", 128 + number)
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """What a file system or the memory has refused, where no stage has put it into words."""
+    if isinstance(error, MemoryError):
+        return f"the memory is used up{': ' if str(error) else ''}{error}; close other programs"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{_name(error.filename)}: {error.strerror}; check the path and its permissions"
+    return None
+
+
+def _name(filename: object) -> str:
+    return filename.decode(errors="replace") if isinstance(filename, bytes) else str(filename)
+
+
+def _failed(message: str, code: int) -> int:
+    # Texts of other packages, in a message of ours, may be of several lines with their own indents.
+    print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
+    return code

@@ -1,0 +1,138 @@
+"""The standard streams of the process: what closed, full and broken ones do is decided here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from typing import TextIO
+
+from awq_edge.errors import ResourceError
+
+
+class ReaderLeft(Exception):
+    """Whoever read standard output has closed the pipe (`| head`): an end, not a failure."""
+
+
+class StandardStreams:
+    """`open` puts guards in the place of sys.stdout and sys.stderr, `close` takes them away.
+
+    A stream that is not the process's own (a test's) is left alone.
+    """
+
+    def __init__(self) -> None:
+        self._replaced: list[tuple[str, TextIO]] = []
+
+    def open(self) -> None:
+        """Guard the streams. Raises ResourceError where standard output is closed."""
+        closed = _fill_closed_descriptors()
+        if sys.stderr is None:
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")
+        self._guard("stderr", _ErrorStream)
+        if sys.stdout is None or 1 in closed:
+            raise ResourceError("standard output is closed; redirect it to a file, or to /dev/null")
+        self._guard("stdout", _OutputStream)
+
+    def flush(self) -> None:
+        """Bring out what is buffered. Raises ReaderLeft and ResourceError."""
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Put the streams back; what cannot be written is dropped."""
+        for name, original in reversed(self._replaced):
+            guard = getattr(sys, name)
+            setattr(sys, name, original)
+            if not isinstance(guard, _GuardedStream):
+                continue
+            try:
+                guard.flush()
+            except (ReaderLeft, ResourceError):
+                _discard(guard.fileno())
+                guard.flush()
+            guard.detach()
+        self._replaced.clear()
+
+    def _guard(self, name: str, guard: type[_GuardedStream]) -> None:
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper:
+            return
+        stream.flush()
+        guarded = guard(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, guarded)
+        self._replaced.append((name, stream))
+
+
+class _GuardedStream(io.TextIOWrapper):
+    pass
+
+
+class _OutputStream(_GuardedStream):
+    """Standard output that fails as the machine's fault, or the reader's wish, by name."""
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise _output_error(error) from None
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise _output_error(error) from None
+
+
+class _ErrorStream(_GuardedStream):
+    """Standard error that nobody may be reading: a message that is lost changes no exit code."""
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def _output_error(error: OSError) -> Exception:
+    if isinstance(error, BrokenPipeError):
+        return ReaderLeft()
+    return ResourceError(
+        f"standard output cannot be written: {error.strerror}; free some space, or send it "
+        "elsewhere"
+    )
+
+
+def _fill_closed_descriptors() -> set[int]:
+    """Open /dev/null for each of 0, 1 and 2 that is closed; gives which these were.
+
+    The next file that is opened would take the number, and what libraries print would go into it.
+    """
+    closed = set()
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            closed.add(descriptor)
+            opened = os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+    return closed
+
+
+def _discard(descriptor: int) -> None:
+    """Let what is still buffered for a descriptor go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
