@@ -60,7 +60,14 @@ def _compute_capability(text: str) -> str:
     return text
 
 
+def _module(text: str) -> str:
+    if re.fullmatch(r"p\d{4}-\d{4}", text) is None:
+        raise ValueError('must be a part number, such as "p3767-0003"')
+    return text
+
+
 Version = Annotated[str, AfterValidator(_version)]
+Module = Annotated[str, AfterValidator(_module)]
 Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
 Bandwidth = Annotated[
     int, BeforeValidator(parse_bandwidth), Field(gt=0), PlainSerializer(format_bandwidth)
@@ -95,7 +102,8 @@ class PowerMode(_Part):
 class Device(_Part):
     """The hardware. memory_bytes: bytes installed. memory_bandwidth: bytes/s at the highest memory
     clock. system_reserved_bytes: bytes that the system keeps. None for the first two: detect.
-    kind "cuda" is any NVIDIA GPU."""
+    modules: part numbers of a Jetson's modules ("p3767-0003"), as /proc/device-tree/compatible has
+    them. kind "cuda" is any NVIDIA GPU."""
 
     kind: Literal["cpu", "cuda", "jetson", "rtx"]
     compute_capability: Annotated[str, AfterValidator(_compute_capability)] | None = None
@@ -105,6 +113,7 @@ class Device(_Part):
     unified_memory: bool
     system_reserved_bytes: Size
     power_modes: Annotated[tuple[PowerMode, ...], Field(strict=False)] = ()
+    modules: Annotated[tuple[Module, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Device:

@@ -542,7 +542,8 @@ def test_jetpack6_changes_the_software_only(name: str) -> None:
 
 
 SOURCE = re.compile(
-    r"data sheet|whitepaper|User Guide|Developer Guide|nvidia\.com|nvidia-smi|nvpmodel|tegrastats"
+    r"data sheet|Linux, arch/|\.conf\.common|whitepaper|User Guide|Developer Guide|nvidia\.com"
+    r"|nvidia-smi|nvpmodel|tegrastats"
     r"|JetPack [0-9.]+ packages|release|specification|PCWorld|pyproject|unverified|project default"
     r"|measured"
 )

@@ -20,7 +20,7 @@ from awq_edge.bench.plan import (
     make_plan,
     prompt_ids,
 )
-from awq_edge.device.tegra import read_tegra_memory
+from awq_edge.device.system_memory import read_system_memory
 from awq_edge.report.bench_report import BenchReport
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.model import Model, load
@@ -108,5 +108,5 @@ def _longest_prompt(model: Model, plan: Plan) -> list[int]:
 
 
 def _system_memory() -> int | None:
-    memory = read_tegra_memory()
+    memory = read_system_memory()
     return None if memory is None else memory.used

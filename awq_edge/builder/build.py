@@ -19,11 +19,12 @@ from awq_edge.artifacts import (
     require_disk,
 )
 from awq_edge.builder.job import BuildJob
-from awq_edge.builder.memory import predict_build, read_system_memory, require_memory
+from awq_edge.builder.memory import predict_build, require_memory
 from awq_edge.builder.process import run_job
 from awq_edge.builder.targets import MODULES, runtime_of, targets_of
 from awq_edge.cache import cache_directory
 from awq_edge.device.cuda_driver import device_name
+from awq_edge.device.system_memory import read_system_memory
 from awq_edge.engine.contract import check_contract, plugin_contract
 from awq_edge.engine.lookup import Engine, find_engine
 from awq_edge.engine.manifest import ENGINE_FILE, EngineManifest, PluginContract
@@ -161,7 +162,8 @@ def _build(plan: _Plan, sm: str, observe: Callable[[float, str], None]) -> Engin
     manifest = plan.bundle.manifest
     workspace = plan.recipe.runtime.workspace_bytes
     if plan.memory_check:
-        needed = predict_build(manifest, plan.runtime, workspace)
+        weights = sum(manifest.part_bytes.values())
+        needed = predict_build(weights, plan.runtime, workspace)
         unified = plan.runtime == "tensorrt" and plan.recipe.device.unified_memory
         require_memory(needed, read_system_memory(), unified=unified)
     folder = writable_folder(plan.bundle)

@@ -9,9 +9,8 @@ A Jetson has one memory for both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from awq_edge.artifacts import BundleManifest
+from awq_edge.device.system_memory import SystemMemory
 from awq_edge.errors import ResourceError
 
 # TensorRT for RTX 1.7.1 ahead of time, SM89, x86-64 Linux (docs/build.md): resident memory of the
@@ -39,41 +38,9 @@ class BuildMemory:
         return self.host + self.device
 
 
-@dataclass(frozen=True)
-class SystemMemory:
-    """Bytes of /proc/meminfo. available: without swapping, page cache counted as free. cma_total,
-    cma_free: of the contiguous region, 0 where the kernel has none."""
-
-    available: int
-    swap_free: int
-    cma_total: int
-    cma_free: int
-
-
-def read_system_memory(path: Path = Path("/proc/meminfo")) -> SystemMemory | None:
-    """The system's memory now; None where there is no /proc/meminfo."""
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-        fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in _parts(lines)}
-        return SystemMemory(
-            available=fields["MemAvailable"],
-            swap_free=fields.get("SwapFree", 0),
-            cma_total=fields.get("CmaTotal", 0),
-            cma_free=fields.get("CmaFree", 0),
-        )
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
-
-
-def _parts(lines: list[str]) -> list[tuple[str, str, str]]:
-    return [line.partition(":") for line in lines if ":" in line]
-
-
-def predict_build(
-    manifest: BundleManifest, runtime: str, workspace_bytes: int | None
-) -> BuildMemory:
-    """What building an engine needs. workspace_bytes: the recipe's limit, None for no limit."""
-    weights = sum(manifest.part_bytes.values())
+def predict_build(weights: int, runtime: str, workspace_bytes: int | None) -> BuildMemory:
+    """What building an engine needs. weights: bytes of the bundle's. workspace_bytes: the recipe's
+    limit, None for no limit."""
     if runtime == "tensorrt-rtx":
         return BuildMemory(int(_RTX_WEIGHT_COPIES * weights) + _RTX_OVERHEAD, 0)
     return BuildMemory(
@@ -90,32 +57,53 @@ def require_memory(needed: BuildMemory, system: SystemMemory | None, *, unified:
     """
     if system is None:
         return
-    device = needed.device if unified else 0
-    short_of_all = needed.host + device - system.available - system.swap_free
-    short_of_memory = device - system.available
-    if short_of_all <= 0 and short_of_memory <= 0:
+    short = shortage(needed, system, unified=unified)
+    if short is None:
         return
+    device = needed.device if unified else 0
     figures = (
         f"the build needs about {_gigabytes(needed.host + device)}"
         + (f", {_gigabytes(device)} of it for the GPU" if device else "")
-        + f"; {_gigabytes(system.available)} are available and {_gigabytes(system.swap_free)} of "
+        + f"; {_gigabytes(system.available)} are available and {_gigabytes(system.swap)} of "
         "swap are free"
     )
+    if unified and system.cma_free:
+        figures += f" ({_gigabytes(system.cma_free)} of the first: CMA, which the GPU cannot have)"
+    if system.compressed_swap:
+        figures += (
+            f"; another {_gigabytes(system.compressed_swap)} of swap are compressed memory (zram) "
+            "and do not count"
+        )
     raise ResourceError(
-        f"{figures}: {_advice(short_of_all, short_of_memory, system, unified)}, or go on anyway "
-        "with --no-memory-check"
+        f"{figures}: {_advice(short, system, unified)}, or go on anyway with --no-memory-check"
     )
 
 
-def _advice(short_of_all: int, short_of_memory: int, system: SystemMemory, unified: bool) -> str:
+@dataclass(frozen=True)
+class Shortage:
+    """Bytes that a build is short of: of everything, and of memory that is not swapped."""
+
+    of_all: int
+    of_memory: int
+
+
+def shortage(needed: BuildMemory, system: SystemMemory, *, unified: bool) -> Shortage | None:
+    """What a build is short of; None where it fits. unified: as of `require_memory`."""
+    device = needed.device if unified else 0
+    of_all = needed.host + device - system.pageable
+    of_memory = device - system.pinnable
+    return None if of_all <= 0 and of_memory <= 0 else Shortage(of_all, of_memory)
+
+
+def _advice(short: Shortage, system: SystemMemory, unified: bool) -> str:
     """What to do about it, the cheapest first."""
     if not unified:
-        return f"close other programs or add {_gigabytes(short_of_all)} of swap"
+        return f"close other programs or add {_gigabytes(short.of_all)} of swap"
     advice = ["stop the desktop (sudo systemctl isolate multi-user.target)"]
-    if short_of_memory > 0:
+    if short.of_memory > 0:
         advice.append("export with a smaller runtime.workspace_bytes or fewer --bits")
     else:
-        advice.append(f"add {_gigabytes(short_of_all)} of swap while building (docs/jetson.md)")
+        advice.append(f"add {_gigabytes(short.of_all)} of swap on a disk (docs/jetson.md)")
     if system.cma_total and system.cma_free < system.cma_total // 2:
         advice.append(
             f"CMA has {system.cma_free / 1e6:,.0f} of {system.cma_total / 1e6:,.0f} MB free: "

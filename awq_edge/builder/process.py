@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from awq_edge import errors
 from awq_edge.builder.job import BuildJob, Failed, Finished, Progress
-from awq_edge.builder.memory import read_system_memory
+from awq_edge.device.system_memory import read_system_memory
 from awq_edge.engine.manifest import BuildFigures
 from awq_edge.errors import AwqEdgeError, ResourceError, RuntimeUnavailableError
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from awq_edge.device.system_memory import read_system_memory
+
 _SYS_CPU = Path("/sys/devices/system/cpu")
 _STAT = Path("/proc/stat")
 # Bytes that a bandwidth measurement reads per pass, at least: past the last-level cache.
@@ -36,13 +38,13 @@ class CpuInfo:
 
 def describe_cpu() -> CpuInfo:
     """The CPU that this process runs on."""
-    logical = _allowed_cpus()
+    logical, memory = _allowed_cpus(), read_system_memory()
     return CpuInfo(
         name=_cpu_name(),
         architecture=platform.machine(),
         cores=_physical_cores(logical),
         threads=len(logical),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=None if memory is None else memory.total,
         power_mode=_read(_SYS_CPU / "cpu0/cpufreq/scaling_governor"),
     )
 
@@ -119,17 +121,6 @@ def _cpu_name() -> str:
         or platform.processor()
         or platform.machine()
     )
-
-
-def _memory_bytes() -> int | None:
-    total: int | None = None
-    for line in (_read(Path("/proc/meminfo")) or "").splitlines():
-        if line.startswith("MemTotal:"):
-            total = int(line.split()[1]) * 1024
-    limit = _read(Path("/sys/fs/cgroup/memory.max"))
-    if total is not None and limit is not None and limit.isdigit():
-        return min(total, int(limit))
-    return total
 
 
 def _last_level_cache() -> int:

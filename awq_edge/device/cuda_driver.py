@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from dataclasses import dataclass
 
 # cuda.h: CUdevice_attribute
@@ -10,6 +11,10 @@ _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
 _MEMORY_CLOCK_RATE = 36
 _MEMORY_BUS_WIDTH = 37
+_INTEGRATED = 18
+# nvml.h
+_NVML_SUCCESS = 0
+_UUID_BYTES = 16
 
 
 _NAME_BYTES = 256
@@ -60,10 +65,13 @@ def compute_capabilities() -> tuple[int, ...]:
 @dataclass(frozen=True)
 class GpuMemory:
     """total: bytes. peak_bandwidth: bytes/s, from the memory's clock and width; None where the
-    driver does not say."""
+    driver does not say. used: bytes that all programs have of it now, None where NVML does not say
+    (on a Jetson, whose memory is the system's). integrated: it has no memory of its own."""
 
     total: int
     peak_bandwidth: int | None
+    used: int | None = None
+    integrated: bool = False
 
 
 def memory_figures(device: int = 0) -> GpuMemory | None:
@@ -87,7 +95,55 @@ def memory_figures(device: int = 0) -> GpuMemory | None:
     )
     # Two transfers a clock (CUDA samples, deviceQuery); kHz and bits.
     peak = 2 * clock.value * 1000 * width.value // 8 if known else 0
-    return GpuMemory(size.value, peak or None)
+    integrated = ctypes.c_int()
+    asked = driver.cuDeviceGetAttribute(ctypes.byref(integrated), _INTEGRATED, handle)
+    used = None if integrated.value else _used_memory(driver, handle, size.value)
+    return GpuMemory(size.value, peak or None, used, asked == 0 and bool(integrated.value))
+
+
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = (
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+def _used_memory(driver: ctypes.CDLL, handle: ctypes.c_int, total: int) -> int | None:
+    """Bytes in use of a GPU, by NVML, which makes no context; found by its UUID, because NVML
+    numbers GPUs otherwise than CUDA_VISIBLE_DEVICES does."""
+    uuid = (ctypes.c_ubyte * _UUID_BYTES)()
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if driver.cuDeviceGetUuid(ctypes.byref(uuid), handle) != 0:
+            return None
+        if nvml.nvmlInit_v2() != _NVML_SUCCESS:
+            return None
+    except (OSError, AttributeError):
+        return None
+    digits = bytes(uuid).hex()
+    cuts = (0, 8, 12, 16, 20, 32)
+    name = "GPU-" + "-".join(digits[a:b] for a, b in itertools.pairwise(cuts))
+    device, memory = ctypes.c_void_p(), _NvmlMemory()
+    try:
+        done = (
+            nvml.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(device)) == _NVML_SUCCESS
+            and nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)) == _NVML_SUCCESS
+        )
+    finally:
+        nvml.nvmlShutdown()
+    # A slice of a GPU (MIG) is called by the whole one's UUID: those figures are not the slice's.
+    if not done or memory.total > total * 1.1:
+        return None
+    return min(int(memory.used), total)
+
+
+def init_status() -> int | None:
+    """What cuInit answers (cuda.h, CUresult; 0: fine, 100: no device); None without a driver."""
+    try:
+        return int(ctypes.CDLL("libcuda.so.1").cuInit(0))
+    except OSError:
+        return None
 
 
 def driver_version() -> str | None:

@@ -1,4 +1,4 @@
-"""Which Jetson this is: board, Jetson Linux, JetPack, power mode."""
+"""Which Jetson this is: module, board, Jetson Linux, JetPack and what is in it, power mode."""
 
 from __future__ import annotations
 
@@ -9,45 +9,124 @@ from pathlib import Path
 
 # Runs a program: its standard output, None where it is not there or fails.
 Run = Callable[[Sequence[str]], str | None]
-# The major version of JetPack by that of Jetson Linux (docs.nvidia.com/jetson).
-_JETPACK = {35: 5, 36: 6, 38: 7, 39: 7}
+
+
+@dataclass(frozen=True)
+class JetPack:
+    """version: "6.2". tensorrt, cuda: releases of its packages."""
+
+    version: str
+    tensorrt: str
+    cuda: str
+
+    @property
+    def major(self) -> int:
+        return int(self.version.partition(".")[0])
+
+
+# NVIDIA's JetPack archive (developer.nvidia.com/embedded/jetpack-archive): packages of each; the
+# third number of a version is a release of the same ones.
+JETPACKS = (
+    JetPack("5.0", "8.4", "11.4"),
+    JetPack("5.1", "8.5", "11.4"),
+    JetPack("6.0", "8.6", "12.2"),
+    JetPack("6.1", "10.3", "12.6"),
+    JetPack("6.2", "10.3", "12.6"),
+    JetPack("7.0", "10.13", "13.0"),
+    JetPack("7.1", "10.13", "13.0"),
+    JetPack("7.2", "10.16", "13.2"),
+)
+# The first Jetson Linux of each; the releases after it, up to the next line's, are of the same one.
+_JETSON_LINUX = (
+    ((34, 0), "5.0"),
+    ((35, 2), "5.1"),
+    ((36, 0), "6.0"),
+    ((36, 4), "6.1"),
+    ((36, 4, 2), "6.2"),
+    ((38, 0), "7.0"),
+    ((38, 4), "7.1"),
+    ((39, 0), "7.2"),
+)
+_NEWEST = 39  # of Jetson Linux: what a later one has is not known here
 
 
 @dataclass(frozen=True)
 class JetsonLinux:
-    """release: "36.4.3". jetpack: the major version that belongs to it, None for one not known."""
+    """release: "36.4.3"."""
 
     release: str
-    jetpack: int | None
+
+    @property
+    def jetpack(self) -> JetPack | None:
+        """The JetPack that it belongs to; None for a release of before or after those known."""
+        numbers = tuple(int(part) for part in self.release.split("."))
+        if numbers[0] > _NEWEST:
+            return None
+        found = [version for first, version in _JETSON_LINUX if first <= numbers]
+        return jetpack_of(found[-1]) if found else None
+
+
+def jetpack_of(version: str) -> JetPack | None:
+    """The JetPack of a package's version ("6.2.1+b38"); None for one not known."""
+    match = re.match(r"\d+\.\d+", version)
+    return next((each for each in JETPACKS if match and each.version == match[0]), None)
 
 
 def read_release(root: Path = Path("/")) -> JetsonLinux | None:
     """From /etc/nv_tegra_release ("# R36 (release), REVISION: 4.3, ..."); None where that file is
     not there or says something else."""
     text = _read(root / "etc/nv_tegra_release")
-    match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text or "")
-    if match is None:
-        return None
-    return JetsonLinux(f"{match[1]}.{match[2]}", _JETPACK.get(int(match[1])))
+    match = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text or "")
+    return None if match is None else JetsonLinux(f"{match[1]}.{match[2]}")
 
 
-def read_jetpack_package(root: Path = Path("/")) -> str | None:
-    """The version of the package nvidia-jetpack ("6.2+b77"), from dpkg's records; None where it is
+def read_package(name: str, root: Path = Path("/")) -> str | None:
+    """The version of an installed Debian package ("6.2+b77"), from dpkg's records; None where it is
     not installed."""
     text = _read(root / "var/lib/dpkg/status") or ""
     for record in text.split("\n\n"):
-        if record.startswith("Package: nvidia-jetpack\n"):
-            if "\nStatus: install ok installed" not in record:
+        if record.lstrip("\n").startswith(f"Package: {name}\n"):
+            if "\nStatus: install ok installed" not in record and (
+                "\nStatus: hold ok installed" not in record
+            ):
                 return None
             match = re.search(r"^Version: (.+)$", record, re.MULTILINE)
             return match[1] if match else None
     return None
 
 
+def read_jetpack_package(root: Path = Path("/")) -> str | None:
+    """The version of the package nvidia-jetpack; None where it is not installed."""
+    return read_package("nvidia-jetpack", root)
+
+
+def read_compatible(root: Path = Path("/")) -> tuple[str, ...]:
+    """What the device tree says the board is compatible with, its own name first; empty where there
+    is none, or a container hides it (Docker masks /sys/firmware)."""
+    text = _read(root / "proc/device-tree/compatible") or ""
+    return tuple(each for each in text.split("\0") if each.strip())
+
+
+def read_modules(root: Path = Path("/")) -> tuple[str, ...]:
+    """Part numbers of the device tree's compatible names ("p3768-0000", "p3767-0005"), those of
+    NVIDIA's entries first: the first entry may be a maker of carriers' own. The carrier's are among
+    them; with Super or without, a module has one number."""
+    entries = sorted(read_compatible(root), key=lambda each: not each.startswith("nvidia,"))
+    found = [number for each in entries for number in re.findall(r"p\d{4}-\d{4}", each)]
+    return tuple(dict.fromkeys(found))
+
+
 def read_board(root: Path = Path("/")) -> str | None:
-    """The device tree's name of the board ("NVIDIA Jetson Orin Nano Developer Kit")."""
+    """The device tree's name of the board, free text ("NVIDIA Jetson Orin Nano Developer Kit")."""
     text = _read(root / "proc/device-tree/model")
     return text.strip("\0\n ") if text else None
+
+
+def is_jetson(root: Path = Path("/")) -> bool:
+    """Whether this is a Tegra with Jetson Linux, or a container on one."""
+    return read_release(root) is not None or any(
+        each.startswith("nvidia,tegra") for each in read_compatible(root)
+    )
 
 
 def read_power_mode(run: Run) -> str | None:

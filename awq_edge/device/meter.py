@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awq_edge.device.layer import DeviceLayer
-from awq_edge.device.tegra import read_tegra_memory
+from awq_edge.device.system_memory import read_system_memory
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class MemoryMeter:
 
     def available(self) -> int:
         """Bytes that could be allocated now."""
-        system = read_tegra_memory() if self._layer.gpu.integrated else None
-        return self._layer.memory()[0] if system is None else system.available
+        system = read_system_memory() if self._layer.gpu.integrated else None
+        return self._layer.memory()[0] if system is None else system.pinnable
 
     def figures(self) -> DeviceMemory:
         """What was measured; it samples no more."""
-        system = read_tegra_memory() if self._layer.gpu.integrated else None
+        system = read_system_memory() if self._layer.gpu.integrated else None
         return DeviceMemory(
             before=self._before,
             loaded=self._loaded,
@@ -60,7 +60,7 @@ class MemoryMeter:
 
     def _used(self) -> int:
         if self._layer.gpu.integrated:
-            system = read_tegra_memory()
+            system = read_system_memory()
             if system is not None:
                 return system.used
         free, total = self._layer.memory()

@@ -1,69 +1,108 @@
-"""Python, JetPack, GPU and driver, CUDA, power."""
+"""Python, JetPack, GPU and driver, CUDA."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from awq_edge.device.jetson import read_board, read_jetpack_package, read_power_mode, read_release
+from awq_edge.device.jetson import JetPack, read_board, read_jetpack_package, read_release
+from awq_edge.doctor import fixes
 from awq_edge.doctor.machine import Machine
 from awq_edge.doctor.report import DoctorRow
+from awq_edge.doctor.setting import in_container, jetpack, on_jetson, pci_gpus, wsl
 from awq_edge.errors import RuntimeUnavailableError
+from awq_edge.plugin.architectures import OLDEST, dotted
 from awq_edge.recipe import Recipe
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 10), (3, 13)
 _ON_GPU = ("cuda", "tensorrt", "tensorrt-rtx")
+_OLDEST_JETPACK = 6  # that a recipe is for
 
 
 def python(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """The versions that pyproject.toml allows and CI runs."""
-    release = tuple(int(part) for part in re.findall(r"\d+", machine.python)[:2])
+    facts = machine.python
+    release = tuple(int(part) for part in re.findall(r"\d+", facts.version)[:2])
     fine = _OLDEST_PYTHON <= release <= _NEWEST_PYTHON
     yield DoctorRow(
         check="Python",
         status="ok" if fine else "warning",
-        found=f"{machine.python}, {machine.system}",
+        found=f"{facts.version}, {machine.system} ({facts.executable})",
         needed_for="" if fine else "all: 3.10 to 3.13 are tested",
-        fix="" if fine else "python3.12 -m venv ENVIRONMENT",
+        fix="" if fine else fixes.python(machine),
     )
 
 
-def jetpack(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
+def jetpack_release(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """Of a Jetson, or where the recipe is for one."""
-    release, wanted = read_release(machine.root), recipe.runtime.jetpack
-    if release is None:
+    wanted = recipe.runtime.jetpack
+    if not on_jetson(machine):
         if wanted is not None:
             yield DoctorRow(
                 check="JetPack",
                 status="missing",
-                found="no /etc/nv_tegra_release: this is not a Jetson",
+                found="this is not a Jetson",
                 needed_for="build, run",
-                fix="awq-edge doctor --recipe NAME  # of this machine; build and run on the board",
+                fix=f"awq-edge export MODEL --recipe {recipe.name}  # here; build and run: on the "
+                "board",
             )
         return
-    package = read_jetpack_package(machine.root)
-    installed = f"JetPack {package}" if package else "nvidia-jetpack is not installed"
-    found = f"{read_board(machine.root)}: Jetson Linux {release.release}, {installed}"
-    if package is None:
+    release, installed = read_release(machine.root), jetpack(machine)
+    if release is None:
         yield DoctorRow(
-            check="JetPack", status="missing", found=found, needed_for="build, run",
-            fix="sudo apt update && sudo apt install nvidia-jetpack",
+            check="JetPack", status="optional",
+            found="a Jetson whose /etc/nv_tegra_release this container does not show",
+            needed_for="to compare JetPack",
         )  # fmt: skip
         return
-    major = int(package.split(".")[0])
-    if wanted is not None and int(wanted.split(".")[0]) != major:
-        yield DoctorRow(
+    found = f"{read_board(machine.root) or 'a Jetson'}: Jetson Linux {release.release}, "
+    package = None if in_container(machine) else read_jetpack_package(machine.root)
+    known = f"JetPack {installed.version}" if installed is not None else "JetPack not known"
+    found += (
+        f"JetPack {package}"
+        if package
+        else f"of {known}"
+        + (" (of the host)" if in_container(machine) else ", nvidia-jetpack is not installed")
+    )
+    yield _jetpack(machine, recipe, installed, found, has_package=package is not None)
+
+
+def _jetpack(
+    machine: Machine, recipe: Recipe, installed: JetPack | None, found: str, *, has_package: bool
+) -> DoctorRow:
+    """The packages of what is installed against those that the recipe is for."""
+    wanted = recipe.runtime.jetpack
+
+    needed = recipe.runtime.backend in _ON_GPU
+
+    def lacking(words: str, fix: str) -> DoctorRow:
+        return DoctorRow(
             check="JetPack",
-            status="missing",
-            found=f"{found}; recipe {recipe.name} is for {wanted}",
-            needed_for="build, run",
-            fix="flash the board with JetPack 6.2 or newer"
-            if major < 6
-            else "awq-edge export MODEL --recipe NAME  # "
-            + ("one that ends in -jetpack6" if major == 6 else "one without -jetpack6"),
+            status="missing" if needed else "optional",
+            found=words,
+            needed_for="build, run" if needed else "recipes of Jetsons",
+            fix=fix if needed else "",
         )
-        return
-    yield DoctorRow(check="JetPack", status="ok", found=found)
+
+    of_recipe = f"{found}; recipe {recipe.name} is for {wanted}"
+    if installed is not None and installed.major < _OLDEST_JETPACK:
+        return lacking(
+            f"{found}; the oldest that a recipe is for is 6.1",
+            fixes.newer_jetpack(machine, installed),
+        )
+    if installed is not None and wanted is not None:
+        if installed.major != int(wanted.partition(".")[0]):
+            return lacking(of_recipe, fixes.other_jetpack(recipe))
+        if _release(installed.tensorrt) < _release(recipe.runtime.version):
+            return lacking(
+                f"{of_recipe}, whose TensorRT is {recipe.runtime.version} and not "
+                f"{installed.tensorrt}",
+                fixes.newer_jetpack(machine, installed),
+            )
+    has_tensorrt = machine.has_module("tensorrt") or recipe.runtime.backend != "tensorrt"
+    if not has_package and not has_tensorrt and not in_container(machine):
+        return lacking(found, fixes.jetson_packages(machine))
+    return DoctorRow(check="JetPack", status="ok", found=found)
 
 
 def gpu(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
@@ -72,13 +111,12 @@ def gpu(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     driver = _driver(machine)
     found = machine.gpu()
     if found is None:
-        has_driver = "no driver" if driver is None else f"driver {driver}, which finds no GPU"
         yield DoctorRow(
             check="GPU and driver",
             status="missing" if needed else "optional",
-            found=f"no NVIDIA GPU: {has_driver}",
+            found=_no_gpu(machine, driver),
             needed_for="run" if needed else "--runtime cuda, tensorrt",
-            fix=_driver_fix(machine) if needed else "",
+            fix=_gpu_fix(machine, recipe) if needed else "",
         )
         return
     capability = f"{found.compute_capability // 10}.{found.compute_capability % 10}"
@@ -91,10 +129,37 @@ def gpu(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             status="missing",
             found=f"{words}; recipe {recipe.name} is for {wanted}",
             needed_for="run",
-            fix="awq-edge recipes  # and export for the one of this GPU",
+            fix="awq-edge recipes  # and export for the one of this GPU"
+            if found.compute_capability >= OLDEST
+            else f"--recipe cpu: the kernels need compute capability {dotted(OLDEST)} or newer",
         )
         return
     yield DoctorRow(check="GPU and driver", status="ok", found=words)
+
+
+def _gpu_fix(machine: Machine, recipe: Recipe) -> str:
+    if recipe.device.kind == "jetson" and not on_jetson(machine):
+        return fixes.on_board(recipe)
+    return fixes.driver(machine)
+
+
+def _no_gpu(machine: Machine, driver: str | None) -> str:
+    """What is there in the place of a GPU that CUDA finds."""
+    words = "no driver" if driver is None else f"driver {driver}, which finds no GPU"
+    status = machine.cuda_status()
+    if status:
+        words += f" (cuInit answers {status})"
+    on_bus = [
+        f"{gpu.slot} with {gpu.driver or 'no driver'}{', asleep' if gpu.asleep else ''}"
+        for gpu in pci_gpus(machine)
+    ]
+    if on_bus:
+        words += f"; on the PCI bus: {', '.join(on_bus)}"
+    if wsl(machine) is not None:
+        words += f"; WSL {wsl(machine)}"
+    elif in_container(machine):
+        words += "; in a container"
+    return f"no NVIDIA GPU: {words}"
 
 
 def cuda(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
@@ -108,7 +173,7 @@ def cuda(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             status="missing" if old else "ok",
             found=f"up to {supported}" + (f"; recipe {recipe.name} needs {wanted}" if old else ""),
             needed_for="run" if old else "",
-            fix=_driver_fix(machine) if old else "",
+            fix=fixes.newer_cuda(machine, recipe) if old else "",
         )
     try:
         compiler, missing = machine.compiler(), ""
@@ -118,67 +183,10 @@ def cuda(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     yield DoctorRow(
         check="CUDA, compiler",
         status="ok" if compiler else "optional",
-        found=compiler or missing,
+        found=compiler or (f"not here: {', '.join(machine.missing_tools())}" or missing),
         needed_for="" if compiler else "build-plugins, where no kernel library is there",
-        fix="" if compiler or not needed else _compiler_fix(machine),
+        fix="" if compiler or not needed else fixes.compiler(machine, machine.missing_tools()),
     )
-
-
-def power(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """The power mode of a Jetson, the supply of a laptop, the governor of a CPU."""
-    mode = read_power_mode(machine.run)
-    if mode is not None:
-        yield _power_mode(machine, mode, recipe)
-        return
-    supply = _supply(machine)
-    if supply is not None:
-        plugged = supply == "1"
-        yield DoctorRow(
-            check="power",
-            status="ok" if plugged else "warning",
-            found="mains" if plugged else "battery: most laptops slow the GPU down",
-            needed_for="" if plugged else "speed of run",
-            fix="" if plugged else "plug it in",
-        )
-    governor = (machine.read("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "").strip()
-    if governor:
-        slow = governor == "powersave" and recipe.device.kind == "cpu"
-        yield DoctorRow(
-            check="CPU governor",
-            status="warning" if slow else "ok",
-            found=governor,
-            needed_for="speed of run" if slow else "",
-            fix="sudo cpupower frequency-set --governor performance" if slow else "",
-        )
-
-
-def _power_mode(machine: Machine, mode: str, recipe: Recipe) -> DoctorRow:
-    known = {each.name: each for each in recipe.device.power_modes}
-    found, fastest = known.get(mode), recipe.device.memory_bandwidth
-    slow = found is not None and fastest is not None and found.memory_bandwidth < fastest
-    words = mode
-    if slow and found is not None and fastest is not None:
-        words += (
-            f": memory at {found.memory_bandwidth / 1e9:.0f} GB/s, "
-            f"{fastest / 1e9:.0f} in the fastest mode"
-        )
-    return DoctorRow(
-        check="power mode",
-        status="warning" if slow else "ok",
-        found=words,
-        needed_for="speed of run" if slow else "",
-        fix=_faster_mode(machine, recipe) if slow else "",
-    )
-
-
-def _faster_mode(machine: Machine, recipe: Recipe) -> str:
-    """The number of a mode differs by module and JetPack: 0 is 15W on an Orin Nano Super."""
-    text = machine.read("etc/nvpmodel.conf") or ""
-    numbers = {name: n for n, name in re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)}
-    for mode in recipe.device.power_modes:
-        if mode.memory_bandwidth == recipe.device.memory_bandwidth and mode.name in numbers:
-            return f"sudo nvpmodel -m {numbers[mode.name]} && sudo jetson_clocks  # {mode.name}"
-    return "sudo nvpmodel -m N && sudo jetson_clocks  # N: the ID of MAXN in /etc/nvpmodel.conf"
 
 
 def _driver(machine: Machine) -> str | None:
@@ -187,38 +195,12 @@ def _driver(machine: Machine) -> str | None:
     match = re.search(r"Kernel Module(?: for \S+)?\s+([\d.]+)", text)
     if match:
         return match[1]
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    lines = (machine.run(query) or "").split()
-    return lines[0] if lines else None
-
-
-def _driver_fix(machine: Machine) -> str:
-    if read_release(machine.root) is not None:
-        return "sudo apt install nvidia-jetpack  # in a container: --runtime nvidia"
-    return "sudo ubuntu-drivers install  # and reboot; in a container: --gpus all"
-
-
-def _compiler_fix(machine: Machine) -> str:
-    if read_release(machine.root) is not None:
-        return "sudo apt install nvidia-jetpack && export PATH=/usr/local/cuda/bin:$PATH"
-    return "pip install 'awq-edge[build]'"
-
-
-def _supply(machine: Machine) -> str | None:
-    """ "1" on mains, "0" on battery; None where the machine has no such thing."""
-    folder = machine.root / "sys/class/power_supply"
-    try:
-        supplies = sorted(folder.iterdir())
-    except OSError:
-        return None
-    found = []
-    for supply in supplies:
-        folder = supply.relative_to(machine.root)
-        kind = (machine.read(str(folder / "type")) or "").strip()
-        online = machine.read(str(folder / "online"))
-        if online is not None and kind not in ("Battery", "UPS"):  # a mouse has a battery too
-            found.append("0" if online.strip() == "0" else "1")
-    return max(found, default=None)  # one port of several is enough
+    query = ["--query-gpu=driver_version", "--format=csv,noheader"]
+    for program in ("nvidia-smi", "/usr/lib/wsl/lib/nvidia-smi"):
+        lines = (machine.run([program, *query]) or "").split()
+        if lines and re.fullmatch(r"[\d.]+", lines[0]):
+            return lines[0]
+    return None
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import grp
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from awq_edge.cache import cache_directory
 from awq_edge.device import cuda_driver
 from awq_edge.plugin.kernels import KernelLibrary, load_kernels
-from awq_edge.plugin.toolchain import find_toolchain
+from awq_edge.plugin.toolchain import find_toolchain, missing_tools
 
 _SECONDS = 10  # for a program to answer
+_ADMINISTRATORS = ("sudo", "wheel", "admin")  # groups that sudo lets in, by distribution
 
 
 @dataclass(frozen=True)
@@ -31,25 +36,57 @@ class GpuFacts:
 
 
 @dataclass(frozen=True)
+class PythonFacts:
+    """version: "3.12.3". executable: the interpreter. base: prefix of the installation that it is
+    of. is_venv: a virtual environment. sees_system: packages of `base`'s own site are seen. conda:
+    an environment of conda's. managed: the distribution keeps pip out (PEP 668). pip: it has pip.
+    """
+
+    version: str
+    executable: str
+    base: str
+    is_venv: bool
+    sees_system: bool
+    conda: bool
+    managed: bool
+    pip: bool
+
+    @property
+    def is_systems(self) -> bool:
+        """Whether it is the distribution's, or an environment that sees the distribution's
+        packages: those of apt, such as JetPack's TensorRT."""
+        return self.base == "/usr" and self.sees_system and not self.conda
+
+
+@dataclass(frozen=True)
 class Machine:
-    """root: of the file system. python: its version. run: a program's standard output, None where
-    it is not there or fails. version: of an installed distribution. has_module: whether a module
-    could be imported; nothing is. gpu: None where there is none, or no driver. compiler: nvcc's
-    release and place; raises RuntimeUnavailableError where a tool is missing. kernels: the library
-    that runs here; raises RuntimeUnavailableError where there is none. free_disk: bytes.
+    """root: of the file system. system: "Linux x86_64". environment: variables. is_root, may_sudo:
+    of this user. run: a program's standard output, None where it is not there or fails. version: of
+    an installed distribution. has_module: whether a module could be imported; nothing is. gpu: None
+    where there is none, or no driver. cuda_status: what cuInit answers, None without a driver.
+    can_open: whether this user may read and write a device file, None where it is not there.
+    compiler: nvcc's release and place; raises RuntimeUnavailableError where a tool is missing.
+    missing_tools: which. kernels: the library that runs here; raises RuntimeUnavailableError where
+    there is none. free_disk: bytes.
     """
 
     root: Path
-    python: str
+    python: PythonFacts
     system: str
     folder: Path
     cache: Path
+    environment: Mapping[str, str]
+    is_root: bool
+    may_sudo: bool
     run: Callable[[Sequence[str]], str | None]
     version: Callable[[str], str | None]
     requirements: Callable[[], Sequence[str]]
     has_module: Callable[[str], bool]
     gpu: Callable[[], GpuFacts | None]
+    cuda_status: Callable[[], int | None]
+    can_open: Callable[[str], bool | None]
     compiler: Callable[[], str]
+    missing_tools: Callable[[], Sequence[str]]
     kernels: Callable[[], KernelLibrary]
     free_disk: Callable[[Path], int]
 
@@ -63,21 +100,58 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine that this runs on."""
+    is_root = os.geteuid() == 0
     return Machine(
         root=Path("/"),
-        python=platform.python_version(),
+        python=_python(),
         system=f"{platform.system()} {platform.machine()}",
         folder=Path.cwd(),
         cache=cache_directory(),
+        environment=os.environ,
+        is_root=is_root,
+        may_sudo=not is_root and shutil.which("sudo") is not None and _is_administrator(),
         run=_run,
         version=_version,
         requirements=_requirements,
         has_module=_has_module,
         gpu=_gpu,
+        cuda_status=cuda_driver.init_status,
+        can_open=_can_open,
         compiler=_compiler,
+        missing_tools=missing_tools,
         kernels=load_kernels,
         free_disk=_free_disk,
     )
+
+
+def _python() -> PythonFacts:
+    is_venv = sys.prefix != sys.base_prefix
+    config = Path(sys.prefix, "pyvenv.cfg")
+    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    settings = {
+        key.strip(): value.strip().lower()
+        for key, _, value in (line.partition("=") for line in text.splitlines())
+    }
+    return PythonFacts(
+        version=platform.python_version(),
+        executable=sys.executable,
+        base=sys.base_prefix,
+        is_venv=is_venv,
+        sees_system=not is_venv or settings.get("include-system-site-packages") == "true",
+        conda=Path(sys.base_prefix, "conda-meta").is_dir(),
+        managed=not is_venv and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").is_file(),
+        pip=_has_module("pip"),
+    )
+
+
+def _is_administrator() -> bool:
+    names = set()
+    for number in os.getgroups():
+        try:
+            names.add(grp.getgrgid(number).gr_name)
+        except KeyError:  # a group of the host, in a container
+            continue
+    return not names.isdisjoint(_ADMINISTRATORS)
 
 
 def _run(command: Sequence[str]) -> str | None:
@@ -117,6 +191,10 @@ def _gpu() -> GpuFacts | None:
     if name is None or capability is None or memory is None:
         return None
     return GpuFacts(name, capability, memory.total, cuda_driver.driver_version())
+
+
+def _can_open(path: str) -> bool | None:
+    return os.access(path, os.R_OK | os.W_OK) if os.path.exists(path) else None
 
 
 def _compiler() -> str:

@@ -3,55 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from awq_edge.builder.memory import read_system_memory
-from awq_edge.device.tegra import read_tegra_memory
+from awq_edge.device.system_memory import SystemMemory, read_system_memory
+from awq_edge.doctor import fixes
 from awq_edge.doctor.machine import Machine
 from awq_edge.doctor.report import DoctorRow
+from awq_edge.doctor.setting import in_container, on_jetson, wsl
 from awq_edge.recipe import Recipe
 
 _LITTLE_DISK = 10_000_000_000  # a 7 B model's bundle and the checkpoint that it is made of: 8 GB
-_MEMINFO = "proc/meminfo"
-_MAKE_SWAP = (
-    "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && "
-    "sudo swapon /swapfile"
-)
+_SPARE_DISK = 2_000_000_000  # that a new swap file leaves
+_GIB = 1 << 30
 
 
-def total_memory(machine: Machine) -> int:
-    """Bytes of /proc/meminfo's MemTotal; 0 where there is none."""
-    memory = read_tegra_memory(machine.root / _MEMINFO)
-    return 0 if memory is None else memory.total
+def installed_memory(machine: Machine) -> int:
+    """Bytes that the system has, whatever a container may use of them; 0 where it does not tell."""
+    memory = read_system_memory(machine.root)
+    return 0 if memory is None else memory.installed
 
 
 def memory(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """What is free now, and on a Jetson what the recipe expects to be left for a model."""
-    found = read_tegra_memory(machine.root / _MEMINFO)
-    system = read_system_memory(machine.root / _MEMINFO)
-    if found is None or system is None:
+    """What can be had now, and on a Jetson what the recipe expects to be left for a model."""
+    found = read_system_memory(machine.root)
+    if found is None:
         yield DoctorRow(check="memory", status="optional", found="the system does not tell")
         return
-    words = f"{_gigabytes(found.available)} of {_gigabytes(found.total)} available"
+    is_jetson = recipe.device.kind == "jetson" and on_jetson(machine)
+    free = found.pinnable if is_jetson else found.available
+    words = f"{_gigabytes(free)} of {_gigabytes(found.total)} available"
+    words += ", as this container's limit has it" if found.limited else ""
     expected = recipe.device.usable_memory_bytes
-    is_short = recipe.device.unified_memory and expected is not None and found.available < expected
-    if recipe.device.kind == "jetson" and is_short and expected is not None:
+    if expected is not None:  # of a module with less than the recipe's
+        expected = min(expected, max(0, found.installed - recipe.device.system_reserved_bytes))
+    if is_jetson and expected is not None and free < expected:
         yield DoctorRow(
             check="memory",
             status="warning",
             found=f"{words}; the recipe expects {_gigabytes(expected)} for a model",
             needed_for="build, run",
-            fix="sudo systemctl isolate multi-user.target  # stops the desktop",
+            fix=_free_memory(machine, found),
+        )
+    elif is_jetson and expected is not None and free - found.cached < expected:
+        yield DoctorRow(
+            check="memory",
+            status="ok",
+            found=f"{words}, {_gigabytes(found.cached)} of it page cache: if an allocation for the "
+            f"GPU fails, {fixes.on_host(machine, 'sysctl vm.drop_caches=1')}",
         )
     else:
         yield DoctorRow(check="memory", status="ok", found=words)
-    if recipe.device.kind == "jetson":
-        yield _swap(system.swap_free, found.total)
-    if system.cma_total:
-        low = system.cma_free < system.cma_total // 2
+    if is_jetson:
+        yield _swap(machine, found)
+    if found.cma_total:
+        low = found.cma_free < found.cma_total // 2
         yield DoctorRow(
             check="CMA",
             status="warning" if low else "ok",
-            found=f"{_megabytes(system.cma_free)} of {_megabytes(system.cma_total)} free",
+            found=f"{_megabytes(found.cma_free)} of {_megabytes(found.cma_total)} free; not among "
+            "the available",
             needed_for="build, run" if low else "",
             fix="close what uses the camera or the video decoder" if low else "",
         )
@@ -60,16 +70,48 @@ def memory(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         yield DoctorRow(check="NvMap", status="ok", found=used)
 
 
-def _swap(free: int, total: int) -> DoctorRow:
-    """Building an engine takes more than the board has; half of it may be swapped out."""
-    little = free < total // 2
+def _free_memory(machine: Machine, found: SystemMemory) -> str:
+    """What has the memory, as far as it can be seen."""
+    if found.limited:
+        return "give the container more: docker run --memory, or none of that flag"
+    desktop = (machine.run(["systemctl", "is-active", "display-manager.service"]) or "").strip()
+    if desktop == "active":
+        return fixes.as_root(machine, "systemctl isolate multi-user.target") + "  # the desktop"
+    if found.compressed_swap:
+        stop = fixes.on_host(machine, "systemctl disable --now nvzramconfig")
+        return f"{stop}  # swap in compressed memory; and close other programs"
+    return "close other programs: `ps aux --sort=-rss | head` shows the largest"
+
+
+def _swap(machine: Machine, found: SystemMemory) -> DoctorRow:
+    """Building an engine takes more than the board has; half of it may be swapped out to a disk."""
+    wanted = found.total // 2
+    little = found.swap < wanted
+    words = f"{_gigabytes(found.swap)} free"
+    if found.compressed_swap:
+        words += f" on disks; {_gigabytes(found.compressed_swap)} in compressed memory do not count"
     return DoctorRow(
         check="swap",
         status="warning" if little else "ok",
-        found=f"{_gigabytes(free)} free",
+        found=words,
         needed_for="build" if little else "",
-        fix=_MAKE_SWAP if little else "",
+        fix=_make_swap(machine, found, wanted) if little else "",
     )
+
+
+def _make_swap(machine: Machine, found: SystemMemory, wanted: int) -> str:
+    """A file for what is missing, as large as the disk allows, that replaces none."""
+    if in_container(machine):
+        return "on the container's host: `awq-edge doctor` there has the command, by its disk"
+    missing = -(-(wanted - found.swap) // _GIB)
+    room = int((machine.free_disk(machine.root) - _SPARE_DISK) // _GIB)
+    if room < missing:
+        return f"free {missing - room} GiB of the system's disk for a swap file of {missing} GiB"
+    names = ("/swapfile", "/swapfile-awq-edge", "/swapfile-awq-edge-2")
+    name = next((n for n in names if not (machine.root / n.lstrip("/")).exists()), names[-1])
+    stop = ("systemctl disable --now nvzramconfig",) if found.compressed_swap else ()
+    make = (f"fallocate -l {missing}G {name}", f"chmod 600 {name}", f"mkswap {name}")
+    return fixes.as_root(machine, *stop, *make, f"swapon {name}")
 
 
 def disk(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
@@ -82,9 +124,16 @@ def disk(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             status="warning" if little else "ok",
             found=f"{_gigabytes(free)} free in {path}",
             needed_for="quantize, export, build" if little else "",
-            fix=("--out DIRECTORY on another disk" if path == machine.folder else
-                 "AWQ_EDGE_CACHE=DIRECTORY on another disk") if little else "",
-        )  # fmt: skip
+            fix=_more_disk(machine, path) if little else "",
+        )
+
+
+def _more_disk(machine: Machine, path: Path) -> str:
+    if path != machine.folder:
+        return "export AWQ_EDGE_CACHE=DIRECTORY  # on another disk"
+    if wsl(machine) is not None:
+        return "--out DIRECTORY on another disk of Linux's: /mnt/c is slow"
+    return "--out DIRECTORY on another disk"
 
 
 def _gigabytes(size: int) -> str:

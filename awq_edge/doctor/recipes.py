@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
-from awq_edge.device.jetson import read_board, read_release
+from awq_edge.device.jetson import read_board, read_modules, read_release
 from awq_edge.doctor.machine import Machine
-from awq_edge.doctor.memory import total_memory
+from awq_edge.doctor.memory import installed_memory
+from awq_edge.doctor.setting import jetpack, on_jetson
 from awq_edge.errors import ConfigError
+from awq_edge.plugin.architectures import OLDEST, dotted
 from awq_edge.recipe import Recipe, list_recipes, load_recipe
 
-_OLDER = "-jetpack6"
+_OLDER, _LAST_OF_OLDER = "-jetpack6", 6
 
 
 def choose_recipe(machine: Machine, name: str | None) -> tuple[Recipe, str]:
@@ -22,14 +24,18 @@ def choose_recipe(machine: Machine, name: str | None) -> tuple[Recipe, str]:
         except ConfigError as error:
             recipe, reason = choose_recipe(machine, None)
             return recipe, f"{error}; instead: {reason}"
-    release = read_release(machine.root)
-    if release is not None:
-        found = _of_jetson(machine, release.jetpack)
+    if on_jetson(machine):
+        found = _of_jetson(machine)
         if found is not None:
-            return found, f"{read_board(machine.root)}, Jetson Linux {release.release}"
+            return found
     gpu = machine.gpu()
     if gpu is None:
         return load_recipe("cpu"), "no NVIDIA GPU is found"
+    if gpu.compute_capability < OLDEST:
+        return load_recipe("cpu"), (
+            f"{gpu.name} has compute capability {dotted(gpu.compute_capability)}, and the kernels "
+            f"need {dotted(OLDEST)}"
+        )
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower().removeprefix("nvidia geforce ")).strip("-")
     slug = slug.removesuffix("-gpu")
     for recipe in list_recipes():
@@ -38,24 +44,59 @@ def choose_recipe(machine: Machine, name: str | None) -> tuple[Recipe, str]:
     return load_recipe("cuda"), f"{gpu.name} has no recipe of its own"
 
 
-def _of_jetson(machine: Machine, jetpack: int | None) -> Recipe | None:
-    """By the family in the board's name, the memory, and JetPack."""
-    board = (read_board(machine.root) or "").lower().replace(" ", "-")
-    memory = total_memory(machine)
-    older = jetpack is not None and jetpack <= 6
-    fitting = [
-        recipe
-        for recipe in list_recipes()
-        if recipe.device.kind == "jetson"
-        and _family(recipe.name) in board
-        and (recipe.device.memory_bytes or 0) >= memory
+def _of_jetson(machine: Machine) -> tuple[Recipe, str] | None:
+    """By the module's part number, which a carrier's maker and a name in free text do not change;
+    where no recipe has it, by the kind of module and its memory; then by JetPack."""
+    jetsons = [recipe for recipe in list_recipes() if recipe.device.kind == "jetson"]
+    known = {number.partition("-")[0] for each in jetsons for number in each.device.modules}
+    modules = [each for each in read_modules(machine.root) if each.partition("-")[0] in known]
+    release = read_release(machine.root)
+    board = read_board(machine.root) or "a Jetson"
+    where = board + (f", Jetson Linux {release.release}" if release is not None else "")
+    for module in modules:
+        exact = [each for each in jetsons if module in each.device.modules]
+        if exact:
+            return _of_jetpack(machine, exact), f"module {module}: {where}"
+    kinds = {module.partition("-")[0] for module in modules}
+    alike = [
+        each
+        for each in jetsons
+        if kinds & {number.partition("-")[0] for number in each.device.modules}
     ]
-    fitting.sort(key=lambda recipe: recipe.device.memory_bytes or 0)
-    smallest = [r for r in fitting if r.device.memory_bytes == fitting[0].device.memory_bytes]
-    wanted = [recipe for recipe in smallest if recipe.name.endswith(_OLDER) == older]
-    return next(iter([*wanted, *smallest]), None)
+    if not kinds and read_modules(machine.root):  # a module before Orin
+        return None
+    fitting = _of_memory(machine, alike or _of_gpu(machine, jetsons))
+    if not fitting:
+        return None
+    reason = (
+        f"module {modules[0]} has no recipe of its own, the nearest by its memory"
+        if modules
+        else "by GPU and memory, as no device tree shows the module (a container hides it; "
+        "--recipe names another)"
+    )
+    return _of_jetpack(machine, fitting), f"{reason}: {where}"
 
 
-def _family(name: str) -> str:
-    """ "orin-nano" of "jetson-orin-nano-8gb-jetpack6"."""
-    return re.sub(r"-\d+gb.*$", "", name.removeprefix("jetson-")).removesuffix(_OLDER)
+def _of_gpu(machine: Machine, recipes: list[Recipe]) -> list[Recipe]:
+    """Those of the GPU's architecture; all where there is no driver."""
+    gpu = machine.gpu()
+    if gpu is None:
+        return recipes
+    capability = f"{gpu.compute_capability // 10}.{gpu.compute_capability % 10}"
+    return [each for each in recipes if each.device.compute_capability == capability]
+
+
+def _of_memory(machine: Machine, recipes: list[Recipe]) -> list[Recipe]:
+    """The smallest that have as much as the system sees, or the largest."""
+    memory = installed_memory(machine)
+    sizes = sorted({each.device.memory_bytes or 0 for each in recipes})
+    size = next((size for size in sizes if size >= memory), sizes[-1] if sizes else 0)
+    return [each for each in recipes if each.device.memory_bytes == size]
+
+
+def _of_jetpack(machine: Machine, recipes: list[Recipe]) -> Recipe:
+    """The one for the JetPack that is here, or the first."""
+    installed = jetpack(machine)
+    older = installed is not None and installed.major <= _LAST_OF_OLDER
+    wanted = [recipe for recipe in recipes if recipe.name.endswith(_OLDER) == older]
+    return next(iter([*wanted, *recipes]))

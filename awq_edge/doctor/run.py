@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from awq_edge.doctor import hardware, memory, software
+from awq_edge.doctor import hardware, memory, power, software
 from awq_edge.doctor.machine import Machine, this_machine
 from awq_edge.doctor.recipes import choose_recipe
 from awq_edge.doctor.report import DoctorReport, DoctorRow
@@ -15,13 +15,13 @@ Check = Callable[[Machine, Recipe], Iterable[DoctorRow]]
 # In the order of the table.
 CHECKS: Mapping[str, Check] = {
     "Python": hardware.python,
-    "JetPack": hardware.jetpack,
+    "JetPack": hardware.jetpack_release,
     "GPU and driver": hardware.gpu,
     "CUDA": hardware.cuda,
     "TensorRT": software.tensorrt,
     "CUDA from Python": software.device_layer,
     "plugin libraries": software.plugin_libraries,
-    "power": hardware.power,
+    "power": power.power,
     "memory": memory.memory,
     "disk": memory.disk,
     "extras": software.extras,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from awq_edge.device.jetson import read_release
+from awq_edge.device.jetson import read_package
+from awq_edge.doctor import fixes
 from awq_edge.doctor.machine import Machine
 from awq_edge.doctor.report import DoctorRow
+from awq_edge.doctor.setting import cuda_major, in_container, jetpack, on_jetson
 from awq_edge.errors import RuntimeUnavailableError
 from awq_edge.extras import EXTRAS_OF_STEPS, packages_of_extras
 from awq_edge.plugin.build import PLUGIN_FILE_NAME
@@ -41,37 +42,59 @@ def tensorrt(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
                 status="missing" if needed else "optional",
                 found="not installed",
                 needed_for="build, run" if needed else f"recipes with runtime {backend}",
-                fix=_tensorrt_fix(machine, backend) if needed else "",
+                fix=_tensorrt_fix(machine, recipe) if needed else "",
             )
             continue
         wanted = recipe.runtime.version
         old = needed and version is not None and _release(version) < _release(wanted)
+        hiding = needed and backend == "tensorrt" and on_jetson(machine) and _is_pips(machine)
         yield DoctorRow(
             check=name,
-            status="missing" if old else "ok",
+            status="missing" if old or hiding else "ok",
             found=(version or "installed, version not told")
-            + (f"; recipe {recipe.name} wants {wanted}" if old else ""),
-            needed_for="build, run" if old else "",
-            fix=_tensorrt_fix(machine, backend) if old else "",
+            + (f"; recipe {recipe.name} wants {wanted}" if old else "")
+            + ("; it is pip's, for other GPUs, and hides JetPack's" if hiding else ""),
+            needed_for="build, run" if old or hiding else "",
+            fix=_tensorrt_fix(machine, recipe, old=old) if old or hiding else "",
         )
 
 
 def device_layer(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """cuda-python or PyCUDA: TensorRT's session drives CUDA with one of them."""
+    """cuda-python or PyCUDA: TensorRT's session drives CUDA with one of them. cuda-python's major
+    version is CUDA's: one that is newer than the driver's CUDA does not start."""
     needed = recipe.runtime.backend in _ON_TENSORRT
-    found = [
-        f"{name} {machine.version(distribution) or ''}".strip()
-        for name, distribution, module in _LAYERS
-        if machine.has_module(module)
-    ]
-    extra = "jetson" if read_release(machine.root) is not None else "rtx"
+    supported = cuda_major(machine, None)
+    found, usable = [], False
+    for name, distribution, module in _LAYERS:
+        if not machine.has_module(module):
+            continue
+        version = machine.version(distribution) or ""
+        major = re.match(r"\d+", version) if name == "cuda-python" else None
+        newer = supported is not None and major is not None and int(major[0]) > supported
+        usable |= not newer
+        words = f"{name} {version}".strip()
+        found.append(f"{words}, and the driver's CUDA is {supported}" if newer else words)
+    fixed = usable or not needed
     yield DoctorRow(
         check="CUDA from Python",
-        status="ok" if found else "missing" if needed else "optional",
+        status="ok" if usable else "missing" if needed else "optional",
         found=", ".join(found) or "neither cuda-python nor pycuda",
-        needed_for="" if found else "run" if needed else "recipes with TensorRT",
-        fix="" if found or not needed else f"pip install 'awq-edge[{extra}]'",
+        needed_for="" if usable else "run" if needed else "recipes with TensorRT",
+        fix="" if fixed else _device_layer_fix(machine, recipe),
     )
+
+
+def _device_layer_fix(machine: Machine, recipe: Recipe) -> str:
+    if recipe.device.kind == "jetson" and not on_jetson(machine):
+        return fixes.on_board(recipe)
+    if fixes.is_before_orin_s_jetpack(machine):
+        return fixes.newer_jetpack(machine, jetpack(machine))
+    wanted, supported = recipe.runtime.cuda_version, cuda_major(machine, None)
+    if wanted and supported and supported < int(wanted.partition(".")[0]):
+        return fixes.newer_cuda(machine, recipe)
+    if on_jetson(machine) and not in_container(machine) and not machine.python.is_systems:
+        return fixes.jetson_python(machine, recipe)  # it has to see TensorRT too
+    return fixes.pip(machine, *fixes.device_layer_packages(machine, recipe))
 
 
 def plugin_libraries(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
@@ -88,7 +111,7 @@ def plugin_libraries(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             status="missing" if needed else "optional",
             found=str(error).removesuffix(f"; {_HOW_TO_GET}"),
             needed_for="build, run" if needed else "--runtime cuda, TensorRT's plugin",
-            fix="awq-edge build-plugins" if needed else "",
+            fix=_kernels_fix(machine, recipe) if needed else "",
         )
         return
     built = ", ".join(f"{each // 10}.{each % 10}" for each in library.architectures)
@@ -104,17 +127,34 @@ def plugin_libraries(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     )
 
 
+def _kernels_fix(machine: Machine, recipe: Recipe) -> str:
+    """On a machine without the GPU it is built for the recipe's."""
+    if recipe.device.kind == "jetson" and not on_jetson(machine):
+        return fixes.on_board(recipe)
+    if fixes.is_before_orin_s_jetpack(machine):
+        return fixes.newer_jetpack(machine, jetpack(machine))
+    missing = machine.missing_tools()
+    wanted = recipe.device.compute_capability
+    build = "awq-edge build-plugins"
+    if machine.gpu() is None and wanted is not None:
+        build += f" --arch {wanted}"
+    if "nvcc" in missing and on_jetson(machine) and in_container(machine):
+        return fixes.jetson_packages(machine)
+    return fixes.sequence(fixes.compiler(machine, missing), build) if missing else build
+
+
 def extras(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """Each extra: what of it is installed, and which step it is for."""
     known = packages_of_extras(machine.requirements())
     if not known:
         yield DoctorRow(
             check="extras", status="warning", found="awq-edge is run from its sources",
-            needed_for="pip's extras", fix="pip install -c constraints.txt -e .",
+            needed_for="pip's extras",
+            fix=fixes.pip(machine, "-c", "constraints.txt", "-e", ".") + "  # in the checkout",
         )  # fmt: skip
     for extra, steps in EXTRAS_OF_STEPS.items():
         packages = known.get(extra, ())
-        if not packages:
+        if not packages or extra in _of_another_machine(machine):
             continue
         missing = [package for package in packages if machine.version(package) is None]
         whole = not missing
@@ -124,20 +164,60 @@ def extras(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             status="ok" if whole else "missing" if needed else "optional",
             found="installed" if whole else f"not installed: {', '.join(missing)}",
             needed_for="" if whole else steps,
-            fix="" if whole else f"pip install 'awq-edge[{extra}]'",
+            fix="" if whole else _extra_fix(machine, recipe, extra),
         )
 
 
-def _tensorrt_fix(machine: Machine, backend: str) -> str:
-    if backend == "tensorrt-rtx":
-        return "pip install --upgrade 'awq-edge[rtx]'"
-    if read_release(machine.root) is None:
-        return "awq-edge export MODEL --recipe NAME  # of this machine: TensorRT is JetPack's"
-    if sys.prefix != sys.base_prefix:
-        return (
-            "sudo apt install nvidia-jetpack && python3 -m venv --system-site-packages ENVIRONMENT"
-        )
-    return "sudo apt install nvidia-jetpack"
+def _of_another_machine(machine: Machine) -> tuple[str, ...]:
+    """Extras whose wheels are of no use here: a Jetson has JetPack's compiler, and no TensorRT for
+    RTX; that in turn is for x86-64 alone."""
+    if on_jetson(machine):
+        return ("rtx", "build")
+    return ("jetson",) if machine.system.endswith("x86_64") else ("jetson", "rtx")
+
+
+def _extra_fix(machine: Machine, recipe: Recipe, extra: str) -> str:
+    if extra == "cuda":
+        return fixes.torch(machine)
+    if extra == "jetson":
+        return _device_layer_fix(machine, recipe)
+    return fixes.pip(machine, f"awq-edge[{extra}]")
+
+
+def _tensorrt_fix(machine: Machine, recipe: Recipe, *, old: bool = False) -> str:
+    if recipe.runtime.backend == "tensorrt-rtx":
+        if not machine.system.endswith("x86_64"):
+            return "run it on an x86-64 machine: TensorRT for RTX has no wheel for this one"
+        return fixes.pip(machine, "--upgrade", "awq-edge[rtx]")
+    if not on_jetson(machine):
+        return f"{fixes.on_board(recipe)}: TensorRT is JetPack's"
+    if fixes.is_before_orin_s_jetpack(machine):
+        return fixes.newer_jetpack(machine, jetpack(machine))
+    if in_container(machine):
+        return fixes.jetson_packages(machine)
+    if _is_pips(machine) and machine.python.is_systems:
+        return fixes.pip_uninstall(machine, "tensorrt")
+    if old:
+        return fixes.newer_jetpack(machine, jetpack(machine))
+    if not _has_jetpacks(machine):
+        steps = fixes.jetson_packages(machine)
+        if machine.python.is_systems:
+            return steps
+        return fixes.sequence(steps, fixes.jetson_python(machine, recipe))
+    return fixes.jetson_python(machine, recipe)
+
+
+def _has_jetpacks(machine: Machine) -> bool:
+    """Whether the system's Python has JetPack's TensorRT, which others do not see."""
+    places = (machine.root / "usr/lib").glob("python3*/dist-packages/tensorrt")
+    return any(True for _ in places)
+
+
+def _is_pips(machine: Machine) -> bool:
+    """Whether a wheel of TensorRT, which is for other GPUs, stands before JetPack's."""
+    version = machine.version("tensorrt")
+    system = read_package("libnvinfer10", machine.root) or read_package("libnvinfer8", machine.root)
+    return version is not None and system is not None and _release(version) != _release(system)
 
 
 def _release(version: str) -> tuple[int, ...]:

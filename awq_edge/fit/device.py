@@ -7,6 +7,7 @@ from typing import Literal
 
 from awq_edge.device.cpu import describe_cpu, measure_read_bandwidth
 from awq_edge.device.cuda_driver import memory_figures
+from awq_edge.device.system_memory import read_system_memory
 from awq_edge.errors import ConfigError
 from awq_edge.recipe import Recipe
 
@@ -15,18 +16,21 @@ Source = Literal["recipe", "measured", "driver"]
 
 @dataclass(frozen=True)
 class DeviceFigures:
-    """Bytes and bytes/s. system_reserved: what the system keeps. bandwidth: at the highest memory
-    clock. *_source: the recipe, this machine's driver, or a measurement."""
+    """Bytes and bytes/s. system_reserved: what the system keeps; of a memory that was measured, at
+    least what it and other programs have now. bandwidth: at the highest memory clock. *_source: the
+    recipe, this machine's driver, or a measurement. in_use: of a measured memory, what others have.
+    """
 
     memory: int
     system_reserved: int
     bandwidth: float | None
     memory_source: Source
     bandwidth_source: Source | None
+    in_use: int | None = None
 
     @property
     def usable(self) -> int:
-        return self.memory - self.system_reserved
+        return max(0, self.memory - self.system_reserved)
 
 
 def device_figures(recipe: Recipe, *, measure: bool = True) -> DeviceFigures:
@@ -38,24 +42,34 @@ def device_figures(recipe: Recipe, *, measure: bool = True) -> DeviceFigures:
     memory_source: Source = "recipe"
     bandwidth_source: Source | None = None if bandwidth is None else "recipe"
     detected: float | None = bandwidth
+    in_use: int | None = None
     if device.kind == "cuda" and (memory is None or bandwidth is None):
         found = memory_figures()
         if found is not None and memory is None:
-            memory, memory_source = found.total, "driver"
+            memory, memory_source, in_use = found.total, "driver", found.used
+            if found.integrated:  # the system's memory, of which a GPU's part is pinned
+                memory, in_use = _of_system(pinned=True)
         if found is not None and bandwidth is None and found.peak_bandwidth is not None:
             detected, bandwidth_source = found.peak_bandwidth, "driver"
     elif memory is None or bandwidth is None:
-        cpu = describe_cpu()
         if memory is None:
-            memory, memory_source = cpu.memory_bytes, "measured"
+            (memory, in_use), memory_source = _of_system(pinned=False), "measured"
         if bandwidth is None and measure:
-            detected, bandwidth_source = measure_read_bandwidth(cpu.cores), "measured"
+            detected, bandwidth_source = measure_read_bandwidth(describe_cpu().cores), "measured"
     if memory is None:
         what = "NVIDIA GPU" if device.kind == "cuda" else "/proc/meminfo"
         raise ConfigError(
             f"recipe {recipe.name} takes the memory from this machine, which has no {what}; give "
             "the --recipe of the device (`awq-edge recipes` lists them)"
         )
-    return DeviceFigures(
-        memory, device.system_reserved_bytes, detected, memory_source, bandwidth_source
-    )
+    reserved = max(device.system_reserved_bytes, in_use or 0)
+    return DeviceFigures(memory, reserved, detected, memory_source, bandwidth_source, in_use)
+
+
+def _of_system(*, pinned: bool) -> tuple[int | None, int | None]:
+    """The system's memory, and what of it cannot be had now; swap is no place for weights. None
+    where it does not tell. pinned: for a GPU that shares it."""
+    system = read_system_memory()
+    if system is None:
+        return None, None
+    return system.total, system.total - (system.pinnable if pinned else system.available)

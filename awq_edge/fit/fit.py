@@ -239,6 +239,11 @@ def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> li
     recipe, settings = assessor.recipe, prediction.settings
     dtype, runtime = recipe.runtime.activation_dtype, recipe.runtime.backend
     notes = []
+    if assessor.device.in_use is not None:
+        notes.append(
+            f"of this machine's memory {_size(assessor.device.in_use)} are in use by other "
+            "programs and the system now; what is closed can be had"
+        )
     if settings.kv_dtype == "int8":
         notes.append("no runtime here makes an int8 KV cache yet: the kernels alone have it")
     elif dtype == "float32":

@@ -60,25 +60,12 @@ def find_toolchain() -> Toolchain:
 
     Raises RuntimeUnavailableError naming each tool that is missing and how to get it.
     """
-    missing: list[str] = []
-    nvcc = _find_nvcc()
-    if nvcc is None:
-        missing.append(
-            f"nvcc, CUDA's compiler, is not in CUDA_HOME, on PATH, in {_LOCAL_CUDA} or among "
-            "Python's packages: on a Jetson `sudo apt install nvidia-jetpack`, elsewhere " + _PIP
-        )
-    cmake = _which("cmake")
-    if cmake is None:
-        missing.append(f"cmake is not on PATH: `sudo apt install cmake` or {_PIP}")
+    nvcc, cmake, cxx = _find_nvcc(), _which("cmake"), _cxx()
     ninja, make = _which("ninja"), _which("make")
     maker = ninja or make
-    if maker is None:
-        missing.append(f"neither ninja nor make is on PATH: `sudo apt install make` or {_PIP}")
-    cxx = _which(os.environ.get("CXX") or "c++") or _which("g++")
-    if cxx is None:
-        missing.append("no C++ compiler (c++, g++, or CXX): `sudo apt install g++`")
     if nvcc is None or cmake is None or maker is None or cxx is None:
-        raise RuntimeUnavailableError(f"the kernels cannot be built here: {'; '.join(missing)}")
+        missing = "; ".join(_HOW_TO_GET[tool] for tool in missing_tools())
+        raise RuntimeUnavailableError(f"the kernels cannot be built here: {missing}")
     return Toolchain(
         nvcc=nvcc,
         cuda_version=_cuda_version(nvcc),
@@ -88,6 +75,31 @@ def find_toolchain() -> Toolchain:
         generator="Ninja" if ninja else "Unix Makefiles",
         cxx=cxx,
     )
+
+
+_HOW_TO_GET = {
+    "nvcc": f"nvcc, CUDA's compiler, is not in CUDA_HOME, on PATH, in {_LOCAL_CUDA} or among "
+    "Python's packages: on a Jetson `sudo apt install nvidia-jetpack`, elsewhere " + _PIP,
+    "cmake": f"cmake is not on PATH: `sudo apt install cmake` or {_PIP}",
+    "make": f"neither ninja nor make is on PATH: `sudo apt install make` or {_PIP}",
+    "g++": "no C++ compiler (c++, g++, or CXX): `sudo apt install g++`",
+}
+
+
+def missing_tools() -> tuple[str, ...]:
+    """Which of nvcc, cmake, make (or ninja) and g++ are not here, by these names. Raises
+    RuntimeUnavailableError for a CUDA_HOME without nvcc."""
+    found = {
+        "nvcc": _find_nvcc(),
+        "cmake": _which("cmake"),
+        "make": _which("ninja") or _which("make"),
+        "g++": _cxx(),
+    }
+    return tuple(tool for tool, path in found.items() if path is None)
+
+
+def _cxx() -> Path | None:
+    return _which(os.environ.get("CXX") or "c++") or _which("g++")
 
 
 def _find_nvcc() -> Path | None:

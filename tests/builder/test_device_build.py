@@ -163,10 +163,10 @@ def test_no_gpu_and_other_gpus_are_refused(jetson: Jetson, monkeypatch: pytest.M
 def test_memory_is_compared_before_the_build(
     jetson: Jetson, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from awq_edge.builder.memory import SystemMemory
+    from awq_edge.device.system_memory import SystemMemory
 
     bundle = jetson(JETPACK_7)
-    little = SystemMemory(available=600 << 20, swap_free=0, cma_total=0, cma_free=0)
+    little = SystemMemory(total=8 << 30, available=600 << 20)
     monkeypatch.setattr("awq_edge.builder.build.read_system_memory", lambda: little)
     with pytest.raises(ResourceError, match=r"0\.6 GB are available .* stop the desktop"):
         list(build_engines(bundle))

@@ -43,18 +43,6 @@ def test_a_containers_quota_counts(system: dict[str, str], limit: str, cores: in
     assert cpu.describe_cpu().cores == cores
 
 
-@pytest.mark.parametrize(
-    ("limit", "size"), [(None, 8 << 30), ("max", 8 << 30), (str(1 << 30), 1 << 30)]
-)
-def test_memory_is_what_the_container_may_use(
-    system: dict[str, str], limit: str | None, size: int
-) -> None:
-    system["/proc/meminfo"] = f"MemTotal:       {8 << 20} kB\nMemFree:  1 kB"
-    if limit is not None:
-        system["/sys/fs/cgroup/memory.max"] = limit
-    assert cpu.describe_cpu().memory_bytes == size
-
-
 def test_names(system: dict[str, str]) -> None:
     system["/proc/device-tree/model"] = "NVIDIA Jetson Orin Nano Developer Kit\0"
     assert cpu.describe_cpu().name == "NVIDIA Jetson Orin Nano Developer Kit"

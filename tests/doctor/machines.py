@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from awq_edge.doctor.machine import GpuFacts, Machine
+from awq_edge.doctor.machine import GpuFacts, Machine, PythonFacts
 from awq_edge.errors import RuntimeUnavailableError
 
 GIB = 2**30
@@ -28,6 +28,11 @@ MemAvailable:    {available} kB
 SwapFree:        {swap} kB
 """
 JETSON_MEMINFO = MEMINFO + "CmaTotal:         262144 kB\nCmaFree:          {cma} kB\n"
+SWAPS = """\
+Filename                                Type            Size            Used            Priority
+/swapfile                               file            8388604         0               -2
+"""
+ORIN_NANO = "nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0nvidia,tegra234\0"
 JETPACK_PACKAGE = """\
 Package: bash
 Status: install ok installed
@@ -37,6 +42,19 @@ Package: nvidia-jetpack
 Status: install ok installed
 Version: {version}
 """
+
+
+VENV = PythonFacts(
+    version="3.12.3",
+    executable="/home/me/env/bin/python",
+    base="/usr",
+    is_venv=True,
+    sees_system=False,
+    conda=False,
+    managed=False,
+    pip=True,
+)
+JETSON_VENV = replace(VENV, version="3.10.12", sees_system=True)
 
 
 @dataclass
@@ -52,31 +70,55 @@ class Fake:
     compiler: str | None = None
     architectures: tuple[int, ...] | None = None
     disk: int = 200 * GIB
-    python: str = "3.12.3"
+    python: PythonFacts = VENV
+    system: str = "Linux x86_64"
+    environment: dict[str, str] = field(default_factory=dict)
+    is_root: bool = False
+    may_sudo: bool = True
+    cuda_status: int | None = None
+    closed: frozenset[str] = frozenset()
+    links: dict[str, str] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = REQUIREMENTS
 
     def machine(self) -> Machine:
         for name, text in self.files.items():
             path = self.root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        for name, target in self.links.items():
+            link = self.root / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(target)
         return Machine(
             root=self.root,
             python=self.python,
-            system="Linux test",
+            system=self.system,
             folder=self.root / "work",
             cache=self.root / "cache",
+            environment=self.environment,
+            is_root=self.is_root,
+            may_sudo=self.may_sudo,
             run=self._run,
             version=self.versions.get,
-            requirements=lambda: REQUIREMENTS,
+            requirements=lambda: self.requirements,
             has_module=lambda name: name in self.modules,
             gpu=lambda: self.gpu,
+            cuda_status=lambda: self.cuda_status,
+            can_open=self._can_open,
             compiler=self._compiler,
+            missing_tools=lambda: self.tools,
             kernels=self._kernels,
             free_disk=lambda path: self.disk,
         )
 
     def _run(self, command: Sequence[str]) -> str | None:
         return self.commands.get(" ".join(command))
+
+    def _can_open(self, path: str) -> bool | None:
+        if path in self.closed:
+            return False
+        return True if (self.root / path.lstrip("/")).exists() else None
 
     def _compiler(self) -> str:
         if self.compiler is None:
@@ -125,6 +167,8 @@ def jetson(
                 total=7_600_000, available=6_600_000, swap=8 << 20, cma=250_000
             ),
             "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+            "proc/device-tree/compatible": ORIN_NANO,
+            "proc/swaps": SWAPS,
             "etc/nv_tegra_release": f"# {l4t}, GCID: 1, BOARD: generic, EABI: aarch64\n",
             "var/lib/dpkg/status": JETPACK_PACKAGE.format(version=jetpack),
         },
@@ -133,7 +177,8 @@ def jetson(
         modules={"tensorrt", "cuda.bindings"},
         gpu=GpuFacts("Orin", 87, 7 * GIB, "12.6"),
         architectures=(87,),
-        python="3.10.12",
+        python=JETSON_VENV,
+        system="Linux aarch64",
     )
 
 

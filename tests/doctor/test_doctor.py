@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge.device.jetson import read_jetpack_package, read_release
+from awq_edge.device.jetson import JetsonLinux, read_jetpack_package, read_release
 from awq_edge.doctor.machine import GpuFacts, Machine, this_machine
 from awq_edge.doctor.report import DoctorReport, DoctorRow
 from awq_edge.doctor.run import CHECKS, examine
@@ -35,7 +35,8 @@ def test_a_bare_cpu_lacks_nothing_for_its_recipe(tmp_path: Path) -> None:
     assert "JetPack" not in found and "power mode" not in found and "swap" not in found
     assert row(report, "memory").found == "12.9 GB of 17.2 GB available"
     assert row(report, "extra [host]").found == "not installed: torch, onnx"
-    assert row(report, "extra [host]").fix == "pip install 'awq-edge[host]'"
+    fix = "/home/me/env/bin/python -m pip install 'awq-edge[host]'"
+    assert row(report, "extra [host]").fix == fix
     assert "extra [dev]" not in found
 
 
@@ -44,10 +45,10 @@ def test_the_same_machine_for_a_laptop_lacks_everything(tmp_path: Path) -> None:
     assert not report.ready
     missing = {each.check: each.fix for each in report.rows if each.status == "missing"}
     assert missing == {
-        "GPU and driver": "sudo ubuntu-drivers install  # and reboot; in a container: --gpus all",
-        "TensorRT for RTX": "pip install --upgrade 'awq-edge[rtx]'",
-        "CUDA from Python": "pip install 'awq-edge[rtx]'",
-        "kernel library": "awq-edge build-plugins",
+        "GPU and driver": "awq-edge export MODEL --recipe cpu  # no NVIDIA GPU is on the PCI bus",
+        "TensorRT for RTX": "/home/me/env/bin/python -m pip install --upgrade 'awq-edge[rtx]'",
+        "CUDA from Python": "/home/me/env/bin/python -m pip install 'awq-edge[rtx]'",
+        "kernel library": "awq-edge build-plugins --arch 8.9",
     }
 
 
@@ -102,9 +103,10 @@ def test_a_laptop_on_battery(tmp_path: Path) -> None:
 def test_a_jetson_that_is_ready(tmp_path: Path) -> None:
     report = examine(jetson(tmp_path).machine())
     assert (report.recipe, report.ready) == ("jetson-orin-nano-8gb-jetpack6", True)
-    assert report.recipe_reason == "NVIDIA Jetson Orin Nano Developer Kit, Jetson Linux 36.4.3"
+    board = "NVIDIA Jetson Orin Nano Developer Kit, Jetson Linux 36.4.3"
+    assert report.recipe_reason == f"module p3767-0005: {board}"
     assert "JetPack 6.2+b77" in row(report, "JetPack").found
-    assert row(report, "CMA").found == "256 MB of 268 MB free"
+    assert row(report, "CMA").found == "256 MB of 268 MB free; not among the available"
     assert statuses(report.rows)["power mode"] == "ok"  # 25W has the full memory clock
     assert row(report, "TensorRT").found == "10.3.0"
 
@@ -118,7 +120,7 @@ def test_a_jetson_of_the_newer_jetpack(tmp_path: Path) -> None:
         "missing",
         "10.3.0; recipe jetson-orin-nano-8gb wants 10.16",
     )
-    assert "nvidia-jetpack" in tensorrt.fix
+    assert tensorrt.fix.startswith("flash the board with JetPack")
 
 
 def test_a_jetson_with_all_that_may_be_wrong(tmp_path: Path) -> None:
@@ -129,6 +131,8 @@ def test_a_jetson_with_all_that_may_be_wrong(tmp_path: Path) -> None:
     )
     fake.files["var/lib/dpkg/status"] = "Package: bash\nStatus: install ok installed\nVersion: 5\n"
     fake.commands["nvpmodel -q"] = "NV Power Mode: 15W\n0\n"
+    fake.files["proc/swaps"] = ""
+    fake.modules = set()
     fake.disk = 2 * GIB
     report = examine(fake.machine())
     found = statuses(report.rows)
@@ -144,30 +148,48 @@ def test_a_jetson_with_all_that_may_be_wrong(tmp_path: Path) -> None:
 def test_a_jetson_with_the_recipe_of_another_jetpack(tmp_path: Path) -> None:
     found = row(examine(jetson(tmp_path).machine(), "jetson-orin-nano-8gb"), "JetPack")
     assert found.status == "missing" and found.found.endswith("is for 7.2")
-    assert found.fix.endswith("one that ends in -jetpack6")
+    assert found.fix == "awq-edge export MODEL --recipe jetson-orin-nano-8gb-jetpack6"
 
 
 @pytest.mark.parametrize(
-    ("board", "gigabytes", "l4t", "recipe"),
+    ("compatible", "gigabytes", "l4t", "recipe"),
     [
-        ("Jetson AGX Orin Developer Kit", 61.3, "R36", "jetson-agx-orin-64gb-jetpack6"),
-        ("Jetson AGX Orin Developer Kit", 29.9, "R39", "jetson-agx-orin-32gb"),
-        ("Jetson Orin NX Engineering Reference Developer Kit", 15.3, "R36",
-         "jetson-orin-nx-16gb-jetpack6"),
-        ("Jetson Orin NX Engineering Reference Developer Kit Super", 7.4, "R39",
-         "jetson-orin-nx-8gb"),
-        ("Jetson Orin Nano Developer Kit", 3.4, "R36", "jetson-orin-nano-4gb-jetpack6"),
-        ("Jetson AGX Thor Developer Kit", 122.8, "R38", "jetson-agx-thor"),
+        ("nvidia,p3737-0000+p3701-0005", 61.3, "R36", "jetson-agx-orin-64gb-jetpack6"),
+        ("nvidia,p3737-0000+p3701-0004", 29.9, "R39", "jetson-agx-orin-32gb"),
+        ("nvidia,p3740-0002+p3701-0008", 61.3, "R39", "jetson-agx-orin-64gb"),
+        ("nvidia,p3737-0000+p3701-0000", 29.9, "R36", "jetson-agx-orin-32gb-jetpack6"),
+        ("nvidia,p3768-0000+p3767-0000-super", 15.3, "R36", "jetson-orin-nx-16gb-jetpack6"),
+        ("nvidia,p3768-0000+p3767-0001", 7.4, "R39", "jetson-orin-nx-8gb"),
+        ("nvidia,p3509-0000+p3767-0003", 7.4, "R39", "jetson-orin-nano-8gb"),
+        ("nvidia,p3768-0000+p3767-0004-super", 3.4, "R36", "jetson-orin-nano-4gb-jetpack6"),
+        ("nvidia,p3971-0089+p3834-0008", 122.8, "R38", "jetson-agx-thor"),
+        ("maker,a-box\0nvidia,p3767-0005", 7.4, "R36", "jetson-orin-nano-8gb-jetpack6"),
+        ("maker,p3701-0005-like\0nvidia,p3767-0000", 15.3, "R36", "jetson-orin-nx-16gb-jetpack6"),
+        ("nvidia,p3768-0000+p3767-0002", 3.4, "R36", "jetson-orin-nano-4gb-jetpack6"),  # by memory
     ],
-)  # fmt: skip
-def test_the_recipe_of_a_board(
-    tmp_path: Path, board: str, gigabytes: float, l4t: str, recipe: str
+)
+def test_the_recipe_of_a_module(
+    tmp_path: Path, compatible: str, gigabytes: float, l4t: str, recipe: str
 ) -> None:
+    """By its part number; what the board is called in free text decides nothing."""
     fake = jetson(tmp_path, l4t=f"{l4t} (release), REVISION: 4.0")
-    fake.files["proc/device-tree/model"] = f"NVIDIA {board}\0"
+    fake.files["proc/device-tree/compatible"] = f"{compatible}\0nvidia,tegra234\0"
+    fake.files["proc/device-tree/model"] = "NVIDIA Jetson AGX Orin Nano NX Thor Kit\0"
     kilobytes = int(gigabytes * 2**20)
     fake.files["proc/meminfo"] = MEMINFO.format(total=kilobytes, available=kilobytes, swap=0)
     assert examine(fake.machine()).recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [("35.4.1", "5.1"), ("36.2.0", "6.0"), ("36.3.0", "6.0"), ("36.4.0", "6.1"), ("36.4", "6.1"),
+     ("36.4.3", "6.2"), ("36.5.0", "6.2"), ("38.2.1", "7.0"), ("38.4.0", "7.1"), ("39.2.1", "7.2"),
+     ("32.7.4", None), ("40.1.0", None)],
+)  # fmt: skip
+def test_the_jetpack_of_a_jetson_linux(release: str, version: str | None) -> None:
+    """jetson-stats' table and NVIDIA's archive have these; one that is not known is not guessed."""
+    found = JetsonLinux(release).jetpack
+    assert (None if found is None else found.version) == version
 
 
 def test_gpus_without_a_recipe_of_their_own(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""The power mode of a Jetson, the supply of a laptop, the governor of a CPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from awq_edge.device.jetson import read_power_mode
+from awq_edge.doctor import fixes
+from awq_edge.doctor.machine import Machine
+from awq_edge.doctor.report import DoctorRow
+from awq_edge.recipe import Recipe
+
+_CPU = "sys/devices/system/cpu"
+# Drivers whose "powersave" raises the clocks with the load: Linux, admin-guide/pm/{intel_pstate,
+# amd-pstate}.rst. Of others it is the lowest clock.
+_OWN_GOVERNORS = ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
+
+
+def power(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
+    """The power mode of a Jetson, the supply of a laptop, the governor of a CPU."""
+    mode = read_power_mode(machine.run)
+    if mode is not None:
+        yield _power_mode(machine, mode, recipe)
+        return
+    supply = _supply(machine)
+    if supply is not None:
+        plugged = supply == "1"
+        yield DoctorRow(
+            check="power",
+            status="ok" if plugged else "warning",
+            found="mains" if plugged else "battery: most laptops slow the GPU down",
+            needed_for="" if plugged else "speed of run",
+            fix="" if plugged else "plug it in",
+        )
+    governor = (machine.read(f"{_CPU}/cpu0/cpufreq/scaling_governor") or "").strip()
+    if governor:
+        driver = (machine.read(f"{_CPU}/cpu0/cpufreq/scaling_driver") or "").strip()
+        slow = governor == "powersave" and driver not in _OWN_GOVERNORS
+        slow = slow and recipe.device.kind == "cpu"
+        yield DoctorRow(
+            check="CPU governor",
+            status="warning" if slow else "ok",
+            found=governor,
+            needed_for="speed of run" if slow else "",
+            fix=_performance(machine) if slow else "",
+        )
+
+
+def _performance(machine: Machine) -> str:
+    """Without cpupower, which few have."""
+    to_all = f"sh -c 'echo performance | tee /{_CPU}/cpu*/cpufreq/scaling_governor'"
+    return fixes.on_host(machine, to_all)
+
+
+def _power_mode(machine: Machine, mode: str, recipe: Recipe) -> DoctorRow:
+    known = {each.name: each for each in recipe.device.power_modes}
+    found, fastest = known.get(mode), recipe.device.memory_bandwidth
+    slow = found is not None and fastest is not None and found.memory_bandwidth < fastest
+    words = mode
+    if slow and found is not None and fastest is not None:
+        words += (
+            f": memory at {found.memory_bandwidth / 1e9:.0f} GB/s, "
+            f"{fastest / 1e9:.0f} in the fastest mode"
+        )
+    return DoctorRow(
+        check="power mode",
+        status="warning" if slow else "ok",
+        found=words,
+        needed_for="speed of run" if slow else "",
+        fix=_faster_mode(machine, recipe) if slow else "",
+    )
+
+
+def _faster_mode(machine: Machine, recipe: Recipe) -> str:
+    """The number of a mode differs by module and JetPack: 0 is 15W on an Orin Nano Super."""
+    text = machine.read("etc/nvpmodel.conf") or ""
+    numbers = {name: n for n, name in re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)}
+    for mode in recipe.device.power_modes:
+        if mode.memory_bandwidth == recipe.device.memory_bandwidth and mode.name in numbers:
+            steps = (f"nvpmodel -m {numbers[mode.name]}", "jetson_clocks")
+            return f"{fixes.on_host(machine, *steps)}  # {mode.name}"
+    steps = ("nvpmodel -m N", "jetson_clocks")
+    return f"{fixes.on_host(machine, *steps)}  # N: the ID of MAXN in /etc/nvpmodel.conf"
+
+
+def _supply(machine: Machine) -> str | None:
+    """ "1" on mains, "0" on battery; None where the machine has no such thing."""
+    folder = machine.root / "sys/class/power_supply"
+    try:
+        supplies = sorted(folder.iterdir())
+    except OSError:
+        return None
+    found = []
+    for supply in supplies:
+        folder = supply.relative_to(machine.root)
+        kind = (machine.read(str(folder / "type")) or "").strip()
+        online = machine.read(str(folder / "online"))
+        if online is not None and kind not in ("Battery", "UPS"):  # a mouse has a battery too
+            found.append("0" if online.strip() == "0" else "1")
+    return max(found, default=None)  # one port of several is enough
