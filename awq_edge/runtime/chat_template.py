@@ -1,63 +1,209 @@
-"""Chat templates: Jinja programs that come with a model, run in a sandbox.
+"""Chat templates: Jinja programs that come with a model, from messages to the model's text.
 
-The environment is the one that transformers gives templates: trim_blocks and lstrip_blocks, loop
-controls, `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, and the
-`generation` block, whose body is kept as it is.
+A template is rendered by a process of its own (`template_process`), and compiled with its first
+use: what does not need it is not disturbed by a broken one. What templates differ in is found by
+rendering a small conversation: whether they want a message's content as a text or as parts, whether
+they have a place for a system message, and what they end an answer with.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.input_files import read_json
+from awq_edge.runtime import template_process
 
-if TYPE_CHECKING:
-    import jinja2
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
+# {"role": "user" | "assistant" | "system", "content": text, a list of parts, or None}, and what
+# else the template may know: "reasoning_content" of an assistant's message.
+Message = Mapping[str, Any]
 
-# {"role": "user" | "assistant" | "system", "content": text}
-Message = Mapping[str, str]
+# Words that no template has, and none changes.
+_SYSTEM, _USER, _ANSWER, _NEXT = "systemzqwords", "firstzqquestion", "itszqanswer", "nextzqquestion"
+# As transformers marks the end of an answer that is to be continued; a template that strips its
+# messages takes the blank.
+_CONTINUE = "CONTINUEzqHERE "
+_RESERVED = ("messages", "add_generation_prompt", "continue_final_message")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """parts: contents must be lists of parts. system: system messages have a place."""
+
+    parts: bool
+    system: bool
 
 
 class ChatTemplate:
-    """One compiled template. Templates are untrusted input: they see plain data only."""
+    """One template. Templates are untrusted input: they see plain data only."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """special_tokens: texts by name ("bos_token"). Raises ModelError on a syntax error."""
-        import jinja2
-
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ModelError(
-                f"the chat template has a syntax error in line {error.lineno}: {error.message}; "
-                "use --raw to send the prompt as it is"
-            ) from None
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], *, unread: str | None = None
+    ) -> None:
+        """special_tokens: texts by name ("bos_token"). unread: why there is no source."""
+        self.source = source
+        self._unread = unread
         self._special_tokens = dict(special_tokens)
+        self._said = False  # what is said once in the log
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def check(self) -> None:
+        """Raises ModelError where it is no Jinja, ConfigError where it cannot be compiled."""
+        if self._unread is not None:
+            raise ModelError(self._unread)
+        template_process.render(self.source, None)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text that the model was trained to see for this conversation.
 
-        Raises ConfigError with the template's own words where it refuses (roles must alternate).
+        add_generation_prompt: begin the answer's turn. continue_final_message: end inside the last
+        message instead, which is an answer's beginning. variables: what else the template knows
+        (enable_thinking, reasoning_effort). Raises ConfigError with the template's own words where
+        it refuses (roles must alternate), and where it leaves out what a user says; ModelError
+        where it is broken.
         """
-        import jinja2
+        made = [_as_text(message) for message in messages]
+        if continue_final_message:
+            if not made or made[-1].get("role") != "assistant":
+                raise ConfigError(
+                    "continue_final_message needs a last message of role assistant; there is "
+                    f"{made[-1].get('role') if made else 'none'}"
+                )
+            made[-1]["content"] = f"{made[-1]['content']}{_CONTINUE}"
+        traits = self._traits
+        if not traits.system:
+            made = self._without_system(made)
+        asked = [m["content"] for m in made if m.get("role") == "user"]
+        if traits.parts:
+            made = [_as_parts(message) for message in made]
+        text = self._render(made, add_generation_prompt and not continue_final_message, variables)
+        for number, words in enumerate(asked, start=1):
+            if isinstance(words, str) and not _reaches(words, text):
+                raise ConfigError(
+                    f"the chat template leaves out words of the user's message {number}; give "
+                    "another by --chat-template FILE, or send the prompt as it is (--raw)"
+                )
+        return _cut(text) if continue_final_message else text
 
+    def beginning(self, text: str, messages: Sequence[Message], **options: Any) -> str:
+        """What of the answer's turn is in a rendered text. options: those of its rendering."""
+        last = str(_as_text(messages[-1])["content"]).strip() if messages else ""
+        continued = bool(options.get("continue_final_message"))
+        shorter = {**options, "continue_final_message": False, "add_generation_prompt": False}
         try:
-            return self._template.render(
-                **self._special_tokens,
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
+            before = self.render(messages[:-1] if continued else messages, **shorter)
+        except ConfigError:  # some want a question last, and one at least
+            before = ""
+        begun = text[_common(text, before) :] if before else ""
+        if continued:
+            return begun or last
+        # A template that begins every turn alike, asked or not.
+        return begun or text[text.rfind(last) + len(last) :]
+
+    @functools.cached_property
+    def turn_end(self) -> str:
+        """What is written behind an answer before the next question; "" where that is not known."""
+        talk = [("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)]
+        text = self._tried(talk, parts=self._traits.parts)
+        _, found, behind = text.rpartition(_ANSWER)
+        end, next_found, _ = behind.partition(_NEXT)
+        return end if found and next_found else ""
+
+    @functools.cached_property
+    def _traits(self) -> _Traits:
+        """Raises ModelError where the template is broken, ConfigError where it loses words."""
+        self.check()
+        questions = [("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)]
+        parts = refused = False
+        for parts in (False, True):
+            text = self._tried(questions, parts=parts)
+            if _USER in text or _NEXT in text:
+                break
+            if not text:  # some take one question alone
+                text = self._tried(questions[:1], parts=parts)
+                if _USER in text:
+                    break
+            refused |= not text
+        else:
+            if not refused:
+                raise ConfigError(
+                    "the chat template leaves out what the user says, as text and as parts; give "
+                    "another by --chat-template FILE, or send the prompt as it is (--raw)"
+                )
+            parts = False  # its own words are in the error of what is asked for
+        system = self._tried([("system", _SYSTEM), ("user", _USER)], parts=parts)
+        return _Traits(parts, _SYSTEM in system)
+
+    def _tried(self, talk: Sequence[tuple[str, str]], *, parts: bool) -> str:
+        """A conversation rendered; "" where the template refuses it."""
+        messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in talk]
+        try:
+            return self._render([_as_parts(m) for m in messages] if parts else messages, False, {})
+        except ConfigError:
+            return ""
+
+    def _without_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """System messages put before the first user's words."""
+        system = [m for m in messages if m.get("role") == "system"]
+        rest = [m for m in messages if m.get("role") != "system"]
+        texts = [m["content"] for m in system if isinstance(m["content"], str)]
+        first = next((m for m in rest if m.get("role") == "user"), None)
+        if first is None or not isinstance(first["content"], str) or len(texts) < len(system):
+            return messages
+        if texts:
+            self._say_once()
+            first["content"] = "\n\n".join([*filter(None, texts), first["content"]])
+        return rest
+
+    def _say_once(self) -> None:
+        if self._said:
+            return
+        self._said = True
+        _log.warning(
+            "the chat template has no place for a system message: it goes before the first user's "
+            "words"
+        )
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+    ) -> str:
+        if reserved := [name for name in variables or () if name in _RESERVED]:
+            raise ConfigError(
+                f"{reserved[0]} is no variable of a chat template that can be set; leave it out"
             )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise ConfigError(f"the chat template refused the messages: {error}") from None
+        try:
+            return template_process.render(
+                self.source,
+                {
+                    **self._special_tokens,
+                    "tools": None,
+                    "documents": None,
+                    **(variables or {}),
+                    "messages": list(messages),
+                    "add_generation_prompt": add_generation_prompt,
+                },
+            )
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"the messages or variables of the chat template are no JSON: {error}"
+            ) from None
 
 
 def load_chat_template(directory: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
@@ -68,58 +214,89 @@ def load_chat_template(directory: Path, special_tokens: Mapping[str, str]) -> Ch
     """
     file = directory / "chat_template.jinja"
     if file.exists():
-        return ChatTemplate(file.read_text(encoding="utf-8"), special_tokens)
+        try:
+            return read_chat_template(file, special_tokens)
+        except ModelError as error:  # for whoever needs it
+            return ChatTemplate("", special_tokens, unread=str(error))
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = directory / name
         source = read_json(path).get("chat_template") if path.exists() else None
         if isinstance(source, list):
-            named = {str(entry.get("name")): entry.get("template") for entry in source}
+            named = {
+                str(entry.get("name")): entry.get("template")
+                for entry in source
+                if isinstance(entry, dict)
+            }
             source = named.get("default")
         if isinstance(source, str):
             return ChatTemplate(source, special_tokens)
     return None
 
 
-def _environment() -> jinja2.Environment:
-    import jinja2
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def read_chat_template(file: Path, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    """The template of one file. Raises ModelError for one that cannot be read."""
+    try:
+        if not file.is_file():
+            raise ModelError(f"{file} is no file; give a chat template in Jinja")
+        return ChatTemplate(file.read_text(encoding="utf-8"), special_tokens)
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{file}: byte {error.start} is not UTF-8; convert the file") from None
 
-    class GenerationBlock(Extension):
-        """{% generation %}...{% endgeneration %}: marks an answer for training; kept here."""
 
-        tags = {"generation"}  # noqa: RUF012 - the attribute jinja2 declares
+def _as_text(message: Message) -> dict[str, Any]:
+    """A message whose content is a text where it is made of text alone."""
+    content = message.get("content")
+    if content is None:
+        content = ""
+    elif isinstance(content, list) and all(_is_text(part) for part in content):
+        content = "\n".join(part["text"] for part in content)
+    return {**message, "content": content}
 
-        def parse(self, parser: Parser) -> list[Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime.now().strftime(pattern)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
+def _is_text(part: object) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = strftime_now
-    return environment
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+def _as_parts(message: Message) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    return {**message, "content": content}
+
+
+def _reaches(words: str, text: str) -> bool:
+    """Whether a user's words are in a prompt: as they are, written as JSON, or most of them."""
+    if words.strip() in text or json.dumps(words.strip(), ensure_ascii=False)[1:-1] in text:
+        return True
+    # A template may change blanks or take a switch such as /no_think out.
+    each = words.split()
+    found = sum(word in text for word in each)
+    return 2 * found > len(each) and sum(map(len, each)) < 2 * len(text)
+
+
+def _common(first: str, second: str) -> int:
+    """Characters that two texts begin with in common."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
+    return low
+
+
+def _cut(text: str) -> str:
+    """A text up to where its last answer is to be continued."""
+    mark = _CONTINUE.strip()
+    place = text.rfind(mark)
+    if place < 0:
+        raise ConfigError(
+            "the chat template does not repeat an answer's text, so that it cannot be continued; "
+            "send a user's message last"
+        )
+    before = text[:place]
+    return before if text.startswith(_CONTINUE, place) else before.rstrip()

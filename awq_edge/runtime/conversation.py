@@ -9,16 +9,25 @@ The answer's ids are kept as they were generated: encoding its text again may sp
 from __future__ import annotations
 
 import bisect
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from awq_edge.errors import ConfigError, ResourceError
 from awq_edge.runtime.chat_template import Message
-from awq_edge.runtime.generation import Generation, Request, TextStream, common_prefix
-from awq_edge.runtime.model import Model
+from awq_edge.runtime.generation import (
+    Generation,
+    Request,
+    TextStream,
+    ThoughtRules,
+    common_prefix,
+)
+from awq_edge.runtime.model import ChatOptions, Model
 from awq_edge.runtime.sampling import Sampling
 from awq_edge.runtime.saved_conversation import SavedConversation, SavedMessage
+from awq_edge.runtime.thoughts import TextPiece
 
 # Tokens of the context that are kept free for an answer, unless its limit asks for fewer.
 _ANSWER_ROOM = 128
@@ -32,6 +41,16 @@ class _Said:
     ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Question:
+    """A message with what goes before it. dropped: the oldest turns, which left no room."""
+
+    messages: list[Message]
+    text: str
+    ids: list[int]
+    dropped: int = 0
+
+
 class Conversation:
     """Turns of a chat. Without a chat template the texts are continued one after the other."""
 
@@ -43,8 +62,10 @@ class Conversation:
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
         stop: tuple[str, ...] = (),
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         """max_new_tokens: of one answer; None means until the model stops or the context ends.
+        variables: what the chat template knows beside the messages.
 
         Raises ConfigError for a system prompt where the model has no chat template.
         """
@@ -55,6 +76,7 @@ class Conversation:
         self._sampling = sampling or Sampling()
         self._max_new_tokens = max_new_tokens
         self._stop = stop
+        self._options = ChatOptions(variables)
         self.reset()
 
     def reset(self) -> None:
@@ -75,22 +97,22 @@ class Conversation:
         if not text.strip():
             raise ConfigError("the message is empty")
         started = time.perf_counter()
-        messages = [*self.messages, {"role": "user", "content": text}]
-        rendered, ids, messages, dropped = self._fit(messages)
+        question = self._fit([*self.messages, {"role": "user", "content": text}])
         limit = self._max_new_tokens
-        room = self._model.session.context - len(ids) + 1
+        room = self._model.session.context - len(question.ids) + 1
         if limit is not None and limit > room:
             limit = None  # the context ends first
         request = Request(
-            prompt_ids=ids,
+            prompt_ids=question.ids,
             max_new_tokens=limit,
             sampling=self._sampling,
             stop=self._stop,
             stop_token_ids=self._model.stop_token_ids,
             cancelled=cancelled,
+            thoughts=self._thought_rules(question),
         )
         stream = self._model.stream_request(request, reuse_cache=True, started=started)
-        return Turn(self, messages, rendered, stream, dropped)
+        return Turn(self, question, stream)
 
     def saved(self) -> SavedConversation:
         """The conversation so far, to be written to a file."""
@@ -107,7 +129,7 @@ class Conversation:
         the context its oldest turns are dropped. Raises ConfigError and ResourceError where the
         model cannot have it; this conversation is then what it was.
         """
-        messages: list[Message] = [message.model_dump() for message in saved.messages]
+        messages: list[Message] = [m.model_dump(exclude_none=True) for m in saved.messages]
         system = next((m["content"] for m in messages if m["role"] == "system"), None)
         if system is not None and self._model.chat_template is None:
             raise ConfigError(
@@ -134,7 +156,8 @@ class Conversation:
                 return tokenizer.encode(_continued(kept))
             if not kept:
                 return []
-            text = template.render(kept, add_generation_prompt=False)
+            variables = self._options.variables
+            text = template.render(kept, add_generation_prompt=False, variables=variables)
             return tokenizer.encode(text, add_special_tokens=False)
 
         # Fewer turns are fewer tokens: a search by halves, since each try encodes everything.
@@ -159,16 +182,15 @@ class Conversation:
                 return
             session.prefill(ids[begin : begin + session.prefill_chunk])
 
-    def _fit(self, messages: list[Message]) -> tuple[str, list[int], list[Message], int]:
-        """Text and ids of the messages, without the oldest turns where they leave no room; how many
-        these are."""
+    def _fit(self, messages: list[Message]) -> _Question:
+        """The last of the messages, without the oldest turns where they leave no room."""
         context = self._model.session.context
         room = min(_ANSWER_ROOM, context // 4, self._max_new_tokens or context)
         dropped = 0
         while True:
             rendered, ids = self._encode(messages)
             if len(ids) + room <= context:
-                return rendered, ids, messages, dropped
+                return _Question(messages, rendered, ids, dropped)
             first = 1 if messages[0]["role"] == "system" else 0
             if len(messages) <= first + 1:
                 raise ResourceError(
@@ -178,11 +200,19 @@ class Conversation:
             messages = messages[:first] + messages[first + 2 :]
             dropped += 1
 
+    def _thought_rules(self, question: _Question) -> ThoughtRules | None:
+        markers, template = self._model.thought_markers, self._model.chat_template
+        if markers is None or template is None:
+            return None
+        rendering = self._options.rendering(question.messages)
+        beginning = template.beginning(question.text, question.messages, **rendering)
+        return ThoughtRules(markers, beginning)
+
     def _encode(self, messages: list[Message]) -> tuple[str, list[int]]:
         """The rendered conversation and its ids, built on cached ones where these begin it."""
         tokenizer = self._model.tokenizer
         chat = self._model.chat_template is not None
-        rendered = self._model.render(messages) if chat else _continued(messages)
+        rendered = self._model.render(messages, self._options) if chat else _continued(messages)
         said = self._said
         if said is not None and rendered.startswith(said.text):
             rest = rendered[len(said.text) :]
@@ -192,45 +222,40 @@ class Conversation:
                 return rendered, [*said.ids, *tokenizer.encode(rest, add_special_tokens=False)]
         return rendered, tokenizer.encode(rendered, add_special_tokens=not chat)
 
-    def _finish(
-        self, messages: list[Message], rendered: str, generation: Generation, dropped: int
-    ) -> None:
+    def _finish(self, question: _Question, generation: Generation) -> None:
         if not generation.ids and generation.finish_reason == "cancelled":
             return  # nothing was answered: the message is taken back
-        self.dropped_turns += dropped
-        self.messages = [*messages, {"role": "assistant", "content": generation.text}]
+        self.dropped_turns += question.dropped
+        answer: dict[str, Any] = {"role": "assistant", "content": generation.text}
+        if generation.thoughts:
+            answer["reasoning_content"] = generation.thoughts
+        self.messages = [*question.messages, answer]
         self._said = None
         # After a stop string the ids hold more than the text does.
         if generation.stop_string is None:
             ids = (*generation.prompt_ids, *generation.ids)
-            self._said = _Said(rendered + generation.text, ids)
+            self._said = _Said(question.text + generation.written, ids)
 
 
 class Turn:
     """One answer on its way. When its iteration ends, however it ends, it joins the history."""
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        messages: list[Message],
-        rendered: str,
-        stream: TextStream,
-        dropped: int,
-    ) -> None:
-        """dropped: turns that are forgotten for this one, once it has an answer."""
-        self.dropped = dropped
+    def __init__(self, conversation: Conversation, question: _Question, stream: TextStream) -> None:
+        self.dropped = question.dropped  # turns that are forgotten for this one
         self._conversation = conversation
-        self._messages = messages
-        self._rendered = rendered
+        self._question = question
         self._stream = stream
 
     def __iter__(self) -> Iterator[str]:
+        with contextlib.closing(self.pieces()) as pieces:
+            yield from (piece.text for piece in pieces if not piece.thought)
+
+    def pieces(self) -> Generator[TextPiece, None, None]:
+        """Thoughts and answer as they come."""
         try:
-            yield from self._stream
+            yield from self._stream.pieces()
         finally:
-            self._conversation._finish(
-                self._messages, self._rendered, self._stream.result, self.dropped
-            )
+            self._conversation._finish(self._question, self._stream.result)
 
     @property
     def result(self) -> Generation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from awq_edge.errors import ConfigError
@@ -16,6 +16,14 @@ from awq_edge.runtime.logprobs import TokenLogprobs, token_logprobs
 from awq_edge.runtime.metrics import Timings
 from awq_edge.runtime.sampling import Sampler, Sampling
 from awq_edge.runtime.session import Float32, Session
+from awq_edge.runtime.thoughts import (
+    AnswerConstraint,
+    HeldText,
+    TextPiece,
+    ThoughtMarkers,
+    ThoughtSplitter,
+    overlap,
+)
 from awq_edge.runtime.tokenizer import Tokenizer
 
 # stop: a stop token or string came. length: max_new_tokens were generated. context: the KV cache
@@ -25,8 +33,13 @@ FinishReason = Literal["stop", "length", "context", "cancelled"]
 
 @dataclass(frozen=True)
 class Generation:
-    """The outcome of one request. text: what was streamed. ids: what the model generated, without
-    the stop token. seed: the one that repeats it. prompt_ids: everything before the answer."""
+    """The outcome of one request.
+
+    text: the answer. ids: what the model generated, without the stop token. seed: the one that
+    repeats it. prompt_ids: everything before the answer. thoughts: what a reasoning model wrote
+    before it, without markers. thought_tokens: ids of them, markers included. written: thoughts,
+    markers and answer as the model wrote them.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -35,6 +48,18 @@ class Generation:
     stop_string: str | None
     seed: int
     timings: Timings
+    thoughts: str = ""
+    thought_tokens: int = 0
+    written: str = ""
+
+
+@dataclass(frozen=True)
+class ThoughtRules:
+    """How thoughts are told from the answer. beginning: what of the answer's turn is in the
+    prompt."""
+
+    markers: ThoughtMarkers
+    beginning: str = ""
 
 
 class Constraint(Protocol):
@@ -53,9 +78,10 @@ class Constraint(Protocol):
 class Request:
     """What to generate. max_new_tokens: None means until a stop or the end of the context.
 
-    stop: texts that end the answer, not part of it. stop_token_ids: ids that do.
-    cancelled: asked before every execution of the graph. constraint: restricts every token.
-    top_logprobs: log-probabilities of every token and of as many of the likeliest; None: of none.
+    stop: texts that end the answer, not part of it; one may name special tokens. stop_token_ids:
+    ids that do. cancelled: asked before every execution of the graph. constraint: restricts every
+    token of the answer. top_logprobs: log-probabilities of every token and of as many of the
+    likeliest; None: of none. thoughts: None where all of the text is the answer.
     """
 
     prompt_ids: Sequence[int]
@@ -66,6 +92,7 @@ class Request:
     cancelled: Callable[[], bool] | None = None
     constraint: Constraint | None = None
     top_logprobs: int | None = None
+    thoughts: ThoughtRules | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a request that cannot be met whatever the model."""
@@ -171,7 +198,10 @@ class TokenLoop:
 
 
 class TextStream:
-    """The text of one generation, piece by piece; `result` once the iteration has ended."""
+    """The text of one generation, piece by piece; `result` once the iteration has ended.
+
+    Iterated, it gives the answer; `pieces` gives the thoughts too.
+    """
 
     def __init__(
         self,
@@ -181,16 +211,46 @@ class TextStream:
         *,
         started: float | None = None,
     ) -> None:
+        self._splitter: ThoughtSplitter | None = None
+        shown, rules = request.stop, request.thoughts
+        if rules is not None:
+            self._splitter = rules.markers.splitter(rules.beginning)
+            shown += rules.markers.texts
+            if request.constraint is not None:
+                request = replace(
+                    request,
+                    constraint=AnswerConstraint(
+                        request.constraint,
+                        self._splitter,
+                        tokenizer.encode(rules.markers.opening, add_special_tokens=False),
+                        request.stop_token_ids,
+                    ),
+                )
         self._loop = TokenLoop(session, request, started=started)
         self._request = request
         self._decoder = tokenizer.stream(request.prompt_ids)
+        # Special tokens have no text, but markers and stop strings may name them.
+        self._special = {
+            number: text
+            for number, text in (tokenizer.special_texts() if shown else {}).items()
+            if any(text in wanted for wanted in shown)
+        }
         self._stops = StopStrings(request.stop)
         self._ids: list[int] = []
-        self._pieces: list[str] = []
-        self._iterator = self._run()
+        self._answer: list[str] = []
+        self._thoughts: list[str] = []
+        self._written: list[str] = []
+        self._thought_tokens = 0
+        self._answer_begin: int | None = None
+        self._pieces = self._run()
+        self._answers = self._without_thoughts()
 
     def __iter__(self) -> Iterator[str]:
-        return self._iterator
+        return self._answers
+
+    def pieces(self) -> Iterator[TextPiece]:
+        """Thoughts and answer as they come."""
+        return self._pieces
 
     @property
     def logprobs(self) -> list[TokenLogprobs]:
@@ -198,40 +258,93 @@ class TextStream:
         return self._loop.logprobs
 
     @property
+    def answer_begin(self) -> int | None:
+        """Tokens before the first one of the answer; None while there is no answer."""
+        return self._answer_begin
+
+    @property
     def result(self) -> Generation:
         """What was generated so far; final when the iteration has ended."""
         loop = self._loop
         return Generation(
-            text="".join(self._pieces),
+            text="".join(self._answer),
             ids=tuple(self._ids),
             prompt_ids=tuple(self._request.prompt_ids),
-            finish_reason="stop" if self._stops.found is not None else loop.finish_reason,
+            finish_reason="stop" if self._ended else loop.finish_reason,
             stop_string=self._stops.found,
             seed=loop.sampler.seed,
             timings=loop.timings,
+            thoughts="".join(self._thoughts),
+            thought_tokens=self._thought_tokens,
+            written="".join(self._written),
         )
 
     def finish(self) -> Generation:
         """Run to the end and return the result."""
-        for _ in self._iterator:
+        for _ in self._pieces:
             pass
         return self.result
 
-    def _run(self) -> Iterator[str]:
+    @property
+    def _ended(self) -> bool:
+        """Whether the text itself says that it is over."""
+        ended = self._splitter is not None and self._splitter.ended
+        return ended or self._stops.found is not None
+
+    def _without_thoughts(self) -> Iterator[str]:
+        with contextlib.closing(self._pieces):
+            for piece in self._pieces:
+                if not piece.thought:
+                    yield piece.text
+
+    def _run(self) -> Generator[TextPiece, None, None]:
         # Left early, the loop ends its `finally` (the total time) here and not at some later time.
         with contextlib.closing(self._loop.tokens()) as tokens:
             for token in tokens:
                 self._ids.append(token)
-                yield from self._give(self._stops.push(self._decoder.push(token)))
-                if self._stops.found is not None:
+                yield from self._split(self._decoder.push(token))
+                if (special := self._special.get(token)) is not None:
+                    yield from self._split(self._decoder.flush())
+                    yield from self._split(special, special=True)
+                if self._ended:
                     return
-        yield from self._give(self._stops.push(self._decoder.flush()))
-        yield from self._give(self._stops.flush())
+        yield from self._split(self._decoder.flush())
+        for piece in self._splitter.flush() if self._splitter is not None else ():
+            yield from self._give(piece)
+        yield from self._answered(self._stops.flush())
 
-    def _give(self, piece: str) -> Iterator[str]:
-        if piece:
-            self._pieces.append(piece)
+    def _split(self, text: str, *, special: bool = False) -> Iterator[TextPiece]:
+        """What has become certain with the text of a token."""
+        self._written.append(text)
+        splitter = self._splitter
+        if splitter is None:
+            yield from self._give(TextPiece(text), special=special)
+            return
+        before = splitter.state
+        pieces = splitter.push(text, special=special)
+        if "thoughts" in (before, splitter.state):
+            self._thought_tokens = len(self._ids)
+        if special and before == "answer":  # it may belong to a stop string
+            pieces = [TextPiece(text)]
+        for piece in pieces:
+            # What follows the thoughts within one token is not what a constraint made.
+            if piece.thought or before != "thoughts" or self._request.constraint is None:
+                yield from self._give(piece, special=special)
+
+    def _give(self, piece: TextPiece, *, special: bool = False) -> Iterator[TextPiece]:
+        if piece.thought:
+            self._thoughts.append(piece.text)
             yield piece
+        elif piece.text:
+            if self._answer_begin is None:
+                thoughts = self._thought_tokens
+                self._answer_begin = max(thoughts, len(self._ids) - 1) if thoughts else 0
+            yield from self._answered(self._stops.push(piece.text, special=special))
+
+    def _answered(self, text: str) -> Iterator[TextPiece]:
+        if text:
+            self._answer.append(text)
+            yield TextPiece(text)
 
 
 class StopStrings:
@@ -239,40 +352,31 @@ class StopStrings:
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
-        self._held = ""
+        self._held = HeldText()
         self.found: str | None = None
 
-    def push(self, piece: str) -> str:
+    def push(self, piece: str, *, special: bool = False) -> str:
         """The text that is certain not to belong to a stop string.
 
         The stop that is complete first wins, of several the longest: so the outcome does not
-        depend on how the text is cut into pieces.
+        depend on how the text is cut into pieces. special: the text of a special token, which
+        counts for the stops and is not given out.
         """
         if self.found is not None:
             return ""
-        text = self._held + piece
+        self._held.append(piece, special)
+        text = self._held.text
         places = [(text.find(stop), stop) for stop in self._stops]
         hits = [(place + len(stop), place, stop) for place, stop in places if place >= 0]
         if hits:
             _, place, self.found = min(hits)
-            self._held = ""
-            return text[:place]
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+            return self._held.take(place)
+        held = max((overlap(text, stop) for stop in self._stops), default=0)
+        return self._held.take(len(text) - held)
 
     def flush(self) -> str:
         """What was held back, when the text has ended."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop` without being all of it."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+        return "" if self.found is not None else self._held.take(len(self._held.text))
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

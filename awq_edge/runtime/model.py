@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from awq_edge.artifacts import MANIFEST, Bundle, BundleManifest
 from awq_edge.backends import load_backend, open_session
-from awq_edge.errors import ArtifactError, ConfigError, ResourceError
-from awq_edge.runtime.chat_template import ChatTemplate, Message, load_chat_template
-from awq_edge.runtime.generation import Generation, Request, TextStream
+from awq_edge.errors import ArtifactError, ConfigError, ModelError, ResourceError
+from awq_edge.runtime.chat_template import (
+    ChatTemplate,
+    Message,
+    load_chat_template,
+    read_chat_template,
+)
+from awq_edge.runtime.generation import Generation, Request, TextStream, ThoughtRules
 from awq_edge.runtime.memory import ProcessMemory, read_process_memory
 from awq_edge.runtime.sampling import Sampling
 from awq_edge.runtime.session import Session, SessionOptions, check_context
+from awq_edge.runtime.thoughts import ThoughtMarkers, find_markers
 from awq_edge.runtime.tokenizer import Tokenizer, stop_token_ids
 
 
@@ -28,6 +36,47 @@ class LoadFigures:
     session_seconds: float
     before: ProcessMemory
     after: ProcessMemory
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How messages become a prompt.
+
+    variables: what the chat template knows beside the messages, by name (enable_thinking).
+    continue_final_message: go on with a last message of the assistant; None: where there is one
+    and add_generation_prompt is not asked for. add_generation_prompt: begin the answer's turn;
+    None: unless a message is continued.
+    """
+
+    variables: Mapping[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    def rendering(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """The options of `ChatTemplate.render`. Raises ConfigError for two that exclude another."""
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ConfigError(
+                "continue_final_message and add_generation_prompt exclude each other; give one"
+            )
+        continued = self.continue_final_message
+        if continued is None:
+            last = messages[-1].get("role") if messages else None
+            continued = last == "assistant" and not self.add_generation_prompt
+        begun = not continued if self.add_generation_prompt is None else self.add_generation_prompt
+        return {
+            "continue_final_message": continued,
+            "add_generation_prompt": begun,
+            "variables": self.variables,
+        }
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads, and how its thoughts are told from its answer."""
+
+    text: str
+    ids: list[int]
+    thoughts: ThoughtRules | None = None
 
 
 class Model:
@@ -46,7 +95,29 @@ class Model:
         self.tokenizer = tokenizer
         self.chat_template = template
         self.load_figures = figures
-        self.stop_token_ids = stop_token_ids(tokenizer, bundle.manifest.eos_token_ids)
+
+    @functools.cached_property
+    def stop_token_ids(self) -> frozenset[int]:
+        """Ids that end an answer: those that files name, and what the chat template ends one with.
+
+        A template that is broken has none.
+        """
+        ids = stop_token_ids(self.tokenizer, self.bundle.manifest.eos_token_ids)
+        markers = self.thought_markers
+        if self.chat_template is None or (markers is not None and markers.channels):
+            return ids  # what ends a turn of gpt-oss also ends its thoughts
+        try:
+            end = self.tokenizer.leading_added_token(self.chat_template.turn_end.lstrip())
+        except (ModelError, ConfigError):
+            end = None
+        return ids if end is None else ids | {end}
+
+    @functools.cached_property
+    def thought_markers(self) -> ThoughtMarkers | None:
+        """What the model writes around its thoughts; None where it has none."""
+        if self.chat_template is None:
+            return None
+        return find_markers(self.chat_template.source, self.tokenizer.added_texts())
 
     @property
     def manifest(self) -> BundleManifest:
@@ -63,7 +134,24 @@ class Model:
                 raise ConfigError("the prompt is empty; give --prompt some text")
             ids = self.tokenizer.encode(prompt)
         else:
-            ids = self.tokenizer.encode(self.render(prompt), add_special_tokens=False)
+            return self.chat_prompt(prompt).ids
+        return self._fitting(ids)
+
+    def chat_prompt(
+        self, messages: Sequence[Message], options: ChatOptions | None = None
+    ) -> Prompt:
+        """Messages through the chat template. Raises what `prompt_ids` and `render` raise."""
+        rendering = (options or ChatOptions()).rendering(messages)
+        template = self._require_template()
+        text = template.render(messages, **rendering)
+        rules = None
+        if self.thought_markers is not None:
+            beginning = template.beginning(text, messages, **rendering)
+            rules = ThoughtRules(self.thought_markers, beginning)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return Prompt(text, self._fitting(ids), rules)
+
+    def _fitting(self, ids: list[int]) -> list[int]:
         context = self.session.context
         if len(ids) > context:
             raise ResourceError(
@@ -72,17 +160,22 @@ class Model:
             )
         return ids
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], options: ChatOptions | None = None) -> str:
         """The text of a conversation, ready for the model's answer.
 
-        Raises ConfigError when the model has no chat template or its template refuses.
+        Raises ConfigError when the model has no chat template or its template refuses, ModelError
+        when its template is broken.
         """
+        rendering = (options or ChatOptions()).rendering(messages)
+        return self._require_template().render(messages, **rendering)
+
+    def _require_template(self) -> ChatTemplate:
         if self.chat_template is None:
             raise ConfigError(
                 f"{self.bundle.path} has no chat template (it is not a chat model); send the "
-                "prompt as it is (--raw)"
+                "prompt as it is (--raw), or give one by --chat-template FILE"
             )
-        return self.chat_template.render(messages)
+        return self.chat_template
 
     def generate(
         self,
@@ -96,12 +189,15 @@ class Model:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        chat: ChatOptions | None = None,
     ) -> Generation:
         """The model's continuation of a text, or its answer to messages.
 
         Greedy unless temperature is above 0 (the rest: `Sampling`). max_new_tokens: None generates
-        to a stop or the end of the context. Raises ConfigError and ResourceError on bad input.
+        to a stop or the end of the context. stop_token_ids: beside the model's own. chat: of
+        messages. Raises ConfigError and ResourceError on bad input.
         """
         return self.stream(
             prompt,
@@ -113,7 +209,9 @@ class Model:
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop=stop,
+            stop_token_ids=stop_token_ids,
             ignore_eos=ignore_eos,
+            chat=chat,
         ).finish()
 
     def stream(
@@ -128,24 +226,35 @@ class Model:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        chat: ChatOptions | None = None,
         reuse_cache: bool = False,
         cancelled: Callable[[], bool] | None = None,
     ) -> TextStream:
         """As `generate`, in pieces of text as they come; `.result` of the stream at its end.
+
+        Thoughts are in `.pieces()` and in the result.
 
         reuse_cache: keep the part of the KV cache that the prompt shares with what ran before.
         cancelled: asked before every execution; True ends the stream.
         """
         started = time.perf_counter()
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        if isinstance(prompt, str):
+            ids, thoughts = self.prompt_ids(prompt), None
+        else:
+            made = self.chat_prompt(prompt, chat)
+            ids, thoughts = made.ids, made.thoughts
         request = Request(
-            prompt_ids=self.prompt_ids(prompt),
+            prompt_ids=ids,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=tuple(stop),
-            stop_token_ids=frozenset() if ignore_eos else self.stop_token_ids,
+            stop_token_ids=frozenset(stop_token_ids)
+            | (frozenset() if ignore_eos else self.stop_token_ids),
             cancelled=cancelled,
+            thoughts=thoughts,
         )
         return self.stream_request(request, reuse_cache=reuse_cache, started=started)
 
@@ -190,15 +299,17 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     verify: bool = True,
+    chat_template: str | Path | None = None,
     observer: Callable[[float, str], None] | None = None,
 ) -> Model:
     """Open a bundle and load it into the backend of its runtime.
 
     context: tokens of the KV cache, at most what the bundle was exported for, which is the
     default. threads: CPU threads; default: the physical cores. verify: compare the files with the
-    manifest's hashes. observer: called while an engine is built first: (part done, a word).
-    Raises ArtifactError for what is not a sound bundle, RuntimeUnavailableError when this machine
-    cannot execute it, ConfigError for impossible options, ResourceError when memory runs out.
+    manifest's hashes. chat_template: a file in place of the model's own. observer: called while an
+    engine is built first: (part done, a word). Raises ArtifactError for what is not a sound
+    bundle, RuntimeUnavailableError when this machine cannot execute it, ConfigError for impossible
+    options, ResourceError when memory runs out.
     """
     directory = Path(path).expanduser()
     _refuse_models(directory, str(path))
@@ -207,7 +318,11 @@ def load(
     verified = time.perf_counter()
     check_context(bundle, context)
     tokenizer = Tokenizer(directory)
-    template = load_chat_template(directory, tokenizer.special_tokens)
+    if chat_template is None:
+        template = load_chat_template(directory, tokenizer.special_tokens)
+    else:
+        file = Path(chat_template).expanduser()
+        template = read_chat_template(file, tokenizer.special_tokens)
     # The runtime's own library is no part of what the bundle takes.
     load_backend(bundle)
     before = read_process_memory()

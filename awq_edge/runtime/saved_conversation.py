@@ -18,12 +18,13 @@ _LARGEST_FILE = 16_000_000
 
 
 class SavedMessage(BaseModel):
-    """One message, as chat templates see it."""
+    """One message, as chat templates see it. reasoning_content: the thoughts before an answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     role: Literal["system", "user", "assistant"]
     content: str
+    reasoning_content: str | None = None
 
 
 class SavedConversation(BaseModel):
@@ -61,7 +62,8 @@ def save(path: Path, conversation: SavedConversation) -> None:
             raise ConfigError(f"{path} is there and is no saved conversation; choose another name")
         with atomic_file(path) as work:
             work.touch(mode=0o600)
-            work.write_text(conversation.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            text = conversation.model_dump_json(indent=2, exclude_none=True)
+            work.write_text(text + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: cannot be written: {reason}") from None

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from awq_edge.errors import ConfigError, ModelError
@@ -45,6 +46,7 @@ class Tokenizer:
         self.directory = directory
         self.config = _optional_json(directory / "tokenizer_config.json")
         self.special_tokens = _special_tokens(directory, self.config)
+        _add_tokens(self._backend, directory, self.config, self.special_tokens)
         self.bos_token_id = self._special_id("bos_token")
         self.eos_token_id = self._special_id("eos_token")
         # The tokenizer.json of some older models has no rule for the BOS that this key asks for.
@@ -66,8 +68,9 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; with add_special_tokens, as the model expects a text to begin.
 
-        A text that a chat template made has its special tokens already. Raises ConfigError for a
-        text that is no Unicode (what Python makes of undecodable arguments).
+        A text that a chat template made has its special tokens already: a BOS that it begins with
+        is not doubled. Raises ConfigError for a text that is no Unicode (what Python makes of
+        undecodable arguments).
         """
         try:
             text.encode("utf-8")
@@ -80,6 +83,11 @@ class Tokenizer:
         bos = self.bos_token_id
         if add_special_tokens and self._ensure_bos and bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
+        written = self.special_tokens.get("bos_token")
+        if add_special_tokens and ids[:2] == [bos, bos] and written and text.startswith(written):
+            twice = len(written)
+            if not text.startswith(written, twice):  # unless it is there twice
+                del ids[0]
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -99,6 +107,24 @@ class Tokenizer:
             [number for number, token in added.items() if token.special]
             + [number for number in named if number is not None]
         )
+
+    def special_texts(self) -> dict[int, str]:
+        """The names of the special tokens, which `decode` leaves out, by id."""
+        added = self._backend.get_added_tokens_decoder()
+        return {number: token.content for number, token in added.items() if token.special}
+
+    def leading_added_token(self, text: str) -> int | None:
+        """The id of the added token that a text begins with, or None."""
+        added = self._backend.get_added_tokens_decoder()
+        matching = {
+            t.content: i for i, t in added.items() if t.content and text.startswith(t.content)
+        }
+        return matching[max(matching, key=len)] if matching else None
+
+    def added_texts(self) -> frozenset[str]:
+        """The texts of all added tokens, special or not."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token.content for token in added.values())
 
     def starts_with_special_token(self, text: str) -> bool:
         """Whether the tokenizer splits `text` behind an added token at its very beginning."""
@@ -188,6 +214,60 @@ def stop_token_ids(tokenizer: Tokenizer, manifest_ids: Iterable[int]) -> frozens
 
 def _optional_json(path: Path) -> Mapping[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _add_tokens(
+    backend: Backend,
+    directory: Path,
+    config: Mapping[str, Any],
+    special_tokens: Mapping[str, str],
+) -> None:
+    """Tokens that tokenizer_config.json, added_tokens.json or the named special tokens have and
+    tokenizer.json has not, in the order of their ids, as transformers adds them.
+
+    Raises ModelError where one gets another id than its file says.
+    """
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    special = set(special_tokens.values())
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more: Any = config.get(key)
+        values = list(more.values()) if isinstance(more, dict) else more
+        for value in values if isinstance(values, list) else ():
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                special.add(text)
+    wanted: dict[str, tuple[int, AddedToken]] = {}
+    decoder = config.get("added_tokens_decoder")
+    for number, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str) and number.isdecimal():
+            flags = {name: entry.get(name) is True for name in ("lstrip", "rstrip", "single_word")}
+            is_special = entry.get("special") is True
+            normalized = entry.get("normalized", not is_special) is True
+            token = AddedToken(entry["content"], special=is_special, normalized=normalized, **flags)
+            wanted[entry["content"]] = (int(number), token)
+    for text, number in _optional_json(directory / "added_tokens.json").items():
+        if type(number) is int and text not in wanted:
+            token = AddedToken(text, special=text in special, normalized=text not in special)
+            wanted[text] = (number, token)
+    for text, (number, token) in sorted(wanted.items(), key=lambda item: item[1][0]):
+        if text in known or not text:
+            continue
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        got = backend.token_to_id(text)
+        if got != number:
+            raise ModelError(
+                f"{directory}: the added token {text[:40]!r} has the id {number} by "
+                f"tokenizer_config.json or added_tokens.json, and {got} behind the tokens of "
+                "tokenizer.json; the files do not belong together: save the tokenizer again with "
+                "transformers' AutoTokenizer.save_pretrained"
+            )
+    # A special token that is an ordinary entry of the vocabulary would be cut, and shown.
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    named = [t for t in sorted(special - added) if t and backend.token_to_id(t) is not None]
+    # What ends a turn may stand in no vocabulary at all; it gets the next id.
+    ends = [special_tokens.get(name, "") for name in ("bos_token", "eos_token")]
+    named += [t for t in ends if t and backend.token_to_id(t) is None]
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in named])
 
 
 def _special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,333 @@
+"""Thoughts of a reasoning model, told apart from its answer while the text comes.
+
+    <think> 2 + 2 ... </think>   The answer is 4.
+            └── thoughts ─┘      └─── answer ───┘
+
+Which markers a model has is read from its chat template and its added tokens. Where the template
+opens the thoughts itself, the text begins inside them. Markers count at the beginning of an answer
+alone: one that the model writes later, or that a user wrote, is text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from awq_edge.runtime.session import Float32
+
+# undecided: nothing but what may become a marker has come.
+State = Literal["undecided", "thoughts", "answer"]
+
+# Of DeepSeek, Qwen, SmolLM, Phi and most others first: a template that explains another pair to
+# its model, as SmolLM3's does, has this one too.
+_PAIRS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("◁think▷", "◁/think▷"),  # Kimi
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # OpenThinker
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+)
+# gpt-oss: <|start|>assistant<|channel|>analysis<|message|>...<|end|>
+_CHANNEL, _MESSAGE = "<|channel|>", "<|message|>"
+_CHANNEL_TOKENS = ("<|start|>", _CHANNEL, _MESSAGE, "<|end|>", "<|return|>", "<|call|>")
+_CHANNEL_TOKEN = re.compile("|".join(re.escape(token) for token in _CHANNEL_TOKENS))
+_LONGEST_HEADER = 200  # characters of a role, a channel's name and its recipient
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """A piece of what a model says. thought: it belongs to the thoughts."""
+
+    text: str
+    thought: bool = False
+
+
+@dataclass(frozen=True)
+class ThoughtMarkers:
+    """What a model writes around its thoughts; `channels`: gpt-oss's form in place of a pair."""
+
+    opening: str
+    closing: str
+    channels: bool = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text that is looked for."""
+        return _CHANNEL_TOKENS if self.channels else (self.opening, self.closing)
+
+    def splitter(self, beginning: str) -> ThoughtSplitter:
+        """A splitter of the text behind `beginning`, which is what of the answer's turn is in the
+        prompt: what the template opens the turn with, and the text of an answer to be continued."""
+        return _ChannelSplitter(beginning) if self.channels else _PairSplitter(self, beginning)
+
+
+class ThoughtSplitter(Protocol):
+    """Takes a text in any pieces; gives out thoughts and answer, without markers."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether a marker came that ends the answer."""
+        ...
+
+    def push(self, text: str, *, special: bool = False) -> list[TextPiece]:
+        """What is certain now. special: the text of a special token, which is never given out."""
+        ...
+
+    def flush(self) -> list[TextPiece]:
+        """What was held back, when the text has ended."""
+        ...
+
+
+def find_markers(source: str, added_tokens: Collection[str]) -> ThoughtMarkers | None:
+    """The markers of a model by its template's source, else by its added tokens; None: it has none.
+
+    A template that names one marker of a pair is enough: many open or cut the thoughts alone.
+    """
+    if _CHANNEL in source and _MESSAGE in source:
+        return ThoughtMarkers(_CHANNEL, "", channels=True)
+    for opening, closing in _PAIRS:
+        if opening in source or closing in source:
+            return ThoughtMarkers(opening, closing)
+    for opening, closing in _PAIRS:
+        if opening in added_tokens and closing in added_tokens:
+            return ThoughtMarkers(opening, closing)
+    return None
+
+
+class HeldText:
+    """Text that is not given out yet; characters of special tokens are marked."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._special: list[bool] = []
+
+    def append(self, text: str, special: bool) -> None:
+        self.text += text
+        self._special += [special] * len(text)
+
+    def take(self, count: int) -> str:
+        """Remove the first characters; those of them that are shown."""
+        taken, special = self.text[:count], self._special[:count]
+        self.text, self._special = self.text[count:], self._special[count:]
+        return "".join(c for c, hidden in zip(taken, special, strict=True) if not hidden)
+
+    def strip_left(self) -> None:
+        self.take(len(self.text) - len(self.text.lstrip()))
+
+
+class _PairSplitter:
+    """Implements `ThoughtSplitter` for an opening and a closing marker."""
+
+    def __init__(self, markers: ThoughtMarkers, beginning: str) -> None:
+        self._markers = markers
+        self._held = HeldText()
+        self._fresh = True  # only blanks came since the last marker
+        opened, closed = beginning.rfind(markers.opening), beginning.rfind(markers.closing)
+        self._state: State = "undecided"
+        if opened > closed:
+            self._state = "thoughts"
+            self._fresh = not beginning[opened + len(markers.opening) :].strip()
+        elif closed >= 0:
+            self._state, self._fresh = "answer", False
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def ended(self) -> bool:
+        return False
+
+    def push(self, text: str, *, special: bool = False) -> list[TextPiece]:
+        self._held.append(text, special)
+        pieces: list[TextPiece] = []
+        if self._state == "undecided" and not self._opened():
+            return pieces
+        if self._state == "thoughts" and not self._closed(pieces):
+            return pieces
+        if self._fresh:
+            self._held.strip_left()
+        if shown := self._held.take(len(self._held.text)):
+            self._fresh = False
+            pieces.append(TextPiece(shown))
+        return pieces
+
+    def flush(self) -> list[TextPiece]:
+        thought = self._state == "thoughts"
+        text = self._held.take(len(self._held.text))
+        text = text.rstrip() if thought else text
+        return [TextPiece(text, thought)] if text else []
+
+    def _opened(self) -> bool:
+        """Whether it is certain what the text begins with."""
+        opening, begin = self._markers.opening, self._held.text.lstrip()
+        if begin.startswith(opening):
+            self._held.strip_left()
+            self._held.take(len(opening))
+            self._state = "thoughts"
+        elif not opening.startswith(begin):
+            self._state, self._fresh = "answer", False
+        return self._state != "undecided"
+
+    def _closed(self, pieces: list[TextPiece]) -> bool:
+        """Give out what are thoughts; whether they have ended."""
+        held, opening, closing = self._held, self._markers.opening, self._markers.closing
+        if self._fresh:
+            held.strip_left()
+            if held.text.startswith(opening):  # some models repeat what the template wrote
+                held.take(len(opening))
+                held.strip_left()
+            elif opening.startswith(held.text):
+                return False
+            self._fresh = not held.text
+        place = held.text.find(closing)
+        # Blanks before the closing marker belong to it.
+        end = len(held.text) - overlap(held.text, closing) if place < 0 else place
+        if text := held.take(len(held.text[:end].rstrip())):
+            pieces.append(TextPiece(text, thought=True))
+        if place < 0:
+            return False
+        held.strip_left()
+        held.take(len(closing))
+        self._state, self._fresh = "answer", True
+        return True
+
+
+class _ChannelSplitter:
+    """Implements `ThoughtSplitter` for gpt-oss: the channel `final` is the answer."""
+
+    def __init__(self, beginning: str) -> None:
+        self._held = HeldText()
+        self._state: State = "undecided"
+        self._header: str | None = ""  # None inside a message
+        self._ended = False
+        self.push(beginning)
+        if self._state == "undecided":  # the header's role is in the prompt
+            self._header = ""
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    def push(self, text: str, *, special: bool = False) -> list[TextPiece]:
+        held, pieces = self._held, list[TextPiece]()
+        held.append(text, special)
+        while match := _CHANNEL_TOKEN.search(held.text):
+            self._text(held.take(match.start()), pieces)
+            held.take(len(match[0]))
+            self._marker(match[0])
+        rest = len(held.text) - max(overlap(held.text, token) for token in _CHANNEL_TOKENS)
+        self._text(held.take(rest), pieces)
+        return pieces
+
+    def flush(self) -> list[TextPiece]:
+        pieces: list[TextPiece] = []
+        self._text(self._held.take(len(self._held.text)), pieces)
+        if self._state == "undecided" and self._header:
+            pieces.append(TextPiece(self._header))
+        return pieces
+
+    def _marker(self, marker: str) -> None:
+        if marker == _MESSAGE:
+            words = (self._header or "final").split()
+            self._state = "answer" if words[:1] == ["final"] else "thoughts"
+            self._header = None
+        elif marker in ("<|return|>", "<|call|>") or self._state == "answer":
+            self._ended = True
+        else:
+            self._header = ""
+
+    def _text(self, text: str, pieces: list[TextPiece]) -> None:
+        if self._ended or not text:
+            return
+        if self._header is None:
+            pieces.append(TextPiece(text, self._state == "thoughts"))
+            return
+        self._header += text
+        if self._state == "undecided" and (
+            "\n" in self._header or len(self._header) > _LONGEST_HEADER
+        ):
+            # A model that does not keep to the form: all of it is the answer.
+            pieces.append(TextPiece(self._header))
+            self._state, self._header = "answer", None
+
+
+class AnswerConstraint:
+    """Implements `Constraint`: one that begins behind the thoughts.
+
+    Where it is undecided whether there will be any, their opening marker is allowed beside what
+    the constraint allows. Thoughts are free, but do not end the whole.
+    """
+
+    def __init__(
+        self,
+        answer: _Constraint,
+        splitter: ThoughtSplitter,
+        opening: Sequence[int],
+        stops: Collection[int],
+    ) -> None:
+        """opening: ids of the opening marker. stops: ids that end an answer."""
+        self._answer = answer
+        self._splitter = splitter
+        self._opening = list(opening)
+        self._stops = list(stops)
+        self._opened = 0  # ids of the opening marker that have come
+        self._answering = False
+
+    def mask(self, logits: Float32) -> Float32:
+        self._answering |= self._splitter.state == "answer"
+        if self._answering:
+            return self._answer.mask(logits)
+        if self._splitter.state == "undecided" and self._opened < len(self._opening):
+            token = self._opening[self._opened]
+            if self._opened:
+                masked: Float32 = np.full_like(logits, -np.inf)
+            else:
+                masked = self._answer.mask(logits)
+            masked[token] = logits[token]
+            return masked
+        masked = logits.copy()
+        masked[[token for token in self._stops if token < len(masked)]] = -np.inf
+        return masked
+
+    def accept(self, token_id: int) -> bool:
+        if not self._answering and self._splitter.state == "undecided":
+            expected = self._opening[self._opened : self._opened + 1]
+            if self._opened >= len(self._opening) or [token_id] == expected:
+                self._opened += 1
+                return False
+            self._answering = True
+        return self._answering and self._answer.accept(token_id)
+
+
+class _Constraint(Protocol):
+    """`awq_edge.runtime.generation.Constraint`, which imports this module."""
+
+    def mask(self, logits: Float32) -> Float32: ...
+
+    def accept(self, token_id: int) -> bool: ...
+
+
+def overlap(text: str, wanted: str) -> int:
+    """Length of the longest end of `text` that begins `wanted` without being all of it."""
+    for length in range(min(len(text), len(wanted) - 1), 0, -1):
+        if text.endswith(wanted[:length]):
+            return length
+    return 0
