@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from awq_edge.cache import cache_directory
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 from awq_edge.input_files import parse_model, read_bytes
+from awq_edge.sampling_keys import SamplingKeys
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22  # bytes read at a time when hashing
@@ -70,7 +71,8 @@ class BundleManifest(BaseModel):
     plugin: of graphs for TensorRT, what linears and attention are; plugin is None where both are
     TensorRT's own or, with linear "plugin", nothing is quantized. bits, group_size,
     scheme: of most weights of the blocks. other_formats: linears of blocks that differ from that,
-    by full name, in words. source: what the bundle was made from.
+    by full name, in words. sampling: what chat and serve draw by; None: the model names nothing, or
+    the bundle is of before. source: what the bundle was made from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -110,6 +112,7 @@ class BundleManifest(BaseModel):
     other_formats: dict[str, str] = {}
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    sampling: SamplingKeys | None = None
     # Bytes in the weight file by part: "embedding", "blocks", "lm_head", "tables".
     part_bytes: dict[str, int]
     # Bytes of weights that one decoded token reads (the embedding counts one row).

@@ -6,7 +6,7 @@ Stages do not know each other; here they are put one behind the other.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from awq_edge.layouts import quantization_config
 from awq_edge.lm_head import for_export
 from awq_edge.model_files import resolve_model
 from awq_edge.recipe import Recipe, list_recipes, load_recipe
+from awq_edge.sampling_keys import SamplingKeys, check_sampling
 
 if TYPE_CHECKING:
     from awq_edge.quantizer import QuantizedCheckpoint
@@ -139,6 +140,7 @@ def export(
     activation_dtype: str | None = None,
     linear: str | None = None,
     attention: str | None = None,
+    sampling: SamplingKeys | Mapping[str, float] | None = None,
     calibration: str | Path | None = None,
     samples: int | None = None,
     length: int | None = None,
@@ -154,7 +156,8 @@ def export(
     model: a directory, a hub id, or "demo"; a checkpoint that is quantized already is exported as
     it is, and arguments that contradict it are refused. recipe: None for "cpu", or for the recipe
     that is called as the runtime. runtime: None for the recipe's. context: tokens of the KV cache.
-    linear, attention: "plugin" or "native", for TensorRT only. The other arguments: see `quantize`.
+    linear, attention: "plugin" or "native", for TensorRT only. sampling: keys of how chat and serve
+    draw, in the place of the model's own: {"temperature": 0.6}. The others: see `quantize`.
     Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.exporter import (
@@ -166,6 +169,8 @@ def export(
     )
 
     out = Path(out)
+    if sampling is not None and not isinstance(sampling, SamplingKeys):
+        sampling = check_sampling(sampling, "sampling")
     work = _executor(executor)
     loaded = _recipe(_default_recipe(runtime) if recipe is None else recipe)
     # By name, before the recipe is asked for what such a runtime needs.
@@ -218,6 +223,7 @@ def export(
             model_name=name,
             context=context,
             lm_head_bits=lm_head_bits,
+            sampling=sampling,
             overwrite=overwrite,
             observer=observer,
         )
@@ -254,6 +260,7 @@ def export(
             model_name=name,
             context=context,
             lm_head_bits=lm_head_bits,
+            sampling=sampling,
             overwrite=overwrite,
             observer=observer,
         )

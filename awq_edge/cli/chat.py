@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.cli.sampling_options import (
+    MinPOption,
+    RepetitionPenaltyOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    sampling_keys,
+)
 from awq_edge.terminal_text import one_line, printable
 
 if TYPE_CHECKING:
@@ -24,9 +32,11 @@ def chat(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Tokens of one answer.  [default: until the model stops]")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest; 0: from all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that sum to p.")] = 1.0,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a drawn answer.")] = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
@@ -45,13 +55,14 @@ def chat(
     from awq_edge.runtime.model import load
     from awq_edge.runtime.sampling import Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, seed=seed)
+    keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
     with (
         build_progress(open_console(stderr=True)) as building,
         load(bundle, context=context, threads=threads, observer=building) as model,
     ):
+        sampling = Sampling.of(keys.over(model.sampling), seed)
         conversation = Conversation(
             model, system=system, sampling=sampling, max_new_tokens=max_new_tokens
         )

@@ -93,6 +93,14 @@ def export(
         str | None,
         typer.Option(help="TensorRT: plugin or native layers.  [default: the recipe's]"),
     ] = None,
+    sampling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=NUMBER,...|greedy",
+            help="How chat and serve draw: temperature, top_k, top_p, min_p, repetition_penalty.  "
+            "[default: the model's own]",
+        ),
+    ] = None,
     calibration: CalibrationOption = None,
     samples: SamplesOption = None,
     length: LengthOption = None,
@@ -110,6 +118,7 @@ def export(
     from awq_edge.cli.progress import block_progress
     from awq_edge.executor_options import ExecutorOptions
     from awq_edge.pipeline import export as export_stage
+    from awq_edge.sampling_keys import parse_sampling
 
     with block_progress(open_console(stderr=True)) as observer:
         bundle = export_stage(
@@ -128,6 +137,7 @@ def export(
             activation_dtype=activation_dtype,
             linear=linear,
             attention=attention,
+            sampling=None if sampling is None else parse_sampling(sampling, "--sampling"),
             calibration=calibration,
             samples=samples,
             length=length,

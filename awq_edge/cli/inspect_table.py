@@ -125,6 +125,10 @@ def _facts(found: Inspection) -> Table:
             f"{target.runtime}{newest}{opset}, {target.activation_dtype}{accuracy}, prefill chunk "
             f"{target.prefill_chunk}",
         )
+    if found.sampling is not None:
+        of = {"bundle": "the bundle's", "model": "the model's", "default": "it names none"}
+        drawn = f"{found.sampling.keys} ({of[found.sampling.source]})"
+        table.add_row("chat and serve draw", drawn)
     if made.calibration:
         table.add_row("calibration", made.calibration)
     for name, value in made.source.items():

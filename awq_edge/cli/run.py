@@ -8,6 +8,15 @@ from typing import Annotated
 
 import typer
 
+from awq_edge.cli.sampling_options import (
+    MinPOption,
+    RepetitionPenaltyOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    sampling_keys,
+)
+
 # What a bare `awq-edge run BUNDLE` continues.
 _DEFAULT_PROMPT = "Once upon a time"
 
@@ -24,13 +33,15 @@ def run(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Tokens to generate.  [default: 128, or as many as fit]")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest; 0: from all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that sum to p.")] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(help="Draw from those at least p times as likely as the likeliest.")
-    ] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="1 is none.")] = 1.0,
+    sample: Annotated[
+        bool,
+        typer.Option("--sample", help="Draw as chat and serve do; else the likeliest token."),
+    ] = False,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Repeats a drawn text.  [default: random, reported]")
     ] = None,
@@ -66,12 +77,11 @@ def run(
     from awq_edge.cli.run_table import print_report
     from awq_edge.runtime.run import PromptFormat
     from awq_edge.runtime.run import run as run_stage
-    from awq_edge.runtime.sampling import Sampling
 
     target = JsonTarget(json_to)
     text = _prompt(prompt, prompt_file)
     formats: dict[bool | None, PromptFormat] = {None: "auto", True: "chat", False: "raw"}
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
     out = target.text_stream
 
     def show(piece: str) -> None:
@@ -83,7 +93,9 @@ def run(
             text,
             prompt_format=formats[chat],
             max_new_tokens=max_new_tokens,
-            sampling=sampling,
+            sampling=keys,
+            sample=sample,
+            seed=seed,
             stop=stop or (),
             ignore_eos=ignore_eos,
             context=context,

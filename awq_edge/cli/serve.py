@@ -9,6 +9,14 @@ from typing import Annotated
 
 import typer
 
+from awq_edge.cli.sampling_options import (
+    MinPOption,
+    RepetitionPenaltyOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    sampling_keys,
+)
 from awq_edge.terminal_text import one_line
 
 
@@ -35,6 +43,11 @@ def serve(
     model_name: Annotated[
         str | None, typer.Option(help="What clients call it.  [default: as exported]")
     ] = None,
+    temperature: TemperatureOption = None,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
     ] = None,
@@ -66,6 +79,7 @@ def serve(
         )
     if api_key is not None and api_key != api_key.strip():
         raise ConfigError("--api-key (or AWQ_EDGE_API_KEY) has blanks around it; remove them")
+    keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
     with bind(host, port) as sock:
         if api_key is None and not is_loopback(sock):
             _say(
@@ -80,6 +94,7 @@ def serve(
             api_key=api_key,
             model_name=model_name,
             local=is_loopback(sock),
+            sampling=keys,
         )
         if run_server(service, sock, _say):
             model.close()

@@ -33,6 +33,7 @@ from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.model_files import ModelFiles
 from awq_edge.provenance import source_commit
 from awq_edge.recipe import QuantizationDefaults, Recipe
+from awq_edge.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
 
 RECIPE_FILE = "recipe.json"
 # What manifest, recipe and the file system's own blocks take beside the files that are counted.
@@ -49,6 +50,7 @@ def export_checkpoint(
     model_name: str,
     context: int | None = None,
     lm_head_bits: int | None = None,
+    sampling: SamplingKeys | None = None,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> Bundle:
@@ -57,7 +59,8 @@ def export_checkpoint(
     checkpoint: a directory; one without quantization_config is exported unquantized, whatever the
     recipe's method. recipe: names the runtime. model_name: as reports call it. context: tokens of
     the KV cache; None for the recipe's, clipped to what the model allows. lm_head_bits: 4, 8 or
-    16; None for the recipe's, or 16 with an unquantized model. observer: called with the megabytes
+    16; None for the recipe's, or 16 with an unquantized model. sampling: keys in the place of the
+    model's own set, for chat and serve. observer: called with the megabytes
     written, their number, and a word.
 
     Peak memory is the largest tensor and some 300 MB, whatever the size of the model.
@@ -85,6 +88,7 @@ def export_checkpoint(
     with atomic_directory(out, overwrite=overwrite) as work:
         files = _write_files(work, source.files, lowered, model, plan, recipe, observer)
         manifest = _manifest(source, recipe, lowered, model, plan, files, model_name, unquantized)
+        manifest = manifest.model_copy(update={"sampling": bundle_sampling(source.files, sampling)})
         text = manifest.model_dump_json(indent=2)
         (work / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return Bundle(out, manifest)
@@ -98,6 +102,7 @@ def check_export(
     lowering = require_lowering(recipe.runtime.backend)
     lowering.check_recipe(recipe)
     checkpoint = Checkpoint.open(model)
+    bundle_sampling(checkpoint.files, None)
     missing = unsupported(checkpoint.decoder)
     if missing is not None:
         raise ModelError(
@@ -130,6 +135,15 @@ def check_export(
                 f"with bits {bits}; leave it out"
             )
     return lowering
+
+
+def bundle_sampling(files: ModelFiles, asked: SamplingKeys | None) -> SamplingKeys | None:
+    """The model's own set with the keys that were asked for; None where there is neither.
+
+    Raises ModelError for values of generation_config.json that cannot be.
+    """
+    own = sampling_of(files.generation_config(), files.path / GENERATION_CONFIG)
+    return own if asked is None else asked.over(own or FALLBACK)
 
 
 def resolved_recipe(

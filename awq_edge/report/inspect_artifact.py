@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from awq_edge.artifacts import MANIFEST
-from awq_edge.errors import ConfigError
+from awq_edge.artifacts import MANIFEST, Bundle
+from awq_edge.errors import ConfigError, ModelError
+from awq_edge.model_files import read_json
 from awq_edge.report.inspect_bundle import inspect_bundle
 from awq_edge.report.inspect_model import inspect_model
-from awq_edge.report.inspection import Inspection
+from awq_edge.report.inspection import Inspection, SamplingPart
+from awq_edge.sampling_keys import FALLBACK, GENERATION_CONFIG, sampling_of
 
 
 def inspect_artifact(path: Path, *, hashes: bool = False, verify: bool = False) -> Inspection:
@@ -23,7 +26,7 @@ def inspect_artifact(path: Path, *, hashes: bool = False, verify: bool = False) 
         what = "is a file" if path.exists() else "does not exist"
         raise ConfigError(f"{path} {what}; give the directory of a bundle, a checkpoint or a model")
     if (path / MANIFEST).exists():
-        return inspect_bundle(path, verify=verify)
+        return _with_sampling(path, inspect_bundle(path, verify=verify))
     if not (path / "config.json").exists():
         raise ConfigError(
             f"{path} is neither a bundle (it has no {MANIFEST}) nor a checkpoint or model (it has "
@@ -34,4 +37,23 @@ def inspect_artifact(path: Path, *, hashes: bool = False, verify: bool = False) 
             f"--verify: {path} has no {MANIFEST} to compare with, as bundles have; --hashes gives "
             "the sha256 of its files"
         )
-    return inspect_model(path, hashes=hashes)
+    return _with_sampling(path, inspect_model(path, hashes=hashes))
+
+
+def _with_sampling(path: Path, found: Inspection) -> Inspection:
+    """With what chat and serve draw by; where that cannot be told, a note says why."""
+    bundle = None
+    if found.kind == "bundle":
+        bundle = Bundle.open(path, verify=False).manifest.sampling
+    source: Literal["bundle", "model", "default"] = "bundle"
+    keys = bundle
+    if keys is None:
+        file = path / GENERATION_CONFIG
+        try:
+            keys = sampling_of(read_json(file), file) if file.exists() else None
+        except ModelError as error:
+            note = f"how chat and serve draw is not known: {error}"
+            return found.model_copy(update={"notes": (*found.notes, note)})
+        source = "default" if keys is None else "model"
+    part = SamplingPart(keys=keys or FALLBACK, source=source)
+    return found.model_copy(update={"sampling": part})

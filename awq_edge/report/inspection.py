@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from awq_edge.sampling_keys import SamplingKeys
+
 Kind = Literal[
     "model",
     "autoawq checkpoint",
@@ -59,6 +61,16 @@ class BundlePart(_Part):
     accuracy_level: int | None
     prefill_chunk: int
     lm_head_bits: int
+
+
+class SamplingPart(_Part):
+    """What chat and serve draw by, where no flag and no request says otherwise.
+
+    source: bundle (its export), model (generation_config.json), or default: it names none.
+    """
+
+    keys: SamplingKeys
+    source: Literal["bundle", "model", "default"]
 
 
 class WeightPart(_Part):
@@ -124,6 +136,7 @@ class Inspection(_Part):
     architecture: ArchitecturePart | None
     quantization: QuantizationPart | None
     bundle: BundlePart | None
+    sampling: SamplingPart | None = None
     parameters: int | None
     size: int
     weight_bytes: int

@@ -13,6 +13,7 @@ from typing import Any
 from awq_edge.artifacts import MANIFEST, Bundle, BundleManifest
 from awq_edge.backends import load_backend, open_session
 from awq_edge.errors import ArtifactError, ConfigError, ModelError, ResourceError
+from awq_edge.input_files import read_json
 from awq_edge.runtime.chat_template import (
     ChatTemplate,
     Message,
@@ -25,6 +26,7 @@ from awq_edge.runtime.sampling import Sampling
 from awq_edge.runtime.session import Session, SessionOptions, check_context
 from awq_edge.runtime.thoughts import ThoughtMarkers, find_markers
 from awq_edge.runtime.tokenizer import Tokenizer, stop_token_ids
+from awq_edge.sampling_keys import GENERATION_CONFIG, SamplingKeys, default_sampling
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,17 @@ class Model:
     @property
     def manifest(self) -> BundleManifest:
         return self.bundle.manifest
+
+    @functools.cached_property
+    def sampling(self) -> SamplingKeys:
+        """What chat and serve draw by: the bundle's set, the model's, or the project's.
+
+        Raises ModelError where the model's cannot be.
+        """
+        path = self.bundle.path / GENERATION_CONFIG
+        return default_sampling(
+            self.manifest.sampling, read_json(path) if path.exists() else {}, path
+        )
 
     def prompt_ids(self, prompt: str | Sequence[Message]) -> list[int]:
         """Token ids of a text, taken as it is, or of messages, through the chat template.

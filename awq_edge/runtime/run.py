@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from awq_edge.runtime.generation import Request
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.sampling import Sampling
+from awq_edge.sampling_keys import SamplingKeys
 
 PromptFormat = Literal["auto", "raw", "chat"]
 # Tokens that are generated when no number is asked for, or as many as fit.
@@ -26,7 +28,9 @@ def run(
     *,
     prompt_format: PromptFormat = "auto",
     max_new_tokens: int | None = None,
-    sampling: Sampling | None = None,
+    sampling: Sampling | SamplingKeys | None = None,
+    sample: bool = False,
+    seed: int | None = None,
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
     context: int | None = None,
@@ -39,13 +43,14 @@ def run(
 
     prompt_format: "raw" sends the text as it is, "chat" as a user's message through the model's
     chat template, "auto" the latter where there is one. max_new_tokens: None means 128, or to the
-    end of the context where fewer fit. on_text: called with every piece of text. cancelled: asked
-    before every step; what ran until then is reported. observer: see `load`. Raises what `load`
-    and `Model.stream` raise.
+    end of the context where fewer fit. sampling: None is greedy. sample: draw by the bundle's own
+    set, as chat and serve do; keys in `sampling` take the place of its own. Keys that only matter
+    where tokens are drawn (top_k, top_p, min_p without a temperature) ask for that too. on_text:
+    called with every piece of text. cancelled: asked before every step; what ran until then is
+    reported. observer: see `load`. Raises what `load` and `Model.stream` raise.
     """
     if not prompt:
         raise ConfigError("the prompt is empty; give --prompt some text")
-    sampling = sampling or Sampling()
     with load(bundle, context=context, threads=threads, observer=observer) as model:
         started = time.perf_counter()
         chat = _wants_chat(model, prompt_format)
@@ -56,7 +61,7 @@ def run(
         request = Request(
             prompt_ids=ids,
             max_new_tokens=max_new_tokens,
-            sampling=sampling,
+            sampling=_sampling(model, sampling or SamplingKeys(), sample, seed),
             stop=tuple(stop),
             stop_token_ids=frozenset() if ignore_eos else model.stop_token_ids,
             cancelled=cancelled,
@@ -78,6 +83,17 @@ def run(
             device_bandwidth=measured,
             bandwidth_source="measured",
         )
+
+
+def _sampling(
+    model: Model, asked: Sampling | SamplingKeys, sample: bool, seed: int | None
+) -> Sampling:
+    if isinstance(asked, Sampling):
+        return asked if seed is None else replace(asked, seed=seed)
+    filters = (asked.top_k, asked.top_p, asked.min_p)
+    if sample or (asked.temperature is None and any(key is not None for key in filters)):
+        asked = asked.over(model.sampling)
+    return Sampling.of(asked, seed)
 
 
 def _wants_chat(model: Model, prompt_format: PromptFormat) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import ArtifactError, ConfigError
+from awq_edge.sampling_keys import SamplingKeys
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -36,6 +37,11 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+
+    @classmethod
+    def of(cls, keys: SamplingKeys, seed: int | None = None) -> Sampling:
+        """What the keys ask for; those that they do not say are off."""
+        return cls(**keys.given(), seed=seed)
 
     def __post_init__(self) -> None:
         """Raises ConfigError naming the parameter that is out of range."""

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,12 +25,15 @@ from awq_edge.serve.task import Task
 
 R = TypeVar("R", bound=GenerationRequest)
 
+_RETRY_CONNECTIONS = 5
 _ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics")
 
 
-def create_app(service: Service, started: int) -> ASGIApp:
-    """started: seconds since 1970, the `created` of the model."""
-    app = FastAPI(title="awq-edge", version=__version__, openapi_url=None)
+def create_app(
+    service: Service, started: int, connections: Callable[[], int] = lambda: 0
+) -> ASGIApp:
+    """started: seconds since 1970, the `created` of the model. connections: open ones, now."""
+    app = FastAPI(title="awq-edge", version=__version__, openapi_url=None, redirect_slashes=False)
     _add_error_handlers(app)
     card = {
         "id": service.model_name,
@@ -68,7 +72,7 @@ def create_app(service: Service, started: int) -> ASGIApp:
         _authorize(service, request)
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
-    return _Counted(app, service)
+    return _Counted(_Front(app, service, connections), service)
 
 
 async def _generate(
@@ -79,7 +83,6 @@ async def _generate(
 
     def prepare() -> Task:
         parsed = parse(body, schema)
-        _require_model(service, parsed.model)
         return make_task(parsed)
 
     # Encoding a long prompt takes tenths of seconds, in which the event loop goes on.
@@ -88,13 +91,6 @@ async def _generate(
 
 
 def _authorize(service: Service, request: Request) -> None:
-    if not service.host_allowed(request.headers.get("host")):
-        raise ApiError(
-            403,
-            "the Host header names another machine; use localhost or an address, or start the "
-            "server with --api-key",
-            code="host_not_allowed",
-        )
     if not service.authorized(request.headers.get("authorization")):
         raise ApiError(
             401,
@@ -104,6 +100,7 @@ def _authorize(service: Service, request: Request) -> None:
 
 
 def _require_model(service: Service, name: str) -> None:
+    """Where a model is asked about by its name: of a request any name is taken, there is one."""
     if name != service.model_name:
         raise ApiError(
             404,
@@ -157,7 +154,9 @@ def _add_error_handlers(app: FastAPI) -> None:
             text = f"there is no {request.url.path[:100]}; there are {', '.join(_ROUTES)}"
         else:
             text = f"{request.method} {request.url.path[:100]}: {getattr(error, 'detail', '')}"
-        return answer(ApiError(status, text))
+        found = answer(ApiError(status, text))
+        found.headers.update(getattr(error, "headers", None) or {})  # of 405: Allow
+        return found
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
@@ -166,6 +165,63 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, known)  # a defect: its text is not told
+
+
+class _Front:
+    """What holds for every route: who may ask, one slash more at the end of a path, and that a
+    connection whose body was not read to its end is closed behind the answer."""
+
+    def __init__(self, app: ASGIApp, service: Service, connections: Callable[[], int]) -> None:
+        self._app = app
+        self._service = service
+        self._connections = connections
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        if len(path) > 1 and path.endswith("/"):
+            path = scope["path"] = path.rstrip("/") or "/"
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0").strip()
+        unread = "transfer-encoding" in headers or length.lstrip("0") != ""
+
+        async def read() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and bool(message.get("more_body", False))
+            return message
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and unread:
+                message.setdefault("headers", [])
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        refusal = self._refusal(path, headers)
+        app = self._app if refusal is None else refusal
+        await app(scope, read, answer)
+
+    def _refusal(self, path: str, headers: Headers) -> ASGIApp | None:
+        most = self._service.limits.max_connections
+        if self._connections() > most:
+            error = ApiError(
+                503,
+                f"more than {most} connections are open; try again in {_RETRY_CONNECTIONS} s",
+                code="too_many_connections",
+                retry_after=_RETRY_CONNECTIONS,
+            )
+        elif path != "/health" and not self._service.host_allowed(headers.get("host")):
+            error = ApiError(
+                403,
+                "the Host header names another machine; use localhost or an address, or start the "
+                "server with --api-key",
+                code="host_not_allowed",
+            )
+        else:
+            return None
+        return JSONResponse(error.body(), error.status, error.headers())
 
 
 class _Counted:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
+from awq_edge.sampling_keys import MinP, RepetitionPenalty, SamplingKeys, TopK, TopP, off
 from awq_edge.serve.api_error import ApiError, invalid
 
-MAX_STOPS = 4
+MAX_STOPS = 256
+MAX_STOP_CHARACTERS = 10_000  # of all together: every token is compared with them
 MAX_TOP_LOGPROBS = 20  # of a chat completion
 MAX_LOGPROBS = 5  # of a completion
 _LARGEST_SEED = 2**63 - 1
+_SHOWN_NAME = 100
 
 # Parameters of the OpenAI API that are not built, with the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -45,16 +55,24 @@ _WITHOUT_EFFECT = (
     "prompt_cache_retention",
     "parallel_tool_calls",
 )
-# What an assistant's message of this or another server may carry and say nothing with.
-_EMPTY_IN_MESSAGE = (
-    "name",
-    "refusal",
-    "tool_calls",
-    "function_call",
-    "audio",
+# What a message may carry beside role and content. The first change no answer of this server,
+# whatever they are; the others are only taken where they are empty.
+_WITHOUT_EFFECT_IN_MESSAGE = (
     "annotations",
-    "tool_call_id",
+    "cache_control",
+    "id",
+    "logprobs",
+    "metadata",
+    "name",
+    "parsed",
+    "provider_specific_fields",
+    "reasoning_details",
+    "status",
+    "thinking_blocks",
+    "timestamp",
 )
+_EMPTY_IN_MESSAGE = ("audio", "function_call", "images", "tool_call_id", "tool_calls")
+_WITHOUT_EFFECT_IN_PART = ("annotations", "cache_control", "id", "logprobs")
 
 
 class _Body(BaseModel):
@@ -84,49 +102,97 @@ class ResponseFormat(_Body):
     json_schema: JsonSchema | None = None
 
 
+def _false_is_none(value: object) -> object:
+    return None if value is False else value
+
+
+def _texts(value: object) -> object:
+    """A text alone, as the list that it is short for: there is one form to check."""
+    if isinstance(value, str):
+        return [value]
+    if value is not None and not isinstance(value, list):
+        raise ValueError("it must be a text or a list of texts")
+    return value
+
+
+def _parts(value: object) -> object:
+    """A content as the list of parts that a text alone is short for."""
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if value is not None and not isinstance(value, list):
+        raise ValueError("it must be a text or a list of parts")
+    return value
+
+
+def _few_stops(stops: list[str]) -> list[str]:
+    size = sum(map(len, stops))
+    if size > MAX_STOP_CHARACTERS:
+        raise ValueError(f"the texts have {size} characters, at most {MAX_STOP_CHARACTERS} can be")
+    if "" in stops:
+        raise ValueError("a stop text is empty; leave it out")
+    return stops
+
+
+Tokens = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=_LARGEST_SEED)]
+# What -1 asks for: all that there is room for.
+UNLIMITED_TOKENS = 2**31
+MaxTokens = Annotated[Tokens | None, off(-1, means=UNLIMITED_TOKENS)]
+
+
 class GenerationRequest(_Body):
     """What both APIs have. top_k, min_p and repetition_penalty are not OpenAI's."""
 
-    model: str
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    model: str | None = None
+    max_tokens: MaxTokens = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    seed: Annotated[Seed | None, off(-1, means=None)] = None
+    stop: Annotated[
+        Annotated[list[str], Field(max_length=MAX_STOPS), AfterValidator(_few_stops)] | None,
+        BeforeValidator(_texts),
+    ] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
 
+    def sampling(self) -> SamplingKeys:
+        """The keys that this request says itself."""
+        return SamplingKeys(**{key: getattr(self, key) for key in SamplingKeys.model_fields})
+
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions. prompt: a text or token ids, or a list of one of these."""
+    """POST /v1/completions. prompt: a text or token ids; sent also as a list of one of these."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt: str | list[int]
+    logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None, BeforeValidator(_false_is_none)
+    ] = None
 
 
 class TextPart(_Body):
-    """A piece of a message's content."""
+    """A piece of a message's content. A refusal is the text of one."""
 
-    type: Literal["text"]
+    type: Literal["text", "refusal"]
     text: str
 
 
 class ChatMessage(_Body):
-    """One message. developer is another word for system."""
+    """One message. developer is another word for system. refusal: said instead of a content."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[list[TextPart] | None, BeforeValidator(_parts)] = None
+    refusal: str | None = None
 
 
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions. max_completion_tokens: max_tokens by its newer name."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
@@ -145,6 +211,8 @@ def parse(body: bytes, model: type[R]) -> R:
     kept = _without_neutral(data)
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [_message(m, i) for i, m in enumerate(kept["messages"])]
+    if "prompt" in kept:
+        kept["prompt"] = _prompt(kept["prompt"])
     try:
         return model.model_validate(kept)
     except ValidationError as error:
@@ -170,49 +238,96 @@ def _without_neutral(data: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if name not in skipped}
 
 
+def _prompt(prompt: object) -> object:
+    """A text or token ids, also of a list of one of these. Raises ApiError for anything else."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
+        if len(prompt) > 1:
+            raise _unsupported(
+                f"{len(prompt)} prompts in one request are not supported; send them one by one",
+                "prompt",
+            )
+        prompt = prompt[0]
+    if not isinstance(prompt, (str, list)):
+        raise invalid(
+            f"prompt is {_shown(prompt)}; it must be a text, token ids, or a list of one of these",
+            "prompt",
+            "invalid_value",
+        )
+    for place, item in enumerate(prompt if isinstance(prompt, list) else ()):
+        if type(item) is not int:
+            raise invalid(
+                f"prompt[{place}] is {_shown(item)}; a token id is a whole number",
+                f"prompt[{place}]",
+                "invalid_value",
+            )
+    return prompt
+
+
 def _message(message: object, index: int) -> object:
-    """A message without its empty fields. Raises ApiError for tools, images and the like."""
+    """A message with what has a meaning here. Raises ApiError for tools, images and the like."""
     if not isinstance(message, dict):
         return message
-    role, content = message.get("role"), message.get("content")
+    where, role = f"messages[{index}]", message.get("role")
     if role in ("tool", "function"):
-        raise invalid(
-            f"messages of role {role} are not supported",
-            f"messages[{index}].role",
-            "unsupported_parameter",
-        )
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(kind, str) and kind != "text":
-            raise invalid(
-                f"content of type {kind[:40]!r} is not supported; send text",
-                f"messages[{index}].content",
-                "unsupported_parameter",
-            )
+        raise _unsupported(f"messages of role {role} are not supported", f"{where}.role")
     for name in _EMPTY_IN_MESSAGE:
         if message.get(name):
-            raise invalid(
-                f"{name} of a message is not supported; leave it out",
-                f"messages[{index}].{name}",
-                "unsupported_parameter",
+            raise _unsupported(
+                f"{name} of a message is not supported; leave it out", f"{where}.{name}"
             )
-    return {name: value for name, value in message.items() if name not in _EMPTY_IN_MESSAGE}
+    skipped = {*_EMPTY_IN_MESSAGE, *_WITHOUT_EFFECT_IN_MESSAGE}
+    kept = {name: value for name, value in message.items() if name not in skipped}
+    content = kept.get("content")
+    if content is None and role in ("system", "developer", "user"):
+        state = "null; send a text" if "content" in kept else "missing"
+        raise invalid(f"{where}.content is {state}", f"{where}.content", "invalid_value")
+    if isinstance(content, list):
+        kept["content"] = [_content_part(part, where) for part in content]
+    return kept
+
+
+def _content_part(part: object, where: str) -> object:
+    """A part of a content, what has a meaning of it. Raises ApiError for what is no text."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, dict):
+        return part
+    kept = {name: value for name, value in part.items() if name not in _WITHOUT_EFFECT_IN_PART}
+    kind = kept.get("type")
+    if kind in ("input_text", "output_text"):  # the newer API's words for the same
+        kept["type"] = "text"
+    elif kind == "refusal" and "text" not in kept:
+        kept["text"] = kept.pop("refusal", None)
+    elif isinstance(kind, str) and kind != "text":
+        raise _unsupported(
+            f"content of type {kind[:40]!r} is not supported; send text", f"{where}.content"
+        )
+    return kept
+
+
+def _unsupported(message: str, param: str) -> ApiError:
+    return invalid(message, param, "unsupported_parameter")
 
 
 def _refusal(error: ValidationError) -> ApiError:
-    """The first error in words."""
+    """The first error in words. There are no unions in the models but with None, so that the
+    place which pydantic names is the request's own."""
     detail = error.errors(include_url=False, include_context=False)[0]
-    # Behind the names, pydantic says which of several types it tried.
     where = ""
     for part in detail["loc"]:
         if isinstance(part, int):
             where += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int"):
-            where += f".{part}" if where else part
+        else:
+            where += ("." if where else "") + part[:_SHOWN_NAME]
     if detail["type"] == "extra_forbidden":
         return invalid(f"unknown parameter {where}", where, "unknown_parameter")
     if detail["type"] == "missing":
         return invalid(f"the parameter {where} is missing", where, "missing_parameter")
-    shown = json.dumps(detail["input"], default=str, ensure_ascii=True)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return invalid(f"{where} is {shown}; {detail['msg']}", where, "invalid_value")
+    reason = detail["msg"].removeprefix("Value error, ")
+    return invalid(f"{where} is {_shown(detail['input'])}; {reason}", where, "invalid_value")
+
+
+def _shown(value: object) -> str:
+    """A value of the request in an error, cut where it is long."""
+    shown = json.dumps(value, default=str, ensure_ascii=True)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

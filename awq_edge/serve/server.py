@@ -20,6 +20,7 @@ import uvicorn
 
 from awq_edge.errors import ConfigError
 from awq_edge.serve.app import create_app
+from awq_edge.serve.protocol import Http1Protocol
 from awq_edge.serve.service import Service
 
 _POLL_SECONDS = 0.05
@@ -80,23 +81,27 @@ def serve(service: Service, sock: socket.socket, say: Callable[[str], None]) -> 
 
     Gives whether the worker has ended, so that the model may be closed.
     """
-    app = create_app(service, started=int(time.time()))
+    app = create_app(
+        service,
+        started=int(time.time()),
+        connections=lambda: len(server.server_state.connections),
+    )
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Http1Protocol,
         ws="none",
         lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,  # a header would let a client choose whose turn it takes
-        limit_concurrency=service.limits.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(_LAST_SECONDS),
     )
+    server = _Server(config, service, say)
     service.start()
     try:
-        _Server(config, service, say).run(sockets=[sock])
+        server.run(sockets=[sock])
     finally:
         ended = service.stop(_LAST_SECONDS)
     return ended
@@ -151,7 +156,8 @@ class _Server(uvicorn.Server):
             )
             if not await self._idle(seconds):
                 state = scheduler.state()
-                self._say(f"time is up: {state.running + state.queued} requests end unanswered")
+                why = "second signal" if self.force_exit else "time is up"
+                self._say(f"{why}: {state.running + state.queued} requests end unanswered")
                 scheduler.abandon()
                 await self._idle(_LAST_SECONDS)
         finally:

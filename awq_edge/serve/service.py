@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from awq_edge.runtime.generation import Constraint
 from awq_edge.runtime.model import Model
+from awq_edge.sampling_keys import SamplingKeys
 from awq_edge.serve.engine import Engine
 from awq_edge.serve.grammar import Vocabulary, grammar_of
 from awq_edge.serve.job import Job
@@ -16,7 +17,7 @@ from awq_edge.serve.limits import Limits
 from awq_edge.serve.metrics import Metrics
 from awq_edge.serve.scheduler import Scheduler
 from awq_edge.serve.schema import ChatRequest, CompletionRequest
-from awq_edge.serve.task import Task, chat_task, completion_task
+from awq_edge.serve.task import Task, TaskSettings, chat_task, completion_task
 
 # Jobs in a row that a defect ended, after which /health says that something is wrong.
 _CRASHES = 3
@@ -33,13 +34,17 @@ class Service:
         api_key: str | None = None,
         model_name: str | None = None,
         local: bool = True,
+        sampling: SamplingKeys | None = None,
     ) -> None:
         """model_name: what clients call the model; default: its name in the manifest. local: only
-        programs of this machine can connect."""
+        programs of this machine can connect. sampling: keys in the place of the bundle's own, each
+        by itself. Raises ModelError for a bundle whose own cannot be."""
         self.model = model
         self.limits = limits
         self.model_name = model_name or model.manifest.model_name
         self.fingerprint = "fp_" + hashlib.sha256(repr(model.manifest).encode()).hexdigest()[:12]
+        keys = model.sampling if sampling is None else sampling.over(model.sampling)
+        self._settings = TaskSettings(limits, keys, grammar_of)
         self._local = local
         self._key = None if api_key is None else api_key.encode("utf-8")
         self.metrics = Metrics(lambda: self.scheduler.state(), model.session.memory)
@@ -64,13 +69,14 @@ class Service:
     def host_allowed(self, header: str | None) -> bool:
         """Whether a Host header may come from a client that means this server.
 
+        header: None where there is none, which no browser sends: HTTP/1.0 has no need of it.
         Without a key, a web page whose name was made to point at this machine could use the model
         from its reader's browser. Such a page sends its own name; addresses and localhost are ours.
         """
-        if self._key is not None or not self._local:
+        if self._key is not None or not self._local or header is None:
             return True
         try:
-            name = urlsplit(f"//{header or ''}").hostname or ""
+            name = urlsplit(f"//{header}").hostname or ""
         except ValueError:  # "[" without its end
             return False
         try:
@@ -81,11 +87,11 @@ class Service:
 
     def completion_task(self, request: CompletionRequest) -> Task:
         """Raises ApiError."""
-        return completion_task(self.model, request, self.limits, grammar_of)
+        return completion_task(self.model, request, self._settings)
 
     def chat_task(self, request: ChatRequest) -> Task:
         """Raises ApiError."""
-        return chat_task(self.model, request, self.limits, grammar_of)
+        return chat_task(self.model, request, self._settings)
 
     def health(self) -> tuple[bool, dict[str, object]]:
         """Whether requests will be served, and what is said of it."""

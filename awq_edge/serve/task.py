@@ -10,9 +10,11 @@ from awq_edge.errors import ConfigError
 from awq_edge.runtime.chat_template import Message
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.sampling import Sampling
+from awq_edge.sampling_keys import SamplingKeys
 from awq_edge.serve.api_error import ApiError, GrammarError, invalid
 from awq_edge.serve.limits import Limits
 from awq_edge.serve.schema import (
+    UNLIMITED_TOKENS,
     ChatMessage,
     ChatRequest,
     CompletionRequest,
@@ -46,23 +48,22 @@ class Task:
     include_usage: bool
 
 
-def completion_task(
-    model: Model, request: CompletionRequest, limits: Limits, grammar_of: GrammarOf
-) -> Task:
+@dataclass(frozen=True)
+class TaskSettings:
+    """What all requests of one server share. sampling: of a request that says no key of it."""
+
+    limits: Limits
+    sampling: SamplingKeys
+    grammar_of: GrammarOf
+
+
+def completion_task(model: Model, request: CompletionRequest, settings: TaskSettings) -> Task:
     """Raises ApiError."""
     prompt = request.prompt
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        if len(prompt) > 1:
-            raise invalid(
-                f"{len(prompt)} prompts in one request are not supported; send them one by one",
-                "prompt",
-                "unsupported_parameter",
-            )
-        (prompt,) = prompt
     if isinstance(prompt, str):
         ids = _encode(model, prompt, "prompt")
     else:
-        ids = [i for i in prompt if isinstance(i, int)]
+        ids = prompt
         if ids and not (0 <= min(ids) and max(ids) < model.session.vocab_size):
             raise invalid(
                 f"token ids {min(ids)} to {max(ids)} are not all within the vocabulary of "
@@ -71,11 +72,11 @@ def completion_task(
             )
     wanted = request.max_tokens
     if wanted is None:
-        wanted = min(_COMPLETION_TOKENS, limits.max_new_tokens or _COMPLETION_TOKENS)
-    return _task(model, request, "completions", ids, wanted, request.logprobs, limits, grammar_of)
+        wanted = _COMPLETION_TOKENS
+    return _task(model, request, "completions", ids, wanted, request.logprobs, settings)
 
 
-def chat_task(model: Model, request: ChatRequest, limits: Limits, grammar_of: GrammarOf) -> Task:
+def chat_task(model: Model, request: ChatRequest, settings: TaskSettings) -> Task:
     """Raises ApiError."""
     if model.chat_template is None:
         raise invalid(
@@ -89,7 +90,8 @@ def chat_task(model: Model, request: ChatRequest, limits: Limits, grammar_of: Gr
     except ConfigError as error:
         raise invalid(str(error), "messages") from None
     newer, older = request.max_completion_tokens, request.max_tokens
-    if newer is not None and older is not None and newer != older:
+    asked = {tokens for tokens in (newer, older) if tokens not in (None, UNLIMITED_TOKENS)}
+    if len(asked) > 1:
         raise invalid(
             f"max_tokens is {older} and max_completion_tokens {newer}; send one of them",
             "max_tokens",
@@ -98,8 +100,7 @@ def chat_task(model: Model, request: ChatRequest, limits: Limits, grammar_of: Gr
     if top is not None and not request.logprobs:
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = (top or 0) if request.logprobs else None
-    wanted = older if newer is None else newer
-    return _task(model, request, "chat", ids, wanted, logprobs, limits, grammar_of)
+    return _task(model, request, "chat", ids, next(iter(asked), None), logprobs, settings)
 
 
 def _task(
@@ -109,22 +110,18 @@ def _task(
     ids: list[int],
     wanted: int | None,
     top_logprobs: int | None,
-    limits: Limits,
-    grammar_of: GrammarOf,
+    settings: TaskSettings,
 ) -> Task:
     options = request.stream_options
     if options is not None and not request.stream:
         raise invalid("stream_options needs stream: true", "stream_options")
-    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    if "" in stop:
-        raise invalid("a stop string is empty; leave it out", "stop")
     return Task(
         api=api,
         prompt_ids=tuple(ids),
-        max_new_tokens=_fitting(model, api, ids, wanted, limits),
-        sampling=_sampling(request),
-        stop=tuple(stop),
-        grammar=_grammar(request.response_format, grammar_of),
+        max_new_tokens=_fitting(model, api, ids, wanted, settings.limits),
+        sampling=Sampling.of(request.sampling().over(settings.sampling), request.seed),
+        stop=tuple(request.stop or ()),
+        grammar=_grammar(request.response_format, settings.grammar_of),
         top_logprobs=top_logprobs,
         stream=bool(request.stream),
         include_usage=options is not None and options.include_usage,
@@ -134,37 +131,24 @@ def _task(
 def _fitting(
     model: Model, api: Api, ids: list[int], wanted: int | None, limits: Limits
 ) -> int | None:
-    """Tokens to generate at most; raises ApiError where prompt and answer exceed a limit."""
+    """Tokens to generate at most: what was asked for, cut to the limit and to the room that the
+    prompt leaves. Raises ApiError where it leaves none."""
     param = "messages" if api == "chat" else "prompt"
     if not ids:
         raise invalid("the prompt is empty; send at least one token of text", param)
-    context, most = model.session.context, limits.max_new_tokens
-    if most is not None and wanted is not None and wanted > most:
-        raise invalid(f"max_tokens is {wanted}; this server generates at most {most}", "max_tokens")
+    context = model.session.context
     room = context - len(ids) + 1  # the last generated token needs no place in the cache
-    if room < (wanted or 1):
+    if room < 1:
         raise ApiError(
             400,
             f"this model's context holds {context} tokens; the request has {len(ids)} in its "
-            f"{param} and asks for {wanted or 1} more: shorten one of them",
+            f"{param}: shorten it",
             param=param,
             code="context_length_exceeded",
         )
-    if wanted is None and most is not None and most <= room:
-        return most
-    return wanted
-
-
-def _sampling(request: GenerationRequest) -> Sampling:
-    """The API's own defaults: temperature 1, no filters."""
-    return Sampling(
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_k=request.top_k or 0,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        min_p=request.min_p or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
-        seed=request.seed,
-    )
+    asked = [limit for limit in (wanted, limits.max_new_tokens) if limit is not None]
+    most = min(asked, default=room)
+    return None if most >= room else most
 
 
 def _grammar(wanted: ResponseFormat | None, grammar_of: GrammarOf) -> str | None:
@@ -192,6 +176,6 @@ def _encode(model: Model, text: str, param: str) -> list[int]:
 
 def _plain(message: ChatMessage) -> Message:
     role = "system" if message.role == "developer" else message.role
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    # Glued together, parts would make words that nobody said.
+    text = "\n".join(part.text for part in message.content or ()) or message.refusal or ""
     return {"role": role, "content": text}

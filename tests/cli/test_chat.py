@@ -14,7 +14,7 @@ from awq_edge.runtime.model import load
 
 from .conftest import Command, Outcome
 
-LIMIT = ("--max-new-tokens", "8", "--threads", "1")
+LIMIT = ("--max-new-tokens", "8", "--threads", "1", "--temperature", "0")
 
 
 def piped(

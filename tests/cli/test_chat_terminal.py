@@ -44,7 +44,7 @@ class Terminal:
         import pty
 
         self._file, inside = pty.openpty()
-        command = [sys.executable, "-c", _SLOW_MAIN, "chat", *arguments]
+        command = [sys.executable, "-c", _SLOW_MAIN, "chat", "--temperature", "0", *arguments]
         self._process = subprocess.Popen(
             command,
             stdin=inside,

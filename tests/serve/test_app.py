@@ -16,6 +16,8 @@ pytest.importorskip("fastapi", reason="needs the [serve] extra")
 
 from awq_edge.errors import ConfigError, DeviceError
 from awq_edge.runtime.model import Model, load
+from awq_edge.sampling_keys import FALLBACK, SamplingKeys
+from awq_edge.serve.api_error import ApiError
 from awq_edge.serve.app import create_app
 from awq_edge.serve.limits import Limits
 from awq_edge.serve.schema import ChatRequest, CompletionRequest
@@ -55,6 +57,7 @@ def call(
     body: bytes | None = BODY,
     host: str = "127.0.0.1",
     receive: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+    connections: int = 1,
 ) -> Answer:
     """One request. body: None for GET. receive: instead of the body, what the connection gives."""
     sent: list[dict[str, Any]] = []
@@ -87,7 +90,7 @@ def call(
     async def run() -> None:
         # uvicorn logs what comes out of an application; here it is let go.
         try:
-            await create_app(service, 0)(scope, receive or take, send)
+            await create_app(service, 0, lambda: connections)(scope, receive or take, send)
         except ZeroDivisionError:
             pass
 
@@ -182,6 +185,36 @@ def test_names_that_a_web_page_could_have(service: Service, host: str, allowed: 
     assert call(service, "/v1/models", None, host=host).status == (200 if allowed else 403)
 
 
+@pytest.mark.parametrize("path", ["/v1/completions/", "/v1/nothing", "/", "/v1/models/tiny-chat/"])
+def test_another_name_is_refused_on_every_path(service: Service, path: str) -> None:
+    answer = call(service, path, host="evil.example")
+    assert (answer.status, answer.error["code"]) == (403, "host_not_allowed")
+
+
+def test_a_request_without_a_host_is_no_browser_s(service: Service) -> None:
+    assert service.host_allowed(None)
+
+
+def test_too_many_connections_are_told_in_json(service: Service) -> None:
+    most = service.limits.max_connections
+    assert call(service, "/health", None, connections=most).status == 200
+    answer = call(service, "/health", None, connections=most + 1)
+    assert (answer.status, answer.error["code"]) == (503, "too_many_connections")
+
+
+def test_a_request_s_key_replaces_that_key_alone(model: Model) -> None:
+    def sampling(keys: SamplingKeys | None, **request: Any) -> dict[str, Any]:
+        body = CompletionRequest(prompt="Hi", **request)
+        task = Service(model, limits=Limits(), sampling=keys).completion_task(body)
+        return {name: getattr(task.sampling, name) for name in SamplingKeys.model_fields}
+
+    own = {**FALLBACK.given(), "repetition_penalty": 1.0}  # the model names none
+    assert sampling(None) == own
+    assert sampling(None, temperature=0.2) == {**own, "temperature": 0.2}
+    assert sampling(SamplingKeys(top_k=7)) == {**own, "top_k": 7}
+    assert sampling(SamplingKeys(top_k=7), top_k=-1, top_p=0) == {**own, "top_k": 0, "top_p": 1}
+
+
 def test_with_a_key_or_open_to_others_any_name_is_taken(model: Model) -> None:
     for settings in ({"api_key": "k"}, {"local": False}):
         assert Service(model, limits=Limits(), **settings).host_allowed("name.example")  # type: ignore[arg-type]
@@ -225,8 +258,19 @@ def test_the_limit_of_new_tokens(model: Model) -> None:
         {"model": "m", "messages": [{"role": "developer", "content": "Hi"}]}
     )
     assert service.chat_task(chat).max_new_tokens == 5
-    with pytest.raises(Exception, match="at most 5"):
-        service.completion_task(request.model_copy(update={"max_tokens": 6}))
+    more = request.model_copy(update={"max_tokens": 6})
+    assert service.completion_task(more).max_new_tokens == 5
+
+
+@pytest.mark.parametrize("wanted", [1, 100, 250, 2**31])
+def test_max_tokens_are_cut_to_the_room(model: Model, wanted: int) -> None:
+    request = CompletionRequest(model="m", prompt=[5] * 50, max_tokens=wanted)
+    task = Service(model, limits=Limits()).completion_task(request)
+    room = model.session.context - 50 + 1
+    assert task.max_new_tokens == (wanted if wanted < room else None)
+    full = CompletionRequest(model="m", prompt=[5] * (model.session.context + 1))
+    with pytest.raises(ApiError, match="shorten it"):
+        Service(model, limits=Limits()).completion_task(full)
 
 
 def test_the_page_names_every_metric_parameter_and_limit(service: Service) -> None:

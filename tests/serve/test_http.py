@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -87,11 +88,10 @@ def eventually(condition: Callable[[], bool]) -> None:
         (b"{", {}, 400, "not JSON"),
         (b"x" * (MAX_BODY + 1), {}, 413, f"more than {MAX_BODY} bytes"),
         (b"{}", {"Content_Type": "text/plain"}, 415, "send application/json"),
-        ({**LONG, "max_tokens": 256}, {}, 400, "context"),
+        ({**LONG, "prompt": [5] * 257}, {}, 400, "context"),
         ({**LONG, "prompt": [10**9]}, {}, 400, "vocabulary"),
         ({**LONG, "prompt": "\ud800"}, {}, 400, "UTF-8"),
         ({**LONG, "prompt": ["a", "b"]}, {}, 400, "2 prompts"),
-        ({**LONG, "model": "gpt"}, {}, 404, "not served here"),
         (LONG, {"Host": "evil.example"}, 403, "Host header"),
     ],
 )
@@ -124,6 +124,103 @@ def test_other_paths(server: RunningServer, path: str, status: int) -> None:
     found, text = get(server, path)
     assert found == status
     assert json.loads(text)["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/completions/"])
+def test_any_model_and_one_slash_more(server: RunningServer, path: str) -> None:
+    status, answer, _ = send(server, {"prompt": "Hi", "model": "gpt-4o", "max_tokens": 2}, path)
+    assert (status, answer["model"]) == (200, "tiny")
+
+
+@pytest.mark.parametrize(("path", "allowed"), [("/v1/completions", "POST"), ("/health", "GET")])
+def test_a_method_that_is_not_there_names_the_one_that_is(
+    server: RunningServer, path: str, allowed: str
+) -> None:
+    connection = connect(server)
+    connection.request("DELETE", path)
+    response = connection.getresponse()
+    assert (response.status, response.getheader("Allow")) == (405, allowed)
+    assert "error" in json.loads(response.read())
+    connection.close()
+
+
+def raw(server: RunningServer, data: bytes, *, more: bytes = b"") -> tuple[bytes, int]:
+    """All that comes back of a connection until the server ends it, and how often `more`, sent
+    again and again meanwhile, was taken."""
+    parts = urlsplit(server.address)
+    found, taken = b"", 0
+    with socket.create_connection((parts.hostname or "", parts.port or 0), PATIENCE) as connection:
+        connection.sendall(data)
+        connection.settimeout(0.01 if more else PATIENCE)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                if more:
+                    connection.sendall(more)
+                    taken += 1
+                piece = connection.recv(65536)
+                if not piece:
+                    if not more:
+                        return found, taken
+                    time.sleep(0.01)
+                found += piece
+            except TimeoutError:
+                continue
+            except OSError:
+                return found, taken
+    pytest.fail("the server did not end the connection")
+
+
+MALFORMED = {
+    "no request": b"hello\r\n\r\n",
+    "no host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
+    b"Content-Length: 2\r\n\r\n",
+    "a long head": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000,
+    "a bad chunk": b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_http_is_answered_in_json_and_not_logged(
+    server: RunningServer, name: str
+) -> None:
+    said = len(server.said)
+    answer, _ = raw(server, MALFORMED[name])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
+    assert "no valid HTTP/1.1 request" in json.loads(body)["error"]["message"]
+    assert get(server, "/health")[0] == 200
+    assert len(server.said) == said
+
+
+def test_a_websocket_is_refused_without_advice(server: RunningServer) -> None:
+    said = len(server.said)
+    head = b"GET /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\n"
+    head += b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n\r\n"
+    answer, _ = raw(server, head)
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert len(server.said) == said
+
+
+def test_http_1_0_without_a_host(server: RunningServer) -> None:
+    answer, _ = raw(server, b"GET /v1/models HTTP/1.0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v1/completions", 413), ("/v1/nothing", 404), ("/health", 405)]
+)
+def test_a_refused_body_is_not_read_for_ever(server: RunningServer, path: str, status: int) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    chunk = b"%x\r\n" % 1_000_000 + b" " * 1_000_000 + b"\r\n"
+    started = time.monotonic()
+    answer, taken = raw(server, head.encode() + b"Transfer-Encoding: chunked\r\n\r\n", more=chunk)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"connection: close" in answer.lower()
+    assert taken < 200
+    assert time.monotonic() - started < PATIENCE / 2
 
 
 def test_health_and_metrics(server: RunningServer) -> None:
@@ -209,6 +306,17 @@ def test_sigterm_finishes_what_runs_and_refuses_what_comes(
     assert rest.rstrip().endswith("data: [DONE]")
     assert server.process.wait(PATIENCE) == 0
     assert not any("Traceback" in line for line in server.said)
+
+
+def test_a_second_signal_says_so(start_server: StartServer, tiny_chat_bundle: Path) -> None:
+    server = start_server(tiny_chat_bundle, "--model-name", "tiny", slow=True)
+    running = Busy(server)
+    running.response.readline()
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: any("shutting down" in line for line in server.said))
+    server.end()
+    eventually(lambda: any("second signal: 1 requests" in line for line in server.said))
+    assert not any("time is up" in line for line in server.said)
 
 
 def test_at_the_time_limit_the_rest_is_told(

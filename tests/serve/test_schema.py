@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awq_edge.serve.api_error import ApiError
-from awq_edge.serve.schema import ChatRequest, CompletionRequest, parse
+from awq_edge.serve.schema import UNLIMITED_TOKENS, ChatRequest, CompletionRequest, parse
 
 TEXT = {"model": "m", "prompt": "Hi"}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -45,15 +45,26 @@ def refusal(body: dict[str, Any] | bytes, model: Any = CompletionRequest) -> Api
         ({"temprature": 0.5}, "temprature"),
         ({"temperature": 2.5}, "temperature"),
         ({"temperature": "warm"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"seed": -1}, "seed"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"seed": -2}, "seed"),
         ({"seed": 10**30}, "seed"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 257}, "stop"),
+        ({"stop": ["a" * 10_001]}, "stop"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"stop": ["a", None]}, "stop[1]"),
+        ({"stop": 7}, "stop"),
+        ({"int": 1}, "int"),
+        ({"str": 1}, "str"),
+        ({"foo-bar": 1}, "foo-bar"),
+        ({"list[str]": 1}, "list[str]"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usag": True}}, "stream_options.include_usag"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"model": None}, "model"),
+        ({"model": 5}, "model"),
     ],
 )
 @pytest.mark.parametrize(("body", "model"), [(TEXT, CompletionRequest), (CHAT, ChatRequest)])
@@ -69,10 +80,69 @@ def test_what_is_not_understood_is_refused_by_its_name(
         {"n": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "tools": []},
         {"tool_choice": "auto", "store": False, "service_tier": "auto", "logit_bias": None},
         {"user": "someone", "metadata": {"a": "b"}, "parallel_tool_calls": True},
+        {"stop": [f"end{i}" for i in range(14)]},
     ],
 )
 def test_what_asks_for_nothing_is_taken(extra: dict[str, Any]) -> None:
     assert parse(json.dumps({**CHAT, **extra}).encode(), ChatRequest).model == "m"
+
+
+@pytest.mark.parametrize(
+    ("extra", "name", "value"),
+    [
+        ({"top_p": 0}, "top_p", 1),
+        ({"top_p": -1}, "top_p", 1),
+        ({"top_k": -1}, "top_k", 0),
+        ({"top_k": 40.0}, "top_k", 40),
+        ({"min_p": -1}, "min_p", 0),
+        ({"repetition_penalty": 0}, "repetition_penalty", 1),
+        ({"seed": -1}, "seed", None),
+        ({"max_tokens": -1}, "max_tokens", UNLIMITED_TOKENS),
+        ({"max_tokens": 5.0}, "max_tokens", 5),
+        ({"stop": "a"}, "stop", ["a"]),
+        ({"model": None}, "model", None),
+    ],
+)
+@pytest.mark.parametrize(("body", "model"), [(TEXT, CompletionRequest), (CHAT, ChatRequest)])
+def test_the_words_of_clients_for_off(
+    body: dict[str, Any], model: Any, extra: dict[str, Any], name: str, value: object
+) -> None:
+    assert getattr(parse(json.dumps({**body, **extra}).encode(), model), name) == value
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({**TEXT, "stop": ["a"] * 300}, "at most 256 items"),
+        ({**TEXT, "stop": {"a": 1}}, "a text or a list of texts"),
+        ({**TEXT, "stop": [1]}, "stop[0] is 1; Input should be a valid string"),
+        ({**TEXT, "prompt": 1}, "a text, token ids, or a list of one of these"),
+        ({**TEXT, "prompt": [1, "a"]}, "prompt[1]"),
+        ({**TEXT, "prompt": ["a", 1]}, "2 prompts"),
+        ({**TEXT, "prompt": [[1, 2.5]]}, "prompt[1] is 2.5; a token id is a whole number"),
+        ({**TEXT, "prompt": [True]}, "prompt[0]"),
+        ({**TEXT, "prompt": None}, "prompt is null"),
+        ({**TEXT, "foo-bar": 1}, "unknown parameter foo-bar"),
+    ],
+)
+def test_a_reason_is_of_what_was_meant(body: dict[str, Any], reason: str) -> None:
+    assert reason in str(refusal(body))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (5, "a text or a list of parts"),
+        ([5], "messages[0].content[0]"),
+        ([{"type": "text"}], "messages[0].content[0].text is missing"),
+        ([{"type": "text", "text": 5}], "messages[0].content[0].text is 5"),
+        ([{"type": "text", "text": "a", "colour": 1}], "content[0].colour"),
+        ([{"text": "a"}], "content[0].type is missing"),
+    ],
+)
+def test_a_reason_of_a_content_is_of_what_was_meant(content: object, reason: str) -> None:
+    body = {"messages": [{"role": "user", "content": content}]}
+    assert reason in str(refusal(body, ChatRequest))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +151,9 @@ def test_what_asks_for_nothing_is_taken(extra: dict[str, Any]) -> None:
         ({"role": "tool", "content": "4", "tool_call_id": "x"}, "role tool"),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "image_url"),
         ({"role": "assistant", "content": "a", "tool_calls": [{}]}, "tool_calls"),
-        ({"role": "user", "name": "Ann", "content": "Hi"}, "name"),
+        ({"role": "user", "colour": "red", "content": "Hi"}, "colour"),
+        ({"role": "assistant", "content": "Hi", "prefix": True}, "prefix"),
+        ({"role": "user", "content": "Hi", "images": ["data"]}, "images"),
         ({"role": "user"}, "content is missing"),
         ({"role": "user", "content": None}, "content"),
         ({"role": "wizard", "content": "Hi"}, "role"),
@@ -95,9 +167,13 @@ def test_messages_that_cannot_be_answered(message: object, words: str) -> None:
 def test_a_message_of_this_server_can_be_sent_back() -> None:
     answer = {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": None}
     answer |= {"annotations": [], "audio": None, "function_call": None}
-    parts = {"role": "user", "content": [{"type": "text", "text": "a"}]}
-    found = parse(json.dumps({**CHAT, "messages": [answer, parts]}).encode(), ChatRequest)
-    assert [message.role for message in found.messages] == ["assistant", "user"]
+    cached = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    parts = {"role": "user", "name": "Ann", "content": [cached, "b"]}
+    empty = {"role": "assistant", "content": None, "refusal": "No."}
+    found = parse(json.dumps({**CHAT, "messages": [answer, parts, empty]}).encode(), ChatRequest)
+    assert [message.role for message in found.messages] == ["assistant", "user", "assistant"]
+    assert [part.text for part in found.messages[1].content or ()] == ["a", "b"]
+    assert found.messages[2].refusal == "No."
 
 
 MALFORMED = {
