@@ -7,7 +7,7 @@ from typing import Literal
 
 from awq_edge.artifacts import MANIFEST, Bundle
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.model_files import read_json
+from awq_edge.input_files import read_json
 from awq_edge.report.inspect_bundle import inspect_bundle
 from awq_edge.report.inspect_model import inspect_model
 from awq_edge.report.inspection import Inspection, SamplingPart
