@@ -25,6 +25,7 @@ from awq_edge.recipe import Recipe, list_recipes, load_recipe
 from awq_edge.sampling_keys import SamplingKeys, check_sampling
 
 if TYPE_CHECKING:
+    from awq_edge.evaluate.text import Text
     from awq_edge.quantizer import QuantizedCheckpoint
 
 # (steps done, steps, what is being done)
@@ -63,10 +64,11 @@ def quantize(
     or 16; a compressed-tensors checkpoint has the output layer in them, an AutoAWQ one in 16.
     group_size: None for the recipe's, or that of 128, 64 and 32 which quantizes most weights, where
     the recipe's does not fit every linear.
-    calibration: a text file, a directory of text files, "hub:NAME", or None for the text that comes
-    with the package. images: a directory of pictures for a vision-language model, or None for drawn
-    ones. device: "cpu" (default), "cuda" or "cuda:N". eval_texts: UTF-8 files whose perplexity, of
-    the model and of the checkpoint, goes into the report; each is loaded whole for it, in float32.
+    calibration: a file of text or of documents in JSON (docs/quantize.md), a folder of such files,
+    "hub:NAME", or None for the text that comes with the package. images: a directory of pictures
+    for a vision-language model, or None for drawn ones. device: "cpu" (default), "cuda" or
+    "cuda:N". eval_texts: files whose perplexity, of the model and of the checkpoint, goes into the
+    report; each is loaded whole for it, in float32.
     executor: "local", "ray", or `ExecutorOptions`; the result does not depend on it. resume:
     continue where a run that was killed has stopped. observer: called with the blocks done, their
     number and a word.
@@ -95,8 +97,7 @@ def quantize(
         resolved = _holding_lm_head(resolved)
     if not (resume and has_blocks(Path(out))):
         refuse_existing(Path(out), overwrite=overwrite)
-    for text in eval_texts:
-        read_text(Path(text), "--eval-text")
+    texts = [read_text(Path(text), "--eval-text") for text in eval_texts]
     source = resolve_model(str(model))
     resolved, notes = _with_groups(resolved, source, group_size)
     with keeping(lambda: kept_blocks(Path(out), resume=resume)):
@@ -114,11 +115,11 @@ def quantize(
             notes=notes,
             observer=observer,
         )
-    if not eval_texts:
+    if not texts:
         return checkpoint
     try:
         with keeping(lambda: f"{out} is complete, but not evaluated"):
-            return _with_perplexities(checkpoint, source, eval_texts, device, observer)
+            return _with_perplexities(checkpoint, source, texts, device, observer)
     except AwqEdgeError as error:
         raise type(error)(f"{out} is complete, but not evaluated: {error}") from error
 
@@ -271,7 +272,7 @@ def export(
 def _with_perplexities(
     checkpoint: QuantizedCheckpoint,
     source: Path,
-    texts: Sequence[str | Path],
+    texts: Sequence[Text],
     device: str | None,
     observer: Observer | None,
 ) -> QuantizedCheckpoint:
@@ -292,7 +293,7 @@ def _with_perplexities(
         )
         found.append(
             PerplexityComparison(
-                text=str(text),
+                text=original.text.path,
                 text_sha256=original.text.sha256,
                 tokens=original.tokens,
                 window=original.window,

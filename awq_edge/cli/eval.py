@@ -23,7 +23,10 @@ TargetArgument = Annotated[
     str,
     typer.Argument(metavar=_TARGET, help="Directory of any of the three, a hub id, or 'demo'."),
 ]
-TextOption = Annotated[Path, typer.Option("--text", help="UTF-8 text file to score.")]
+TextOption = Annotated[
+    Path,
+    typer.Option("--text", help="File to score: UTF-8 text, or .jsonl with one document a line."),
+]
 WindowOption = Annotated[
     int | None,
     typer.Option("--window", help="Tokens of one input. [default: 1024, or the context]"),

@@ -83,8 +83,9 @@ def _plus_minus(error: float | None) -> str:
 
 
 def _scored(report: PerplexityReport | DivergenceReport) -> str:
+    begins = ", each window behind BOS" if report.text.prefix else ""
     return (
-        f"{report.tokens:,} tokens, window {report.window}, stride {report.stride}; "
+        f"{report.tokens:,} tokens, window {report.window}, stride {report.stride}{begins}; "
         f"{report.seconds:.1f} s ({report.tokens_per_second:,.0f} tokens/s)"
     )
 

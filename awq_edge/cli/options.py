@@ -36,7 +36,8 @@ CalibrationOption = Annotated[
     str | None,
     typer.Option(
         metavar="PATH|hub:NAME",
-        help="Text file, directory of text files, or hub data set.  [default: packaged text]",
+        help="Text or .jsonl file, folder of such files, or hub data set.  [default: packaged "
+        "text]",
     ),
 ]
 SamplesOption = Annotated[

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from awq_edge.quantizer.report import QuantizationReport
 
 
+_NAMED = 5  # entries of a folder that a line names
+
+
 def quantize(
     model: Annotated[str, typer.Argument(help="Directory of a model, a hub id, or 'demo'.")],
     out: OutCheckpoint,
@@ -148,7 +151,8 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
         )
     decoder = Checkpoint.open(path).decoder
     console.print(_lm_head(report, decoder.architecture.lm_head), soft_wrap=True)
-    for line in (*report.notes, *coverage(decoder, report.unquantized).lines()):
+    notes = (*report.notes, *calibration_notes(report))
+    for line in (*notes, *coverage(decoder, report.unquantized).lines()):
         console.print(line, soft_wrap=True, markup=False)
     silent = sum(len(block.silent_inputs) for block in report.blocks)
     if silent:
@@ -162,6 +166,28 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
         f"export {path} --out BUNDLE" if missing is None else f"eval perplexity {path} --text FILE"
     )
     console.print(f"next: awq-edge {step}", soft_wrap=True)
+
+
+def calibration_notes(report: QuantizationReport) -> list[str]:
+    """What was read for the calibration and what was not, in lines; none for the packaged text."""
+    from awq_edge.quantizer.report import PACKAGED
+
+    drawn = report.calibration
+    if drawn is None or drawn.source.startswith(PACKAGED):
+        return []
+    documents = sum(file.documents for file in drawn.files)
+    size = sum(file.bytes for file in drawn.files)
+    lines = [
+        f"calibration: {documents:,} document(s), {size:,} bytes of {len(drawn.files):,} file(s)"
+    ]
+    if drawn.left_out:
+        named = [f"{name} ({why})" for name, why in drawn.left_out.items()]
+        more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
+        lines.append(
+            f"calibration: {len(named):,} of the folder's entries were left out: "
+            f"{', '.join(named[:_NAMED])}{more}"
+        )
+    return lines
 
 
 def _lm_head(report: QuantizationReport, name: str) -> str:

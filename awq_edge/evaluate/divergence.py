@@ -13,7 +13,7 @@ punished. Rows of logits are compared as they come; of each only a few numbers a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.perplexity import Progress, check_length, check_window, windows
 from awq_edge.evaluate.sources import Float32, LogitsSource
+from awq_edge.runtime.text_tokens import TokenizedText
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
@@ -58,35 +59,33 @@ class Divergence:
 def divergence(
     target: LogitsSource,
     reference: LogitsSource,
-    ids: Sequence[int],
+    text: TokenizedText,
     *,
     window: int,
     stride: int,
     progress: Progress | None = None,
 ) -> Divergence:
-    """Compare `target` with `reference` on the tokens of `ids` that `perplexity.score` scores.
+    """Compare `target` with `reference` on the tokens of a text that `perplexity.score` scores.
 
     Raises ConfigError when the models have different vocabularies, or window and stride do not fit
     each other or the contexts; ModelError when an output is not finite.
     """
     check_same_vocabulary(target, reference)
-    check_window(window, stride, min(target.context, reference.context))
-    check_length(ids)
-    parts = list(windows(len(ids), window, stride))
+    check_window(window, stride, min(target.context, reference.context), text.prefix)
+    check_length(text)
+    parts = list(windows(text, window, stride))
     total = sum(part.tokens for part in parts)
     measured: list[Divergence] = []
     done = 0
     for part in parts:
-        inputs = list(ids[part.begin : part.end - 1])
-        first = part.first_scored - part.begin - 1
-        position = part.first_scored
+        inputs, targets, seen = part.inputs(text.ids), part.targets(text.ids), 0
         for rows, reference_rows in _paired(
-            target.logits(inputs, first), reference.logits(inputs, first)
+            target.logits(inputs, part.first_row), reference.logits(inputs, part.first_row)
         ):
-            tokens = np.asarray(ids[position : position + len(rows)], dtype=np.int64)
-            measured.append(compare(rows, reference_rows, tokens, position))
-            position += len(rows)
-        assert position == part.end, "a source gave another number of rows than was asked for"
+            tokens = targets[seen : seen + len(rows)]
+            measured.append(compare(rows, reference_rows, tokens, part.first_scored + seen))
+            seen += len(rows)
+        assert seen == part.tokens, "a source gave another number of rows than was asked for"
         done += part.tokens
         if progress is not None:
             progress(done, total)

@@ -51,7 +51,7 @@ class DivergenceReport(_Part):
     """
 
     format: str = "awq-edge-divergence"
-    format_version: int = 1
+    format_version: int = 2
     kl: KlPart
     top1_agreement: float
     top5_overlap: float
@@ -84,7 +84,7 @@ def evaluate_divergence(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> DivergenceReport:
-    """How far a model is from a reference on a UTF-8 text file.
+    """How far a model is from a reference on a text.
 
     target, reference: directories of bundles, checkpoints or models, hub ids, or "demo"; both are
     in memory at once. window: tokens, default 1024 or the shorter context; stride: default half of
@@ -128,17 +128,18 @@ def _measure(
     progress: Progress | None,
 ) -> DivergenceReport:
     check_same_vocabulary(target, reference)
-    window, stride = choose_window(window, stride, min(target.context, reference.context))
-    all_ids = reference.tokenizer.encode(text.words)
-    if target.tokenizer.encode(text.words) != all_ids:
+    whole = text.tokenized(reference.tokenizer)
+    context = min(target.context, reference.context)
+    window, stride = choose_window(window, stride, context, whole.prefix)
+    if text.tokenized(target.tokenizer) != whole:
         raise ConfigError(
             f"{target.info.path} and the reference {reference.info.path} have the same vocabulary "
-            "but cut the text into different tokens (special tokens or merges differ); compare "
-            "models of one tokenizer"
+            "but cut the text into different tokens (special tokens, merges or chat templates "
+            "differ); compare models of one tokenizer"
         )
     start = time.perf_counter()
     found = divergence(
-        target, reference, all_ids[:max_tokens], window=window, stride=stride, progress=progress
+        target, reference, whole.first(max_tokens), window=window, stride=stride, progress=progress
     )
     seconds = time.perf_counter() - start
     ratio = found.perplexity / found.reference_perplexity
@@ -159,7 +160,7 @@ def _measure(
         tokens_per_second=len(found.kl) / seconds,
         model=target.info,
         reference=reference.info,
-        text=text.info(len(all_ids)),
+        text=text.info(whole),
         versions=versions(("numpy", "tokenizers", *target.packages, *reference.packages)),
         commit=source_commit(),
     )

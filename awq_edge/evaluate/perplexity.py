@@ -1,14 +1,19 @@
 """Perplexity of a text over strided windows.
 
-    text   t0 t1 t2 t3 t4 t5 t6 t7 t8 t9        window 6, stride 2
-           [.. s1 s2 s3 s4 s5]                  s: scored here, given everything before it
-                 [.. .. .. .. s6 s7]               in its window
-                       [.. .. .. .. s8 s9]
+    text      t0 t1 t2 t3 t4 t5 t6 t7 t8 t9      window 6, stride 2, a tokenizer with a BOS
+    BOS       s0 s1 s2 s3 s4                     s: scored here, given everything before it
+    BOS             .. .. .. s5 s6                  in its window, BOS included
+    BOS                   .. .. .. s7 s8
+    BOS                         .. .. .. s9
 
-Every token but the first is scored once, with at least window - stride tokens of context as soon
-as the text is that long: perplexity = exp(sum of negative log-likelihoods / tokens scored). With
-stride = window nothing overlaps, and the first token of each window stays unscored. This is the
-definition of the Hugging Face documentation ("Perplexity of fixed-length models").
+What the tokenizer puts before a text (most often one token, BOS) stands before each window, and
+takes places of it: models that were trained to see it read a text without it worse. Every token of
+the text is scored once, given at least window - stride tokens as soon as the text is that long:
+perplexity = exp(sum of negative log-likelihoods / tokens scored).
+
+A tokenizer that puts nothing before a text leaves the text's first token unscored, and with
+stride = window the first of each window; that is the loop of the Hugging Face documentation
+("Perplexity of fixed-length models").
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import numpy.typing as npt
 
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.sources import Float32, LogitsSource
+from awq_edge.runtime.text_tokens import TokenizedText
 
 Progress = Callable[[int, int], None]  # (tokens scored, tokens to score)
 
@@ -31,8 +37,9 @@ _ROWS = 64  # rows of logits whose exponentials are in memory at a time
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens begin..end-1 are the input; those from `first_scored` on count."""
+    """Tokens begin..end-1 of the text, behind `prefix`; those from `first_scored` on are scored."""
 
+    prefix: tuple[int, ...]
     begin: int
     first_scored: int
     end: int
@@ -41,6 +48,19 @@ class Window:
     def tokens(self) -> int:
         """Tokens that are scored."""
         return self.end - self.first_scored
+
+    @property
+    def first_row(self) -> int:
+        """The position in `inputs` whose logits predict the first scored token."""
+        return len(self.prefix) + self.first_scored - self.begin - 1
+
+    def inputs(self, ids: Sequence[int]) -> list[int]:
+        """Token ids that a model reads. ids: of the text. The last token is only predicted."""
+        return [*self.prefix, *ids[self.begin : self.end - 1]]
+
+    def targets(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Token ids that are predicted: int64 [tokens]. ids: of the text."""
+        return np.asarray(ids[self.first_scored : self.end], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -55,14 +75,21 @@ class Score:
         return math.exp(self.nll / self.tokens)
 
 
-def windows(length: int, window: int, stride: int) -> Iterator[Window]:
-    """The windows over `length` tokens; see the drawing above. 1 <= stride <= window."""
+def windows(text: TokenizedText, window: int, stride: int) -> Iterator[Window]:
+    """The windows over a text; see the drawing above.
+
+    window: tokens of one input and its last target, the prefix included. 1 <= stride <= window; a
+    stride beyond the window's tokens of text is cut to them.
+    """
+    length, prefix = len(text.ids), text.prefix
+    body = window - len(prefix)
     scored = 0
-    for begin in range(0, length, stride):
-        end = min(begin + window, length)
-        first_scored = max(scored, begin + 1)  # the first has nothing to be predicted from
+    for begin in range(0, length, min(stride, body)):
+        end = min(begin + body, length)
+        # Without a prefix the first token of a window has nothing to be predicted from.
+        first_scored = max(scored, begin if prefix else begin + 1)
         if end > first_scored:
-            yield Window(begin, first_scored, end)
+            yield Window(prefix, begin, first_scored, end)
         scored = end
         if end == length:
             return
@@ -70,31 +97,30 @@ def windows(length: int, window: int, stride: int) -> Iterator[Window]:
 
 def score(
     source: LogitsSource,
-    ids: Sequence[int],
+    text: TokenizedText,
     *,
     window: int,
     stride: int,
     progress: Progress | None = None,
 ) -> Score:
-    """Score `ids` with `source`.
+    """Score a text with `source`.
 
     Raises ConfigError when window and stride do not fit each other or the source's context,
     ModelError when the model's output is not finite.
     """
-    check_window(window, stride, source.context)
-    check_length(ids)
+    check_window(window, stride, source.context, text.prefix)
+    check_length(text)
     nll = 0.0
     tokens = 0
-    parts = list(windows(len(ids), window, stride))
+    parts = list(windows(text, window, stride))
     total = sum(part.tokens for part in parts)
     for part in parts:
-        inputs = list(ids[part.begin : part.end - 1])
-        position = part.first_scored
-        for logits in source.logits(inputs, part.first_scored - part.begin - 1):
-            targets = np.asarray(ids[position : position + len(logits)], dtype=np.int64)
-            nll += float(negative_log_likelihoods(logits, targets).sum())
-            position += len(logits)
-        assert position == part.end, "a source gave another number of rows than was asked for"
+        targets, done = part.targets(text.ids), 0
+        for logits in source.logits(part.inputs(text.ids), part.first_row):
+            wanted = targets[done : done + len(logits)]
+            nll += float(negative_log_likelihoods(logits, wanted).sum())
+            done += len(logits)
+        assert done == part.tokens, "a source gave another number of rows than was asked for"
         tokens += part.tokens
         if not math.isfinite(nll):
             raise ModelError(
@@ -106,36 +132,41 @@ def score(
     return Score(nll, tokens)
 
 
-def choose_window(window: int | None, stride: int | None, context: int) -> tuple[int, int]:
+def choose_window(
+    window: int | None, stride: int | None, context: int, prefix: Sequence[int]
+) -> tuple[int, int]:
     """Window and stride, None replaced by the default: 1024 tokens or the context, and half of it.
 
-    Raises ConfigError as `check_window`.
+    prefix: what stands before each window; the stride is cut to the tokens of text behind it, so
+    that none is left out. Raises ConfigError as `check_window`.
     """
     window = min(DEFAULT_WINDOW, context) if window is None else window
     stride = max(window // 2, 1) if stride is None else stride
-    check_window(window, stride, context)
-    return window, stride
+    check_window(window, stride, context, prefix)
+    return window, min(stride, window - len(prefix))
 
 
-def check_length(ids: Sequence[int]) -> None:
+def check_length(text: TokenizedText) -> None:
     """Raise ConfigError where no token has one before it."""
-    if len(ids) < 2:
+    if len(text.prefix) + len(text.ids) < 2 or not text.ids:
         raise ConfigError(
-            f"the text has {len(ids)} token(s); scoring needs at least 2: give a longer --text "
-            "or a larger --max-tokens"
+            f"the text has {len(text.ids)} token(s); scoring needs at least "
+            f"{1 if text.prefix else 2}: give a longer --text or a larger --max-tokens"
         )
 
 
 def check_max_tokens(max_tokens: int | None) -> None:
     """Raise ConfigError for a --max-tokens that leaves nothing to score."""
-    if max_tokens is not None and max_tokens < 2:
-        raise ConfigError(f"--max-tokens {max_tokens}: must be 2 or more")
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"--max-tokens {max_tokens}: must be 1 or more")
 
 
-def check_window(window: int, stride: int, context: int) -> None:
-    """Raise ConfigError when a window is impossible. context: positions the model can take."""
-    if window < 2:
-        raise ConfigError(f"--window {window}: must be 2 or more")
+def check_window(window: int, stride: int, context: int, prefix: Sequence[int] = ()) -> None:
+    """Raise ConfigError when a window is impossible. context: positions the model can take. prefix:
+    token ids that stand before each window."""
+    least = max(2, len(prefix) + 1)
+    if window < least:
+        raise ConfigError(f"--window {window}: must be {least} or more")
     if not 1 <= stride <= window:
         raise ConfigError(f"--stride {stride}: must be from 1 to the window of {window}")
     if window > context:

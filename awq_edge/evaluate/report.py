@@ -17,8 +17,9 @@ from awq_edge.evaluate.perplexity import (
     score,
 )
 from awq_edge.evaluate.sources import LogitsSource, SourceInfo, open_source
-from awq_edge.evaluate.text import TextInfo, read_text
+from awq_edge.evaluate.text import Text, TextInfo, read_text
 from awq_edge.provenance import source_commit, versions
+from awq_edge.runtime.text_tokens import TokenizedText
 
 
 class PerplexityReport(BaseModel):
@@ -32,7 +33,7 @@ class PerplexityReport(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = "awq-edge-perplexity"
-    format_version: int = 1
+    format_version: int = 2
     perplexity: float
     nll: float
     tokens: int
@@ -49,7 +50,7 @@ class PerplexityReport(BaseModel):
 
 def evaluate_perplexity(
     target: str | Path,
-    text: str | Path,
+    text: str | Path | Text,
     *,
     window: int | None = None,
     stride: int | None = None,
@@ -59,35 +60,36 @@ def evaluate_perplexity(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> PerplexityReport:
-    """Perplexity of a UTF-8 text file under a bundle, a checkpoint or a model.
+    """Perplexity of a text under a bundle, a checkpoint or a model.
 
-    target: a directory of any of the three, a hub id, or "demo". window: tokens, default 1024 or
+    target: a directory of any of the three, a hub id, or "demo". text: a file (UTF-8, or JSON with
+    one document a row), or what `read_text` gave. window: tokens, default 1024 or
     the context where that is shorter; stride: default half of it. max_tokens: score only the
     text's first tokens. device, dtype, threads: see `open_source`.
     Raises ConfigError for a text or a window that cannot be scored, and what loading raises.
     """
-    content = read_text(Path(text))
+    content = text if isinstance(text, Text) else read_text(Path(text))
     check_max_tokens(max_tokens)
     longest = DEFAULT_WINDOW if window is None else window
     source = open_source(str(target), window=longest, device=device, dtype=dtype, threads=threads)
     try:
-        window, stride = choose_window(window, stride, source.context)
-        all_ids = source.tokenizer.encode(content.words)
-        ids = all_ids[:max_tokens]
+        whole = content.tokenized(source.tokenizer)
+        window, stride = choose_window(window, stride, source.context, whole.prefix)
+        part = whole.first(max_tokens)
         start = time.perf_counter()
-        result = score(source, ids, window=window, stride=stride, progress=progress)
+        result = score(source, part, window=window, stride=stride, progress=progress)
         seconds = time.perf_counter() - start
         return PerplexityReport(
             perplexity=result.perplexity,
             nll=result.nll,
             tokens=result.tokens,
-            bits_per_byte=_bits_per_byte(source, ids, result),
+            bits_per_byte=_bits_per_byte(source, part, result),
             window=window,
             stride=stride,
             seconds=seconds,
             tokens_per_second=result.tokens / seconds,
             model=source.info,
-            text=content.info(len(all_ids)),
+            text=content.info(whole),
             versions=versions(("numpy", "tokenizers", *source.packages)),
             commit=source_commit(),
         )
@@ -95,10 +97,11 @@ def evaluate_perplexity(
         source.close()
 
 
-def _bits_per_byte(source: LogitsSource, ids: list[int], score: Score) -> float | None:
+def _bits_per_byte(source: LogitsSource, text: TokenizedText, score: Score) -> float | None:
     """Bits per byte of the scored text; None where the tokens stand for no text at all."""
-    words = source.tokenizer.decode(ids[1:], skip_special_tokens=False)
-    # With stride = window the first token of each window is not scored: it counts as an average
-    # one.
-    size = len(words.encode("utf-8")) * score.tokens / (len(ids) - 1)
+    # Without a prefix the first token is not scored, and with stride = window neither is that of
+    # each window: those count as average ones.
+    ids = text.ids if text.prefix else text.ids[1:]
+    words = source.tokenizer.decode(ids, skip_special_tokens=False)
+    size = len(words.encode("utf-8")) * score.tokens / len(ids)
     return score.nll / math.log(2) / size if size else None

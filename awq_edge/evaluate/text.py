@@ -2,60 +2,60 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from awq_edge.errors import ConfigError
+from awq_edge.runtime.text_tokens import TokenizedText, tokenize
+from awq_edge.runtime.tokenizer import Tokenizer
+from awq_edge.text_files import TextFile, read_text_file
 
 
 class TextInfo(BaseModel):
-    """The text that was scored. bytes: of the file. tokens: of the whole file, special tokens
-    included."""
+    """The text that was scored. bytes: of the file. documents: in it. tokens: of the whole text,
+    without `prefix`. prefix: token ids that stand before each window, most often BOS or none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     sha256: str
     bytes: int
+    documents: int = 1
     tokens: int
+    prefix: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Text:
-    """A UTF-8 text file. content: its bytes. words: the text."""
+    """A file of text, or of documents in JSON; see `awq_edge.text_files`."""
 
-    path: Path
-    content: bytes
-    words: str
+    file: TextFile
 
-    def info(self, tokens: int) -> TextInfo:
-        """The text as a report names it. tokens: of the whole file."""
+    @property
+    def sha256(self) -> str:
+        """Of the whole file."""
+        return self.file.sha256
+
+    def tokenized(self, tokenizer: Tokenizer) -> TokenizedText:
+        """Its token ids. Raises ConfigError for a conversation that no template can write."""
+        return tokenize(self.file.documents, tokenizer)
+
+    def info(self, text: TokenizedText) -> TextInfo:
+        """The text as a report names it. text: the whole one."""
         return TextInfo(
-            path=str(self.path),
-            sha256=hashlib.sha256(self.content).hexdigest(),
-            bytes=len(self.content),
-            tokens=tokens,
+            path=str(self.file.path),
+            sha256=self.sha256,
+            bytes=self.file.bytes_read,
+            documents=len(self.file.documents),
+            tokens=len(text.ids),
+            prefix=text.prefix,
         )
 
 
 def read_text(path: Path, flag: str = "--text") -> Text:
-    """Read a UTF-8 file. flag: that named it, for the messages.
+    """Read a file of text. flag: that named it, for the messages.
 
-    Raises ConfigError when it is missing, not UTF-8 or empty.
+    Raises ConfigError when it is missing, no text, not UTF-8 or blank.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}") from None
-    try:
-        words = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{flag} {path}: not UTF-8 at byte {error.start}; convert it (iconv -t UTF-8)"
-        ) from None
-    if not words.strip():
-        raise ConfigError(f"{flag} {path}: the file is empty; give a text to score")
-    return Text(path, content, words)
+    return Text(read_text_file(path, flag))

@@ -9,7 +9,7 @@ it has one. All samples have one length; it grows beyond `length` where an image
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def load_image_calibration(
     )
     ids = text.ids.copy()
     inputs: list[ImageInputs | None] = [None] * samples
-    bos = len(_bos(tokenizer))
+    bos = len(tokenizer.prefix_ids)
     for prompt, sample in zip(prompts, range(0, samples, 2), strict=True):
         # The text's own BOS gives way: the prompt begins with one.
         parts = [prompt.ids, prompt.answer, text.ids[sample, bos:]]
@@ -84,7 +84,7 @@ def load_image_calibration(
     _check_image_tokens(ids, prompts, decoder.images)
     pictures = "drawn pictures" if images is None else f"pictures of {images}"
     source_words = f"{text.source}; {count} of {samples} samples with {pictures}"
-    return CalibrationSet(ids, source_words, seed, tuple(inputs))
+    return replace(text, ids=ids, source=source_words, images=tuple(inputs))
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _question_ids(
 ) -> list[int]:
     """A question about an image, which is one token: by the chat template where it has room for
     an image, else plainly."""
-    bos = _bos(tokenizer)
+    bos = tokenizer.prefix_ids
     if template is not None:
         content: Any = [{"type": "image"}, {"type": "text", "text": question}]
         try:
@@ -179,12 +179,6 @@ def _question_ids(
             return ids if ids[: len(bos)] == bos else bos + ids
     words = tokenizer.encode(f"\n{question}\n", add_special_tokens=False)
     return [*bos, *images.before, images.image_id, *images.after, *words]
-
-
-def _bos(tokenizer: Tokenizer) -> list[int]:
-    """What the model expects a text to begin with, where that is one token."""
-    bos = tokenizer.encode("")
-    return bos if len(bos) == 1 else []
 
 
 def _check_image_tokens(

@@ -21,6 +21,7 @@ from awq_edge.input_files import parse_model, read_bytes
 Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
 REPORT_FILE = "quantization_report.json"
 _MAX_BYTES = 200_000_000  # 400 bytes a linear; a model of many experts has 50,000
+PACKAGED = "packaged"  # the name of the calibration text that comes with the package
 
 
 class _Part(BaseModel):
@@ -76,12 +77,27 @@ class OutputLayerReport(_Part):
     block: BlockReport
 
 
+class CalibrationFile(_Part):
+    """A file that was read. name: without its folder. sha256, bytes: of what was read of it, from
+    its beginning; of a hub data set, of its rows as JSON. documents: in that. whole: it was the
+    whole file."""
+
+    name: str
+    sha256: str
+    bytes: int
+    documents: int
+    whole: bool
+
+
 class CalibrationReport(_Part):
-    """source: in words. sha256: of the token ids, int64 little-endian, and of the pixels behind
+    """source: in words. files: what was read. left_out: files of a folder that were not read, by
+    name, with the reason. sha256: of the token ids, int64 little-endian, and of the pixels behind
     them. image_samples, image_tokens: samples with an image, and the tokens that images have in
     all; 0 for a model of text."""
 
     source: str
+    files: tuple[CalibrationFile, ...] = ()
+    left_out: dict[str, str] = {}
     samples: int
     image_samples: int = 0
     image_tokens: int = 0

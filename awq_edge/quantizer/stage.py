@@ -104,8 +104,8 @@ def quantize_checkpoint(
     """Quantize a model directory into a checkpoint directory.
 
     recipe: method, layout, bits, group size, scheme, output layer, error propagation, calibration
-    size and seed. calibration: a text file, a directory of text files, "hub:NAME", or None for the
-    packaged text. images: a directory of pictures for a vision-language model, None for drawn ones.
+    size and seed. calibration: see `load_calibration`. images: a directory of pictures for a
+    vision-language model, None for drawn ones.
     device: cpu, cuda or cuda:N. executor: where blocks are worked on; "rtn" has no searches and is
     done here. resume: continue with the finished blocks that a run that was killed has left beside
     `out`. reuse: return what `out` holds if it was made from the same inputs. notes: of the report.
@@ -390,6 +390,8 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
             image_tokens = int((drawn.ids == decoder.images.image_id).sum())
         calibration = CalibrationReport(
             source=drawn.source,
+            files=drawn.files,
+            left_out=dict(drawn.left_out),
             samples=samples,
             image_samples=sum(inputs is not None for inputs in drawn.images),
             image_tokens=image_tokens,

@@ -32,6 +32,8 @@ def report_provenance(report: QuantizationReport) -> ProvenancePart:
         calibration = (
             f"{drawn.source}: {drawn.samples} sequences of {drawn.length} tokens, seed {drawn.seed}"
         )
+        if drawn.left_out:
+            calibration += f"; left out of the folder: {', '.join(drawn.left_out)}"
     return ProvenancePart(
         model_name=report.model_name,
         calibration=calibration,

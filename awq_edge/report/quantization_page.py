@@ -212,6 +212,13 @@ def _facts(report: QuantizationReport) -> Iterator[tuple[str, str]]:
             f"{drawn.seed}",
         )
         yield "calibration tokens, sha256", drawn.sha256
+        for file in drawn.files:
+            part = "" if file.whole else "the first "
+            yield (
+                f"calibration file {file.name}",
+                f"{part}{file.bytes:,} bytes, {file.documents:,} documents, sha256 {file.sha256}",
+            )
+        yield "left out of the folder", ", ".join(f"{n} ({w})" for n, w in drawn.left_out.items())
     changes = [block.fold_change for block in report.blocks if block.fold_change is not None]
     if changes:
         yield "largest change by a fold", f"{max(changes):.1e} of a block's float32 output"

@@ -17,6 +17,7 @@ _REPLACEMENT = "\ufffd"
 # Tokens of the prompt that the decoder of a continuation sees before it: enough that a decoder
 # which strips the space of a text's first word does not strip the continuation's.
 _CONTEXT_TOKENS = 6
+_PROBE = "a"  # a text that shows what is put before one
 _UTF8_BYTES = 4  # of one character, at most
 # Tokens that may wait for the end of a character. A model of broken output would else be silent,
 # and ever slower, as the whole wait is decoded again with every token.
@@ -89,6 +90,16 @@ class Tokenizer:
             if not text.startswith(written, twice):  # unless it is there twice
                 del ids[0]
         return ids
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        """Token ids that the tokenizer puts before a text: most often one BOS, or none."""
+        alone = self.encode(_PROBE, add_special_tokens=False)
+        whole = self.encode(_PROBE)
+        for count in range(len(whole) - len(alone) + 1):
+            if whole[count : count + len(alone)] == alone:
+                return whole[:count]
+        return []
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids that are in no vocabulary give nothing."""

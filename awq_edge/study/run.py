@@ -16,7 +16,7 @@ from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model_files import resolve_model
 from awq_edge.pipeline import model_name
 from awq_edge.provenance import source_commit, versions
-from awq_edge.quantizer.calibration import PACKAGED
+from awq_edge.quantizer.report import PACKAGED
 from awq_edge.study.experiments import EXPERIMENTS, LARGEST_GROUP, Inputs
 from awq_edge.study.result import ExperimentResult, StudyReport
 from awq_edge.study.salient import make_salient

@@ -7,7 +7,6 @@ tokens, so the mean over windows of the difference of their losses is what varie
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +22,13 @@ from awq_edge.evaluate.perplexity import check_window, negative_log_likelihoods,
 from awq_edge.evaluate.text import read_text
 from awq_edge.evaluate.torch_models import ModelSource
 from awq_edge.quantizer.block_work import Tensors
-from awq_edge.quantizer.calibration import PACKAGED, CalibrationSet, load_calibration
+from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
+from awq_edge.quantizer.report import PACKAGED
+from awq_edge.runtime.text_tokens import tokenize
 from awq_edge.study.recording import RecordedBlock, record, treat_propagating
 from awq_edge.study.result import Difference, Measurement, SourceInfo
 from awq_edge.study.treatments import Treatment, treat_block
+from awq_edge.text_files import Document
 
 LENGTH = 512  # tokens of a calibration sample
 WINDOW = 1024  # tokens of one input, or the model's context where that is shorter
@@ -66,14 +68,14 @@ class Text:
     """A text to score. name: of the file. sha256: of the whole file."""
 
     name: str
-    content: str
+    documents: tuple[Document, ...]
     sha256: str
 
     @classmethod
     def read(cls, path: Path) -> Text:
         """Raises ConfigError for a file that is missing, not UTF-8 or empty."""
         text = read_text(path)
-        return cls(path.name, text.words, hashlib.sha256(text.content).hexdigest())
+        return cls(path.name, text.file.documents, text.sha256)
 
     @property
     def info(self) -> SourceInfo:
@@ -209,18 +211,16 @@ class Workbench:
     def _score(self, model: str, text: Text) -> list[Float64]:
         """Negative log-likelihoods of the scored tokens, window by window, in nats."""
         source = self._models[model]
-        ids = source.tokenizer.encode(text.content)[: self._max_tokens]
-        if len(ids) < 2 * self.window:
+        ids = tokenize(text.documents, source.tokenizer).first(self._max_tokens)
+        if len(ids.ids) < 2 * self.window:
             raise ConfigError(
-                f"{text.name} has {len(ids)} tokens; a study scores at least two windows of "
+                f"{text.name} has {len(ids.ids)} tokens; a study scores at least two windows of "
                 f"{self.window}: give a longer text"
             )
         found = []
-        for part in windows(len(ids), self.window, self.stride):
-            inputs = ids[part.begin : part.end - 1]
-            rows = np.concatenate(list(source.logits(inputs, part.first_scored - part.begin - 1)))
-            targets = np.asarray(ids[part.first_scored : part.end], dtype=np.int64)
-            found.append(negative_log_likelihoods(rows, targets))
+        for part in windows(ids, self.window, self.stride):
+            rows = np.concatenate(list(source.logits(part.inputs(ids.ids), part.first_row)))
+            found.append(negative_log_likelihoods(rows, part.targets(ids.ids)))
         return found
 
 

@@ -33,8 +33,8 @@ def test_table_and_json_file(
     assert (outcome.code, outcome.err) == (0, "")
     report = PerplexityReport.model_validate_json(path.read_text())
     assert f"perplexity {report.perplexity:.4f}" in outcome.out
-    assert "window 64, stride 32" in outcome.out and "149 tokens" in outcome.out
-    assert (report.window, report.stride, report.tokens) == (64, 32, 149)
+    assert "150 tokens, window 64, stride 32, each window behind BOS" in outcome.out
+    assert (report.window, report.stride, report.tokens) == (64, 32, 150)
 
 
 def test_json_alone_on_standard_output(
@@ -103,7 +103,7 @@ def test_divergence_table_and_json(
     kl, bundle_line, reference_line = (outcome.out.splitlines()[i] for i in (0, -2, -1))
     error = report.kl.standard_error
     assert kl == f"KL divergence {report.kl.mean:.4g} ± {error:.2g} nats per token"
-    assert "top-1 agreement 100.00%" in outcome.out and "149 tokens, window 64" in outcome.out
+    assert "top-1 agreement 100.00%" in outcome.out and "150 tokens, window 64" in outcome.out
     assert f"perplexity {report.perplexity:.4f}, reference " in outcome.out
     assert bundle_line.startswith(f"bundle {tiny_bundle}: unquantized, float32, accuracy level 0")
     assert reference_line.startswith(f"reference: model {tiny_llama}: unquantized, float32")
@@ -114,7 +114,7 @@ def test_divergence_table_and_json(
     [
         ("none", (), "none does not exist"),
         ("tiny", ("--window", "999"), "--window 999 is beyond the context of 256"),
-        ("tiny", ("--max-tokens", "1"), "--max-tokens 1: must be 2 or more"),
+        ("tiny", ("--max-tokens", "0"), "--max-tokens 0: must be 1 or more"),
         ("demo", (), "have vocabularies of"),
     ],
 )

@@ -17,8 +17,11 @@ from awq_edge.evaluate.divergence import compare, divergence
 from awq_edge.evaluate.divergence_report import standard_error
 from awq_edge.evaluate.perplexity import score
 from awq_edge.evaluate.sources import Float32
+from awq_edge.runtime.text_tokens import TokenizedText
 
 from .fakes import VOCAB, PrefixSource
+
+SHORT = TokenizedText((), (1, 2, 3))
 
 # float64 sums of float32 logits, in another order than the expected value's.
 TOLERANCE = 1e-9
@@ -122,13 +125,13 @@ def test_a_vocabulary_of_fewer_than_five() -> None:
 def test_divergence_scores_what_perplexity_scores(
     ids: list[int], window: int, blocks: tuple[int, int], data: st.DataObject
 ) -> None:
-    stride = data.draw(st.integers(1, window))
+    stride, text = data.draw(st.integers(1, window)), TokenizedText((), tuple(ids))
     target, reference = PrefixSource(blocks[0], seed=1), PrefixSource(blocks[1], seed=2)
     seen: list[tuple[int, int]] = []
     found = divergence(
         target,
         reference,
-        ids,
+        text,
         window=window,
         stride=stride,
         progress=lambda *counts: seen.append(counts),
@@ -145,7 +148,7 @@ def test_divergence_scores_what_perplexity_scores(
         (target, found.perplexity),
         (reference, found.reference_perplexity),
     ):
-        alone = score(source, ids, window=window, stride=stride)
+        alone = score(source, text, window=window, stride=stride)
         assert perplexity == pytest.approx(alone.perplexity, rel=AS_LOGITS)
         assert len(found.nll) == alone.tokens
     assert seen[-1] == (len(expected), len(expected))
@@ -160,7 +163,7 @@ def test_logits_are_not_kept() -> None:
         source.row = lambda prefix, row=row: row  # type: ignore[misc]
     tracemalloc.start()
     try:
-        divergence(*sources, [1] * 2000, window=100, stride=100)
+        divergence(*sources, TokenizedText((), (1,) * 2000), window=100, stride=100)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -176,7 +179,8 @@ def test_output_that_is_not_finite_is_named(broken: str, value: float) -> None:
     bad[3] = value
     sources[broken].row = lambda prefix: bad if len(prefix) == 5 else row(prefix)
     with pytest.raises(ModelError, match=f"the {broken}'s output is not finite at token 5"):
-        divergence(sources["target"], sources["reference"], [1] * 9, window=20, stride=10)
+        text = TokenizedText((), (1,) * 9)
+        divergence(sources["target"], sources["reference"], text, window=20, stride=10)
 
 
 def test_tokens_that_no_model_can_give() -> None:
@@ -194,24 +198,24 @@ def test_models_of_different_vocabularies() -> None:
         divergence(
             PrefixSource(seed=1, vocab_size=VOCAB + 1),
             PrefixSource(seed=2),
-            [1, 2, 3],
+            SHORT,
             window=8,
             stride=4,
         )
     other = PrefixSource(seed=2)
     other.tokens = {**other.tokens, "3": 4, "4": 3}
     with pytest.raises(ConfigError, match="'3' is token 3 and 4"):
-        divergence(PrefixSource(seed=1), other, [1, 2, 3], window=8, stride=4)
+        divergence(PrefixSource(seed=1), other, SHORT, window=8, stride=4)
     other.tokens = {text: i for text, i in PrefixSource().tokens.items() if text != "7"}
     with pytest.raises(ConfigError, match="'7' is token 7 and none"):
-        divergence(PrefixSource(seed=1), other, [1, 2, 3], window=8, stride=4)
+        divergence(PrefixSource(seed=1), other, SHORT, window=8, stride=4)
 
 
 def test_a_window_beyond_the_shorter_context() -> None:
     short = PrefixSource(seed=2)
     short.context = 6
     with pytest.raises(ConfigError, match="--window 8 is beyond the context of 6"):
-        divergence(PrefixSource(seed=1), short, [1, 2, 3], window=8, stride=4)
+        divergence(PrefixSource(seed=1), short, SHORT, window=8, stride=4)
 
 
 def test_standard_error() -> None:

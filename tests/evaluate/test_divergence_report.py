@@ -53,22 +53,19 @@ def test_a_bundle_is_its_model(tiny_bundle: Path, tiny_llama: Path, text: Path) 
 
 
 def test_a_checkpoint_against_torch(checkpoint: Path, tiny_llama: Path, text: Path) -> None:
-    """KL by torch in float64, over the loop of the published windows."""
+    """KL by torch in float64, over windows that begin with BOS each."""
     from awq_edge.evaluate.sources import open_source
 
     options: dict[str, Any] = {"window": WINDOW, "device": None, "dtype": None, "threads": None}
     models = [open_source(str(path), **options).model for path in (checkpoint, tiny_llama)]
-    ids = Tokenizer(tiny_llama).encode(text.read_text(encoding="utf-8"))
+    bos, *ids = Tokenizer(tiny_llama).encode(text.read_text(encoding="utf-8"))
     divergences, agreements, before = [], [], 0
     for begin in range(0, len(ids), STRIDE):
-        end = min(begin + WINDOW, len(ids))
+        end = min(begin + WINDOW - 1, len(ids))
+        window = torch.tensor([[bos, *ids[begin:end]]])
         with torch.no_grad():
-            logs = [
-                torch.log_softmax(model(torch.tensor([ids[begin:end]])).logits[0].double(), -1)
-                for model in models
-            ]
-        first = max(before, begin + 1) - begin - 1
-        q, p = (log[first : end - begin - 1] for log in logs)
+            logs = [torch.log_softmax(model(window).logits[0].double(), -1) for model in models]
+        q, p = (log[before - begin : end - begin] for log in logs)
         divergences.append(torch.nn.functional.kl_div(q, p, reduction="none", log_target=True))
         agreements.append((q.argmax(-1) == p.argmax(-1)).double())
         before = end
@@ -76,7 +73,7 @@ def test_a_checkpoint_against_torch(checkpoint: Path, tiny_llama: Path, text: Pa
             break
     expected = torch.cat(divergences).sum(-1)
     report = measure(checkpoint, tiny_llama, text)
-    assert report.tokens == len(expected) == len(ids) - 1
+    assert report.tokens == len(expected) == len(ids)
     assert report.kl.mean == pytest.approx(float(expected.mean()), rel=SAME_ARITHMETIC)
     assert report.kl.standard_error == pytest.approx(
         float(expected.std()) / len(expected) ** 0.5, rel=SAME_ARITHMETIC
@@ -113,7 +110,7 @@ def test_defaults_follow_the_shorter_context(
     rounded_bundle: Path, tiny_bundle: Path, text: Path
 ) -> None:
     report = evaluate_divergence(tiny_bundle, rounded_bundle, text, max_tokens=41)
-    assert (report.window, report.stride, report.tokens) == (128, 64, 40)
+    assert (report.window, report.stride, report.tokens) == (128, 64, 41)
 
 
 def test_flags_go_to_the_one_that_is_no_bundle(
@@ -128,7 +125,7 @@ def test_flags_go_to_the_one_that_is_no_bundle(
 
 
 def test_report_is_json_and_back(tiny_bundle: Path, text: Path) -> None:
-    report = measure(tiny_bundle, tiny_bundle, text, max_tokens=2)
+    report = measure(tiny_bundle, tiny_bundle, text, max_tokens=1)
     assert (report.kl.standard_error, report.perplexity_ratio_standard_error) == (None, None)
     again = DivergenceReport.model_validate_json(report.model_dump_json())
     assert again == report

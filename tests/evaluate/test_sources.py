@@ -26,13 +26,22 @@ SAME_ARITHMETIC = 1e-5
 WINDOW, STRIDE = 64, 32
 
 
-def published_loop(model: Any, ids: list[int], window: int, stride: int) -> float:
-    """Perplexity as transformers' documentation computes it: labels, and the model's own loss."""
+def published_loop(
+    model: Any, ids: list[int], window: int, stride: int, bos: int | None = None
+) -> float:
+    """Perplexity as transformers' documentation computes it: labels, and the model's own loss.
+
+    bos: stands before each window, and takes one of its places.
+    """
+    if bos is not None:
+        window -= 1
     tokens = torch.tensor([ids])
     nll_sum, n_tokens, previous_end = 0.0, 0, 0
     for begin in range(0, len(ids), stride):
         end = min(begin + window, len(ids))
         inputs = tokens[:, begin:end]
+        if bos is not None:
+            inputs = torch.cat([torch.tensor([[bos]]), inputs], dim=1)
         labels = inputs.clone()
         labels[:, : -(end - previous_end)] = -100
         with torch.no_grad():
@@ -60,21 +69,62 @@ def reference(tiny_llama: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def ids(tiny_llama: Path, text: Path) -> list[int]:
-    return Tokenizer(tiny_llama).encode(text.read_text(encoding="utf-8"))
+    """Of the text, without the BOS that the tokenizer puts before it."""
+    return Tokenizer(tiny_llama).encode(text.read_text("utf-8"), add_special_tokens=False)
+
+
+@pytest.fixture(scope="module")
+def bos(tiny_llama: Path) -> int:
+    (found,) = Tokenizer(tiny_llama).prefix_ids
+    return found
 
 
 def test_model_is_the_published_loop(
-    tiny_llama: Path, text: Path, reference: Any, ids: list[int]
+    tiny_llama: Path, text: Path, reference: Any, ids: list[int], bos: int
 ) -> None:
+    """With BOS before each window, as the tokenizer puts it before a text."""
     report = measure(tiny_llama, text)
+    expected = published_loop(reference, ids, WINDOW, STRIDE, bos)
+    assert report.perplexity == pytest.approx(expected, rel=SAME_ARITHMETIC)
+    # A BOS before the first window alone is another number.
+    once = published_loop(reference, [bos, *ids], WINDOW, STRIDE)
+    assert report.perplexity != pytest.approx(once, rel=SAME_ARITHMETIC)
+    assert report.tokens == report.text.tokens == len(ids)
+    assert report.text.prefix == (bos,)
+    assert (report.model.kind, report.model.runtime) == ("model", "transformers")
+    assert report.model.bits is None
+    assert {"torch", "transformers"} <= set(report.versions)
+
+
+def test_a_tokenizer_without_bos_is_the_published_loop(
+    tiny_llama: Path, text: Path, reference: Any, ids: list[int], tmp_path: Path
+) -> None:
+    model = without_bos(tiny_llama, tmp_path / "model")
+    report = measure(model, text)
     assert report.perplexity == pytest.approx(
         published_loop(reference, ids, WINDOW, STRIDE), rel=SAME_ARITHMETIC
     )
     assert report.tokens == len(ids) - 1
-    assert report.text.tokens == len(ids)
-    assert (report.model.kind, report.model.runtime) == ("model", "transformers")
-    assert report.model.bits is None
-    assert {"torch", "transformers"} <= set(report.versions)
+    assert report.text.prefix == ()
+
+
+def test_a_text_that_begins_with_bos_has_it_once(
+    tiny_llama: Path, text: Path, bos: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "with_bos.txt"
+    path.write_text(Tokenizer(tiny_llama).special_tokens["bos_token"] + text.read_text("utf-8"))
+    assert measure(tiny_llama, path).perplexity == measure(tiny_llama, text).perplexity
+
+
+def without_bos(model: Path, copy: Path) -> Path:
+    """A copy of a model whose tokenizer puts nothing before a text."""
+    shutil.copytree(model, copy)
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"add_bos_token": False}))
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return copy
 
 
 def test_the_path_is_the_one_that_was_given(
@@ -95,7 +145,7 @@ def test_bundle_gives_the_models_number(tiny_llama: Path, tiny_bundle: Path, tex
 
 
 def test_checkpoint_is_its_dequantized_weights(
-    checkpoint: Path, text: Path, reference: Any, ids: list[int]
+    checkpoint: Path, text: Path, reference: Any, ids: list[int], bos: int
 ) -> None:
     """The layout is read here by a loop over bits, not by the package."""
     from safetensors.numpy import load_file
@@ -110,13 +160,13 @@ def test_checkpoint_is_its_dequantized_weights(
     before = {name: value.clone() for name, value in reference.state_dict().items()}
     try:
         reference.load_state_dict(weights, strict=True)
-        expected = published_loop(reference, ids, WINDOW, STRIDE)
+        expected = published_loop(reference, ids, WINDOW, STRIDE, bos)
     finally:
         reference.load_state_dict(before)
     report = measure(checkpoint, text)
     assert report.perplexity == pytest.approx(expected, rel=SAME_ARITHMETIC)
     assert report.perplexity != pytest.approx(
-        published_loop(reference, ids, WINDOW, STRIDE), rel=PROMISED
+        published_loop(reference, ids, WINDOW, STRIDE, bos), rel=PROMISED
     )
     model = report.model
     assert (model.kind, model.method, model.bits, model.group_size) == ("checkpoint", "rtn", 4, 32)
@@ -161,7 +211,8 @@ def test_a_window_larger_than_the_prefill_chunk(
 def test_stride_matters(tiny_bundle: Path, text: Path) -> None:
     few, many = measure(tiny_bundle, text, stride=64), measure(tiny_bundle, text, stride=16)
     assert few.perplexity != pytest.approx(many.perplexity, rel=SAME_ARITHMETIC)
-    assert few.tokens < many.tokens  # the first token of each window is not scored
+    # Behind a BOS every token is scored; the stride is cut to the window's text.
+    assert (few.stride, few.tokens) == (63, many.tokens)
 
 
 def test_defaults_follow_the_context(tiny_bundle: Path, text: Path) -> None:
@@ -171,8 +222,8 @@ def test_defaults_follow_the_context(tiny_bundle: Path, text: Path) -> None:
 
 def test_max_tokens_and_bits_per_byte(tiny_bundle: Path, text: Path, ids: list[int]) -> None:
     report = measure(tiny_bundle, text, max_tokens=41)
-    assert report.tokens == 40
-    words = Tokenizer(tiny_bundle).decode(ids[1:41])
+    assert report.tokens == 41
+    words = Tokenizer(tiny_bundle).decode(ids[:41])
     expected = report.nll / math.log(2) / len(words.encode("utf-8"))
     assert report.bits_per_byte == pytest.approx(expected)
     assert report.text.tokens == len(ids)
@@ -192,7 +243,7 @@ def test_report_is_json_and_back(tiny_bundle: Path, text: Path) -> None:
         ({"dtype": "float16"}, "--dtype float16: a bundle runs as it was exported"),
         ({"window": 300, "stride": 100}, "--window 300 is beyond the context of 256"),
         ({"stride": 0}, "--stride 0"),
-        ({"max_tokens": 1}, "--max-tokens 1"),
+        ({"max_tokens": 0}, "--max-tokens 0"),
     ],
 )
 def test_what_a_bundle_cannot_do(
@@ -219,7 +270,7 @@ def test_what_a_model_cannot_do(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "the file is empty"), (b" \n", "the file is empty"), (b"ab\xff", "not UTF-8 at byte 2")],
+    [(b"", "the file is blank"), (b" \n", "the file is blank"), (b"ab\xff", "not UTF-8 at byte 2")],
 )
 def test_texts_that_cannot_be_scored(
     tiny_bundle: Path, tmp_path: Path, content: bytes, message: str
