@@ -15,6 +15,11 @@ from awq_edge.cli.sampling_options import (
     TopPOption,
     sampling_keys,
 )
+from awq_edge.cli.template_options import (
+    ChatTemplateOption,
+    TemplateVariablesOption,
+    template_variables,
+)
 from awq_edge.terminal_text import one_line, printable
 
 if TYPE_CHECKING:
@@ -38,6 +43,8 @@ def chat(
     min_p: MinPOption = None,
     repetition_penalty: RepetitionPenaltyOption = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a drawn answer.")] = None,
+    chat_template: ChatTemplateOption = None,
+    chat_template_kwargs: TemplateVariablesOption = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
     ] = None,
@@ -56,15 +63,26 @@ def chat(
     from awq_edge.runtime.sampling import Sampling
 
     keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
+    variables = template_variables(chat_template_kwargs)
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
     with (
         build_progress(open_console(stderr=True)) as building,
-        load(bundle, context=context, threads=threads, observer=building) as model,
+        load(
+            bundle,
+            context=context,
+            threads=threads,
+            chat_template=chat_template,
+            observer=building,
+        ) as model,
     ):
         sampling = Sampling.of(keys.over(model.sampling), seed)
         conversation = Conversation(
-            model, system=system, sampling=sampling, max_new_tokens=max_new_tokens
+            model,
+            system=system,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            variables=variables,
         )
         _note(f"{model.manifest.model_name}, context {model.session.context}. {HINT}")
         if model.chat_template is None:
@@ -98,14 +116,21 @@ def _converse(conversation: Conversation, commands: ChatCommands, interrupt: Int
 def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> Turn:
     """Ask, and show the answer as it comes. Raises ConfigError and ResourceError."""
     from awq_edge.cli.output import JsonTarget, stream_answer
+    from awq_edge.cli.thought_writer import ThoughtWriter
 
     out = JsonTarget(None).text_stream
+    thoughts = ThoughtWriter(shown=_is_terminal())
     with interrupt:
         turn = conversation.ask(text, cancelled=interrupt.requested)
         try:
-            for piece in turn:
-                stream_answer(piece, out)
+            for piece in turn.pieces():
+                if piece.thought:
+                    thoughts.write(piece.text)
+                else:
+                    thoughts.end()
+                    stream_answer(piece.text, out)
         finally:
+            thoughts.end()
             out.write("\n")
             out.flush()
     generation = turn.result

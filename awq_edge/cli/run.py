@@ -16,6 +16,11 @@ from awq_edge.cli.sampling_options import (
     TopPOption,
     sampling_keys,
 )
+from awq_edge.cli.template_options import (
+    ChatTemplateOption,
+    TemplateVariablesOption,
+    template_variables,
+)
 
 # What a bare `awq-edge run BUNDLE` continues.
 _DEFAULT_PROMPT = "Once upon a time"
@@ -48,6 +53,8 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be given several times.")
     ] = None,
+    chat_template: ChatTemplateOption = None,
+    chat_template_kwargs: TemplateVariablesOption = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
     ] = None,
@@ -75,6 +82,7 @@ def run(
     from awq_edge.cli.output import JsonTarget, open_console, stream_answer
     from awq_edge.cli.progress import build_progress
     from awq_edge.cli.run_table import print_report
+    from awq_edge.cli.thought_writer import ThoughtWriter
     from awq_edge.runtime.run import PromptFormat
     from awq_edge.runtime.run import run as run_stage
 
@@ -82,9 +90,13 @@ def run(
     text = _prompt(prompt, prompt_file)
     formats: dict[bool | None, PromptFormat] = {None: "auto", True: "chat", False: "raw"}
     keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
+    variables = template_variables(chat_template_kwargs)
     out = target.text_stream
 
+    thoughts = ThoughtWriter(shown=True)
+
     def show(piece: str) -> None:
+        thoughts.end()
         stream_answer(piece, out)
 
     with Interrupt() as interrupt, build_progress(open_console(stderr=True)) as building:
@@ -98,12 +110,16 @@ def run(
             seed=seed,
             stop=stop or (),
             ignore_eos=ignore_eos,
+            chat_template=chat_template,
+            variables=variables,
             context=context,
             threads=threads,
             on_text=show,
+            on_thought=thoughts.write,
             cancelled=interrupt.requested,
             observer=building,
         )
+    thoughts.end()
     out.write("\n\n")
     target.write(report.model_dump_json(indent=2))
     print_report(report, target.console())

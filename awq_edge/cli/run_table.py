@@ -39,6 +39,13 @@ def print_report(report: RunReport, console: Console) -> None:
         console.print("interrupted: the report covers what ran until then", style="bold")
 
 
+def _thoughts(report: RunReport) -> str:
+    count = report.result.thought_tokens
+    if not count:
+        return ""
+    return f"; {count} of them thoughts" + ("" if report.result.text else ", and no answer")
+
+
 def _speed(report: RunReport) -> Table:
     latency, bandwidth = report.latency, report.bandwidth
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -47,7 +54,7 @@ def _speed(report: RunReport) -> Table:
     table.add_row(
         "tokens",
         f"{report.request.prompt_tokens} prompt + {report.result.generated_tokens} generated "
-        f"({report.result.finish_reason})",
+        f"({report.result.finish_reason}{_thoughts(report)})",
     )
     table.add_row("load", f"{latency.load:.2f} s ({latency.load_verify:.2f} s checking hashes)")
     table.add_row("TTFT", _milliseconds(latency.ttft))

@@ -17,6 +17,11 @@ from awq_edge.cli.sampling_options import (
     TopPOption,
     sampling_keys,
 )
+from awq_edge.cli.template_options import (
+    ChatTemplateOption,
+    TemplateVariablesOption,
+    template_variables,
+)
 from awq_edge.terminal_text import one_line
 
 
@@ -48,6 +53,8 @@ def serve(
     top_p: TopPOption = None,
     min_p: MinPOption = None,
     repetition_penalty: RepetitionPenaltyOption = None,
+    chat_template: ChatTemplateOption = None,
+    chat_template_kwargs: TemplateVariablesOption = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
     ] = None,
@@ -80,6 +87,7 @@ def serve(
     if api_key is not None and api_key != api_key.strip():
         raise ConfigError("--api-key (or AWQ_EDGE_API_KEY) has blanks around it; remove them")
     keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
+    variables = template_variables(chat_template_kwargs)
     with bind(host, port) as sock:
         if api_key is None and not is_loopback(sock):
             _say(
@@ -87,7 +95,13 @@ def serve(
                 "set: whoever reaches it can use the model"
             )
         with build_progress(open_console(stderr=True)) as building:
-            model = load(bundle, context=context, threads=threads, observer=building)
+            model = load(
+                bundle,
+                context=context,
+                threads=threads,
+                chat_template=chat_template,
+                observer=building,
+            )
         service = Service(
             model,
             limits=limits,
@@ -95,6 +109,7 @@ def serve(
             model_name=model_name,
             local=is_loopback(sock),
             sampling=keys,
+            variables=variables,
         )
         if run_server(service, sock, _say):
             model.close()

@@ -77,6 +77,8 @@ def build_run_report(
             generated_tokens=len(generation.ids),
             finish_reason=generation.finish_reason,
             stop_string=generation.stop_string,
+            thoughts=generation.thoughts,
+            thought_tokens=generation.thought_tokens,
         ),
         latency=_latency(model.load_figures, timings),
         throughput=ThroughputPart(

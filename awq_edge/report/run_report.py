@@ -52,13 +52,16 @@ class RequestPart(_Part):
 
 
 class ResultPart(_Part):
-    """What came out. token_ids: generated, without the stop token."""
+    """What came out. token_ids: generated, without the stop token. thoughts: of a reasoning model,
+    before the text; thought_tokens: how many of the tokens they are."""
 
     text: str
     token_ids: tuple[int, ...]
     generated_tokens: int
     finish_reason: Literal["stop", "length", "context", "cancelled"]
     stop_string: str | None
+    thoughts: str = ""
+    thought_tokens: int = 0
 
 
 class SpreadPart(_Part):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.input_files import read_json
+from awq_edge.input_files import read_json, read_text
 from awq_edge.runtime import template_process
 
 # {"role": "user" | "assistant" | "system", "content": text, a list of parts, or None}, and what
@@ -29,6 +29,7 @@ _SYSTEM, _USER, _ANSWER, _NEXT = "systemzqwords", "firstzqquestion", "itszqanswe
 # As transformers marks the end of an answer that is to be continued; a template that strips its
 # messages takes the blank.
 _CONTINUE = "CONTINUEzqHERE "
+_LARGEST_TEMPLATE = 4_000_000  # bytes; the longest in use have 100,000
 _RESERVED = ("messages", "add_generation_prompt", "continue_final_message")
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class ChatTemplate:
         self._unread = unread
         self._special_tokens = dict(special_tokens)
         self._said = False  # what is said once in the log
+        self._failed: ConfigError | ModelError | None = None
 
     def check(self) -> None:
         """Raises ModelError where it is no Jinja, ConfigError where it cannot be compiled."""
@@ -126,6 +128,15 @@ class ChatTemplate:
     @functools.cached_property
     def _traits(self) -> _Traits:
         """Raises ModelError where the template is broken, ConfigError where it loses words."""
+        if self._failed is not None:  # which may have taken its time to find out
+            raise self._failed
+        try:
+            return self._found_traits()
+        except (ConfigError, ModelError) as error:
+            self._failed = error
+            raise
+
+    def _found_traits(self) -> _Traits:
         self.check()
         questions = [("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)]
         parts = refused = False
@@ -153,6 +164,8 @@ class ChatTemplate:
         messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in talk]
         try:
             return self._render([_as_parts(m) for m in messages] if parts else messages, False, {})
+        except template_process.TemplateLimitError:
+            raise
         except ConfigError:
             return ""
 
@@ -235,14 +248,7 @@ def load_chat_template(directory: Path, special_tokens: Mapping[str, str]) -> Ch
 
 def read_chat_template(file: Path, special_tokens: Mapping[str, str]) -> ChatTemplate:
     """The template of one file. Raises ModelError for one that cannot be read."""
-    try:
-        if not file.is_file():
-            raise ModelError(f"{file} is no file; give a chat template in Jinja")
-        return ChatTemplate(file.read_text(encoding="utf-8"), special_tokens)
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{file}: byte {error.start} is not UTF-8; convert the file") from None
+    return ChatTemplate(read_text(file, limit=_LARGEST_TEMPLATE), special_tokens)
 
 
 def _as_text(message: Message) -> dict[str, Any]:

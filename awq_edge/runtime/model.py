@@ -147,13 +147,16 @@ class Model:
                 raise ConfigError("the prompt is empty; give --prompt some text")
             ids = self.tokenizer.encode(prompt)
         else:
-            return self.chat_prompt(prompt).ids
+            ids = self.chat_prompt(prompt).ids
         return self._fitting(ids)
 
     def chat_prompt(
         self, messages: Sequence[Message], options: ChatOptions | None = None
     ) -> Prompt:
-        """Messages through the chat template. Raises what `prompt_ids` and `render` raise."""
+        """Messages through the chat template, whether they fit the context or not.
+
+        Raises what `render` raises.
+        """
         rendering = (options or ChatOptions()).rendering(messages)
         template = self._require_template()
         text = template.render(messages, **rendering)
@@ -162,7 +165,7 @@ class Model:
             beginning = template.beginning(text, messages, **rendering)
             rules = ThoughtRules(self.thought_markers, beginning)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return Prompt(text, self._fitting(ids), rules)
+        return Prompt(text, ids, rules)
 
     def _fitting(self, ids: list[int]) -> list[int]:
         context = self.session.context
@@ -258,7 +261,7 @@ class Model:
             ids, thoughts = self.prompt_ids(prompt), None
         else:
             made = self.chat_prompt(prompt, chat)
-            ids, thoughts = made.ids, made.thoughts
+            ids, thoughts = self._fitting(made.ids), made.thoughts
         request = Request(
             prompt_ids=ids,
             max_new_tokens=max_new_tokens,

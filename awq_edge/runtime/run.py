@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from awq_edge.errors import ConfigError
 from awq_edge.report.build import build_run_report
 from awq_edge.report.run_report import RunReport
-from awq_edge.runtime.generation import Request
+from awq_edge.runtime.generation import Request, ThoughtRules
 from awq_edge.runtime.memory import read_process_memory
-from awq_edge.runtime.model import Model, load
+from awq_edge.runtime.model import ChatOptions, Model, load
 from awq_edge.runtime.sampling import Sampling
+from awq_edge.runtime.template_process import warm_up
 from awq_edge.sampling_keys import SamplingKeys
 
 PromptFormat = Literal["auto", "raw", "chat"]
@@ -33,9 +34,12 @@ def run(
     seed: int | None = None,
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
+    chat_template: str | Path | None = None,
+    variables: Mapping[str, Any] | None = None,
     context: int | None = None,
     threads: int | None = None,
     on_text: Callable[[str], None] | None = None,
+    on_thought: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     observer: Callable[[float, str], None] | None = None,
 ) -> RunReport:
@@ -46,15 +50,28 @@ def run(
     end of the context where fewer fit. sampling: None is greedy. sample: draw by the bundle's own
     set, as chat and serve do; keys in `sampling` take the place of its own. Keys that only matter
     where tokens are drawn (top_k, top_p, min_p without a temperature) ask for that too. on_text:
-    called with every piece of text. cancelled: asked before every step; what ran until then is
-    reported. observer: see `load`. Raises what `load` and `Model.stream` raise.
+    called with every piece of the answer; on_thought: of the thoughts. chat_template: a file in
+    place of the model's own; variables: what it knows beside the message. cancelled: asked before
+    every step; what ran until then is reported. observer: see `load`. Raises what `load` and
+    `Model.stream` raise.
     """
     if not prompt:
         raise ConfigError("the prompt is empty; give --prompt some text")
-    with load(bundle, context=context, threads=threads, observer=observer) as model:
-        started = time.perf_counter()
+    if prompt_format != "raw":
+        warm_up()
+    with load(
+        bundle, context=context, threads=threads, chat_template=chat_template, observer=observer
+    ) as model:
         chat = _wants_chat(model, prompt_format)
-        ids = model.prompt_ids([{"role": "user", "content": prompt}] if chat else prompt)
+        stops = frozenset() if ignore_eos else model.stop_token_ids
+        started = time.perf_counter()
+        thoughts: ThoughtRules | None = None
+        if chat:
+            options = ChatOptions(variables)
+            made = model.chat_prompt([{"role": "user", "content": prompt}], options)
+            ids, thoughts = made.ids, made.thoughts
+        else:
+            ids = model.prompt_ids(prompt)
         room = model.session.context - len(ids) + 1
         if max_new_tokens is None and room >= DEFAULT_NEW_TOKENS:
             max_new_tokens = DEFAULT_NEW_TOKENS
@@ -63,13 +80,15 @@ def run(
             max_new_tokens=max_new_tokens,
             sampling=_sampling(model, sampling or SamplingKeys(), sample, seed),
             stop=tuple(stop),
-            stop_token_ids=frozenset() if ignore_eos else model.stop_token_ids,
+            stop_token_ids=stops,
             cancelled=cancelled,
+            thoughts=thoughts,
         )
         stream = model.stream_request(request, started=started)
-        for piece in stream:
-            if on_text is not None:
-                on_text(piece)
+        for piece in stream.pieces():
+            show = on_thought if piece.thought else on_text
+            if show is not None:
+                show(piece.text)
         after = read_process_memory()
         # Measured behind the run: its buffers must not count as the run's memory.
         measured = model.session.measure_bandwidth()

@@ -30,6 +30,10 @@ _MOST_PROCESSES = 2  # so that one template that takes its time keeps no other w
 _PROGRAM = Path(__file__).with_name("template_worker.py")
 
 
+class TemplateLimitError(ConfigError):
+    """A chat template was ended as it takes too much."""
+
+
 def render(source: str, variables: Mapping[str, Any] | None) -> str:
     """The text of a template, by a process of its own; None compiles it alone.
 
@@ -47,7 +51,7 @@ def render(source: str, variables: Mapping[str, Any] | None) -> str:
             "another by --chat-template FILE, or send the prompt as it is (--raw)"
         )
     if answer["error"] == "limit":
-        raise ConfigError(
+        raise TemplateLimitError(
             f"the chat template was ended: {message}; give another by --chat-template FILE, or "
             "send the prompt as it is (--raw)"
         )

@@ -105,7 +105,7 @@ async def _events(
     while True:
         item = await events.get()
         if isinstance(item, Piece):
-            yield event(answer.chunk(item.text, item.tokens))
+            yield event(answer.chunk(item.text, item.tokens, thought=item.thought))
         elif isinstance(item, Failed):
             yield event(as_api_error(item.error).body())
             return

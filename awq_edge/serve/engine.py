@@ -60,15 +60,17 @@ class Engine:
             max_new_tokens=task.max_new_tokens,
             sampling=task.sampling,
             stop=task.stop,
-            stop_token_ids=self._model.stop_token_ids,
+            stop_token_ids=self._model.stop_token_ids | task.stop_token_ids,
             cancelled=job.cancelled.is_set,
             constraint=None if task.grammar is None else self._tokens.constraint(task.grammar),
             top_logprobs=task.top_logprobs,
+            thoughts=task.thoughts,
         )
         stream = self._model.stream_request(request, reuse_cache=True, started=job.arrived)
         scores = _Scores(self._tokens)
-        for text in stream:
-            job.deliver(Piece(text, scores.new(stream)))
+        for piece in stream.pieces():
+            tokens = () if piece.thought else scores.new(stream)
+            job.deliver(Piece(piece.text, tokens, piece.thought))
         generation = stream.result
         # Before the client is told, who may look at once; and by the thread that owns the session.
         self._recorder.finished(generation, self._model.session.memory)
@@ -81,7 +83,7 @@ class Engine:
 
 
 class _Scores:
-    """The tokens of a stream with their bytes and places, each given out once."""
+    """The tokens of a stream's answer with their bytes and places, each given out once."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
@@ -98,6 +100,9 @@ class _Scores:
         if result is not None and result.stop_string is not None:
             cut = len(result.text.encode("utf-8"))
         out = 0 if result is None else len(result.text.encode("utf-8"))
+        if stream.answer_begin is None:
+            return found
+        self._given = max(self._given, stream.answer_begin)
         for scored in stream.logprobs[self._given :]:
             if not final and self._size >= out:
                 break  # it may be the beginning of a stop string

@@ -26,10 +26,14 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text as it comes. tokens: those it is made of, where log-probabilities were asked for."""
+    """Text as it comes. tokens: those it is made of, where log-probabilities were asked for.
+
+    thought: it belongs to the thoughts before the answer.
+    """
 
     text: str
     tokens: Sequence[ScoredToken] = ()
+    thought: bool = False
 
 
 @dataclass(frozen=True)

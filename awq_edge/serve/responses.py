@@ -49,6 +49,8 @@ class Answer:
         }
         if self.api == "chat":
             choice["message"] = {"role": "assistant", "content": generation.text, "refusal": None}
+            if generation.thoughts:
+                choice["message"]["reasoning_content"] = generation.thoughts
         else:
             choice["text"] = generation.text
         return {**self._head(0), "choices": [choice], "usage": usage(generation)}
@@ -60,8 +62,10 @@ class Answer:
         finish_reason: FinishReason | None = None,
         *,
         first: bool = False,
+        thought: bool = False,
     ) -> dict[str, Any]:
-        """A piece of a stream. first: the chunk of a chat that names the role."""
+        """A piece of a stream. first: the chunk of a chat that names the role. thought: the text
+        is no part of the answer."""
         choice: dict[str, Any] = {
             "index": 0,
             "logprobs": self._logprobs(tokens) if tokens else None,
@@ -70,7 +74,7 @@ class Answer:
         if self.api == "chat":
             choice["delta"] = {"role": "assistant", "content": ""} if first else {}
             if text is not None:
-                choice["delta"]["content"] = text
+                choice["delta"]["reasoning_content" if thought else "content"] = text
         else:
             choice["text"] = text or ""
         return {**self._head(1), "choices": [choice]}
@@ -97,12 +101,15 @@ class Answer:
 def usage(generation: Generation) -> dict[str, Any]:
     """Counts of tokens. cached_tokens: of the prompt, those whose keys and values were there."""
     timings = generation.timings
-    return {
+    counts: dict[str, Any] = {
         "prompt_tokens": timings.prompt_tokens,
         "completion_tokens": timings.generated_tokens,
         "total_tokens": timings.prompt_tokens + timings.generated_tokens,
         "prompt_tokens_details": {"cached_tokens": timings.reused_tokens},
     }
+    if generation.thought_tokens:
+        counts["completion_tokens_details"] = {"reasoning_tokens": generation.thought_tokens}
+    return counts
 
 
 def to_json(value: object) -> str:

@@ -39,7 +39,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
-    "reasoning_effort": (),
     "verbosity": (),
     "prediction": (),
     "web_search_options": (),
@@ -158,6 +157,7 @@ class GenerationRequest(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS)] | None = None
 
     def sampling(self) -> SamplingKeys:
         """The keys that this request says itself."""
@@ -171,6 +171,7 @@ class CompletionRequest(GenerationRequest):
     logprobs: Annotated[
         Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None, BeforeValidator(_false_is_none)
     ] = None
+    add_special_tokens: bool | None = None
 
 
 class TextPart(_Body):
@@ -186,15 +187,46 @@ class ChatMessage(_Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[TextPart] | None, BeforeValidator(_parts)] = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # another server's name of the same
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates have messages."""
+        role = "system" if self.role == "developer" else self.role
+        # Glued together, parts would make words that nobody said.
+        text = "\n".join(part.text for part in self.content or ()) or self.refusal or ""
+        thoughts = self.reasoning_content or self.reasoning
+        rest = {"reasoning_content": thoughts} if thoughts else {}
+        return {"role": role, "content": text, **rest}
 
 
 class ChatRequest(GenerationRequest):
-    """POST /v1/chat/completions. max_completion_tokens: max_tokens by its newer name."""
+    """POST /v1/chat/completions. max_completion_tokens: max_tokens by its newer name.
+
+    chat_template_kwargs, and two of them by names of their own, are what the chat template knows
+    beside the messages. continue_final_message, add_generation_prompt: see `ChatOptions`.
+    """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: str | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    def variables(self) -> dict[str, Any]:
+        """What this request tells the chat template."""
+        named: dict[str, Any] = {
+            "enable_thinking": self.enable_thinking,
+            "reasoning_effort": self.reasoning_effort,
+        }
+        if self.reasoning_effort == "none" and self.enable_thinking is None:
+            named["enable_thinking"] = False
+        given = {name: value for name, value in named.items() if value is not None}
+        return {**given, **(self.chat_template_kwargs or {})}
 
 
 R = TypeVar("R", bound=GenerationRequest)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from awq_edge.runtime.generation import Constraint
 from awq_edge.runtime.model import Model
+from awq_edge.runtime.template_process import warm_up
 from awq_edge.sampling_keys import SamplingKeys
 from awq_edge.serve.engine import Engine
 from awq_edge.serve.grammar import Vocabulary, grammar_of
@@ -35,16 +38,20 @@ class Service:
         model_name: str | None = None,
         local: bool = True,
         sampling: SamplingKeys | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         """model_name: what clients call the model; default: its name in the manifest. local: only
         programs of this machine can connect. sampling: keys in the place of the bundle's own, each
-        by itself. Raises ModelError for a bundle whose own cannot be."""
+        by itself. variables: what the chat template knows beside the messages. Raises ModelError
+        for a bundle whose own keys cannot be."""
         self.model = model
         self.limits = limits
         self.model_name = model_name or model.manifest.model_name
         self.fingerprint = "fp_" + hashlib.sha256(repr(model.manifest).encode()).hexdigest()[:12]
         keys = model.sampling if sampling is None else sampling.over(model.sampling)
-        self._settings = TaskSettings(limits, keys, grammar_of)
+        self._settings = TaskSettings(limits, keys, grammar_of, dict(variables or {}))
+        if model.chat_template is not None:
+            warm_up()
         self._local = local
         self._key = None if api_key is None else api_key.encode("utf-8")
         self.metrics = Metrics(lambda: self.scheduler.state(), model.session.memory)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from awq_edge.errors import ConfigError
-from awq_edge.runtime.chat_template import Message
-from awq_edge.runtime.model import Model
+from awq_edge.errors import ConfigError, ModelError
+from awq_edge.runtime.generation import ThoughtRules
+from awq_edge.runtime.model import ChatOptions, Model
 from awq_edge.runtime.sampling import Sampling
 from awq_edge.sampling_keys import SamplingKeys
 from awq_edge.serve.api_error import ApiError, GrammarError, invalid
 from awq_edge.serve.limits import Limits
 from awq_edge.serve.schema import (
     UNLIMITED_TOKENS,
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
@@ -35,6 +34,7 @@ class Task:
     """One generation. max_new_tokens: None means to the end of the context.
 
     grammar: of the answer, as `grammar_of` made it. top_logprobs: None where none were asked for.
+    stop_token_ids: beside the model's own. thoughts: how they are told from the answer.
     """
 
     api: Api
@@ -46,22 +46,28 @@ class Task:
     top_logprobs: int | None
     stream: bool
     include_usage: bool
+    stop_token_ids: frozenset[int] = frozenset()
+    thoughts: ThoughtRules | None = None
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What all requests of one server share. sampling: of a request that says no key of it."""
+    """What all requests of one server share. sampling: of a request that says no key of it.
+
+    variables: what the chat template knows, each unless a request says it.
+    """
 
     limits: Limits
     sampling: SamplingKeys
     grammar_of: GrammarOf
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 def completion_task(model: Model, request: CompletionRequest, settings: TaskSettings) -> Task:
     """Raises ApiError."""
     prompt = request.prompt
     if isinstance(prompt, str):
-        ids = _encode(model, prompt, "prompt")
+        ids = _encode(model, prompt, request.add_special_tokens is not False)
     else:
         ids = prompt
         if ids and not (0 <= min(ids) and max(ids) < model.session.vocab_size):
@@ -84,11 +90,17 @@ def chat_task(model: Model, request: ChatRequest, settings: TaskSettings) -> Tas
             "messages",
             "no_chat_template",
         )
+    options = ChatOptions(
+        {**settings.variables, **request.variables()},
+        request.continue_final_message,
+        request.add_generation_prompt,
+    )
     try:
-        rendered = model.render([_plain(message) for message in request.messages])
-        ids = model.tokenizer.encode(rendered, add_special_tokens=False)
+        prompt = model.chat_prompt([message.plain() for message in request.messages], options)
     except ConfigError as error:
         raise invalid(str(error), "messages") from None
+    except ModelError as error:
+        raise invalid(str(error), "messages", "broken_chat_template") from None
     newer, older = request.max_completion_tokens, request.max_tokens
     asked = {tokens for tokens in (newer, older) if tokens not in (None, UNLIMITED_TOKENS)}
     if len(asked) > 1:
@@ -100,7 +112,9 @@ def chat_task(model: Model, request: ChatRequest, settings: TaskSettings) -> Tas
     if top is not None and not request.logprobs:
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = (top or 0) if request.logprobs else None
-    return _task(model, request, "chat", ids, next(iter(asked), None), logprobs, settings)
+    wanted = next(iter(asked), None)
+    task = _task(model, request, "chat", prompt.ids, wanted, logprobs, settings)
+    return replace(task, thoughts=prompt.thoughts)
 
 
 def _task(
@@ -125,6 +139,7 @@ def _task(
         top_logprobs=top_logprobs,
         stream=bool(request.stream),
         include_usage=options is not None and options.include_usage,
+        stop_token_ids=frozenset(request.stop_token_ids or ()),
     )
 
 
@@ -167,15 +182,8 @@ def _grammar(wanted: ResponseFormat | None, grammar_of: GrammarOf) -> str | None
         raise invalid(str(error), "response_format", "invalid_schema") from None
 
 
-def _encode(model: Model, text: str, param: str) -> list[int]:
+def _encode(model: Model, text: str, add_special_tokens: bool) -> list[int]:
     try:
-        return model.tokenizer.encode(text)
+        return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except ConfigError as error:
-        raise invalid(str(error), param) from None
-
-
-def _plain(message: ChatMessage) -> Message:
-    role = "system" if message.role == "developer" else message.role
-    # Glued together, parts would make words that nobody said.
-    text = "\n".join(part.text for part in message.content or ()) or message.refusal or ""
-    return {"role": role, "content": text}
+        raise invalid(str(error), "prompt") from None

@@ -40,7 +40,7 @@ def refusal(body: dict[str, Any] | bytes, model: Any = CompletionRequest) -> Api
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{}]}, "functions"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"verbosity": "high"}, "verbosity"),
         ({"store": True}, "store"),
         ({"temprature": 0.5}, "temprature"),
         ({"temperature": 2.5}, "temperature"),
