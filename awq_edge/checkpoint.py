@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from awq_edge.archs import Decoder, Linear, decoder_from_config
 from awq_edge.errors import ModelError
-from awq_edge.fused_experts import split_fused_experts
+from awq_edge.foreign_formats import refuse_foreign
+from awq_edge.fused_experts import names_in_memory, split_fused_experts
 from awq_edge.layouts import Layout, StoredConfig, layout_of_config, quantization_config
 from awq_edge.model_files import ModelFiles, TensorEntry
 from awq_edge.w4a16 import NumberFormat, QuantizedWeight, Scheme
@@ -79,6 +80,7 @@ class Checkpoint:
         that is missing, unexpected or misshapen.
         """
         files = ModelFiles(path)
+        refuse_foreign(path, files.config, files.entries)
         decoder = decoder_from_config(files.config)
         files.entries = split_fused_experts(_names_on_disk(files, decoder), decoder)
         config = quantization_config(files.config)
@@ -192,19 +194,15 @@ class Checkpoint:
     def _find_formats(self, layout: Layout, stored: StoredConfig) -> dict[str, NumberFormat]:
         """Number formats of the quantized linears. Raises ModelError where config.json and the
         stored tensors disagree about what is quantized."""
-        embedding = self.decoder.architecture.embedding
-        if layout.is_stored(embedding, self.files.entries):
-            raise ModelError(
-                f"{self.path}: '{embedding}' is quantized; supported: linears alone (export the "
-                "unquantized model instead)"
-            )
+        self._refuse_quantized_modules(layout)
         found = {}
         shapes = self.decoder.weight_shapes()
         for linear in self._linears():
             shape = shapes.get(f"{linear}.weight")
             if shape is None:  # an output layer that is the embedding
                 continue
-            number_format = stored.format_of(linear, shape[1])
+            names = names_in_memory(linear, self.decoder)
+            number_format = stored.format_of(names, shape[1])
             if layout.is_stored(linear, self.files.entries):
                 if number_format is None:
                     raise ModelError(
@@ -217,7 +215,35 @@ class Checkpoint:
                     f"{self.path}: config.json says that '{linear}' is quantized, but it is not; "
                     "the weights and config.json do not belong together"
                 )
+        if not found:
+            raise ModelError(
+                f"{self.path}: config.json says that the weights are quantized ({layout.name}), "
+                "but none is stored so; the weights and config.json do not belong together"
+            )
         return found
+
+    def _refuse_quantized_modules(self, layout: Layout) -> None:
+        """Raise ModelError where a module is stored quantized that is read in 16 bits alone."""
+        decoder, entries = self.decoder, self.files.entries
+        arch = decoder.architecture
+        tied = [arch.lm_head] if decoder.tied_embeddings else []
+        modules = [arch.embedding, *tied, *decoder.unquantized_modules()]
+        found = [name for name in modules if layout.is_stored(name, entries)]
+        if arch.vision is not None:
+            kept = (name.rpartition(".")[0] for name in entries if arch.vision.keeps(name))
+            found += [name for name in dict.fromkeys(kept) if layout.is_stored(name, entries)]
+        if not found:
+            return
+        if found[0] == arch.lm_head:
+            raise ModelError(
+                f"{self.path}: '{arch.lm_head}' is quantized, and config.json has "
+                "tie_word_embeddings true: set it to false if that layer is a weight of its own"
+            )
+        raise ModelError(
+            f"{self.path}: '{found[0]}' is quantized (of {len(found)} such modules); embeddings, "
+            "routers, projections and vision towers are read in 16 bits alone: quantize the model "
+            "again with them ignored, or export the unquantized model"
+        )
 
     def _linears(self) -> Iterator[str]:
         """Full names of all that is a linear."""
@@ -225,7 +251,6 @@ class Checkpoint:
         for layer in range(decoder.num_layers):
             for linear in decoder.linears(layer):
                 yield f"{decoder.layer_prefix(layer)}.{linear.name}"
-        yield from decoder.unquantized_modules()
         yield decoder.architecture.lm_head
 
     def _summary(self, layout: Layout, stored: StoredConfig) -> QuantizationConfig:

@@ -37,6 +37,21 @@ _NUMPY_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+# Bits of the dtypes of safetensors that are known and not read.
+_FOREIGN_BITS = {
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "C64": 64,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_RANK = 16
@@ -84,8 +99,21 @@ class ModelFiles:
         self.path = path
         if not path.is_dir():
             raise ModelError(f"model directory {path} does not exist")
-        self.config = read_json(path / "config.json")
+        self.config: Mapping[str, Any] = read_config(path)
         self.entries = _entries(path)
+
+    @classmethod
+    def of_foreign(cls, path: Path) -> ModelFiles:
+        """A directory of another format: what config.json and safetensors there are.
+
+        Raises ModelError where they are damaged.
+        """
+        found = cls.__new__(cls)
+        found.path = path
+        described = (path / "config.json").exists()
+        found.config = read_json(path / "config.json") if described else {}
+        found.entries = _entries(path) if any(path.glob("*.safetensors")) else {}
+        return found
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -135,8 +163,13 @@ class ModelFiles:
 def read_entry(entry: TensorEntry) -> Array:
     """A tensor as a fresh array, bfloat16 as uint16 bits.
 
-    Raises ModelError when the file is shorter than its header says.
+    Raises ModelError when the file is shorter than its header says, or the dtype is not read here.
     """
+    if entry.dtype not in _NUMPY_DTYPES:
+        raise ModelError(
+            f"{entry.file} has a tensor of dtype {entry.dtype}; supported: "
+            f"{', '.join(_NUMPY_DTYPES)}"
+        )
     array: Array = np.empty(entry.shape, dtype=_NUMPY_DTYPES[entry.dtype])
     view = array.reshape(-1).view(np.uint8).data
     with open_plain(entry.file) as file:
@@ -169,6 +202,16 @@ def read_pieces(entry: TensorEntry) -> Iterator[Array]:
         )
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a model directory. Raises ModelError as `read_json`, or naming the format of
+    what is there instead."""
+    if not (path / "config.json").exists():
+        from awq_edge.foreign_formats import refuse_foreign
+
+        refuse_foreign(path, {})
+    return read_json(path / "config.json")
+
+
 def _entries(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a directory by name.
 
@@ -184,6 +227,9 @@ def _entries(path: Path) -> dict[str, TensorEntry]:
     files = sorted({path / name for name in weight_map.values()})
     files = files or sorted(path.glob("*.safetensors"))
     if not files:
+        from awq_edge.foreign_formats import refuse_foreign
+
+        refuse_foreign(path, {})
         hint = ""
         if list(path.glob("*.bin")):
             hint = (
@@ -282,13 +328,13 @@ def _tensor_entry(file: Path, name: str, info: object, begin: int) -> TensorEntr
     if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
         raise ValueError(f"tensor '{shown}' has no dtype, shape and data_offsets")
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _NUMPY_DTYPES:
+    if not isinstance(dtype, str) or dtype not in (*_NUMPY_DTYPES, *_FOREIGN_BITS):
         raise ValueError(f"tensor '{shown}' has dtype {show(dtype)}")
     if not _are_sizes(shape) or len(shape) > _MAX_RANK:
         raise ValueError(f"tensor '{shown}' has shape {show(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor '{shown}' has data_offsets {show(offsets)}")
-    wanted = math.prod(shape) * np.dtype(_NUMPY_DTYPES[dtype]).itemsize
+    wanted = _tensor_bytes(dtype, shape)
     if offsets[1] - offsets[0] != wanted:
         raise ValueError(
             f"tensor '{shown}' of {dtype} {show(shape)} does not fit data_offsets {show(offsets)}"
@@ -302,6 +348,14 @@ def _are_sizes(values: object) -> bool:
         isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_BYTES
         for value in values
     )
+
+
+def _tensor_bytes(dtype: str, shape: list[int]) -> int:
+    """Bytes of a tensor in a file."""
+    bits = _FOREIGN_BITS.get(dtype)
+    if bits is None:
+        return math.prod(shape) * np.dtype(_NUMPY_DTYPES[dtype]).itemsize
+    return math.prod(shape) * bits // 8
 
 
 def resolve_model(name: str, *, weights: bool = True) -> Path:
@@ -331,11 +385,11 @@ def download_config(name: str) -> Path:
 
     Raises ModelError as `resolve_model`.
     """
-    return _download_files(name, ["config.json"])
+    return _download_files(name, ["config.json", "hf_quant_config.json"])
 
 
 def _download(name: str, weights: bool) -> Path:
-    patterns = ["config.json", *TOKENIZER_FILES]
+    patterns = ["config.json", "hf_quant_config.json", *TOKENIZER_FILES]
     if weights:
         patterns += ["*.safetensors", "model.safetensors.index.json"]
     return _download_files(name, patterns)

@@ -16,11 +16,10 @@ from awq_edge.artifacts import Bundle, atomic_file, refuse_existing
 from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.executor_options import ExecutorOptions
 from awq_edge.group_size import choose_group_size
-from awq_edge.input_files import read_json
 from awq_edge.interruption import keeping
 from awq_edge.layouts import quantization_config
 from awq_edge.lm_head import for_export
-from awq_edge.model_files import resolve_model
+from awq_edge.model_files import read_config, resolve_model
 from awq_edge.recipe import Recipe, list_recipes, load_recipe
 from awq_edge.sampling_keys import SamplingKeys, check_sampling
 
@@ -200,7 +199,7 @@ def export(
     path = resolve_model(str(model))
     check_export(path, resolved, context=context, lm_head_bits=lm_head_bits)
     name = model_name(str(model))
-    is_quantized = quantization_config(read_json(path / "config.json")) is not None
+    is_quantized = quantization_config(read_config(path)) is not None
     if is_quantized:
         check_overrides(
             path,
@@ -314,7 +313,7 @@ def _with_groups(recipe: Recipe, model: Path, asked: int | None) -> tuple[Recipe
     """The recipe with groups that fit this model, unless a size was asked for; and what to say."""
     if asked is not None or recipe.quantization.method == "none":
         return recipe, ()
-    decoder = decoder_from_config(read_json(model / "config.json"))
+    decoder = decoder_from_config(read_config(model))
     choice = choose_group_size(recipe, decoder)
     notes = () if choice.note is None else (choice.note,)
     return recipe.overridden({"quantization.group_size": choice.size}), notes

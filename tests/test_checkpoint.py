@@ -107,9 +107,10 @@ def test_scales_must_be_finite(tmp_path: Path) -> None:
     [
         (
             {"quant_method": "gptq"},
-            "quant_method 'gptq'; supported: awq .version gemm., compressed-tensors",
+            "holds GPTQ, 4 bits .quant_method 'gptq'., which is not read here; give the .* model "
+            "that it was made from; supported: .* awq .version gemm. and compressed-tensors",
         ),
-        ({"version": "gemv"}, "version 'gemv'"),
+        ({"version": "gemv"}, "holds AWQ in version gemv"),
         ({"bits": 3}, "bits 3; supported: 4"),
         ({"group_size": 0}, "group_size 0; supported: a positive number, or -1"),
     ],

@@ -144,8 +144,10 @@ def _load(
     with _quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(path, local_files_only=True)
-            if weights is not None and hasattr(config, "quantization_config"):
-                del config.quantization_config
+            if weights is not None:
+                for part in (config, config.get_text_config()):
+                    if hasattr(part, "quantization_config"):
+                        del part.quantization_config
             # The class itself: AutoModelForCausalLM takes no weights without a directory.
             classes = MODEL_FOR_CAUSAL_LM_MAPPING
             if type(config) not in classes:

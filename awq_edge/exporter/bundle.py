@@ -30,6 +30,7 @@ from awq_edge.exporter.lowerings import Lowering, require_lowering
 from awq_edge.exporter.plugin_ops import plugin_attributes
 from awq_edge.exporter.supported import unsupported
 from awq_edge.exporter.writer import WeightPlan, write_weights
+from awq_edge.layouts import without_quantization
 from awq_edge.model_files import ModelFiles
 from awq_edge.provenance import source_commit
 from awq_edge.recipe import QuantizationDefaults, Recipe
@@ -188,7 +189,7 @@ def _write_files(
     (work / lowered.model_file).write_bytes(model)
     for file in _copied(files):
         shutil.copyfile(file, work / file.name)
-    config = {key: v for key, v in files.config.items() if key != "quantization_config"}
+    config = without_quantization(files.config)
     (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (work / RECIPE_FILE).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
     others = sorted(path for path in work.iterdir() if path.name != lowered.weights_file)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from awq_edge.archs import Config, Decoder, Linear
+from awq_edge.fused_experts import names_in_memory
 from awq_edge.group_size import Coverage, require_groups
 from awq_edge.layouts import choose_layout, layout_of_config, quantization_config
 from awq_edge.lm_head import UNQUANTIZED, output_format, rounded_bits, rounded_format
@@ -104,7 +105,9 @@ def stored_formats(
     kept = frozenset(quantization.get("modules_to_not_convert") or ())
 
     def of(name: str, out_features: int, in_features: int) -> Quantized | None:
-        found = None if name in kept else stored.format_of(name, in_features)
+        found = (
+            None if name in kept else stored.format_of(names_in_memory(name, decoder), in_features)
+        )
         if found is None or layout.obstacle(out_features, in_features, found):
             return None
         return Quantized(found, layout.stores_zeros(found))

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from awq_edge.archs import Config, Decoder, decoder_from_config
 from awq_edge.artifacts import MANIFEST
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.input_files import read_json, read_toml
-from awq_edge.model_files import download_config, resolve_model
+from awq_edge.foreign_formats import foreign_of_directory
+from awq_edge.input_files import read_toml
+from awq_edge.model_files import download_config, read_config, resolve_model
 
 _TABLE = Path(__file__).parents[1] / "data" / "models.toml"
 
@@ -114,5 +115,8 @@ def _of_config(name: str, source: str, directory: Path) -> ModelConfig:
             f"{directory} is a bundle, whose sizes are what they are: `awq-edge inspect` shows "
             "them and `awq-edge run` predicts its memory; give the model that it was made from"
         )
-    config = read_json(directory / "config.json")
+    config = read_config(directory)
+    foreign = foreign_of_directory(directory)
+    if foreign is not None:
+        raise foreign.refusal(directory)
     return ModelConfig(name, source, directory, config, decoder_from_config(config))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from awq_edge.config_keys import ConfigKeys
-from awq_edge.errors import ConfigError, ModelError
-from awq_edge.input_files import show
+from awq_edge.errors import ConfigError
+from awq_edge.foreign_formats import of_config
 from awq_edge.layouts.base import CheckpointFormats, Layout, StoredConfig
 
 __all__ = [
@@ -26,9 +26,12 @@ __all__ = [
     "layout_of_config",
     "layouts",
     "quantization_config",
+    "without_quantization",
 ]
 
 _SHARED = {"base"}
+# Keys of config.json that describe quantized weights.
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 
 
 @functools.cache
@@ -45,28 +48,36 @@ def layouts() -> dict[str, Layout]:
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What config.json says of quantization, None for an unquantized model.
 
-    Early llm-compressor wrote it as `compression_config`, at times one level down. Raises
-    ModelError when it is no object.
+    Of a vision-language model it may lie in text_config, where transformers looks for it too. Early
+    llm-compressor wrote it as `compression_config`, at times one level down; MLX calls it
+    `quantization`. Raises ModelError when it is no object.
     """
-    keys = ConfigKeys(config)
-    found = keys.table("quantization_config") or keys.table("compression_config")
-    if found is None or not found.values:
-        return None
-    inner = found.table("quantization_config")
-    return dict(found.values) if inner is None else {**found.values, **inner.values}
+    top = ConfigKeys(config)
+    for keys in (top, top.table("text_config") or ConfigKeys({})):
+        for key in QUANTIZATION_KEYS:
+            found = keys.table(key)
+            if found is not None and found.values:
+                inner = found.table("quantization_config")
+                return dict(found.values) if inner is None else {**found.values, **inner.values}
+    return None
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without what it says of quantization."""
+    found = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+    if isinstance(found.get("text_config"), Mapping):
+        found["text_config"] = without_quantization(found["text_config"])
+    return found
 
 
 def layout_of_config(quantization: Mapping[str, Any], path: Path) -> Layout:
-    """The layout of a quantization_config. Raises ModelError naming one that is not known."""
-    method = quantization.get("quant_method")
-    for layout in layouts().values():
-        if method == layout.quant_method:
-            return layout
-    known = ", ".join(layout.description for layout in layouts().values())
-    raise ModelError(
-        f"{path}: quantization_config has quant_method {show(method)}; supported: {known} (export "
-        "the unquantized model instead)"
-    )
+    """The layout of a quantization_config. Raises ModelError naming one that is not read here."""
+    foreign = of_config(quantization)
+    if foreign is not None:
+        raise foreign.refusal(path)
+    method = str(quantization.get("quant_method")).lower()
+    found = {layout.quant_method: layout for layout in layouts().values()}
+    return found.get(method, layouts()["awq"])  # what AutoRound packs as AutoAWQ is its layout
 
 
 def choose_layout(name: str, bits: int) -> Layout:

@@ -15,6 +15,7 @@ Source: AutoAWQ's WQLinear_GEMM.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ModelError
-from awq_edge.input_files import show, show_text
+from awq_edge.input_files import show
 from awq_edge.layouts.base import (
     ANY_LINEAR,
     ONE_GROUP,
@@ -72,25 +73,9 @@ class AwqGemm(Layout):
         return check_groups(in_features, number_format.group_size) or reason
 
     def read_config(self, quantization: Mapping[str, Any], path: Path) -> StoredConfig:
-        """AutoAWQ's keys and those of llm-awq (w_bit, q_group_size)."""
+        """AutoAWQ's keys, those of llm-awq (w_bit, q_group_size), and AutoRound's, which may have
+        other groups for some linears; what is missing or null is transformers' default."""
         keys = quantization_keys(quantization, path)
-        version = keys.text("version", "gemm").lower()
-        if version != "gemm":
-            raise ModelError(
-                f"{path}: quantization_config has quant_method 'awq', version "
-                f"'{show_text(version)}'; supported: gemm (export the unquantized model instead)"
-            )
-        bits = quantization.get("bits", quantization.get("w_bit"))
-        if bits != BITS or isinstance(bits, bool):
-            raise ModelError(
-                f"{path}: quantization_config has bits {show(bits)}; supported: {BITS}"
-            )
-        group_size = quantization.get("group_size", quantization.get("q_group_size"))
-        if not is_group_size(group_size) and group_size != ONE_GROUP:
-            raise ModelError(
-                f"{path}: quantization_config has group_size {show(group_size)}; supported: a "
-                "positive number, or -1 for one group a row"
-            )
         details = keys.table("awq_edge") or ConfigKeys({})
         # Other tools' count as asymmetric, whose arithmetic covers both.
         scheme: Scheme = "asymmetric"
@@ -98,10 +83,15 @@ class AwqGemm(Layout):
             if written != "symmetric":
                 raise details.refusal("scheme", "must be asymmetric or symmetric", written)
             scheme = "symmetric"
+        targets = {ANY_LINEAR: _number_format(quantization, scheme, path)}
+        others = keys.table("extra_config") or ConfigKeys({})
+        for name in others.values:
+            own = others.table(name) or ConfigKeys({})
+            settings = {**quantization, **own.values}
+            if _integer(settings, ("bits",), BITS, path) < _UNQUANTIZED:
+                targets[_target(name, path)] = _number_format(settings, scheme, path)
         return StoredConfig(
-            method=details.text("method", self.quant_method),
-            targets={ANY_LINEAR: NumberFormat(BITS, group_size, scheme)},
-            strict=False,
+            method=details.text("method", self.quant_method), targets=targets, strict=False
         )
 
     def make_config(self, formats: CheckpointFormats) -> dict[str, Any]:
@@ -173,6 +163,53 @@ class AwqGemm(Layout):
 
 
 LAYOUT = AwqGemm()
+_GROUP_SIZE = 128  # transformers' default
+_UNQUANTIZED = 16
+
+
+def _number_format(quantization: Mapping[str, Any], scheme: Scheme, path: Path) -> NumberFormat:
+    """Bits and groups of a table of settings. Raises ModelError for what the layout has not."""
+    bits = _integer(quantization, ("bits", "w_bit"), BITS, path)
+    if bits != BITS:
+        raise ModelError(f"{path}: quantization_config has bits {bits}; supported: {BITS}")
+    group_size = _integer(quantization, ("group_size", "q_group_size"), _GROUP_SIZE, path)
+    if not is_group_size(group_size) and group_size != ONE_GROUP:
+        raise ModelError(
+            f"{path}: quantization_config has group_size {group_size}; supported: a positive "
+            "number, or -1 for one group a row"
+        )
+    return NumberFormat(BITS, group_size, scheme)
+
+
+def _integer(
+    quantization: Mapping[str, Any], keys: tuple[str, ...], default: int, path: Path
+) -> int:
+    """The first of the keys that is there and not null; digits in quotes count as a number."""
+    for key in keys:
+        value = quantization.get(key)
+        if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,6}", value):
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if value is not None:
+            raise ModelError(
+                f"{path}: quantization_config has {key} {show(value)}; must be an integer"
+            )
+    return default
+
+
+def _target(name: str, path: Path) -> str:
+    """A key of AutoRound's extra_config: a name, or a regular expression of one."""
+    if re.fullmatch(r"[\w.]+", name):
+        return name
+    try:
+        re.compile(name)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ModelError(
+            f"{path}: quantization_config.extra_config has {show(name)}, which is no regular "
+            f"expression ({error})"
+        ) from None
+    return f"re:{name}"
 
 
 def pack_gemm(codes: UInt8) -> Int32:

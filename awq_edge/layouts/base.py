@@ -44,16 +44,17 @@ class StoredConfig:
     ignore: tuple[str, ...] = ()
     strict: bool = True
 
-    def format_of(self, linear: str, in_features: int) -> NumberFormat | None:
-        """The number format of a linear by full name, None where it is not to be quantized.
+    def format_of(self, names: tuple[str, ...], in_features: int) -> NumberFormat | None:
+        """The number format of a linear, None where it is not to be quantized.
 
-        A name goes before a regular expression, that before the class; among equals the alphabet
-        decides, as in compressed-tensors' `match_targets`.
+        names: the linear's full names, on disk and in transformers' class. A name goes before a
+        regular expression, that before the class; among equals the alphabet decides, as in
+        compressed-tensors' `match_targets`.
         """
-        if any(_matches(linear, pattern) for pattern in self.ignore):
+        if any(_matches(name, pattern) for pattern in self.ignore for name in names):
             return None
         for target in sorted(self.targets, key=_specificity):
-            if _matches(linear, target):
+            if any(_matches(name, target) for name in names):
                 found = self.targets[target]
                 if found.group_size == ONE_GROUP:
                     return replace(found, group_size=in_features)

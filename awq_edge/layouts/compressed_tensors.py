@@ -56,6 +56,7 @@ Int32 = npt.NDArray[np.int32]
 
 WORD = 32
 FORMAT = "pack-quantized"
+_FLOATS = {8: "FP8", 4: "NVFP4 or MXFP4"}
 
 
 class CompressedTensors(Layout):
@@ -310,8 +311,9 @@ def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 def _refuse_extras(keys: ConfigKeys, path: Path) -> None:
     """Raise ModelError for what changes the arithmetic and is not read here."""
+    # In "mixed-precision" each group has a format; a missing one is the only one that is read.
     stored = keys.values.get("format")
-    if stored != FORMAT:
+    if stored not in (FORMAT, "mixed-precision", None):
         raise ModelError(
             f"{path}: quantization_config has format {show(stored)}; supported: {FORMAT} (export "
             "the unquantized model instead)"
@@ -360,6 +362,13 @@ def _group_format(group: ConfigKeys, where: str, supported: tuple[int, ...]) -> 
     stored = group.text("format", FORMAT, nullable=True)
     if stored != FORMAT:
         raise ModelError(f"{where} has format '{show_text(stored)}'; supported: {FORMAT}")
+    if weights.values.get("type") == "float":
+        bits = weights.size("num_bits", 64, 8)
+        raise ModelError(
+            f"{where}.weights has type 'float' of {bits} bits "
+            f"({_FLOATS.get(bits, 'floating-point codes')}); supported: int (export the "
+            "unquantized model instead)"
+        )
     actorder = weights.values.get("actorder")
     if actorder is True or str(actorder).lower() in ("group", "dynamic"):
         raise ModelError(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from awq_edge.artifacts import MANIFEST, Bundle
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.foreign_formats import foreign_format
 from awq_edge.input_files import read_json
 from awq_edge.report.inspect_bundle import inspect_bundle
 from awq_edge.report.inspect_model import inspect_model
@@ -27,7 +28,7 @@ def inspect_artifact(path: Path, *, hashes: bool = False, verify: bool = False) 
         raise ConfigError(f"{path} {what}; give the directory of a bundle, a checkpoint or a model")
     if (path / MANIFEST).exists():
         return _with_sampling(path, inspect_bundle(path, verify=verify))
-    if not (path / "config.json").exists():
+    if not (path / "config.json").exists() and foreign_format(path, {}) is None:
         raise ConfigError(
             f"{path} is neither a bundle (it has no {MANIFEST}) nor a checkpoint or model (it has "
             "no config.json)"

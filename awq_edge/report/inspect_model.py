@@ -12,6 +12,8 @@ from typing import Any
 from awq_edge.archs import Decoder, decoder_from_config
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
+from awq_edge.foreign_formats import foreign_of_directory
+from awq_edge.layouts import layout_of_config, quantization_config
 from awq_edge.model_files import ModelFiles, TensorEntry
 from awq_edge.report.inspect_files import list_files
 from awq_edge.report.inspect_provenance import read_report, report_provenance
@@ -42,17 +44,18 @@ def inspect_model(path: Path, *, hashes: bool) -> Inspection:
 
     Raises ModelError when config.json or a safetensors file is missing or damaged.
     """
-    files = ModelFiles(path)
-    kind, quant_method = _kind(files.config)
+    foreign = foreign_of_directory(path)
+    files = ModelFiles(path) if foreign is None else ModelFiles.of_foreign(path)
+    kind: Kind = "other checkpoint" if foreign is not None else _kind(files.config)
     notes, problems = [], []
     checkpoint: Checkpoint | None = None
-    try:
-        decoder_from_config(files.config)
-    except ModelError as error:
-        notes.append(f"parts are not known: {error}")
+    if foreign is not None:
+        notes.append(f"{foreign}: not read here, so that parts are not known; {foreign.remedy}")
     else:
-        if kind == "other checkpoint":
-            notes.append(f"parts are not known: quant_method '{quant_method}' is not supported")
+        try:
+            decoder_from_config(files.config)
+        except ModelError as error:
+            notes.append(f"parts are not known: {error}")
         else:
             try:
                 checkpoint = Checkpoint.open(path)
@@ -230,13 +233,10 @@ def _by_module(entries: Mapping[str, TensorEntry]) -> dict[str, list[str]]:
     return found
 
 
-def _kind(config: Mapping[str, Any]) -> tuple[Kind, str | None]:
-    """The kind of directory, and the quant_method that config.json names."""
-    settings = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(settings, dict):
-        return "model", None
-    method = str(settings.get("quant_method", "unknown"))
-    return _KINDS.get(method, "other checkpoint"), method
+def _kind(config: Mapping[str, Any]) -> Kind:
+    """The kind of a directory whose format is read here."""
+    settings = quantization_config(config)
+    return "model" if settings is None else _KINDS[layout_of_config(settings, Path()).name]
 
 
 def _quantization(checkpoint: Checkpoint) -> QuantizationPart | None:

@@ -266,7 +266,7 @@ def test_another_quantization_is_listed_by_dtype(checkpoint: Path, tmp_path: Pat
     )
     found = inspect_artifact(path)
     assert found.kind == "other checkpoint" and found.problems == ()
-    assert "quant_method 'gptq' is not supported" in found.notes[0]
+    assert found.notes[0].startswith("GPTQ, 4 bits (quant_method 'gptq'): not read here")
     assert set(found.dtypes) == {"I32", "F16"} and found.parameters is None
     size = sum(array.nbytes for array in load_file(path / "model.safetensors").values())
     assert sum(dtype.bytes for dtype in found.dtypes.values()) == found.weight_bytes == size

@@ -89,7 +89,7 @@ def test_a_hub_id_downloads_config_json_alone(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     found = find_model("someone/half-a-llama")
-    assert asked == [("someone/half-a-llama", ["config.json"])]
+    assert asked == [("someone/half-a-llama", ["config.json", "hf_quant_config.json"])]
     assert found.decoder.num_layers == 8
     assert found.source == "config.json of someone/half-a-llama on the hub"
 

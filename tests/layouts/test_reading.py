@@ -191,11 +191,11 @@ def test_targets_go_from_the_name_to_the_class() -> None:
         targets={"Linear": four, r"re:.*up_proj$": eight, UP: two},
         ignore=("lm_head", r"re:.*layers\.3\."),
     )
-    assert stored.format_of(UP, 64) == two
-    assert stored.format_of(UP.replace("0", "1"), 64) == eight
-    assert stored.format_of(UP.replace("0", "3"), 64) is None
-    assert stored.format_of(UP.replace("up", "down"), 64) == four
-    assert stored.format_of("lm_head", 64) is None
+    assert stored.format_of((UP,), 64) == two
+    assert stored.format_of((UP.replace("0", "1"),), 64) == eight
+    assert stored.format_of((UP.replace("0", "3"),), 64) is None
+    assert stored.format_of((UP.replace("up", "down"),), 64) == four
+    assert stored.format_of(("lm_head",), 64) is None
 
 
 def test_targets_as_the_package_matches_them() -> None:
@@ -211,7 +211,7 @@ def test_targets_as_the_package_matches_them() -> None:
     stored = StoredConfig(method="x", targets=formats)
     for name in (UP, UP.replace("0", "1"), "lm_head", "a.b", "model.layers.1.self_attn.q_proj"):
         first = match_targets(name, linear, targets)[0]
-        assert stored.format_of(name, 64) == formats[first], name
+        assert stored.format_of((name,), 64) == formats[first], name
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -234,7 +234,7 @@ REFUSED_WEIGHTS: list[tuple[dict[str, Any], str]] = [
     ({"actorder": "group"}, "actorder 'group', whose groups are not of neighbouring channels"),
     ({"actorder": "dynamic"}, "actorder 'dynamic'"),
     ({"actorder": True}, "actorder 'True'"),
-    ({"type": "float"}, "type 'float'; supported: int"),
+    ({"type": "float"}, "type 'float' of 4 bits (NVFP4 or MXFP4); supported: int"),
     ({"num_bits": 5}, "num_bits 5; supported: 2, 3, 4, 8"),
     ({"strategy": "tensor", "group_size": None}, "strategy 'tensor'; supported: group, channel"),
     ({"strategy": None, "group_size": None}, "strategy 'tensor'"),
@@ -319,16 +319,16 @@ def test_a_quantized_embedding_is_refused(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.embed_tokens.weight_packed"] = np.zeros((40, 8), np.int32)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"'model\.embed_tokens' is quantized; supported: linears"):
+    with pytest.raises(ModelError, match=r"'model\.embed_tokens' is quantized .*; embeddings"):
         Checkpoint.open(tmp_path)
 
 
 def test_llm_awqs_own_keys(tmp_path: Path) -> None:
     config = {"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"}
     stored = layouts()["awq"].read_config(config, tmp_path)
-    assert stored.format_of("x", 128) == NumberFormat(4, 64, "asymmetric")
+    assert stored.format_of(("x",), 128) == NumberFormat(4, 64, "asymmetric")
     whole = layouts()["awq"].read_config(config | {"q_group_size": -1}, tmp_path)
-    assert whole.format_of("x", 128) == NumberFormat(4, 128, "asymmetric")
+    assert whole.format_of(("x",), 128) == NumberFormat(4, 128, "asymmetric")
 
 
 def test_unquantized_models_have_no_config() -> None:
