@@ -207,7 +207,7 @@ def test_a_truncated_checkpoint_is_named(llama_checkpoint: Path, tmp_path: Path)
     (source / "config.json").write_bytes((llama_checkpoint / "config.json").read_bytes())
     data = (llama_checkpoint / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(data[:-100])
-    with pytest.raises(ModelError, match="is not a valid safetensors file .its tensors have"):
+    with pytest.raises(ModelError, match="is not a valid safetensors file"):
         export_checkpoint(source, tmp_path / "out", parity_recipe(), model_name="x")
     assert not (tmp_path / "out").exists()
 
