@@ -12,13 +12,27 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from awq_edge.cache import cache_directory
+from awq_edge.config_keys import (
+    MAX_CHANNELS,
+    MAX_EXPERTS,
+    MAX_LAYERS,
+    MAX_VOCABULARY,
+    Bits,
+    ByteCount,
+    Channels,
+    Heads,
+    HeadSize,
+    Positions,
+    TensorSize,
+    TokenId,
+)
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
-from awq_edge.input_files import parse_model, read_bytes
+from awq_edge.input_files import parse_model, read_bytes, show
 from awq_edge.sampling_keys import SamplingKeys
 
 MANIFEST = "manifest.json"
@@ -32,8 +46,8 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int
-    sha256: str
+    size: ByteCount
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class TensorPort(BaseModel):
@@ -43,7 +57,7 @@ class TensorPort(BaseModel):
 
     name: str
     dtype: str
-    shape: tuple[int | str, ...]
+    shape: Annotated[tuple[TensorSize | str, ...], Field(max_length=8)]
 
 
 class PluginUse(BaseModel):
@@ -88,37 +102,37 @@ class BundleManifest(BaseModel):
     opset: int | None = None
     graph: str
     weights: str
-    context: int
-    prefill_chunk: int
-    vocab_size: int
-    hidden_size: int
+    context: Positions
+    prefill_chunk: Positions
+    vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)]
+    hidden_size: Channels
     # Of the widest FFN that the graph has, an expert's or a dense one.
-    intermediate_size: int
-    experts_per_token: int = 0
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    activation_dtype: str
+    intermediate_size: Channels
+    experts_per_token: Annotated[int, Field(ge=0, le=MAX_EXPERTS)] = 0
+    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    num_heads: Heads
+    num_kv_heads: Heads
+    head_size: HeadSize
+    activation_dtype: Literal["float16", "bfloat16", "float32"]
     accuracy_level: int | None = None
     linear: Form | None = None
     attention: Form | None = None
     plugin: PluginUse | None = None
     method: str
-    bits: int
-    group_size: int
+    bits: Bits
+    group_size: Annotated[int, Field(ge=0, le=MAX_CHANNELS)]
     scheme: str
-    lm_head_bits: int
+    lm_head_bits: Bits
     other_formats: dict[str, str] = {}
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
+    bos_token_id: TokenId | None
+    eos_token_ids: tuple[TokenId, ...]
     sampling: SamplingKeys | None = None
     # Bytes in the weight file by part: "embedding", "blocks", "lm_head", "tables".
-    part_bytes: dict[str, int]
+    part_bytes: dict[str, ByteCount]
     # Bytes of weights that one decoded token reads (the embedding counts one row).
-    bytes_per_token: int
+    bytes_per_token: ByteCount
     # Groups of codes with a scale, of all MatMulNBits nodes; 0 in other graphs.
-    scale_groups: int = 0
+    scale_groups: ByteCount = 0
     unquantized: dict[str, str]
     inputs: tuple[TensorPort, ...] = ()
     outputs: tuple[TensorPort, ...] = ()
@@ -154,9 +168,30 @@ class Bundle:
             fix="export the bundle again with this version",
             error=ArtifactError,
         )
+        _check_sizes(manifest_path, manifest)
         if verify:
             verify_files(path, manifest.files)
         return cls(path, manifest)
+
+
+def _check_sizes(path: Path, manifest: BundleManifest) -> None:
+    """Raise ArtifactError where a manifest contradicts itself."""
+    remedy = "export the bundle again with this version"
+    for key in ("graph", "weights"):
+        name = getattr(manifest, key)
+        if name not in manifest.files:
+            raise ArtifactError(f"{path}: '{key}' is {show(name)}, which 'files' lacks; {remedy}")
+    if manifest.num_heads % manifest.num_kv_heads:
+        raise ArtifactError(
+            f"{path}: num_heads {manifest.num_heads} is not a multiple of num_kv_heads "
+            f"{manifest.num_kv_heads}; {remedy}"
+        )
+    parts, size = sum(manifest.part_bytes.values()), manifest.files[manifest.weights].size
+    if parts > size:
+        raise ArtifactError(
+            f"{path}: the {parts:,} bytes of part_bytes are more than the {size:,} of "
+            f"{manifest.weights}; {remedy}"
+        )
 
 
 def hash_file(path: Path) -> FileEntry:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from awq_edge.errors import AwqEdgeError, ModelError
 from awq_edge.input_files import show
@@ -26,6 +28,16 @@ MAX_POSITIONS = 1 << 28  # (10,485,760)
 MAX_WINDOW = 1 << 31
 MAX_TOKEN_ID = (1 << 31) - 1
 _MAX_TOKEN_IDS = 4_096  # in one list (24)
+
+# The same for the fields of pydantic models.
+ByteCount = Annotated[int, Field(ge=0, le=1 << 50)]
+TensorSize = Annotated[int, Field(ge=0, le=1 << 40)]
+Positions = Annotated[int, Field(ge=1, le=MAX_POSITIONS)]
+Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+Heads = Annotated[int, Field(ge=1, le=MAX_HEADS)]
+HeadSize = Annotated[int, Field(ge=1, le=MAX_HEAD_SIZE)]
+Bits = Annotated[int, Field(ge=1, le=64)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 
 
 class ConfigKeys:

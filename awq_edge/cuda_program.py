@@ -11,14 +11,30 @@ describes the file.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from awq_edge.artifacts import BundleManifest
+from awq_edge.config_keys import (
+    MAX_LAYERS,
+    MAX_VOCABULARY,
+    MAX_WINDOW,
+    Bits,
+    ByteCount,
+    Channels,
+    Heads,
+    HeadSize,
+    Positions,
+    TensorSize,
+)
 from awq_edge.errors import ArtifactError
-from awq_edge.input_files import parse_model
+from awq_edge.input_files import parse_model, show
 
 Dtype = Literal["float16", "bfloat16", "float32", "int32"]
+# Rows of a linear: those of an output layer are tokens.
+Features = Annotated[int, Field(ge=1, le=MAX_VOCABULARY)]
 ITEM_BYTES: dict[Dtype, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4}
 
 
@@ -30,8 +46,8 @@ class TensorPlace(_Part):
     """A tensor of the weight file: C order, little endian, `offset` bytes from its beginning."""
 
     dtype: Dtype
-    shape: tuple[int, ...]
-    offset: Annotated[int, Field(ge=0)]
+    shape: Annotated[tuple[TensorSize, ...], Field(max_length=8)]
+    offset: ByteCount
 
     @property
     def nbytes(self) -> int:
@@ -44,15 +60,20 @@ class QuantizedLinear(_Part):
     are those of a gate and an up projection, woven, and its outputs silu(gate) * up."""
 
     kind: Literal["w4a16"] = "w4a16"
-    bits: int
-    group_size: int
-    in_features: int
-    out_features: int
+    bits: Bits
+    group_size: Channels
+    in_features: Channels
+    out_features: Features
     gate_up: bool = False
     qweight: str
     scales: str
     zeros: str | None = None
     bias: str | None = None
+
+    def tensor_names(self) -> list[str]:
+        """The tensors that there are."""
+        names = (self.qweight, self.scales, self.zeros, self.bias)
+        return [name for name in names if name is not None]
 
 
 class DenseLinear(_Part):
@@ -60,10 +81,14 @@ class DenseLinear(_Part):
     activations."""
 
     kind: Literal["dense"] = "dense"
-    in_features: int
-    out_features: int
+    in_features: Channels
+    out_features: Features
     weight: str
     bias: str | None = None
+
+    def tensor_names(self) -> list[str]:
+        """The tensors that there are."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
 Linear = Annotated[QuantizedLinear | DenseLinear, Field(discriminator="kind")]
@@ -81,7 +106,7 @@ class Layer(_Part):
     qkv: Annotated[tuple[Linear, ...], Field(min_length=1, max_length=3)]
     q_norm: str | None = None
     k_norm: str | None = None
-    window: int | None = None
+    window: Annotated[int, Field(ge=1, le=MAX_WINDOW)] | None = None
     attention_out: Linear
     mlp_norm: str
     gate_up: Annotated[tuple[Linear, ...], Field(min_length=1, max_length=2)]
@@ -100,20 +125,20 @@ class CudaProgram(_Part):
     format_version: Literal[1] = 1
     layout_version: int
     activation_dtype: Literal["float16", "bfloat16"]
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    rotary_size: int
-    context: int
-    norm_eps: float
-    attention_scale: float
+    vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)]
+    hidden_size: Channels
+    intermediate_size: Channels
+    num_heads: Heads
+    num_kv_heads: Heads
+    head_size: HeadSize
+    rotary_size: HeadSize
+    context: Positions
+    norm_eps: Annotated[float, Field(gt=0, lt=1)]
+    attention_scale: Annotated[float, Field(gt=0, lt=1e9)]
     embedding: str
     cosine: str
     sine: str
-    layers: tuple[Layer, ...]
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=MAX_LAYERS)]
     final_norm: str
     lm_head: Linear
     tensors: dict[str, TensorPlace]
@@ -121,7 +146,36 @@ class CudaProgram(_Part):
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight file."""
-        return max(place.offset + place.nbytes for place in self.tensors.values())
+        return max((place.offset + place.nbytes for place in self.tensors.values()), default=0)
+
+    def check_sizes(self, source: str, manifest: BundleManifest) -> None:
+        """Raise ArtifactError where the program is not of the manifest's sizes, or names a tensor
+        that it has not. source: its path."""
+        fix = "export the bundle again"
+        for name in ("vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_size"):
+            ours, theirs = getattr(self, name), getattr(manifest, name)
+            if ours != theirs:
+                raise ArtifactError(
+                    f"{source}: {name} is {ours}, that of the manifest {theirs}; {fix}"
+                )
+        if len(self.layers) != manifest.num_layers or self.context < manifest.context:
+            raise ArtifactError(
+                f"{source} has {len(self.layers)} layers and {self.context} positions, the "
+                f"manifest {manifest.num_layers} and {manifest.context}; {fix}"
+            )
+        for name in self._tensor_names():
+            if name not in self.tensors:
+                raise ArtifactError(f"{source}: tensor {show(name)} is not in 'tensors'; {fix}")
+
+    def _tensor_names(self) -> Iterator[str]:
+        yield from (self.embedding, self.cosine, self.sine, self.final_norm)
+        linears = [self.lm_head]
+        for layer in self.layers:
+            norms = (layer.attention_norm, layer.q_norm, layer.k_norm, layer.mlp_norm)
+            yield from (norm for norm in norms if norm is not None)
+            linears += [*layer.qkv, layer.attention_out, *layer.gate_up, layer.mlp_out]
+        for linear in linears:
+            yield from linear.tensor_names()
 
 
 def read_program(data: bytes, source: str) -> CudaProgram:

@@ -318,7 +318,10 @@ def _tensor_entries(
             raise ValueError(f"tensor '{show_text(name)}' does not begin where the last one ends")
         end += entry.size
     if end != begin + data_bytes:
-        raise ValueError(f"its tensors have {end - begin:,} bytes, the file has {data_bytes:,}")
+        raise ValueError(
+            f"its header names {end - begin:,} bytes of tensors, which does not fit the file's "
+            f"{data_bytes:,}"
+        )
     yield from found.items()
 
 

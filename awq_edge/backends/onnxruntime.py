@@ -13,6 +13,7 @@ it. Nothing is copied or allocated between decode steps.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ import onnxruntime as ort
 
 from awq_edge.artifacts import Bundle
 from awq_edge.device.cpu import describe_cpu, measure_read_bandwidth
+from awq_edge.device.system_memory import read_system_memory
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError, RuntimeUnavailableError
 from awq_edge.runtime.session import (
     Float32,
@@ -238,6 +240,38 @@ def _check_ports(bundle: Bundle, session: ort.InferenceSession) -> None:
                 f"{bundle.path / bundle.manifest.graph}: its {kind} differ from the manifest's in "
                 f"{', '.join(sorted(names ^ wanted))}; export the bundle again"
             )
+    _check_cache(bundle, session)
+
+
+def _check_cache(bundle: Bundle, session: ort.InferenceSession) -> None:
+    """Raise ArtifactError when the graph's KV cache and logits are not of the manifest's sizes:
+    arrays are made of those."""
+    manifest = bundle.manifest
+    dtype = {"float16": "tensor(float16)", "float32": "tensor(float)"}.get(
+        manifest.activation_dtype
+    )
+    expected: dict[str, tuple[int, ...]] = {"logits": (manifest.vocab_size,)}
+    for layer in range(manifest.num_layers):
+        for part in ("key", "value"):
+            for name in (f"past.{layer}.{part}", f"present.{layer}.{part}"):
+                expected[name] = (manifest.num_kv_heads, manifest.head_size)
+    ports = {port.name: port for port in [*session.get_inputs(), *session.get_outputs()]}
+    cache = {name for name in ports if name.startswith(("past.", "present."))}
+    if cache != expected.keys() - {"logits"} or "logits" not in ports:
+        raise ArtifactError(
+            f"{bundle.path / manifest.graph}: its KV cache has {len(cache)} tensors, "
+            f"{4 * manifest.num_layers} are needed for num_layers {manifest.num_layers} of the "
+            "manifest; export the bundle again"
+        )
+    for name, sizes in expected.items():
+        shape, stored = ports[name].shape, ports[name].type
+        fixed = tuple(shape[-1:]) if name == "logits" else (*shape[1:2], *shape[3:])
+        if len(shape) != (3 if name == "logits" else 4) or fixed != sizes or stored != dtype:
+            raise ArtifactError(
+                f"{bundle.path / manifest.graph}: '{name}' is {stored} {list(shape)}, the "
+                f"manifest's sizes {list(sizes)} in {manifest.activation_dtype}; export the bundle "
+                "again"
+            )
 
 
 @contextlib.contextmanager
@@ -283,16 +317,21 @@ def _allocate_cache(
     """Keys and values by name: "0.key". Every page is touched: memory that is not there shows
     now and not in the middle of an answer."""
     cache = {}
+    size = 2 * layers * math.prod(shape) * dtype.itemsize
+    system = read_system_memory()
+    message = (
+        f"the KV cache of {shape[2]} tokens needs {size / 1e6:,.0f} MB, which this machine "
+        "does not have; choose a smaller --context"
+    )
+    # A system that promises more than it has would end the process, or another one.
+    if system is not None and size > system.pageable + system.compressed_swap:
+        raise ResourceError(message)
     try:
         for layer in range(layers):
             for part in ("key", "value"):
                 cache[f"{layer}.{part}"] = np.full(shape, 0, dtype=dtype)
     except MemoryError:
-        size = 2 * layers * int(np.prod(shape)) * dtype.itemsize
-        raise ResourceError(
-            f"the KV cache of {shape[2]} tokens needs {size / 1e6:,.0f} MB, which this machine "
-            "does not have; choose a smaller --context"
-        ) from None
+        raise ResourceError(message) from None
     return cache
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from awq_edge.artifacts import FileEntry, TensorPort
+from awq_edge.config_keys import Positions, TensorSize
 
 ENGINE_FILE = "model.engine"
 
@@ -18,9 +19,9 @@ class _Part(BaseModel):
 class ShapeRange(_Part):
     """Shapes of one input in a profile: the smallest, the one tuned for, the largest."""
 
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
+    min: tuple[TensorSize, ...]
+    opt: tuple[TensorSize, ...]
+    max: tuple[TensorSize, ...]
 
 
 class EngineProfile(_Part):
@@ -31,9 +32,9 @@ class EngineProfile(_Part):
     """
 
     name: str
-    min_tokens: int
-    max_tokens: int
-    max_rows: int
+    min_tokens: Positions
+    max_tokens: Positions
+    max_rows: Positions
     shapes: dict[str, ShapeRange]
 
 

@@ -23,6 +23,7 @@ from awq_edge.artifacts import (
     require_disk,
 )
 from awq_edge.checkpoint import Checkpoint
+from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter.canonical import GraphSpec, lm_head_bits, unquantized_linears
 from awq_edge.exporter.lowered import Lowered
@@ -281,9 +282,10 @@ def _other_formats(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Those of generation_config.json and of config.json: either may be the longer list."""
-    value = checkpoint.files.generation_config().get("eos_token_id")
-    listed = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(dict.fromkeys([*(int(i) for i in listed), *checkpoint.decoder.eos_token_ids]))
+    keys = ConfigKeys(checkpoint.files.generation_config(), "generation_config.json")
+    return tuple(
+        dict.fromkeys([*keys.token_ids("eos_token_id"), *checkpoint.decoder.eos_token_ids])
+    )
 
 
 def _source(checkpoint: Checkpoint) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import SchemaError, SchemaValidator
 
 from awq_edge.config_keys import MAX_CHANNELS, ConfigKeys
 from awq_edge.model_files import TensorEntry
@@ -27,6 +29,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 ONE_GROUP = -1  # group_size of a linear whose rows are one group each, whatever their length
 _REGEX = "re:"
+_MAX_EXPRESSION = 10_000  # characters; a list of 100 linears in one expression has 4,000
+_MAX_REPEATS = 4
 ANY_LINEAR = "Linear"
 
 
@@ -214,5 +218,34 @@ def _specificity(target: str) -> tuple[bool, bool, str]:
 
 def _matches(name: str, pattern: str) -> bool:
     if pattern.startswith(_REGEX):
-        return re.match(pattern.removeprefix(_REGEX), name) is not None
+        return matcher(pattern.removeprefix(_REGEX))(name)
     return pattern in (name, ANY_LINEAR)
+
+
+@functools.cache
+def matcher(expression: str) -> Callable[[str], bool]:
+    """Whether a name begins with what a regular expression describes, in bounded time.
+
+    Python's own engine takes for ever with some expressions; pydantic has one that does not, and
+    that has no lookaround and no references back. Python's is left for expressions with those that
+    repeat no group. Raises ValueError for what is no regular expression, or one that might never
+    end.
+    """
+    if len(expression) > _MAX_EXPRESSION:
+        raise ValueError(f"it has {len(expression):,} characters, at most {_MAX_EXPRESSION:,}")
+    try:
+        python = re.compile(expression)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+    try:
+        rust = SchemaValidator({"type": "str", "pattern": f"^(?:{expression})"})
+    except SchemaError:
+        plain = re.sub(r"\\.|\[[^\]]*\]", "x", expression)
+        if re.search(r"\)[*+{]", plain) or len(re.findall(r"[*+{]", plain)) > _MAX_REPEATS:
+            raise ValueError("it may take for ever: it repeats groups, or too often") from None
+        return lambda name: python.match(name) is not None
+
+    def matches(name: str) -> bool:
+        return bool(rust.isinstance_python(name))
+
+    return matches

@@ -45,6 +45,7 @@ from awq_edge.layouts.base import (
     check_codes,
     check_groups,
     is_group_size,
+    matcher,
     quantization_keys,
 )
 from awq_edge.w4a16 import NumberFormat, UInt8
@@ -335,16 +336,17 @@ def _refuse_extras(keys: ConfigKeys, path: Path) -> None:
 
 
 def _patterns(keys: ConfigKeys, key: str) -> tuple[str, ...] | None:
-    """Names and regular expressions of linears. Raises ModelError for one that is no expression,
-    or one that could be matched for ever."""
+    """Names and regular expressions of linears. Raises ModelError for one that cannot be matched,
+    or not in bounded time."""
     found = keys.texts(key)
     for pattern in found or ():
         if not pattern.startswith("re:"):
             continue
         try:
-            re.compile(pattern.removeprefix("re:"))
-        except (re.error, RecursionError, OverflowError) as error:
-            raise keys.refusal(key, f"has no regular expression ({error})", pattern) from None
+            matcher(pattern.removeprefix("re:"))
+        except ValueError as error:
+            wanted = f"has a regular expression that cannot be used ({show_text(str(error))})"
+            raise keys.refusal(key, wanted, pattern) from None
     return found
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.input_files import read_json
+from awq_edge.input_files import read_json, read_text, show_path, show_text
 
 # What a decoder writes for bytes that are not (yet) valid UTF-8.
 _REPLACEMENT = "\ufffd"
@@ -22,6 +23,13 @@ _UTF8_BYTES = 4  # of one character, at most
 # Tokens that may wait for the end of a character. A model of broken output would else be silent,
 # and ever slower, as the whole wait is decoded again with every token.
 _HELD_TOKENS = 16
+
+
+# 256,000 tokens with their merges take 35 MB.
+_MAX_BYTES = 300_000_000
+_SPECIAL_NAMES = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
 
 
 class Tokenizer:
@@ -38,10 +46,7 @@ class Tokenizer:
                 f"{directory} has no tokenizer.json; convert the tokenizer with transformers' "
                 "AutoTokenizer.save_pretrained and export again"
             )
-        try:
-            self._backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise ModelError(f"{path} is not a valid tokenizer.json: {error}") from None
+        self._backend = _read_backend(path)
         self._backend.no_truncation()
         self._backend.no_padding()
         self.directory = directory
@@ -51,7 +56,8 @@ class Tokenizer:
         self.bos_token_id = self._special_id("bos_token")
         self.eos_token_id = self._special_id("eos_token")
         # The tokenizer.json of some older models has no rule for the BOS that this key asks for.
-        self._ensure_bos = self.config.get("add_bos_token") is True
+        keys = ConfigKeys(self.config, str(directory / "tokenizer_config.json"))
+        self._ensure_bos = keys.flag("add_bos_token", nullable=True)
 
     @property
     def vocab_size(self) -> int:
@@ -212,15 +218,24 @@ def stop_token_ids(tokenizer: Tokenizer, manifest_ids: Iterable[int]) -> frozens
 
     Chat models often end a turn with a token that only one of the three names.
     """
-    ids = set(manifest_ids)
-    eos = _optional_json(tokenizer.directory / "generation_config.json").get("eos_token_id")
-    if isinstance(eos, int):
-        ids.add(eos)
-    elif isinstance(eos, list):
-        ids.update(int(i) for i in eos)
+    path = tokenizer.directory / "generation_config.json"
+    ids = {*manifest_ids, *ConfigKeys(_optional_json(path), str(path)).token_ids("eos_token_id")}
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     return frozenset(ids)
+
+
+def _read_backend(path: Path) -> Backend:
+    """The tokenizer of a tokenizer.json. Raises ModelError when it is none."""
+    text = read_text(path, limit=_MAX_BYTES)
+    try:
+        return Backend.from_str(text)
+    except BaseException as error:
+        # The library raises plain Exception, and where it panics what is no Exception at all.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        problem = show_text(str(error))
+    raise ModelError(f"{show_path(path)} is not a valid tokenizer.json: {problem}")
 
 
 def _optional_json(path: Path) -> Mapping[str, Any]:
@@ -284,11 +299,16 @@ def _add_tokens(
 def _special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Texts of bos_token, eos_token and the like; a token is a string or {"content": string}."""
     found: dict[str, str] = {}
-    for source in (_optional_json(directory / "special_tokens_map.json"), config):
-        for name, value in source.items():
-            if not name.endswith("_token"):
-                continue
-            content = value.get("content") if isinstance(value, dict) else value
-            if isinstance(content, str):
-                found[name] = content
+    map_file, config_file = directory / "special_tokens_map.json", "tokenizer_config.json"
+    for keys in (
+        ConfigKeys(_optional_json(map_file), str(map_file)),
+        ConfigKeys(config, str(directory / config_file)),
+    ):
+        for name in _SPECIAL_NAMES:
+            if isinstance(keys.values.get(name), dict):
+                token = keys.table(name)
+                assert token is not None
+                found[name] = token.text("content")
+            elif name in keys:
+                found[name] = keys.text(name)
     return found

@@ -127,10 +127,10 @@ def test_the_page_is_drawn_again(
         (("BUNDLE", "--html", "none/a.html"), "--html none/a.html: cannot be written"),
         (("BUNDLE", "--csv", "."), "--csv .: is a directory"),
         (("nowhere/at/all",), "does not exist"),
-        (("compare", "a.json", "b.json"), "a.json cannot be read"),
+        (("compare", "a.json", "b.json"), "a.json does not exist"),
         (("compare", "MANIFEST", "MANIFEST"), "is not a bench report of this version"),
         (("compare", "a", "b", "--alpha", "1"), "--alpha 1.0: must be between 0 and 1"),
-        (("page", "a.json", "--html", "a.html"), "a.json cannot be read"),
+        (("page", "a.json", "--html", "a.html"), "a.json does not exist"),
     ],
 )
 def test_refusals(

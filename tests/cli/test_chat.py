@@ -161,11 +161,11 @@ def test_errors_of_commands_are_a_line_and_the_chat_goes_on(
     found = [line for line in outcome.err.splitlines() if "error: " in line]
     names, errors = found[:4], found[4:]
     assert "home directory" in names[0] and "File name too long" in names[1]
-    assert "null byte" in names[2] and "a\0b" in names[3]
+    assert "null byte" in names[2] and "null byte" in names[3]
     assert len(errors) == 6
     assert "/load needs the name of a file" in errors[0]
     assert "does not exist" in errors[1]
-    assert "is not JSON" in errors[2]
+    assert "is not valid JSON" in errors[2]
     assert "is no saved conversation" in errors[3]
     assert "cannot be written: No such file" in errors[4]
     assert "there is no command /rest" in errors[5]

@@ -20,6 +20,7 @@ from awq_edge.backends.cuda.model import CudaModel
 from awq_edge.backends.cuda.weights import load_weights
 from awq_edge.cuda_program import read_program
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
+from awq_edge.input_files import read_bytes
 from awq_edge.plugin.packing import LAYOUT_VERSION
 from awq_edge.runtime.memory import CUDA_LOGITS_ROWS as LOGITS_ROWS
 from awq_edge.runtime.memory import kv_cache_bytes
@@ -51,7 +52,8 @@ class CudaSession(SessionBase):
             )
         manifest = bundle.manifest
         path = bundle.path / manifest.graph
-        program = read_program(path.read_bytes(), str(path))
+        program = read_program(read_bytes(path, error=ArtifactError), str(path))
+        program.check_sizes(str(path), manifest)
         if program.layout_version != LAYOUT_VERSION:
             raise ArtifactError(
                 f"{path} has weights in layout version {program.layout_version}, these kernels "

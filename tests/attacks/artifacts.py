@@ -1,0 +1,87 @@
+"""Sound inputs of every kind, tiny, to be damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent
+
+
+def make_artifacts(folder: Path) -> None:
+    """Make all of them below `folder`, in a process of its own: what it loads (torch) has threads,
+    and the caller is to be forked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-m", "attacks.artifacts", folder], cwd=TESTS, check=True)
+
+
+def _make(folder: Path) -> None:
+    from engine_bundles import make_engine
+    from exporter.models import save_quantized, save_random_model
+    from tiny_models import save_tokenizer
+
+    import awq_edge
+    from awq_edge.artifacts import Bundle
+    from awq_edge.recipe import recipe_folder
+    from awq_edge.runtime.saved_conversation import SavedConversation, SavedMessage, save
+
+    model = save_random_model(folder / "model", "llama", vocab_size=320)
+    save_tokenizer(model, chat=True)
+    moe = save_random_model(folder / "experts", "qwen3_moe", vocab_size=320)
+    save_tokenizer(moe)
+    _shard(model, folder / "sharded")
+    for name, layout in (("awq", "awq"), ("ct", "compressed-tensors")):
+        save_quantized(model, folder / name, layout=layout)
+        for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            if (model / file).exists():
+                shutil.copyfile(model / file, folder / name / file)
+    awq_edge.quantize(model, folder / "reported", recipe="cpu", method="rtn", group_size=32)
+    for name, recipe in (("bundle", "cpu"), ("cuda", "cuda")):
+        awq_edge.export(folder / "reported", folder / name, recipe=recipe, context=64)
+    tensorrt = awq_edge.export(
+        folder / "reported", folder / "trt", recipe="rtx-4070-laptop-8gb", context=64
+    )
+    make_engine(
+        Bundle.open(tensorrt.path), tensorrt.path / "engines", "tensorrt-rtx", "1.7.1.116", "SM89"
+    )
+    (folder / "recipe").mkdir()
+    shutil.copyfile(recipe_folder() / "cpu.toml", folder / "recipe" / "mine.toml")
+    for file in recipe_folder().glob("_*.toml"):
+        shutil.copyfile(file, folder / "recipe" / file.name)
+    (folder / "conversation").mkdir()
+    messages = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi."), ("user", "x"),
+                ("assistant", "y")]  # fmt: skip
+    save(
+        folder / "conversation" / "chat.json",
+        SavedConversation(
+            model_name="tiny",
+            messages=tuple(SavedMessage(role=r, content=c) for r, c in messages),  # type: ignore[arg-type]
+        ),
+    )
+    (folder / "bench").mkdir()
+    shutil.copyfile(ROOT / "docs/results/bench_demo.json", folder / "bench" / "a.json")
+
+
+def _shard(model: Path, out: Path) -> None:
+    """The same model in three files and an index."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(model, out)
+    tensors = load_file(out / "model.safetensors")
+    (out / "model.safetensors").unlink()
+    weight_map = {}
+    for number in range(3):
+        name = f"model-{number + 1:05d}-of-00003.safetensors"
+        part = dict(list(sorted(tensors.items()))[number::3])
+        save_file(part, out / name)
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+if __name__ == "__main__":
+    _make(Path(sys.argv[1]))
