@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -109,6 +110,8 @@ def main() -> None:
                     raise cause from None
                 code = exit_code(cause)
     finally:
+        if streams.guarded:  # this process is the command's, and the command has ended
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         streams.close()
     if code:
         sys.exit(code)

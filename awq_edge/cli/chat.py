@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.cli.chat_input import is_terminal
+from awq_edge.cli.options import StopOption
 from awq_edge.cli.sampling_options import (
     MinPOption,
     RepetitionPenaltyOption,
@@ -20,6 +22,7 @@ from awq_edge.cli.template_options import (
     TemplateVariablesOption,
     template_variables,
 )
+from awq_edge.interruption import Terminated
 from awq_edge.terminal_text import one_line, printable
 
 if TYPE_CHECKING:
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.runtime.conversation import Conversation, Turn
 
-_PROMPT = "> "
 _ENDS = {"context": ", the context is full", "cancelled": ", stopped", "length": ", at its limit"}
 
 
@@ -45,6 +47,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Repeats a drawn answer.")] = None,
     chat_template: ChatTemplateOption = None,
     chat_template_kwargs: TemplateVariablesOption = None,
+    stop: StopOption = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
     ] = None,
@@ -52,7 +55,8 @@ def chat(
         int | None, typer.Option(help="CPU threads.  [default: physical cores]")
     ] = None,
 ) -> None:
-    """Chat with a bundle. Ctrl-C stops the answer. Each line of a pipe is one message."""
+    """Chat with a bundle. Ctrl-C stops the answer, Ctrl-D leaves, /help shows the commands and how
+    a message of several lines is written. Each line of a pipe is one message."""
     from awq_edge.cli.chat_commands import HINT, ChatCommands
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.cli.output import open_console
@@ -83,6 +87,7 @@ def chat(
             sampling=sampling,
             max_new_tokens=max_new_tokens,
             variables=variables,
+            stop=tuple(stop or ()),
         )
         _note(f"{model.manifest.model_name}, context {model.session.context}. {HINT}")
         if model.chat_template is None:
@@ -93,33 +98,41 @@ def chat(
 
 
 def _converse(conversation: Conversation, commands: ChatCommands, interrupt: Interrupt) -> None:
+    from awq_edge.cli.chat_history import History, history_file
+    from awq_edge.cli.chat_input import MessageReader
     from awq_edge.errors import ConfigError, ResourceError
 
+    reader = MessageReader(_note, History(history_file()))
     while True:
         try:
-            line = _read_line()
-            if line is None or (commands.is_command(line) and not commands.run(line)):
+            message, commands.again = commands.again or reader.read(), None
+            if message is None:
                 return
-            if line.strip() and not commands.is_command(line):
-                commands.last = _answer(conversation, line, interrupt)
+            if commands.is_command(message):
+                if not commands.run(message):
+                    return
+            elif message.strip():
+                commands.last = _answer(conversation, message, interrupt, commands.quiet)
         except (ConfigError, ResourceError) as error:
             # A script must not go on as if nothing were; a person tries again.
-            if not _is_terminal():
+            if not is_terminal():
                 raise
             _note(f"error: {one_line(str(error))}")
+        except Terminated:
+            raise
         except KeyboardInterrupt:  # twice, or where nothing could be stopped politely
-            if not _is_terminal():
+            if not is_terminal():
                 raise
             _note("\nstopped")
 
 
-def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> Turn:
+def _answer(conversation: Conversation, text: str, interrupt: Interrupt, quiet: bool) -> Turn:
     """Ask, and show the answer as it comes. Raises ConfigError and ResourceError."""
     from awq_edge.cli.output import JsonTarget, stream_answer
     from awq_edge.cli.thought_writer import ThoughtWriter
 
     out = JsonTarget(None).text_stream
-    thoughts = ThoughtWriter(shown=_is_terminal())
+    thoughts = ThoughtWriter(shown=is_terminal())
     with interrupt:
         turn = conversation.ask(text, cancelled=interrupt.requested)
         try:
@@ -137,67 +150,23 @@ def _answer(conversation: Conversation, text: str, interrupt: Interrupt) -> Turn
     if turn.dropped and (generation.ids or generation.finish_reason != "cancelled"):
         _warn(
             f"the context is full: the oldest {turn.dropped} turn(s) of the conversation are "
-            "dropped"
+            "dropped (/save still writes them)"
         )
-    if generation.finish_reason == "cancelled" and not _is_terminal():
+    if interrupt.terminated:
+        raise Terminated
+    if generation.finish_reason == "cancelled" and not is_terminal():
         raise KeyboardInterrupt  # of a pipe, Ctrl-C ends the whole
+    if quiet:
+        return turn
     rate = generation.timings.decode_tokens_per_second
     speed = f", {rate.median:.1f} tokens/s" if rate else ""
     _note(f"{len(generation.ids)} tokens{speed}{_ENDS.get(generation.finish_reason, '')}")
     return turn
 
 
-def _read_line() -> str | None:
-    """One message; None at the end of the input. Ctrl-C drops the line, twice leaves.
-
-    Raises ConfigError for a line that is not text in the locale's encoding.
-    """
-    from awq_edge.errors import ConfigError
-
-    try:
-        if _is_terminal():
-            return _read_typed()
-        if sys.stdin is None:  # closed
-            return None
-        line = sys.stdin.readline()
-        return line.rstrip("\r\n") if line else None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"standard input: byte {error.start} is not {error.encoding}; convert it"
-        ) from None
-
-
-def _read_typed() -> str | None:
-    """A line of a person, edited and called back where Python has readline."""
-    try:
-        import readline  # noqa: F401 - gives input() line editing and history
-    except ImportError:
-        pass
-    for interrupted in (False, True):
-        try:
-            return _ask_for_line()
-        except EOFError:
-            break
-        except KeyboardInterrupt:
-            _note("" if interrupted else "\n(Ctrl-C again, or Ctrl-D, leaves)")
-    return None
-
-
-def _ask_for_line() -> str:
-    if sys.stdout.isatty():
-        return input(_PROMPT)
-    # The answers go to a file: the prompt does not belong there.
-    print(_PROMPT, end="", file=sys.stderr, flush=True)
-    return input("")
-
-
-def _is_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
 def _note(text: str) -> None:
     """What is not an answer goes to standard error, and not at all into a pipe's log."""
-    if _is_terminal():
+    if is_terminal():
         _tell(text)
 
 
@@ -208,4 +177,4 @@ def _tell(text: str) -> None:
 
 def _warn(text: str) -> None:
     """What the reader of a pipe must know too."""
-    _tell(text if _is_terminal() else f"warning: {text}")
+    _tell(text if is_terminal() else f"warning: {text}")

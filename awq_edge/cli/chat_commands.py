@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq_edge.cli.chat_settings import NAMES, parse_setting, settings_rows
 from awq_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.runtime.conversation import Conversation, Turn
     from awq_edge.runtime.model import Model
+    from awq_edge.runtime.saved_conversation import SavedConversation
 
 HINT = "/help shows the commands, Ctrl-D leaves"
-_HELP = """\
-/reset       forget the conversation; the system prompt stays
-/save FILE   write the conversation to a file
-/load FILE   go on with a saved conversation
-/stats       context, turns, speed and memory
-/help        this
-/exit        leave, as Ctrl-D does
-Ctrl-C stops an answer; at the prompt it drops the line, and twice leaves.
-Anything else is a message, also "/words with blanks" that are no command."""
+_SHOWN = ("info", "parameters", "system", "template")
+_KEYS = '''\
+"""            begins a message of several lines, and ends it; \\ at a line's end adds one line
+Ctrl-C         stops an answer; at the prompt it drops the line, and twice leaves
+Ctrl-D         leaves
+Anything else is a message, also "/words with blanks" that are no command.'''
+
+
+@dataclass(frozen=True)
+class _Command:
+    """names: the first is shown, the others are what people know from other programs."""
+
+    names: tuple[str, ...]
+    argument: str
+    help: str
+    run: Callable[[str], None] | None
 
 
 class ChatCommands:
-    """The commands of one chat. last: the latest answer, for /stats."""
+    """The commands of one chat. last: the latest answer, for /stats. again: a message that is to be
+    answered next, without being typed. quiet: say nothing behind answers."""
 
     def __init__(
         self,
@@ -46,45 +57,67 @@ class ChatCommands:
         self._warn = warn
         self._tell = tell
         self.last: Turn | None = None
-        self._commands: dict[str, Callable[[str], None]] = {
-            "/reset": self._reset,
-            "/save": self._save,
-            "/load": self._load,
-            "/stats": self._stats,
-            "/help": lambda argument: self._tell(_HELP),
-        }
+        self.again: str | None = None
+        self.quiet = False
+        self._list = (
+            _Command(("/clear", "/reset"), "", "forget the conversation, not the system prompt",
+                     self._reset),
+            _Command(("/save",), "FILE", "write the conversation; /save! replaces another one",
+                     self._save),
+            _Command(("/save!",), "", "", self._replace),
+            _Command(("/load",), "FILE", "go on with a saved conversation", self._load),
+            _Command(("/regen", "/retry"), "", "answer the last message again", self._regenerate),
+            _Command(("/set",), "NAME VALUE", f"change {', '.join(NAMES)};", self._set),
+            _Command(("/show",), "[WHAT]", f"{', '.join(_SHOWN)}", self._show),
+            _Command(("/stats",), "", "context, turns, speed and memory", self._stats),
+            _Command(("/help", "/?"), "", "this", self._help),
+            _Command(("/bye", "/exit", "/quit"), "", "leave", None),
+        )  # fmt: skip
+        self._commands = {name: command for command in self._list for name in command.names}
 
-    def is_command(self, line: str) -> bool:
+    def is_command(self, message: str) -> bool:
         """A known name, or one word that looks like one: "/rest" is a slip, "/etc is?" a text."""
-        words = line.split()
-        if not words:
+        words = message.split()
+        if not words or "\n" in message.strip():
             return False
-        known = words[0] in self._commands or words[0] == "/exit"
-        return line.lstrip().startswith("/") and (known or len(words) == 1)
+        known = words[0] in self._commands
+        return message.lstrip().startswith("/") and (known or len(words) == 1)
 
     def run(self, line: str) -> bool:
         """Do it; False when the chat is to end. Raises ConfigError and ResourceError."""
         name, *rest = line.split(None, 1)
-        argument = rest[0] if rest else ""
-        if name == "/exit":
-            return False
-        if name not in self._commands:
+        command = self._commands.get(name)
+        if command is None:
             raise ConfigError(f"there is no command {name}; {HINT}")
-        self._commands[name](argument.strip())
+        if command.run is None:
+            return False
+        command.run(rest[0].strip() if rest else "")
         return True
+
+    def _help(self, argument: str) -> None:
+        lines = []
+        for command in self._list:
+            if command.help:
+                names = f"{command.names[0]} {command.argument}".strip()
+                others = f" (also {', '.join(command.names[1:])})" if command.names[1:] else ""
+                lines.append(f"{names:<15}{command.help.rstrip(';')}{others}")
+        self._tell("\n".join([*lines, _KEYS]))
 
     def _reset(self, argument: str) -> None:
         self._conversation.reset()
         self.last = None
         self._note("the conversation is forgotten")
 
-    def _save(self, argument: str) -> None:
+    def _save(self, argument: str, *, replace: bool = False) -> None:
         from awq_edge.runtime.saved_conversation import save
 
         path = _path("/save", argument)
         saved = self._conversation.saved()
-        save(path, saved)
+        save(path, saved, replace=replace)
         self._note(f"{_turns(len(saved.messages))} saved in {path}")
+
+    def _replace(self, argument: str) -> None:
+        self._save(argument, replace=True)
 
     def _load(self, argument: str) -> None:
         from awq_edge.runtime.saved_conversation import read
@@ -93,16 +126,66 @@ class ChatCommands:
         with self._interrupt:
             tokens = self._conversation.restore(saved, self._interrupt.requested)
         self.last = None
+        self._say_loaded(saved, tokens)
+
+    def _say_loaded(self, saved: SavedConversation, tokens: int) -> None:
         kept = len(self._conversation.messages)
         dropped = self._conversation.dropped_turns - saved.dropped_turns
         self._note(f"{_turns(kept)} loaded, {tokens} tokens in the KV cache")
         if dropped:
-            self._warn(f"it does not fit the context: the oldest {dropped} turn(s) are dropped")
+            self._warn(
+                f"it does not fit the context: the model does not see the oldest {dropped} turn(s)"
+            )
         if saved.model_name != self._model.manifest.model_name:
             self._warn(
                 f"its answers are of {saved.model_name}, this model is "
                 f"{self._model.manifest.model_name}"
             )
+
+    def _regenerate(self, argument: str) -> None:
+        self.again = self._conversation.take_back()
+
+    def _set(self, argument: str) -> None:
+        name, value = parse_setting(argument)
+        if name in ("quiet", "verbose"):
+            self.quiet = name == "quiet"
+            return
+        conversation = self._conversation
+        if name == "system":
+            conversation.set_system(value)
+        elif name == "stop":
+            conversation.stop = value
+        elif name == "max_new_tokens":
+            conversation.max_new_tokens = value
+        else:
+            from dataclasses import replace
+
+            conversation.sampling = replace(conversation.sampling, **{name: value})
+        self._note(f"{name} is {'off' if value in (None, ()) else value!r}")
+
+    def _show(self, argument: str) -> None:
+        what = argument or "info"
+        if what not in _SHOWN:
+            raise ConfigError(f"/show {what}: there are {', '.join(_SHOWN)}")
+        manifest, conversation = self._model.manifest, self._conversation
+        if what == "parameters":
+            self._tell(_aligned(settings_rows(conversation)))
+        elif what == "system":
+            self._tell(conversation.system or "no system prompt")
+        elif what == "template":
+            template = self._model.chat_template
+            self._tell("no chat template" if template is None else template.source)
+        else:
+            weights = f"{manifest.bits}-bit {manifest.method}, group {manifest.group_size}"
+            rows = [
+                ("model", manifest.model_name),
+                ("architecture", manifest.model_type),
+                ("weights", "unquantized" if manifest.method == "none" else weights),
+                ("runtime", f"{manifest.runtime}, {manifest.activation_dtype}"),
+                ("context", f"{self._model.session.context} tokens"),
+                ("bundle", str(self._model.bundle.path)),
+            ]
+            self._tell(_aligned(rows))
 
     def _stats(self, argument: str) -> None:
         from awq_edge.runtime.memory import read_process_memory
@@ -122,8 +205,7 @@ class ChatCommands:
         rss = read_process_memory().rss
         if rss is not None:
             rows.append(("memory of the process", f"{rss / 1e6:.1f} MB"))
-        width = max(len(name) for name, _ in rows)
-        self._tell("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+        self._tell(_aligned(rows))
 
 
 def _answer_rows(turn: Turn) -> list[tuple[str, str]]:
@@ -140,6 +222,13 @@ def _answer_rows(turn: Turn) -> list[tuple[str, str]]:
     if (decode := timings.decode_tokens_per_second) is not None:
         rows.append(("decode", f"{decode.median:.1f} tokens/s"))
     return rows
+
+
+def _aligned(rows: list[tuple[str, str]]) -> str:
+    from awq_edge.terminal_text import one_line
+
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {one_line(value)}" for name, value in rows)
 
 
 def _turns(messages: int) -> str:

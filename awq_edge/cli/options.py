@@ -1,4 +1,4 @@
-"""Flags that `quantize` and `export` share, so that they read and mean the same."""
+"""Flags that commands share, so that they read and mean the same."""
 
 from __future__ import annotations
 
@@ -81,3 +81,6 @@ OutCheckpoint = Annotated[
     Path, typer.Option(help="Directory of the checkpoint, made by this command.")
 ]
 OutBundle = Annotated[Path, typer.Option(help="Directory of the bundle, made by this command.")]
+StopOption = Annotated[
+    list[str] | None, typer.Option(help="End before this text; may be given several times.")
+]

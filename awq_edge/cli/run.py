@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from awq_edge.cli.options import StopOption
 from awq_edge.cli.sampling_options import (
     MinPOption,
     RepetitionPenaltyOption,
@@ -50,9 +51,7 @@ def run(
     seed: Annotated[
         int | None, typer.Option(help="Repeats a drawn text.  [default: random, reported]")
     ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; may be given several times.")
-    ] = None,
+    stop: StopOption = None,
     chat_template: ChatTemplateOption = None,
     chat_template_kwargs: TemplateVariablesOption = None,
     context: Annotated[

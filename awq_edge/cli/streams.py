@@ -24,6 +24,11 @@ class StandardStreams:
     def __init__(self) -> None:
         self._replaced: list[tuple[str, TextIO]] = []
 
+    @property
+    def guarded(self) -> bool:
+        """Whether the streams are the process's own."""
+        return bool(self._replaced)
+
     def open(self) -> None:
         """Guard the streams. Raises ResourceError where standard output is closed."""
         closed = _fill_closed_descriptors()

@@ -69,13 +69,12 @@ class Conversation:
 
         Raises ConfigError for a system prompt where the model has no chat template.
         """
-        if system is not None and model.chat_template is None:
-            raise ConfigError(f"{model.bundle.path} has no chat template, so no --system prompt")
         self._model = model
+        self._require_template(system)
         self._system = system
-        self._sampling = sampling or Sampling()
-        self._max_new_tokens = max_new_tokens
-        self._stop = stop
+        self.sampling = sampling or Sampling()
+        self.max_new_tokens = max_new_tokens
+        self.stop = stop
         self._options = ChatOptions(variables)
         self.reset()
 
@@ -84,9 +83,45 @@ class Conversation:
         self.messages: list[Message] = []
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
+        # Everything that was said, also what the context has no room for any more.
+        self.transcript: list[Message] = list(self.messages)
+        self._lost_turns = 0  # that the file, which the conversation comes from, had not
         self.dropped_turns = 0
         self._said: _Said | None = None
         self._model.session.reset()
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self._system
+
+    def set_system(self, text: str | None) -> None:
+        """Go on with another system prompt, or without one: the whole conversation is computed
+        again with the next message. Raises ConfigError where the model has no chat template."""
+        self._require_template(text)
+        self._system = text
+        prompt: list[Message] = [] if text is None else [{"role": "system", "content": text}]
+        self.messages = prompt + _turns(self.messages)
+        self.transcript = prompt + _turns(self.transcript)
+        self._said = None
+
+    def take_back(self) -> str:
+        """Forget the last question and its answer; gives the question.
+
+        Raises ConfigError where there is none.
+        """
+        if not _turns(self.messages):
+            raise ConfigError("there is no message yet that could be answered again")
+        question = str(self.messages[-2]["content"])
+        del self.messages[-2:], self.transcript[-2:]
+        self._said = None
+        return question
+
+    def _require_template(self, system: str | None) -> None:
+        if system is not None and self._model.chat_template is None:
+            raise ConfigError(
+                f"{self._model.bundle.path} has no chat template, so no --system prompt"
+            )
 
     def ask(self, text: str, cancelled: Callable[[], bool] | None = None) -> Turn:
         """Send a message; iterate the result for the answer's text as it comes.
@@ -98,15 +133,15 @@ class Conversation:
             raise ConfigError("the message is empty")
         started = time.perf_counter()
         question = self._fit([*self.messages, {"role": "user", "content": text}])
-        limit = self._max_new_tokens
+        limit = self.max_new_tokens
         room = self._model.session.context - len(question.ids) + 1
         if limit is not None and limit > room:
             limit = None  # the context ends first
         request = Request(
             prompt_ids=question.ids,
             max_new_tokens=limit,
-            sampling=self._sampling,
-            stop=self._stop,
+            sampling=self.sampling,
+            stop=self.stop,
             stop_token_ids=self._model.stop_token_ids,
             cancelled=cancelled,
             thoughts=self._thought_rules(question),
@@ -115,11 +150,11 @@ class Conversation:
         return Turn(self, question, stream)
 
     def saved(self) -> SavedConversation:
-        """The conversation so far, to be written to a file."""
+        """The conversation so far, to be written to a file: what the context dropped too."""
         return SavedConversation(
             model_name=self._model.manifest.model_name,
-            dropped_turns=self.dropped_turns,
-            messages=tuple(SavedMessage.model_validate(dict(m)) for m in self.messages),
+            dropped_turns=self._lost_turns,
+            messages=tuple(SavedMessage.model_validate(dict(m)) for m in self.transcript),
         )
 
     def restore(self, saved: SavedConversation, cancelled: Callable[[], bool] | None = None) -> int:
@@ -138,6 +173,8 @@ class Conversation:
             )
         ids, kept, dropped = self._history(messages)
         self._system, self.messages, self._said = system, kept, None
+        self.transcript = messages
+        self._lost_turns = saved.dropped_turns
         self.dropped_turns = saved.dropped_turns + dropped
         self._prefill(ids, cancelled)
         return self._model.session.past_length
@@ -185,7 +222,7 @@ class Conversation:
     def _fit(self, messages: list[Message]) -> _Question:
         """The last of the messages, without the oldest turns where they leave no room."""
         context = self._model.session.context
-        room = min(_ANSWER_ROOM, context // 4, self._max_new_tokens or context)
+        room = min(_ANSWER_ROOM, context // 4, self.max_new_tokens or context)
         dropped = 0
         while True:
             rendered, ids = self._encode(messages)
@@ -230,6 +267,7 @@ class Conversation:
         if generation.thoughts:
             answer["reasoning_content"] = generation.thoughts
         self.messages = [*question.messages, answer]
+        self.transcript += [question.messages[-1], answer]
         self._said = None
         # After a stop string the ids hold more than the text does.
         if generation.stop_string is None:
@@ -270,3 +308,8 @@ def _continued(messages: list[Message]) -> str:
         begins = message["role"] == "user" and text
         text += ("\n" if begins else "") + message["content"]
     return text
+
+
+def _turns(messages: list[Message]) -> list[Message]:
+    """The messages without the system prompt."""
+    return messages[1:] if messages and messages[0]["role"] == "system" else messages

@@ -28,8 +28,9 @@ class SavedMessage(BaseModel):
 
 
 class SavedConversation(BaseModel):
-    """model_name: whose answers these are. dropped_turns: that were forgotten, as the context was
-    full. messages: a system prompt or none, then questions and answers in turns."""
+    """model_name: whose answers these are. dropped_turns: that are not in it, in files of versions
+    that forgot what the context had no room for. messages: a system prompt or none, then questions
+    and answers in turns."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,14 +53,15 @@ class SavedConversation(BaseModel):
         return self
 
 
-def save(path: Path, conversation: SavedConversation) -> None:
+def save(path: Path, conversation: SavedConversation, *, replace: bool = False) -> None:
     """Write it whole or not at all, readable for its owner alone.
 
-    A file that is there is replaced only if it is a conversation. Raises ConfigError.
+    A file that is there is replaced only if it is a conversation that this one goes on with, or
+    with `replace` any conversation. Raises ConfigError.
     """
     try:
-        if path.exists() and not _is_conversation(path):
-            raise ConfigError(f"{path} is there and is no saved conversation; choose another name")
+        if path.exists():
+            _require_replaceable(path, conversation, replace)
         with atomic_file(path) as work:
             work.touch(mode=0o600)
             text = conversation.model_dump_json(indent=2, exclude_none=True)
@@ -90,6 +92,28 @@ def read(path: Path) -> SavedConversation:
 
 def _text(path: Path) -> str:
     return read_text(path, limit=_LARGEST_FILE, error=ConfigError)
+
+
+def _require_replaceable(path: Path, conversation: SavedConversation, replace: bool) -> None:
+    """Raise ConfigError where something would be lost that is in the file."""
+    if not _is_conversation(path):
+        raise ConfigError(f"{path} is there and is no saved conversation; choose another name")
+    if replace:
+        return
+    try:
+        old = _turns_of(read(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; choose another name, or /save! replaces it") from None
+    if _turns_of(conversation)[: len(old)] != old:
+        count = len(old) // 2
+        raise ConfigError(
+            f"{path} has a conversation of {count} turn{'' if count == 1 else 's'} that is not the "
+            "beginning of this one; choose another name, or /save! replaces it"
+        )
+
+
+def _turns_of(conversation: SavedConversation) -> list[tuple[str, str]]:
+    return [(m.role, m.content) for m in conversation.messages if m.role != "system"]
 
 
 def _is_conversation(path: Path) -> bool:

@@ -28,6 +28,12 @@ class Outcome:
         return line
 
 
+@pytest.fixture(autouse=True)
+def _no_history_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chats of tests read and write none."""
+    monkeypatch.setenv("AWQ_EDGE_HISTORY", "")
+
+
 Command = Callable[..., Outcome]
 
 

@@ -40,7 +40,7 @@ class Terminal:
     """A program at a pseudo-terminal. What the terminal's own driver does, Ctrl-C as SIGINT among
     it, is the system's."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **environment: str) -> None:
         import pty
 
         self._file, inside = pty.openpty()
@@ -51,7 +51,7 @@ class Terminal:
             stdout=inside,
             stderr=inside,
             start_new_session=True,
-            env={**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1", **environment},
         )
         os.close(inside)
         self.shown = ""
@@ -90,6 +90,22 @@ class Terminal:
             with contextlib.suppress(OSError):  # it has ended in this moment
                 self.type(keys)
         return self.code()
+
+    def rest(self) -> str:
+        """What the ended program has printed since the last call."""
+        while select.select([self._file], [], [], 0.1)[0]:
+            try:
+                data = os.read(self._file, 4096)
+            except OSError:
+                break
+            if not data:
+                break
+            self.shown += data.decode("utf-8", "replace")
+        found, self._seen = self.shown[self._seen :], len(self.shown)
+        return found
+
+    def terminate(self) -> None:
+        self._process.terminate()
 
     def close(self) -> None:
         self._process.kill()
@@ -159,3 +175,104 @@ def test_the_line_can_be_edited_and_called_back(chat: Terminal) -> None:
     chat.wait_for("> ")
     chat.type(b"/exit\n")
     assert chat.code() == 0
+
+
+def begin(bundle: Path, history: Path, term: str = "xterm-256color") -> Terminal:
+    """A chat whose answers are four tokens long, at its prompt."""
+    terminal = Terminal(
+        *(str(bundle), "--max-new-tokens", "4", "--threads", "1", "--temperature", "0"),
+        TERM=term,
+        AWQ_EDGE_HISTORY=str(history),
+    )
+    terminal.wait_for("> ")
+    return terminal
+
+
+def test_what_was_typed_is_called_back_in_the_next_chat(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("readline", reason="this Python has no readline")
+    history = tmp_path / "history"
+    first = begin(tiny_bundle, history)
+    try:
+        first.type(b'"""one two\n')
+        first.wait_for(". ")
+        first.type(b'three"""\n')
+        first.wait_for("4 tokens")
+        first.wait_for("> ")
+        assert first.leave(CTRL_D) == 0
+    finally:
+        first.close()
+    assert json.loads(history.read_text()) == "one two\nthree"
+    second = begin(tiny_bundle, history)
+    try:
+        second.type(b"\x10\n")  # Ctrl-P, the message before; as it is
+        second.wait_for("4 tokens")
+        second.wait_for("> ")
+        assert second.leave(CTRL_D) == 0
+    finally:
+        second.close()
+    assert [json.loads(line) for line in history.read_text().splitlines()] == 2 * ["one two\nthree"]
+
+
+def test_a_paste_of_several_lines_is_one_message(tiny_bundle: Path, tmp_path: Path) -> None:
+    readline = pytest.importorskip("readline", reason="this Python has no readline")
+    if "libedit" in (readline.__doc__ or ""):
+        pytest.skip(reason="libedit has no bracketed paste")
+    history = tmp_path / "history"
+    chat = begin(tiny_bundle, history)
+    try:
+        chat.type(b"\x1b[200~" + b"x" * 6000 + b"\n\ty\n/exit\n\x1b[201~\r")
+        chat.wait_for("error: the message makes a prompt of 60")  # one message, and all of it
+        chat.wait_for("> ")
+        assert chat.leave(CTRL_D) == 0
+    finally:
+        chat.close()
+    entry = json.loads(history.read_text())
+    assert entry.startswith("x" * 6000 + "\n") and entry.rstrip().endswith("/exit")
+
+
+def test_a_paste_into_a_dumb_terminal_is_one_message(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Which does not say what is pasted: its lines come at once."""
+    history = tmp_path / "history"
+    chat = begin(tiny_bundle, history, term="dumb")
+    try:
+        chat.type(b"one\ntwo\n/exit\n")
+        chat.wait_for("4 tokens")
+        chat.wait_for("> ")
+        assert chat.leave(CTRL_D) == 0
+    finally:
+        chat.close()
+    assert json.loads(history.read_text()) == "one\ntwo\n/exit"
+
+
+def test_ctrl_d_leaves_a_line_of_its_own_behind(tiny_bundle: Path, tmp_path: Path) -> None:
+    chat = begin(tiny_bundle, tmp_path / "history")
+    try:
+        time.sleep(_MOMENT)
+        chat.type(CTRL_D)
+        assert chat.code() == 0
+        assert "\n" in chat.rest()
+    finally:
+        chat.close()
+
+
+def test_a_dumb_terminal_gets_no_escapes(tiny_bundle: Path, tmp_path: Path) -> None:
+    chat = begin(tiny_bundle, tmp_path / "history", term="dumb")
+    try:
+        chat.type(b"Hello\n")
+        chat.wait_for("4 tokens")
+        chat.wait_for("> ")
+        assert chat.leave(CTRL_D) == 0
+        chat.rest()
+        assert "\x1b" not in chat.shown
+    finally:
+        chat.close()
+
+
+def test_sigterm_in_an_answer_ends_the_program_in_a_line(chat: Terminal) -> None:
+    chat.wait_for("> ")
+    chat.type(b"Once upon a time\n")
+    chat.wait_for("Once upon a time\r\n")
+    time.sleep(_MOMENT)
+    chat.terminate()
+    assert chat.code() == 143
+    assert "error: ended by SIGTERM" in chat.rest()

@@ -42,8 +42,9 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     assert read(path) == saved
     assert json.loads(path.read_text(encoding="utf-8"))["schema_version"] == 1
     assert path.stat().st_mode & 0o777 == 0o600
-    save(path, conversation())  # a conversation may be replaced
-    assert read(path).messages == ()
+    longer = conversation("Grüße\n\t\u0000", "😀", "And?", "Ho", system="Be long.")
+    save(path, longer)  # it goes on with what is there
+    assert read(path) == longer
     assert [file.name for file in tmp_path.iterdir()] == ["chat.json"]
 
 
@@ -54,6 +55,29 @@ def test_a_file_that_is_no_conversation_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is no saved conversation; choose another"):
             save(path, conversation())
         assert path.read_text() == text
+
+
+@pytest.mark.parametrize("turns", [(), ("Hi", "Other"), ("And?", "Yes"), ("Hi", "Ho")])
+def test_a_conversation_that_would_be_lost_is_not_replaced(
+    turns: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.json"
+    old = conversation("Hi", "Ho", "And?", "Yes")
+    save(path, old)
+    with pytest.raises(ConfigError, match="of 2 turns that is not the beginning of this one"):
+        save(path, conversation(*turns))
+    assert read(path) == old
+    save(path, conversation(*turns), replace=True)
+    assert read(path) == conversation(*turns)
+
+
+def test_a_conversation_of_another_version_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    text = '{"format": "awq-edge-conversation", "schema_version": 9}'
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"schema_version 9.*/save! replaces it"):
+        save(path, conversation())
+    assert path.read_text() == text
 
 
 def test_a_save_that_fails_leaves_what_was_there(
@@ -67,7 +91,7 @@ def test_a_save_that_fails_leaves_what_was_there(
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ConfigError, match="cannot be written: No space left"):
-        save(path, conversation())
+        save(path, conversation("Hi", "Ho", "And?", "So"))
     assert read(path) == conversation("Hi", "Ho")
     assert [file.name for file in tmp_path.iterdir()] == ["chat.json"]
 
@@ -138,7 +162,8 @@ def test_what_does_not_fit_the_context_is_dropped_and_counted(model: Model) -> N
     assert chat.dropped_turns == 10 - kept
     assert chat.messages[0]["content"] == "Short."
     assert chat.messages[-1]["content"] == saved.messages[-1].content
-    assert chat.saved().dropped_turns == chat.dropped_turns
+    # What is saved again is all of it, not what the context had room for.
+    assert chat.saved().messages == saved.messages and chat.saved().dropped_turns == 0
     assert "".join(turn := chat.ask("Go on")) == turn.result.text
 
 
