@@ -179,8 +179,24 @@ def print_bundle(bundle: Bundle, console: Console) -> None:
     head = decoder.architecture.lm_head
     if head in manifest.unquantized:
         lines.append(f"the output layer stays unquantized: {manifest.unquantized[head]}")
+    lines += _template_warnings(bundle)
     for line in [*lines, f"next: awq-edge run {bundle.path}"]:
         console.print(line, soft_wrap=True, markup=False)
+
+
+def _template_warnings(bundle: Bundle) -> list[str]:
+    """What chat and serve will say of the chat template, where it cannot be used."""
+    from awq_edge.errors import AwqEdgeError
+    from awq_edge.runtime.chat_template import load_chat_template
+    from awq_edge.runtime.tokenizer import Tokenizer
+
+    try:
+        template = load_chat_template(bundle.path, Tokenizer(bundle.path).special_tokens)
+        if template is not None:
+            template.check_words()
+    except AwqEdgeError as error:
+        return [f"warning: {error}"]
+    return []
 
 
 def _notes(bundle: Bundle) -> tuple[str, ...]:

@@ -62,6 +62,11 @@ class ChatTemplate:
             raise ModelError(self._unread)
         template_process.render(self.source, None)
 
+    def check_words(self) -> None:
+        """Raises what `render` raises for every message: a template that is broken, never ends or
+        leaves out what is said."""
+        self._traits  # noqa: B018
+
     def render(
         self,
         messages: Sequence[Message],

@@ -36,6 +36,13 @@ _PAIRS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
     ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
     ("<|channel>thought", "<channel|>"),  # Gemma 4
+    ("Here is my thought process:", "Here is my response:"),  # Granite 3.2
+)
+# What some models put around the answer behind their thoughts.
+_WRAPPERS = (
+    ("<response>", "</response>"),  # Granite 3.3
+    ("<answer>", "</answer>"),  # Hunyuan
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),  # OpenThinker
 )
 # gpt-oss: <|start|>assistant<|channel|>analysis<|message|>...<|end|>
 _CHANNEL, _MESSAGE = "<|channel|>", "<|message|>"
@@ -54,16 +61,22 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class ThoughtMarkers:
-    """What a model writes around its thoughts; `channels`: gpt-oss's form in place of a pair."""
+    """What a model writes around its thoughts; `channels`: gpt-oss's form in place of a pair.
+
+    wrapper: what it may write around the answer behind them.
+    """
 
     opening: str
     closing: str
     channels: bool = False
+    wrapper: tuple[str, str] | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Every text that is looked for."""
-        return _CHANNEL_TOKENS if self.channels else (self.opening, self.closing)
+        if self.channels:
+            return _CHANNEL_TOKENS
+        return (self.opening, self.closing, *(self.wrapper or ()))
 
     def splitter(self, beginning: str) -> ThoughtSplitter:
         """A splitter of the text behind `beginning`, which is what of the answer's turn is in the
@@ -100,7 +113,8 @@ def find_markers(source: str, added_tokens: Collection[str]) -> ThoughtMarkers |
         return ThoughtMarkers(_CHANNEL, "", channels=True)
     for opening, closing in _PAIRS:
         if opening in source or closing in source:
-            return ThoughtMarkers(opening, closing)
+            wrapper = next((pair for pair in _WRAPPERS if pair[0] in source), None)
+            return ThoughtMarkers(opening, closing, wrapper=wrapper)
     for opening, closing in _PAIRS:
         if opening in added_tokens and closing in added_tokens:
             return ThoughtMarkers(opening, closing)
@@ -135,6 +149,8 @@ class _PairSplitter:
         self._markers = markers
         self._held = HeldText()
         self._fresh = True  # only blanks came since the last marker
+        self._wrapped = False  # the answer has a wrapper
+        self._ended = False
         opened, closed = beginning.rfind(markers.opening), beginning.rfind(markers.closing)
         self._state: State = "undecided"
         if opened > closed:
@@ -149,27 +165,53 @@ class _PairSplitter:
 
     @property
     def ended(self) -> bool:
-        return False
+        return self._ended
 
     def push(self, text: str, *, special: bool = False) -> list[TextPiece]:
-        self._held.append(text, special)
         pieces: list[TextPiece] = []
+        if self._ended:
+            return pieces
+        self._held.append(text, special)
         if self._state == "undecided" and not self._opened():
             return pieces
         if self._state == "thoughts" and not self._closed(pieces):
             return pieces
-        if self._fresh:
-            self._held.strip_left()
-        if shown := self._held.take(len(self._held.text)):
-            self._fresh = False
-            pieces.append(TextPiece(shown))
-        return pieces
+        if self._fresh and not self._begun():
+            return pieces
+        shown = self._held.take(len(self._unwrapped()))
+        if self.ended:
+            self._held.take(len(self._held.text))
+        return [*pieces, TextPiece(shown)] if shown else pieces
 
     def flush(self) -> list[TextPiece]:
         thought = self._state == "thoughts"
         text = self._held.take(len(self._held.text))
-        text = text.rstrip() if thought else text
+        text = text.rstrip() if thought or self._wrapped else text
         return [TextPiece(text, thought)] if text else []
+
+    def _begun(self) -> bool:
+        """Whether the answer behind the thoughts has begun; its wrapper is no part of it."""
+        held, wrapper = self._held, self._markers.wrapper
+        held.strip_left()
+        if wrapper is not None and not self._wrapped:
+            if held.text.startswith(wrapper[0]):
+                held.take(len(wrapper[0]))
+                held.strip_left()
+                self._wrapped = True
+            elif wrapper[0].startswith(held.text):
+                return False
+        self._fresh = not held.text
+        return not self._fresh
+
+    def _unwrapped(self) -> str:
+        """What is held of the answer and is certain not to belong to the end of its wrapper."""
+        text, wrapper = self._held.text, self._markers.wrapper
+        if not self._wrapped or wrapper is None:
+            return text
+        place = text.find(wrapper[1])
+        self._ended = place >= 0
+        end = place if self._ended else len(text) - overlap(text, wrapper[1])
+        return text[:end].rstrip()
 
     def _opened(self) -> bool:
         """Whether it is certain what the text begins with."""

@@ -11,6 +11,7 @@ import pytest
 
 import awq_edge
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
+from awq_edge.runtime.model import ChatOptions, load
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +134,39 @@ def test_stories_text_is_transformers_text(stories: Path, tmp_path: Path) -> Non
     assert "Once upon a time" + "".join(pieces) == text
     assert len(pieces) > 100
     assert pieces[0].startswith(",") and " " in pieces[1]
+
+
+def test_an_answer_ends_where_the_template_ends_it(tiny_chat_bundle: Path, tmp_path: Path) -> None:
+    """Also where no list names that token; a broken template ends nothing."""
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}{{ m.content }}<|im_start|>{% endfor %}"
+    )
+    with load(tiny_chat_bundle, threads=1) as usual:
+        named, begin = usual.stop_token_ids, usual.tokenizer.token_id("<|im_start|>")
+    assert begin is not None and begin not in named
+    with load(tiny_chat_bundle, threads=1, chat_template=template) as model:
+        assert model.stop_token_ids == named | {begin}
+    template.write_text("{% if %}")
+    with load(tiny_chat_bundle, threads=1, chat_template=template) as model:
+        assert model.stop_token_ids <= named
+        assert model.generate("Hi", max_new_tokens=2).ids
+
+
+def test_stop_ids_and_stop_texts_of_a_call(tiny_chat_bundle: Path) -> None:
+    with load(tiny_chat_bundle, threads=1) as model:
+        whole = model.generate("Hi", max_new_tokens=5, ignore_eos=True)
+        ended = model.generate("Hi", max_new_tokens=5, stop_token_ids=[whole.ids[0]])
+        assert ended.ids == () and ended.finish_reason == "stop"
+
+
+def test_messages_end_with_an_answer_that_is_continued(tiny_chat_bundle: Path) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "I am"}]
+    with load(tiny_chat_bundle, threads=1) as model:
+        assert model.chat_prompt(talk).text.endswith("I am")
+        begun = model.chat_prompt(talk, ChatOptions(add_generation_prompt=True)).text
+        assert begun.endswith("I am<|im_end|>\n<|im_start|>assistant\n")
+        ended = model.chat_prompt(talk, ChatOptions(continue_final_message=False)).text
+        assert ended == begun
+        with pytest.raises(ConfigError, match="exclude"):
+            model.chat_prompt(talk, ChatOptions(None, True, True))

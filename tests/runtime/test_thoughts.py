@@ -18,6 +18,7 @@ from awq_edge.runtime.tokenizer import Tokenizer
 from tests.runtime.fakes import ScriptedSession, scripted
 
 THINK = ThoughtMarkers("<think>", "</think>")
+GRANITE = ThoughtMarkers("<think>", "</think>", wrapper=("<response>", "</response>"))
 MISTRAL = ThoughtMarkers("[THINK]", "[/THINK]")
 CHANNELS = ThoughtMarkers("<|channel|>", "", channels=True)
 HARMONY = (
@@ -48,6 +49,15 @@ CASES = {
     "markers behind thoughts": (THINK, "<think>", "a</think>b</think>c", "a", "b</think>c"),
     "the user said it": (THINK, "assistant: ", "Fine.</think>", "", "Fine.</think>"),
     "continued thoughts": (THINK, "<think>Let me", " see</think>Four.", " see", "Four."),
+    "a wrapped answer": (
+        GRANITE,
+        "",
+        "<think>Hm.</think>\n<response>\nFour. </resp\n</response>\nmore",
+        "Hm.",
+        "Four. </resp",
+    ),
+    "a wrapper that is cut": (GRANITE, "", "<think>a</think><response>b\n", "a", "b"),
+    "no wrapper": (GRANITE, "", "<think>a</think><resp b</response>", "a", "<resp b</response>"),
     "channels": (CHANNELS, "<|start|>assistant", HARMONY, "2 + 2 is 4.", "It is 4."),
     "channels without thoughts": (
         CHANNELS,

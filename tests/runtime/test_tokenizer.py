@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import Tokenizer as Backend
 
 from awq_edge.errors import ModelError
@@ -165,3 +173,74 @@ def test_missing_and_damaged_tokenizers_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": ')
     with pytest.raises(ModelError, match=r"not a valid tokenizer\.json"):
         Tokenizer(tmp_path)
+
+
+def with_chatml(folder: Path, *, file: str) -> tuple[Path, int]:
+    """A tokenizer whose ChatML tokens stand in another file; the first id behind tokenizer.json."""
+    byte_level(folder)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    first = backend.get_vocab_size()
+    ids = {f"<|{name}_x|>": first + i for i, name in enumerate(("im_end", "im_start"))}
+    config: dict[str, object] = {"eos_token": "<|im_end_x|>", "bos_token": "<s>"}
+    if file == "added_tokens.json":
+        (folder / file).write_text(json.dumps(ids))
+    else:
+        config["added_tokens_decoder"] = {
+            str(number): {"content": text, "special": True, "normalized": False}
+            for text, number in ids.items()
+        }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder, first
+
+
+@pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
+def test_tokens_that_another_file_names_are_whole(tmp_path: Path, file: str) -> None:
+    folder, first = with_chatml(tmp_path, file=file)
+    tokenizer = Tokenizer(folder)
+    text = "<|im_start_x|>hello<|im_end_x|>"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids[0] == first + 1 and ids[-1] == first
+    assert tokenizer.eos_token_id == first and stop_token_ids(tokenizer, ()) == {first}
+    transformers = pytest.importorskip("transformers", reason="needs the [host] extra")
+    reference = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    assert reference.encode(text, add_special_tokens=False) == ids
+    assert reference.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids)
+
+
+def test_an_id_that_cannot_be_given_is_refused(tmp_path: Path) -> None:
+    folder, first = with_chatml(tmp_path, file="added_tokens.json")
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im_end_x|>": first + 7}))
+    with pytest.raises(ModelError, match=rf"'<\|im_end_x\|>' has the id {first + 7}.*{first}"):
+        Tokenizer(folder)
+
+
+def test_an_end_that_no_file_adds_gets_the_next_id(tmp_path: Path) -> None:
+    byte_level(tmp_path)
+    size = Tokenizer(tmp_path).vocab_size
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end_x|>"}))
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.eos_token_id == size and tokenizer.encode("a<|end_x|>")[-1] == size
+
+
+def test_a_bos_that_the_text_has_is_not_doubled(tmp_path: Path) -> None:
+    byte_level(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    tokenizer = Tokenizer(tmp_path)
+    plain = tokenizer.encode("hello", add_special_tokens=False)
+    assert tokenizer.encode("hello") == tokenizer.encode("<s>hello") == [0, *plain]
+    assert tokenizer.encode("<s><s>hello") == [0, 0, 0, *plain]  # which was asked for
+    assert tokenizer.encode("<s>hello", add_special_tokens=False) == [0, *plain]
+
+
+@pytest.mark.parametrize(
+    ("behind", "token"),
+    [("<|im_end|>\n", 2), ("</s><s>", 1), ("\n<|im_end|>", None), ("words", None), ("", None)],
+)
+def test_the_token_that_a_text_begins_with(tmp_path: Path, behind: str, token: int | None) -> None:
+    byte_level(tmp_path)
+    assert Tokenizer(tmp_path).leading_added_token(behind) == token
