@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import re
-import shutil
-import uuid
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,12 +28,15 @@ from awq_edge.config_keys import (
     TensorSize,
     TokenId,
 )
-from awq_edge.errors import ArtifactError, ConfigError, ResourceError
+from awq_edge.errors import ArtifactError, ResourceError
 from awq_edge.input_files import parse_model, read_bytes, show
+from awq_edge.outputs import refuse_existing
+from awq_edge.paths import InnerPath, is_disk_full, leaves
 from awq_edge.sampling_keys import SamplingKeys
+from awq_edge.staging import flush, publish, sweep, temporary, workplace
 
 MANIFEST = "manifest.json"
-_CHUNK = 1 << 22  # bytes read at a time when hashing
+_CHUNK = 1 << 20  # bytes read at a time when hashing
 # Of linears and of attention in a graph for TensorRT: our plugin, or TensorRT's own layers.
 Form = Literal["plugin", "native"]
 
@@ -100,8 +100,8 @@ class BundleManifest(BaseModel):
     runtime: str
     min_runtime_version: str | None = None
     opset: int | None = None
-    graph: str
-    weights: str
+    graph: InnerPath
+    weights: InnerPath
     context: Positions
     prefill_chunk: Positions
     vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)]
@@ -137,7 +137,7 @@ class BundleManifest(BaseModel):
     inputs: tuple[TensorPort, ...] = ()
     outputs: tuple[TensorPort, ...] = ()
     source: dict[str, str]
-    files: dict[str, FileEntry]
+    files: dict[InnerPath, FileEntry]
 
 
 class Bundle:
@@ -169,6 +169,7 @@ class Bundle:
             error=ArtifactError,
         )
         _check_sizes(manifest_path, manifest)
+        require_inside(path, manifest.files)
         if verify:
             verify_files(path, manifest.files)
         return cls(path, manifest)
@@ -194,6 +195,21 @@ def _check_sizes(path: Path, manifest: BundleManifest) -> None:
         )
 
 
+def require_inside(directory: Path, names: Iterable[str]) -> None:
+    """Raise ArtifactError for a file of a bundle or engine that a link takes out of its folder.
+
+    names: what the manifest names; whatever else lies directly in `directory` is looked at too.
+    """
+    with os.scandir(directory) as entries:
+        links = [entry.name for entry in entries if entry.is_symlink()]
+    for name in (*names, *links):
+        if leaves(directory, directory / name):
+            raise ArtifactError(
+                f"{directory / name} is a link out of the folder; copy the files themselves "
+                "(`cp -rL`)"
+            )
+
+
 def hash_file(path: Path) -> FileEntry:
     """Size and sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
@@ -211,40 +227,47 @@ def hash_files(directory: Path) -> dict[str, FileEntry]:
     return {p.relative_to(directory).as_posix(): hash_file(p) for p in files}
 
 
-def verify_files(directory: Path, files: dict[str, FileEntry]) -> None:
-    """Compare files with a manifest's sizes and hashes.
+def verify_files(
+    directory: Path,
+    files: Mapping[str, FileEntry],
+    *,
+    record: str = "its manifest",
+    remedy: str = "",
+) -> None:
+    """Compare files with the sizes and hashes in a manifest or report.
 
-    A large file that was verified before and has the same size, inode and modification time is
-    not read again. Raises ArtifactError naming the first file that differs.
+    record: where these stand, and remedy: what to do, for messages. A large file that was verified
+    before and has the same size, inode and modification time is not read again. Raises
+    ArtifactError naming the first file that differs.
     """
+    remedy = remedy or f"copy or export {directory} again"
     for name, entry in files.items():
         path = directory / name
         try:
-            stat = path.stat()
+            status = path.stat()
         except OSError:
-            raise ArtifactError(f"{path} is missing; copy or export {directory} again") from None
-        if stat.st_size != entry.size:
+            raise ArtifactError(f"{path} is missing; {remedy}") from None
+        if status.st_size != entry.size:
             raise ArtifactError(
-                f"{path} has {stat.st_size} bytes, its manifest says {entry.size}; "
-                f"copy or export {directory} again"
+                f"{path} has {status.st_size} bytes, {record} says {entry.size}; {remedy}"
             )
-        stamp = _stamp(path, stat, entry)
+        stamp = _stamp(path, status, entry)
         if stamp.exists():
             continue
         found = hash_file(path).sha256
         if found != entry.sha256:
             raise ArtifactError(
-                f"{path} was changed: sha256 {found[:12]}..., its manifest says "
-                f"{entry.sha256[:12]}...; copy or export {directory} again"
+                f"{path} was changed: sha256 {found[:12]}..., {record} says "
+                f"{entry.sha256[:12]}...; {remedy}"
             )
         with contextlib.suppress(OSError):
             stamp.parent.mkdir(parents=True, exist_ok=True)
             stamp.touch()
 
 
-def _stamp(path: Path, stat: os.stat_result, entry: FileEntry) -> Path:
+def _stamp(path: Path, status: os.stat_result, entry: FileEntry) -> Path:
     key = (
-        f"{path.resolve()}:{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:"
+        f"{path.resolve()}:{status.st_size}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}:"
         f"{entry.sha256}"
     )
     return cache_directory() / "verified" / hashlib.sha256(key.encode()).hexdigest()
@@ -254,20 +277,19 @@ def _stamp(path: Path, stat: os.stat_result, entry: FileEntry) -> Path:
 def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a new directory beside `final` that takes its name when the block ends well.
 
-    On an exception, and on the next run after a kill, the unfinished directory is removed. Raises
-    ConfigError when `final` exists and is not to be overwritten, ResourceError when the disk fills
-    up.
+    Links in `final` are followed. On an exception, and on the next run after a kill, the unfinished
+    directory is removed (`awq_edge.staging`). Raises ConfigError when `final` exists and is not to
+    be overwritten or another process is making it, ResourceError when the disk fills up.
     """
     refuse_existing(final, overwrite=overwrite)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(final)
-    work = final.parent / f".{final.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    work.mkdir()
     try:
-        yield work
-        publish_directory(work, final, overwrite=overwrite)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
+        folder, name = workplace(final)
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(final)
+        with temporary(folder, name) as work:
+            yield work
+            publish_directory(work, final, overwrite=overwrite)
+    except OSError as error:
         if is_disk_full(error):
             raise ResourceError(
                 f"the disk of {final.parent} filled up while {final.name} was written; free some "
@@ -276,78 +298,35 @@ def atomic_directory(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception says that there is no space, or no quota, left on a disk."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def refuse_existing(final: Path, *, overwrite: bool) -> None:
-    """Raise ConfigError when `final` holds something that must not be replaced."""
-    if final.is_dir() and not any(final.iterdir()):
-        return
-    if final.exists() and not overwrite:
-        raise ConfigError(f"{final} exists; choose another --out or give --overwrite")
-
-
 def publish_directory(work: Path, final: Path, *, overwrite: bool) -> None:
-    """Rename a finished directory to its final name, after flushing it to disk."""
+    """Give a finished directory its final name, after flushing it to disk."""
     for path in work.rglob("*"):
         if path.is_file():
             flush(path)
     flush(work)
     refuse_existing(final, overwrite=overwrite)
-    old = None
-    if final.exists():
-        old = final.parent / f".{final.name}.old-{uuid.uuid4().hex[:8]}"
-        final.rename(old)
-    work.rename(final)
-    flush(final.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_abandoned(final: Path) -> None:
-    for path in final.parent.glob(f".{final.name}.partial-*"):
-        match = re.search(r"\.partial-(\d+)-[0-9a-f]{8}$", path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
-            shutil.rmtree(path, ignore_errors=True)
+    publish(work, final)
+    flush(Path(os.path.realpath(final)).parent)
 
 
 @contextlib.contextmanager
-def atomic_file(final: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `final` that replaces it when the block ends well."""
-    work = final.parent / f".{final.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
+def atomic_file(final: Path, *, mode: int = 0o666) -> Iterator[Path]:
+    """Yield an empty temporary file beside `final` that replaces it when the block ends well.
+
+    Links in `final` are followed. mode: permissions of a new file; one that is there keeps its own.
+    """
+    real = Path(os.path.realpath(final))
+    kept = stat.S_IMODE(real.stat().st_mode) if real.exists() else None
+    sweep(real)
+    with temporary(real.parent, real.name, mode=mode) as work:
         yield work
         flush(work)
-        work.replace(final)
-    finally:
-        work.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """fsync a file or a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if kept is not None:
+            work.chmod(kept)
+        work.replace(real)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to `path` atomically, indented, keys in the order given."""
     with atomic_file(path) as work:
         work.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def require_disk(directory: Path, needed: int, what: str) -> None:
-    """Raise ResourceError when `directory` has fewer than `needed` bytes free."""
-    existing = directory.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ResourceError(
-            f"{what} needs {needed / 1e6:,.0f} MB in {directory}, {free / 1e6:,.0f} MB are free; "
-            "free some space or choose another --out"
-        )

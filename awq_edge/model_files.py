@@ -21,6 +21,7 @@ from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ModelError
 from awq_edge.input_files import open_plain, parse_json, read_json, show, show_path, show_text
 from awq_edge.interruption import keeping
+from awq_edge.paths import user_path
 
 Array = npt.NDArray[Any]
 
@@ -369,7 +370,7 @@ def resolve_model(name: str, *, weights: bool = True) -> Path:
     """
     if name == "demo":
         return Path(__file__).parent / "data" / "demo"
-    path = Path(name).expanduser()
+    path = user_path(name, "MODEL")
     if path.is_dir():
         return path
     if path.exists():

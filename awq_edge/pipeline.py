@@ -5,23 +5,27 @@ Stages do not know each other; here they are put one behind the other.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awq_edge.archs import decoder_from_config
-from awq_edge.artifacts import Bundle, atomic_file, refuse_existing
-from awq_edge.errors import AwqEdgeError, ConfigError
+from awq_edge.artifacts import Bundle, atomic_file
+from awq_edge.errors import AwqEdgeError, ConfigError, ModelError
 from awq_edge.executor_options import ExecutorOptions
 from awq_edge.group_size import choose_group_size
 from awq_edge.interruption import keeping
 from awq_edge.layouts import quantization_config
 from awq_edge.lm_head import for_export
 from awq_edge.model_files import read_config, resolve_model
+from awq_edge.outputs import check_output, require_apart
+from awq_edge.paths import system_faults, user_path
 from awq_edge.recipe import Recipe, list_recipes, load_recipe
 from awq_edge.sampling_keys import SamplingKeys, check_sampling
+from awq_edge.staging import CHECKPOINT, RESUME, discard, discard_abandoned, hold, kept_path
 
 if TYPE_CHECKING:
     from awq_edge.evaluate.text import Text
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 Observer = Callable[[int, int, str], None]
 
 
+@system_faults()
 def quantize(
     model: str | Path,
     out: str | Path,
@@ -94,19 +99,25 @@ def quantize(
     )
     if lm_head_bits in (4, 8):
         resolved = _holding_lm_head(resolved)
-    if not (resume and has_blocks(Path(out))):
-        refuse_existing(Path(out), overwrite=overwrite)
+    out = user_path(out, "--out")
+    inputs = _inputs(model, recipe, calibration, images, eval_texts)
+    if resume and has_blocks(out):
+        require_apart(out, inputs.items())
+    else:
+        check_output(out, overwrite=overwrite, inputs=inputs)
     texts = [read_text(Path(text), "--eval-text") for text in eval_texts]
     source = resolve_model(str(model))
+    require_apart(out, [("MODEL", source)])
     resolved, notes = _with_groups(resolved, source, group_size)
-    with keeping(lambda: kept_blocks(Path(out), resume=resume)):
+    with keeping(lambda: kept_blocks(out, resume=resume)):
         checkpoint = quantize_checkpoint(
             source,
-            Path(out),
+            out,
             resolved,
             model_name=model_name(str(model)),
+            given=str(model),
             calibration=calibration,
-            images=None if images is None else Path(images).expanduser(),
+            images=None if images is None else user_path(images, "--images"),
             device=device or "cpu",
             executor=work,
             resume=resume,
@@ -123,6 +134,7 @@ def quantize(
         raise type(error)(f"{out} is complete, but not evaluated: {error}") from error
 
 
+@system_faults()
 def export(
     model: str | Path,
     out: str | Path,
@@ -148,6 +160,7 @@ def export(
     device: str | None = None,
     executor: str | ExecutorOptions = "local",
     resume: bool = True,
+    verify: bool = True,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> Bundle:
@@ -157,7 +170,8 @@ def export(
     it is, and arguments that contradict it are refused. recipe: None for "cpu", or for the recipe
     that is called as the runtime. runtime: None for the recipe's. context: tokens of the KV cache.
     linear, attention: "plugin" or "native", for TensorRT only. sampling: keys of how chat and serve
-    draw, in the place of the model's own: {"temperature": 0.6}. The others: see `quantize`.
+    draw, in the place of the model's own: {"temperature": 0.6}. verify: compare the weights of a
+    checkpoint with the hashes in its quantization report. The others: see `quantize`.
     Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.exporter import (
@@ -168,7 +182,7 @@ def export(
         require_lowering,
     )
 
-    out = Path(out)
+    out = user_path(out, "--out")
     if sampling is not None and not isinstance(sampling, SamplingKeys):
         sampling = check_sampling(sampling, "sampling")
     work = _executor(executor)
@@ -195,8 +209,9 @@ def export(
         }
     )
     # What can be refused is refused before minutes of quantization.
-    refuse_existing(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, inputs=_inputs(model, recipe, calibration, None, ()))
     path = resolve_model(str(model))
+    require_apart(out, [("MODEL", path)])
     check_export(path, resolved, context=context, lm_head_bits=lm_head_bits)
     name = model_name(str(model))
     is_quantized = quantization_config(read_config(path)) is not None
@@ -216,17 +231,21 @@ def export(
             },
         )
     if is_quantized or resolved.quantization.method == "none":
-        return export_checkpoint(
+        bundle = export_checkpoint(
             path,
             out,
             resolved,
             model_name=name,
+            given=str(model),
             context=context,
             lm_head_bits=lm_head_bits,
             sampling=sampling,
             overwrite=overwrite,
+            verify=verify,
             observer=observer,
         )
+        _discard_kept(out)
+        return bundle
     from awq_edge.quantizer import quantize_checkpoint
     from awq_edge.quantizer.resume import kept_blocks
 
@@ -234,38 +253,91 @@ def export(
     resolved, notes = _with_groups(resolved, path, group_size)
     # Beside the bundle: there is the disk that was chosen for large files. Kept when a run is
     # killed, so that the next one continues where it was.
-    between = out.parent / f".{out.name}.checkpoint"
+    between = kept_path(out, CHECKPOINT)
     with keeping(lambda: kept_blocks(between, resume=resume)):
         checkpoint = quantize_checkpoint(
             path,
             between,
             resolved,
             model_name=name,
+            given=str(model),
             calibration=calibration,
             device=device or "cpu",
             executor=work,
             resume=resume,
             reuse=resume,
             overwrite=True,  # a checkpoint of ours
+            room=_bundle_bytes(path, resolved, context),
             notes=notes,
             observer=observer,
         )
-    with keeping(
-        lambda: f"the quantized model is kept in {between}; the same command goes on with it"
-    ):
-        bundle = export_checkpoint(
+    with _keeping(between):
+        return export_checkpoint(
             checkpoint.path,
             out,
             resolved,
             model_name=name,
+            given=str(model),
             context=context,
             lm_head_bits=lm_head_bits,
             sampling=sampling,
             overwrite=overwrite,
+            kept=False,
             observer=observer,
         )
-    shutil.rmtree(between)
-    return bundle
+
+
+@contextlib.contextmanager
+def _keeping(between: Path) -> Iterator[None]:
+    """Hold the checkpoint of an export; remove it when the bundle is there, or when the next run
+    would end with the same error."""
+    kept = f"the quantized model is kept in {between}; the same command goes on with it"
+    lock = hold(between)
+    if lock is None:
+        raise ConfigError(f"another run uses {between} now; wait for it or choose another --out")
+    try:
+        with keeping(lambda: kept):
+            yield
+        discard(between)
+    except (ConfigError, ModelError):
+        discard(between)
+        raise
+    except AwqEdgeError as error:
+        raise type(error)(f"{error}; {kept}") from error
+    finally:
+        os.close(lock)
+
+
+def _discard_kept(out: Path) -> None:
+    """Remove what an interrupted export of something else has left for the same bundle."""
+    between = kept_path(out, CHECKPOINT)
+    for path in (kept_path(between, RESUME), between):
+        discard_abandoned(path)
+
+
+def _bundle_bytes(model: Path, recipe: Recipe, context: int | None) -> int:
+    """About the bytes of the bundle that a model will become."""
+    from awq_edge.fit.formats import planned_formats
+    from awq_edge.fit.sizes import Planner
+
+    decoder = decoder_from_config(read_config(model))
+    quantization = recipe.quantization
+    formats = planned_formats(decoder, quantization, quantization.lm_head_bits)
+    tokens = min(context or recipe.export.context, decoder.max_positions)
+    return sum(Planner(decoder, formats, recipe).sizes(tokens).part_bytes.values())
+
+
+def _inputs(
+    model: str | Path,
+    recipe: str | Path | Recipe | None,
+    calibration: str | Path | None,
+    images: str | Path | None,
+    texts: Sequence[str | Path],
+) -> dict[str, str | Path | None]:
+    """What a command reads, by the words for it."""
+    found = {"MODEL": model, "--calibration": calibration, "--images": images}
+    found["--recipe"] = None if isinstance(recipe, Recipe) else recipe
+    return found | {f"--eval-text {index + 1}": text for index, text in enumerate(texts)}
 
 
 def _with_perplexities(
@@ -333,7 +405,7 @@ def _holding_lm_head(recipe: Recipe) -> Recipe:
 
 def model_name(model: str) -> str:
     """How reports call a model: "demo", the hub id, or the directory's name."""
-    path = Path(model).expanduser()
+    path = user_path(model, "MODEL")
     return path.resolve().name if path.is_dir() else model
 
 

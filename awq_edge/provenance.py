@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from awq_edge import children
 from awq_edge._version import __version__
 
 
@@ -22,10 +23,10 @@ def source_commit() -> str | None:
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     command += ["--exclude=*"]  # the commit, not the nearest tag
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
+        result = children.run(command, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    return result.stdout.strip() or None
+    return result.stdout.strip() or None if result.returncode == 0 else None
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

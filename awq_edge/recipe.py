@@ -27,6 +27,7 @@ from pydantic import (
 
 from awq_edge.errors import ConfigError
 from awq_edge.input_files import read_toml
+from awq_edge.paths import user_path
 from awq_edge.units import format_bandwidth, format_size, parse_bandwidth, parse_size
 from awq_edge.validation import describe_errors, dotted_keys, show, unknown_key
 
@@ -314,7 +315,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _locate(name: str, near: Path | None) -> Path:
     """The file of a recipe's name or path. near: the file that extends it, searched beside."""
     if name.endswith(".toml"):
-        path = (near.parent if near else Path()) / Path(name).expanduser()
+        path = (near.parent if near else Path()) / user_path(name, "--recipe")
         if not path.is_file():
             raise ConfigError(f"no recipe file at {path}")
         return path

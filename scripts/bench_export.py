@@ -21,8 +21,8 @@ from typing import Any
 
 from random_checkpoint import SHAPES, write_random_checkpoint
 
-from awq_edge.artifacts import require_disk
 from awq_edge.device.cpu import describe_cpu
+from awq_edge.outputs import require_disk
 from awq_edge.provenance import source_commit, versions
 
 PACKAGES = ("numpy", "onnx", "onnx-graphsurgeon")

@@ -55,10 +55,10 @@ def measure(shape: str, repeats: int, threads: int | None, folder: Path) -> dict
     """Prediction and peaks of one shape."""
     from random_checkpoint import write_random_checkpoint
 
-    from awq_edge.artifacts import require_disk
     from awq_edge.exporter import export_checkpoint
     from awq_edge.fit.fit import Asked, fit
     from awq_edge.fit.models import find_model
+    from awq_edge.outputs import require_disk
     from awq_edge.recipe import load_recipe
 
     require_disk(folder, NEEDED_BYTES, f"the benchmark of {shape}")

@@ -24,9 +24,9 @@ from typing import Any
 
 from random_checkpoint import SHAPES, write_random_model
 
-from awq_edge.artifacts import require_disk
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.model_files import TOKENIZER_FILES, resolve_model
+from awq_edge.outputs import require_disk
 from awq_edge.provenance import source_commit, versions
 
 PACKAGES = ("numpy", "torch", "transformers")

@@ -112,7 +112,8 @@ def compiled(tools: Toolchain) -> Path:
 
 def _keep(build: Path, kept: Path) -> None:
     """Put what is read of a build into the cache, for other checkouts of the same sources."""
-    with atomic_directory(kept, overwrite=True) as work:
+    shutil.rmtree(kept, ignore_errors=True)
+    with atomic_directory(kept) as work:
         for path in (path for pattern in READ for path in build.glob(pattern)):
             target = work / path.relative_to(build)
             target.parent.mkdir(parents=True, exist_ok=True)

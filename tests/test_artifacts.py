@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge import artifacts
+from awq_edge import artifacts, outputs
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 
 
@@ -38,22 +38,14 @@ def test_nothing_stays_behind_on_an_error(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_existing_directory_is_kept_unless_overwritten(tmp_path: Path) -> None:
+def test_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
     final = tmp_path / "bundle"
     final.mkdir()
     (final / "old.txt").write_text("old")
-    with pytest.raises(ConfigError, match="--overwrite"), artifacts.atomic_directory(final):
+    with pytest.raises(ConfigError, match=r"old\.txt"), artifacts.atomic_directory(final):
         pass
-    with (
-        pytest.raises(RuntimeError),
-        artifacts.atomic_directory(final, overwrite=True) as work,
-    ):
-        raise RuntimeError
-    assert os.listdir(final) == ["old.txt"]
-    with artifacts.atomic_directory(final, overwrite=True) as work:
-        (work / "new.txt").write_text("new")
-    assert os.listdir(final) == ["new.txt"]
-    assert os.listdir(tmp_path) == ["bundle"]
+    with pytest.raises(ConfigError, match=r"holds old\.txt, which awq-edge did not make"):
+        outputs.refuse_existing(final, overwrite=True)
 
 
 def test_a_killed_writer_leaves_no_final_name_and_is_cleaned_up(tmp_path: Path) -> None:
@@ -117,6 +109,6 @@ def test_opening_what_is_no_bundle(tmp_path: Path) -> None:
 
 
 def test_disk_space_is_compared_with_what_is_free(tmp_path: Path) -> None:
-    artifacts.require_disk(tmp_path / "not" / "yet", 1, "export")
+    outputs.require_disk(tmp_path / "not" / "yet", 1, "export")
     with pytest.raises(ResourceError, match=r"export needs 1,000,000,000,000 MB"):
-        artifacts.require_disk(tmp_path, 10**18, "export")
+        outputs.require_disk(tmp_path, 10**18, "export")

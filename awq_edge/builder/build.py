@@ -16,7 +16,6 @@ from awq_edge.artifacts import (
     BundleManifest,
     atomic_directory,
     hash_file,
-    require_disk,
 )
 from awq_edge.builder.job import BuildJob
 from awq_edge.builder.memory import predict_build, require_memory
@@ -32,6 +31,7 @@ from awq_edge.engine.places import bundle_sha256, engine_name, writable_folder
 from awq_edge.engine.profiles import profiles_of
 from awq_edge.errors import ArtifactError, RuntimeUnavailableError
 from awq_edge.input_files import read_json
+from awq_edge.outputs import require_disk
 from awq_edge.plugin.tensorrt_module import load_tensorrt
 from awq_edge.provenance import source_commit
 from awq_edge.recipe import Recipe

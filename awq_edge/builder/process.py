@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from awq_edge import errors
 from awq_edge.builder.job import BuildJob, Failed, Finished, Progress
+from awq_edge.children import child
 from awq_edge.device.system_memory import read_system_memory
 from awq_edge.engine.manifest import BuildFigures
 from awq_edge.errors import AwqEdgeError, ResourceError, RuntimeUnavailableError
@@ -35,7 +36,7 @@ def run_job(job: BuildJob, observe: Observer) -> BuildFigures:
     """
     with (
         tempfile.TemporaryFile() as words,
-        _child(words.fileno()) as process,
+        _worker(words.fileno()) as process,
         _MemoryWatch() as watch,
     ):
         assert process.stdin is not None and process.stdout is not None
@@ -66,30 +67,19 @@ def run_job(job: BuildJob, observe: Observer) -> BuildFigures:
 
 
 @contextlib.contextmanager
-def _child(stderr: int) -> Iterator[subprocess.Popen[str]]:
+def _worker(stderr: int) -> Iterator[subprocess.Popen[str]]:
     """The process; killed when the block is left early."""
     # The package that runs here, wherever the child would look for it.
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.Popen(
+    with child(
         [sys.executable, "-m", "awq_edge.builder.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        text=True,
-        encoding="utf-8",
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
-    try:
+    ) as process:
         yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
 
 
 class _MemoryWatch:

@@ -8,31 +8,28 @@ Replies go to standard output, a line of JSON each; whatever else is printed, to
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from awq_edge.artifacts import atomic_file, is_disk_full
+from awq_edge.artifacts import atomic_file
 from awq_edge.builder.job import BuildJob, Failed, Finished, Progress
 from awq_edge.builder.network import add_profiles, parse
 from awq_edge.builder.progress import progress_monitor
 from awq_edge.engine.loading import TensorrtLog
 from awq_edge.errors import AwqEdgeError, ResourceError, RuntimeUnavailableError
+from awq_edge.paths import is_disk_full
 from awq_edge.plugin.tensorrt_module import load_tensorrt
 from awq_edge.runtime.memory import read_process_memory
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REPORTED = 0.005  # the step of a progress bar
 
 
 def main() -> None:
     """Build what standard input asks for."""
     replies = _take_standard_output()
-    _end_with_parent()
     job = BuildJob.model_validate_json(sys.stdin.read())
 
     def send(message: Progress | Finished | Failed) -> None:
@@ -58,12 +55,6 @@ def _take_standard_output() -> TextIO:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return replies
-
-
-def _end_with_parent() -> None:
-    """Be killed when the parent is: nobody would take the engine."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def build(job: BuildJob, send: Any) -> list[str]:

@@ -86,8 +86,9 @@ def measure(
     from awq_edge.cli.progress import block_progress, build_progress
     from awq_edge.report.bench_page import bench_page
 
-    target = JsonTarget(json_to)
-    csv_target, html_target = FileTarget("--csv", csv_to), FileTarget("--html", html_to)
+    target = JsonTarget(json_to, [bundle])
+    csv_target = FileTarget("--csv", csv_to, [bundle])
+    html_target = FileTarget("--html", html_to, [bundle])
     errors = open_console(stderr=True)
     lengths = parse_lengths("--prompt", prompt), parse_lengths("--generated", generated)
     with (
@@ -146,7 +147,7 @@ def compare(
         raise ConfigError(f"--alpha {alpha}: must be between 0 and 1")
     if min_change < 0:
         raise ConfigError(f"--min-change {min_change}: must be 0 or more")
-    target = JsonTarget(json_to)
+    target = JsonTarget(json_to, [before, after])
     found = compare_reports(
         read_bench_report(before), read_bench_report(after), alpha=alpha, min_change=min_change
     )
@@ -166,6 +167,6 @@ def page(
     from awq_edge.report.bench_page import bench_page
     from awq_edge.report.bench_report import read_bench_report
 
-    target = FileTarget("--html", html_to)
+    target = FileTarget("--html", html_to, [report])
     target.write(bench_page(read_bench_report(report)))
     say(f"written: {html_to}")

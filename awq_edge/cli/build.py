@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from awq_edge.paths import user_path
 
 if TYPE_CHECKING:
     from awq_edge.builder import BuiltEngine
@@ -50,7 +51,7 @@ def build(
     from awq_edge.cli.progress import block_progress
     from awq_edge.interruption import keeping
 
-    output = JsonTarget(json_to)
+    output = JsonTarget(json_to, [bundle])
     console = output.console()
     built = []
     with (
@@ -62,7 +63,7 @@ def build(
             bar(int((index + fraction) * _STEPS), count * _STEPS, what)
 
         bar(0, 1, "checking the bundle's files")
-        opened = Bundle.open(Path(bundle).expanduser())
+        opened = Bundle.open(user_path(bundle, "BUNDLE"))
         for engine in build_engines(
             opened,
             runtime=runtime,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from awq_edge.cli.chat_settings import NAMES, parse_setting, settings_rows
 from awq_edge.errors import ConfigError
+from awq_edge.paths import user_path
 
 if TYPE_CHECKING:
     from awq_edge.cli.interrupt import Interrupt
@@ -239,7 +240,4 @@ def _turns(messages: int) -> str:
 def _path(command: str, argument: str) -> Path:
     if not argument:
         raise ConfigError(f"{command} needs the name of a file: {command} chat.json")
-    try:
-        return Path(argument).expanduser()
-    except RuntimeError as error:  # ~somebody
-        raise ConfigError(f"{argument}: {error}") from None
+    return user_path(argument, command)

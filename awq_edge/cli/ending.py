@@ -10,6 +10,7 @@ import sys
 from awq_edge.cli.streams import ReaderLeft
 from awq_edge.errors import AwqEdgeError
 from awq_edge.interruption import Terminated
+from awq_edge.paths import system_fault
 from awq_edge.terminal_text import one_line, printable
 
 _NEUTRAL = "nothing half-written is left; give the same command again"
@@ -55,6 +56,8 @@ def _of_the_machine(error: BaseException) -> str | None:
     """What a file system or the memory has refused, where no stage has put it into words."""
     if isinstance(error, MemoryError):
         return f"the memory is used up{': ' if str(error) else ''}{error}; close other programs"
+    if isinstance(error, OSError) and (fault := system_fault(error)) is not None:
+        return str(fault)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{_name(error.filename)}: {error.strerror}; check the path and its permissions"
     return None

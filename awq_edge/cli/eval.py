@@ -80,7 +80,7 @@ def perplexity(
     from awq_edge.cli.progress import token_progress
     from awq_edge.evaluate.report import evaluate_perplexity
 
-    target_json = JsonTarget(json_to)
+    target_json = JsonTarget(json_to, [target, text])
     with token_progress(open_console(stderr=True)) as progress:
         report = evaluate_perplexity(
             target,
@@ -123,7 +123,7 @@ def divergence(
     from awq_edge.cli.progress import token_progress
     from awq_edge.evaluate.divergence_report import evaluate_divergence
 
-    target_json = JsonTarget(json_to)
+    target_json = JsonTarget(json_to, [target, reference, text])
     with token_progress(open_console(stderr=True)) as progress:
         report = evaluate_divergence(
             target,
@@ -199,7 +199,7 @@ def tasks(
     from awq_edge.cli.progress import block_progress
     from awq_edge.evaluate.tasks import DEFAULT_SEED, evaluate_tasks
 
-    target_json = JsonTarget(json_to)
+    target_json = JsonTarget(json_to, [target, include_path])
     console = open_console(stderr=True)
     with block_progress(console) as progress:
         report = evaluate_tasks(

@@ -111,6 +111,12 @@ def export(
     ray_blocks: RayBlocksOption = None,
     ray_gpus: RayGpusOption = 1.0,
     resume: ResumeOption = True,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Compare a checkpoint's weights with its report's hashes."
+        ),
+    ] = True,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
@@ -145,6 +151,7 @@ def export(
             device=device,
             executor=ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus),
             resume=resume,
+            verify=verify,
             overwrite=overwrite,
             observer=observer,
         )

@@ -69,7 +69,7 @@ def fit(
     from awq_edge.fit.models import all_known, find_model
     from awq_edge.recipe import list_recipes, load_recipe
 
-    target = JsonTarget(json_to)
+    target = JsonTarget(json_to, [model, recipe])
     asked = _asked(bits, group_size, lm_head_bits, kv_dtype, context)
     overrides: dict[str, object] = {
         "runtime.backend": runtime,

@@ -42,10 +42,11 @@ def inspect(
     from awq_edge.cli.output import JsonTarget
     from awq_edge.errors import ArtifactError
     from awq_edge.model_files import resolve_model
+    from awq_edge.paths import user_path
     from awq_edge.report.inspect_artifact import inspect_artifact
 
-    target = JsonTarget(json_to)
-    path = resolve_model(directory) if directory == "demo" else Path(directory).expanduser()
+    target = JsonTarget(json_to, [directory])
+    path = resolve_model(directory) if directory == "demo" else user_path(directory, "DIRECTORY")
     found = inspect_artifact(path, hashes=hashes, verify=verify)
     console = target.console()
     print_inspection(found, console, hashes=hashes or verify)

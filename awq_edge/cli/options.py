@@ -76,7 +76,10 @@ ResumeOption = Annotated[
         "--resume/--no-resume", help="Keep the finished blocks of a run that was interrupted."
     ),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace a checkpoint or bundle of awq-edge that --out is."),
+]
 OutCheckpoint = Annotated[
     Path, typer.Option(help="Directory of the checkpoint, made by this command.")
 ]

@@ -8,15 +8,23 @@ from __future__ import annotations
 import io
 import sys
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from awq_edge.artifacts import atomic_file
 from awq_edge.errors import ConfigError
+from awq_edge.outputs import is_own_json, require_apart
+from awq_edge.paths import user_path
 from awq_edge.terminal_text import escaped_json, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+# A path or name that a command was given to read; None where it was not.
+Read = str | Path | None
+# How files of this project begin that have no format in them, by the flag that names them.
+_BEGINNINGS = {"--csv": b"prompt_tokens,generated_tokens,", "--html": b"<!doctype html>"}
 
 
 def open_console(*, stderr: bool = False, width: int | None = None) -> Console:
@@ -52,14 +60,20 @@ def _text_stream(*, stderr: bool) -> TextIO:
 class FileTarget:
     """The value of a flag that names a file to write, checked before the work starts."""
 
-    def __init__(self, flag: str, value: str | None) -> None:
-        """flag: as typed, for messages. Raises ConfigError when the file cannot be written."""
+    def __init__(self, flag: str, value: str | None, reads: Iterable[Read] = ()) -> None:
+        """flag: as typed, for messages. reads: what the command reads, as it was given.
+
+        Raises ConfigError when the file cannot be written, is or lies in something that the command
+        reads, or holds something that this flag has not written.
+        """
         if value == "-":
             raise ConfigError(f"{flag} -: standard output takes --json alone; name a file")
         self._flag = flag
-        self._path = None if value is None else Path(value).expanduser()
+        self._path = None if value is None else user_path(value, flag)
         if self._path is not None:
+            require_apart(self._path, [("input", each) for each in reads], flag)
             _require_writable(flag, self._path)
+            _require_ours(flag, self._path)
 
     def write(self, text: str) -> None:
         """Write the text and a line end, whole or not at all; nothing where no file was given."""
@@ -78,10 +92,10 @@ class FileTarget:
 class JsonTarget:
     """The value of a `--json FILE|-` flag, checked before the work starts."""
 
-    def __init__(self, value: str | None) -> None:
-        """Raises ConfigError when the file cannot be written."""
+    def __init__(self, value: str | None, reads: Iterable[Read] = ()) -> None:
+        """As `FileTarget`."""
         self.owns_stdout = value == "-"
-        self._file = FileTarget("--json", None if value == "-" else value)
+        self._file = FileTarget("--json", None if value == "-" else value, reads)
 
     @property
     def text_stream(self) -> TextIO:
@@ -99,6 +113,23 @@ class JsonTarget:
             sys.stdout.flush()
         else:
             self._file.write(text)
+
+
+def _require_ours(flag: str, path: Path) -> None:
+    """Raise ConfigError where a file would be replaced that this project has not written."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    beginning = _BEGINNINGS.get(flag)
+    if beginning is None:
+        ours = is_own_json(path)
+    else:
+        with path.open("rb") as file:
+            ours = file.read(len(beginning)).lower() == beginning
+    if not ours:
+        raise ConfigError(
+            f"{flag} {path}: exists and was not written by awq-edge; choose another file, or "
+            "remove it first"
+        )
 
 
 def _is_special(path: Path) -> bool:

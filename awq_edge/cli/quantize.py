@@ -89,7 +89,7 @@ def quantize(
     from awq_edge.executor_options import ExecutorOptions
     from awq_edge.pipeline import quantize as quantize_stage
 
-    target = JsonTarget(json_to)
+    target = JsonTarget(json_to, [model, calibration, images, *(eval_text or ())])
     with block_progress(open_console(stderr=True)) as observer:
         checkpoint = quantize_stage(
             model,

@@ -65,7 +65,7 @@ def show(
     from awq_edge.recipe import load_recipe
     from awq_edge.terminal_text import printable
 
-    target = JsonTarget(json_to)
+    target = JsonTarget(json_to, [name])
     recipe = load_recipe(name)
     if json_to is None:
         print(printable(_readable(recipe)))

@@ -85,7 +85,7 @@ def run(
     from awq_edge.runtime.run import PromptFormat
     from awq_edge.runtime.run import run as run_stage
 
-    target = JsonTarget(json_to)
+    target = JsonTarget(json_to, [bundle, prompt_file])
     text = _prompt(prompt, prompt_file)
     formats: dict[bool | None, PromptFormat] = {None: "auto", True: "chat", False: "raw"}
     keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)

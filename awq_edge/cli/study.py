@@ -62,10 +62,13 @@ def study(
     from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
     from awq_edge.interruption import keeping
-    from awq_edge.study.run import MAX_TOKENS, run_study, write_results
+    from awq_edge.study.run import MAX_TOKENS, check_results, run_study, write_results
     from awq_edge.study.tables import table_of
 
-    target = JsonTarget(json_to)
+    reads = [model, held_out, text, *(calibration or ())]
+    target = JsonTarget(json_to, reads)
+    if out is not None:
+        check_results(out, reads)
     console = target.console()
 
     def finished(report: StudyReport) -> None:

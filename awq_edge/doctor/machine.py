@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from awq_edge import children
 from awq_edge.cache import cache_directory
 from awq_edge.device import cuda_driver
 from awq_edge.plugin.kernels import KernelLibrary, load_kernels
@@ -156,12 +157,10 @@ def _is_administrator() -> bool:
 
 def _run(command: Sequence[str]) -> str | None:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=True, errors="replace"
-        )
-    except (OSError, subprocess.SubprocessError):
+        done = children.run(command, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout
+    return done.stdout if done.returncode == 0 else None
 
 
 def _version(distribution: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.artifacts import MANIFEST, Bundle, verify_files
+from awq_edge.artifacts import MANIFEST, Bundle, require_inside, verify_files
 from awq_edge.engine.manifest import EngineManifest, EngineProfile
 from awq_edge.engine.places import bundle_sha256, engine_folders, engine_name
 from awq_edge.engine.profiles import profiles_of
@@ -44,6 +44,7 @@ class Engine:
             fix=_again(path),
             error=ArtifactError,
         )
+        require_inside(path, manifest.files)
         return cls(path, manifest)
 
 

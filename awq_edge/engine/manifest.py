@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from awq_edge.artifacts import FileEntry, TensorPort
 from awq_edge.config_keys import Positions, TensorSize
+from awq_edge.paths import InnerPath
 
 ENGINE_FILE = "model.engine"
 
@@ -84,6 +85,6 @@ class EngineManifest(_Part):
     profiles: tuple[EngineProfile, ...]
     inputs: tuple[TensorPort, ...]
     outputs: tuple[TensorPort, ...]
-    engine: str = ENGINE_FILE
+    engine: InnerPath = ENGINE_FILE
     build: BuildFigures
-    files: dict[str, FileEntry]
+    files: dict[InnerPath, FileEntry]

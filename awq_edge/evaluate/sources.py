@@ -8,7 +8,6 @@ model        Hugging Face, unquantized, run by transformers   torch_models.Model
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from awq_edge.errors import ConfigError
 from awq_edge.foreign_formats import refuse_foreign
 from awq_edge.layouts import quantization_config
 from awq_edge.model_files import ModelFiles, read_config, resolve_model
+from awq_edge.paths import user_path
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.tokenizer import Tokenizer
 
@@ -137,7 +137,7 @@ class SessionSource:
 
 def is_bundle(target: str) -> bool:
     """Whether `open_source` would open a bundle."""
-    return (Path(target).expanduser() / MANIFEST).exists()
+    return (user_path(target, "TARGET") / MANIFEST).exists()
 
 
 def open_source(
@@ -150,7 +150,7 @@ def open_source(
     CPU with float32. threads: CPU threads, None for the physical cores.
     Raises ConfigError for a choice that a bundle does not have, and what loading raises.
     """
-    directory = Path(target).expanduser()
+    directory = user_path(target, "TARGET")
     if is_bundle(target):
         for flag, value in (("--device", device), ("--dtype", dtype)):
             if value is not None:

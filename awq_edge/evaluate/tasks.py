@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.evaluate.sources import SourceInfo
 from awq_edge.evaluate.task_model import TaskModel, open_task_model
+from awq_edge.paths import user_path
 from awq_edge.provenance import source_commit, versions
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def evaluate_tasks(
 
     names = [name.strip() for name in tasks if name.strip()]
     _check(names, limit, num_fewshot, seed)
-    folder = None if include_path is None else Path(include_path).expanduser()
+    folder = None if include_path is None else user_path(include_path, "--include-path")
     with harness_environment(allow_code_execution=allow_code_execution) as warnings:
         random.seed(seed)  # tasks that shuffle their data use the global generators
         np.random.seed(seed)

@@ -19,8 +19,6 @@ from awq_edge.artifacts import (
     PluginUse,
     atomic_directory,
     hash_file,
-    refuse_existing,
-    require_disk,
 )
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.config_keys import ConfigKeys
@@ -33,9 +31,12 @@ from awq_edge.exporter.supported import unsupported
 from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.layouts import without_quantization
 from awq_edge.model_files import ModelFiles
+from awq_edge.model_source import bundle_source, verify_weights
+from awq_edge.outputs import check_output, require_disk
 from awq_edge.provenance import source_commit
 from awq_edge.recipe import QuantizationDefaults, Recipe
 from awq_edge.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
+from awq_edge.staging import workplace
 
 RECIPE_FILE = "recipe.json"
 # What manifest, recipe and the file system's own blocks take beside the files that are counted.
@@ -50,26 +51,31 @@ def export_checkpoint(
     recipe: Recipe,
     *,
     model_name: str,
+    given: str | None = None,
     context: int | None = None,
     lm_head_bits: int | None = None,
     sampling: SamplingKeys | None = None,
     overwrite: bool = False,
+    verify: bool = True,
+    kept: bool = True,
     observer: Observer | None = None,
 ) -> Bundle:
     """Export a model directory, quantized (see `awq_edge.layouts`) or not, into a bundle.
 
     checkpoint: a directory; one without quantization_config is exported unquantized, whatever the
-    recipe's method. recipe: names the runtime. model_name: as reports call it. context: tokens of
-    the KV cache; None for the recipe's, clipped to what the model allows. lm_head_bits: 4, 8 or
-    16; None for the recipe's, or 16 with an unquantized model. sampling: keys in the place of the
-    model's own set, for chat and serve. observer: called with the megabytes
-    written, their number, and a word.
+    recipe's method. recipe: names the runtime. model_name: as reports call it. given: the model as
+    the user named it. context: tokens of the KV cache; None for the recipe's, clipped to what the
+    model allows. lm_head_bits: 4, 8 or 16; None for the recipe's, or 16 with an unquantized model.
+    sampling: keys in the place of the model's own set, for chat and serve. verify: compare the
+    weights with the hashes in the checkpoint's report. kept: whether the checkpoint stays after
+    the export. observer: called with the megabytes written, their number, and a word.
 
     Peak memory is the largest tensor and some 300 MB, whatever the size of the model.
     Raises ConfigError (a runtime without a lowering, a context beyond the model's, an `out` that
     exists), ModelError (the checkpoint), ResourceError (disk space).
     """
-    refuse_existing(out, overwrite=overwrite)
+    # One that does not stay lies where the work on this bundle does.
+    check_output(out, overwrite=overwrite, inputs={"MODEL": checkpoint} if kept else {})
     lowering = check_export(checkpoint, recipe, context=context, lm_head_bits=lm_head_bits)
     source = Checkpoint.open(checkpoint)
     if lm_head_bits is None:
@@ -86,11 +92,15 @@ def export_checkpoint(
     model = lowered.render(plan)
     small = sum(file.stat().st_size for file in _copied(source.files))
     needed = plan.size + len(model) + small + _SMALL_FILES_BYTES
-    require_disk(out.parent, needed, f"the bundle of {model_name}")
+    require_disk(workplace(out)[0], needed, f"the bundle of {model_name}")
+    if verify:
+        verify_weights(source)
     with atomic_directory(out, overwrite=overwrite) as work:
         files = _write_files(work, source.files, lowered, model, plan, recipe, observer)
         manifest = _manifest(source, recipe, lowered, model, plan, files, model_name, unquantized)
-        manifest = manifest.model_copy(update={"sampling": bundle_sampling(source.files, sampling)})
+        chain = bundle_source(source, given, kept=kept)
+        defaults = bundle_sampling(source.files, sampling)
+        manifest = manifest.model_copy(update={"sampling": defaults, "source": chain})
         text = manifest.model_dump_json(indent=2)
         (work / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return Bundle(out, manifest)
@@ -254,7 +264,7 @@ def _manifest(
         unquantized=unquantized,
         inputs=lowered.inputs,
         outputs=lowered.outputs,
-        source=_source(checkpoint),
+        source={},
         files=files,
     )
 

@@ -17,6 +17,7 @@ from awq_edge.errors import ConfigError, ModelError
 from awq_edge.foreign_formats import foreign_of_directory
 from awq_edge.input_files import read_toml
 from awq_edge.model_files import download_config, read_config, resolve_model
+from awq_edge.paths import user_path
 
 _TABLE = Path(__file__).parents[1] / "data" / "models.toml"
 
@@ -65,7 +66,7 @@ def find_model(name: str) -> ModelConfig:
 
     Raises ModelError where there is none, or it is not supported.
     """
-    path = Path(name).expanduser()
+    path = user_path(name, "MODEL")
     if name == "demo" or path.is_dir():
         directory = resolve_model(name)
         return _of_config(name, f"{directory / 'config.json'}", directory)

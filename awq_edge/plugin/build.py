@@ -6,14 +6,16 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from awq_edge.artifacts import atomic_directory
+from awq_edge.children import child, scratch_directory
 from awq_edge.device.cuda_driver import compute_capabilities
 from awq_edge.errors import ConfigError, RuntimeUnavailableError
+from awq_edge.outputs import check_output
+from awq_edge.paths import user_path
 from awq_edge.plugin.architectures import dotted, select_architectures
 from awq_edge.plugin.kernels import FILE_NAME, install_directory
 from awq_edge.plugin.toolchain import Toolchain, find_toolchain
@@ -64,12 +66,12 @@ def build_plugins(
     names = ", ".join(map(dotted, selected))
     progress(f"compiling for {names} with CUDA {tools.cuda_version} ({tools.nvcc})")
     final = out or install_directory()
-    with tempfile.TemporaryDirectory(prefix="awq-edge-build-") as folder:
-        work = Path(folder)
+    check_output(final, overwrite=True, inputs={"the sources": sources})
+    with scratch_directory("build") as work:
         not_built = compile_libraries(
             tools, sources, work, selected, jobs=jobs, progress=progress, options=()
         )
-        with atomic_directory(final, overwrite=_is_ours(final)) as staged:
+        with atomic_directory(final, overwrite=True) as staged:
             for name in (FILE_NAME, PLUGIN_FILE_NAME, LOG_FILE_NAME):
                 if (work / name).is_file():
                     shutil.copy2(work / name, staged / name)
@@ -131,17 +133,11 @@ def sources_directory() -> Path:
 def _check_tensorrt() -> None:
     """A folder that was named must have the headers; nothing else would tell that it has not."""
     named = os.environ.get("TENSORRT_INCLUDE_DIR")
-    if named and not (Path(named).expanduser() / "NvInfer.h").is_file():
+    if named and not (user_path(named, "TENSORRT_INCLUDE_DIR") / "NvInfer.h").is_file():
         raise ConfigError(
             f"TENSORRT_INCLUDE_DIR={named} has no NvInfer.h; name the folder that has it, or unset "
             "it to build the kernels alone"
         )
-
-
-def _is_ours(folder: Path) -> bool:
-    """Only libraries of an earlier build are replaced, never a folder with something else."""
-    names = {FILE_NAME, PLUGIN_FILE_NAME, LOG_FILE_NAME}
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= names
 
 
 def _run(
@@ -149,20 +145,14 @@ def _run(
 ) -> tuple[int, str]:
     """Exit code and all output of a command, whose progress is passed on."""
     lines: list[str] = []
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
+    pipe = subprocess.PIPE
+    with child(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
             if _PROGRESS.match(line):
                 progress(line.strip())
-    return process.returncode, "".join(lines)
+        return process.wait(), "".join(lines)
 
 
 def _failure(text: str, command: list[str]) -> str:

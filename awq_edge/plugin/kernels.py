@@ -19,6 +19,7 @@ from typing import Any
 from awq_edge.cache import cache_directory
 from awq_edge.device.cuda_driver import compute_capability
 from awq_edge.errors import KernelError, RuntimeUnavailableError
+from awq_edge.paths import user_path
 from awq_edge.plugin.interface import (
     ABI_VERSION,
     COUNTER_BYTES,
@@ -112,7 +113,7 @@ def load_kernels(path: Path | str | None = None, *, device: int = 0) -> KernelLi
     named = path or os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
         by = "" if path else f"{ENVIRONMENT_VARIABLE}="
-        file = Path(named).expanduser()
+        file = user_path(named, "AWQ_EDGE_KERNELS")
         if not file.is_file():
             raise RuntimeUnavailableError(f"{by}{file}: no such file; {_HOW_TO_GET}")
         return _open(file, device)

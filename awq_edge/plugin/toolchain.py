@@ -11,8 +11,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from awq_edge import children
 from awq_edge.errors import RuntimeUnavailableError
+from awq_edge.paths import user_path
 
+_TIMEOUT_S = 60
 _LOCAL_CUDA = Path("/usr/local/cuda")
 _PIP = "`pip install 'awq-edge[build]'`"
 
@@ -106,7 +109,7 @@ def _find_nvcc() -> Path | None:
     named = os.environ.get("CUDA_HOME")
     if named:
         # A folder that was named is not silently replaced by another CUDA.
-        nvcc = Path(named).expanduser() / "bin" / "nvcc"
+        nvcc = user_path(named, "CUDA_HOME") / "bin" / "nvcc"
         if not nvcc.is_file():
             raise RuntimeUnavailableError(
                 f"CUDA_HOME={named} has no bin/nvcc; name the folder of a CUDA toolkit, or unset it"
@@ -153,8 +156,11 @@ def _known_architectures(nvcc: Path) -> tuple[int, ...]:
 
 def _output(nvcc: Path, argument: str) -> str:
     try:
-        return subprocess.run([nvcc, argument], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
+        done = children.run([nvcc, argument], timeout=_TIMEOUT_S)
+        if done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, done.args)
+        return done.stdout
+    except (OSError, subprocess.SubprocessError) as error:
         raise RuntimeUnavailableError(
             f"{nvcc} {argument} fails ({error}); name another CUDA toolkit: CUDA_HOME"
         ) from None

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.paths import user_path
 from awq_edge.quantizer.report import PACKAGED, CalibrationFile
 from awq_edge.runtime.text_tokens import tokenize
 from awq_edge.runtime.tokenizer import Tokenizer
@@ -119,7 +120,7 @@ def _read(source: str | Path | None, wanted: int) -> _SourceText:
         return _SourceText(PACKAGED, packaged.documents, (_described(packaged, PACKAGED),))
     if str(source).startswith(HUB_PREFIX):
         return _read_hub(str(source), wanted)
-    path = Path(source).expanduser()
+    path = user_path(source, _FLAG)
     if not path.exists():
         raise ConfigError(
             f"{_FLAG} {path} does not exist; give a text file, a directory of text files, "

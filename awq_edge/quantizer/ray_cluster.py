@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import re
 import shutil
 import socket
 import tempfile
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_edge.errors import RuntimeUnavailableError
+from awq_edge.staging import hold
 
 # Share of the driver's object store that blocks in work may fill; beyond it Ray goes to disk.
 _STORE_SHARE = 0.8
@@ -25,10 +26,11 @@ _PREFIX = "awq-edge-ray"
 @dataclass(frozen=True)
 class Cluster:
     """A connection. folder: of the cluster that this process started, else None. connected: by this
-    process, which then disconnects."""
+    process, which then disconnects. lock: descriptor that holds the folder."""
 
     folder: Path | None
     connected: bool
+    lock: int | None = None
 
     def close(self) -> None:
         """Disconnect; end the cluster if this process started it."""
@@ -38,6 +40,8 @@ class Cluster:
             ray.shutdown()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if self.lock is not None:
+            os.close(self.lock)
 
 
 def connect(address: str | None) -> Cluster:
@@ -68,7 +72,9 @@ def connect(address: str | None) -> Cluster:
         return Cluster(None, connected=True)
     base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     remove_abandoned(base)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}-{os.getpid()}-", dir=base))
+    # A short name: Ray puts sockets below it, whose paths have 107 bytes at most.
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}-", dir=base))
+    cluster = Cluster(folder, connected=True, lock=hold(folder))
     try:
         ray.init(
             address="local",  # never one that happens to run here
@@ -78,14 +84,14 @@ def connect(address: str | None) -> Cluster:
             **quiet,
         )
     except BaseException as error:
-        Cluster(folder, connected=True).close()
+        cluster.close()
         if isinstance(error, Exception):
             raise RuntimeUnavailableError(
                 f"no Ray cluster could be started on this machine: {_first_line(error)}; use "
                 "--executor local, or --ray-address of one that runs"
             ) from error
         raise
-    return Cluster(folder, connected=True)
+    return cluster
 
 
 def _knock(address: str) -> None:
@@ -98,9 +104,11 @@ def _knock(address: str) -> None:
 def remove_abandoned(base: Path) -> None:
     """Remove the folders of clusters whose driver was killed: what they spilled may be large."""
     for path in base.glob(f"{_PREFIX}-*"):
-        match = re.fullmatch(rf"{_PREFIX}-(\d+)-.*", path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            lock = hold(path)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
 
 
 def count_slots(demand: Mapping[str, float]) -> int:

@@ -14,9 +14,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from awq_edge.artifacts import FileEntry
 from awq_edge.errors import ArtifactError
 from awq_edge.group_size import Coverage
 from awq_edge.input_files import parse_model, read_bytes
+from awq_edge.model_source import ModelSource
 
 Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
 REPORT_FILE = "quantization_report.json"
@@ -144,6 +146,8 @@ class QuantizationReport(_Part):
     errors_of: "outputs" over the calibration tokens, or "weights" where there was no calibration
     (rtn). peak_*: bytes. device: that computed. seconds, peak_*: of the last run, where one was
     resumed. inputs_sha256: of all that the weights depend on, see `awq_edge.quantizer.resume`.
+    source: the model it was made from. weights: every weight file of the checkpoint; `awq-edge
+    export` compares them. Both are None in reports of earlier versions.
     perplexities: empty where no text was given to evaluate. notes: choices that differ from what
     the recipe says.
     """
@@ -174,6 +178,8 @@ class QuantizationReport(_Part):
     perplexities: tuple[PerplexityComparison, ...] = ()
     notes: tuple[str, ...] = ()
     lm_head: OutputLayerReport | None = None
+    source: ModelSource | None = None
+    weights: dict[str, FileEntry] | None = None
 
 
 def sqnr_db(relative_mse: float) -> float:

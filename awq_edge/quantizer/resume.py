@@ -2,21 +2,19 @@
 
     .<out>.resume/
       key            what the blocks depend on; another key starts over
-      lock           held while a run works in the folder
       00000.safetensors, 00000.json, ...     tensors as they are stored, and the block's report
 
-Each file appears whole or not at all. The folder goes when the checkpoint is published, or when
-the run ends with an error of the model or the settings.
+The folder is locked while a run works in it (`awq_edge.staging`). Each file appears whole or not at
+all. The folder goes when the checkpoint is published, or when the run ends with an error of the
+model or the settings.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from awq_edge.input_files import read_bytes
 from awq_edge.model_files import read_header
 from awq_edge.quantizer.report import BlockReport
 from awq_edge.quantizer.safetensors_stream import StreamedTensor, tensor_in_file
+from awq_edge.staging import RESUME, discard, hold, kept_path
 
 Tensors = dict[str, torch.Tensor]
 
@@ -45,20 +44,17 @@ class BlockStore:
 
         Raises ConfigError when another run uses it.
         """
-        self._folder = _folder(out)
+        self._folder = kept_path(out, RESUME)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
+        lock = hold(self._folder)
+        if lock is None:
             raise ConfigError(
                 f"another run is making {out} now; wait for it or choose another --out"
-            ) from None
+            )
+        self._lock = lock
         if not resume or self._read_key() != key:
             for path in self._folder.iterdir():
-                if path.name != "lock":
-                    path.unlink()
+                path.unlink()
             with atomic_file(self._folder / "key") as work:
                 work.write_text(key, encoding="ascii")
 
@@ -91,7 +87,7 @@ class BlockStore:
 
     def remove(self) -> None:
         """Remove the folder: there is nothing to continue."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        discard(self._folder)
         self.close()
 
     def _path(self, layer: int, kind: str) -> Path:
@@ -106,13 +102,13 @@ class BlockStore:
 
 def has_blocks(out: Path) -> bool:
     """Whether a run that made `out` was interrupted, at the latest when it removed the folder."""
-    return _folder(out).exists()
+    return kept_path(out, RESUME).exists()
 
 
 def kept_blocks(out: Path, *, resume: bool) -> str:
     """What an interrupted run has left of the checkpoint `out`, and how to go on. resume: whether
     the same command would continue."""
-    folder = _folder(out)
+    folder = kept_path(out, RESUME)
     count = sum(1 for _ in folder.glob("*.json"))
     if count == 0:
         return "no block was finished; the same command starts over"
@@ -121,8 +117,9 @@ def kept_blocks(out: Path, *, resume: bool) -> str:
     return f"{blocks} kept in {folder}; the same command goes on from there {how}"
 
 
-def _folder(out: Path) -> Path:
-    return out.parent / f".{out.name}.resume"
+def stored_bytes(out: Path) -> int:
+    """Bytes of the finished blocks that an interrupted run has left of the checkpoint `out`."""
+    return sum(file.stat().st_size for file in kept_path(out, RESUME).glob("*.safetensors"))
 
 
 def resume_key(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:

@@ -11,13 +11,16 @@ from typing import cast, get_args
 
 import torch
 
-from awq_edge.artifacts import atomic_directory, is_disk_full, refuse_existing, require_disk
+from awq_edge.artifacts import atomic_directory
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import AwqEdgeError, ConfigError, ModelError, ResourceError
 from awq_edge.executor_options import LOCAL, ExecutorOptions
 from awq_edge.group_size import coverage, require_groups
 from awq_edge.layouts import Layout, choose_layout
 from awq_edge.lm_head import output_format
+from awq_edge.model_source import describe_model, hash_weight_files, verify_weights
+from awq_edge.outputs import check_output, refuse_existing, require_disk
+from awq_edge.paths import is_disk_full
 from awq_edge.provenance import source_commit, versions
 from awq_edge.quantizer.block_work import BlockOptions
 from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
@@ -38,7 +41,7 @@ from awq_edge.quantizer.report import (
     read_quantization_report,
     summarise,
 )
-from awq_edge.quantizer.resume import BlockStore, has_blocks, resume_key
+from awq_edge.quantizer.resume import BlockStore, has_blocks, kept_blocks, resume_key, stored_bytes
 from awq_edge.quantizer.rounding import NumberFormat
 from awq_edge.quantizer.rtn import RtnBlocks
 from awq_edge.quantizer.sizes import block_bytes
@@ -53,6 +56,7 @@ from awq_edge.recipe import Recipe
 from awq_edge.report.quantization_page import PAGE_FILE, write_quantization_page
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.tokenizer import Tokenizer
+from awq_edge.staging import workplace
 from awq_edge.torch_device import device_name, torch_device
 
 
@@ -71,6 +75,7 @@ class _Job:
     plain rounding."""
 
     model_name: str
+    given: str | None
     checkpoint: Checkpoint
     method: Method
     layout: Layout
@@ -91,6 +96,7 @@ def quantize_checkpoint(
     recipe: Recipe,
     *,
     model_name: str,
+    given: str | None = None,
     calibration: str | Path | None = None,
     images: Path | None = None,
     device: str = "cpu",
@@ -98,6 +104,7 @@ def quantize_checkpoint(
     resume: bool = True,
     overwrite: bool = False,
     reuse: bool = False,
+    room: int = 0,
     notes: Sequence[str] = (),
     observer: Observer | None = None,
 ) -> QuantizedCheckpoint:
@@ -109,6 +116,7 @@ def quantize_checkpoint(
     device: cpu, cuda or cuda:N. executor: where blocks are worked on; "rtn" has no searches and is
     done here. resume: continue with the finished blocks that a run that was killed has left beside
     `out`. reuse: return what `out` holds if it was made from the same inputs. notes: of the report.
+    given: the model as the user named it. room: bytes that the caller writes beside the checkpoint.
     Raises ModelError for a model that is damaged, unknown or quantized already, ConfigError for
     options that cannot be met, or where no linear fits the groups, ResourceError when the disk is
     too full.
@@ -121,7 +129,8 @@ def quantize_checkpoint(
     where = torch_device(device)
     continued = resume and has_blocks(out)
     if not reuse and not continued:
-        refuse_existing(out, overwrite=overwrite)
+        inputs = {"MODEL": model, "--calibration": calibration, "--images": images}
+        check_output(out, overwrite=overwrite, inputs=inputs)
     checkpoint = _open_unquantized(model)
     if images is not None and checkpoint.decoder.images is None:
         raise ConfigError(
@@ -142,10 +151,17 @@ def quantize_checkpoint(
         return found
     if not reuse:
         refuse_existing(out, overwrite=overwrite)
-    # Finished blocks and the shards that are made of them: twice.
-    require_disk(out.parent, 2 * checkpoint_bytes(checkpoint, number_format), "the checkpoint")
+    size = checkpoint_bytes(checkpoint, number_format)
+    finished = stored_bytes(out) if resume else 0
+    kept = f"; {kept_blocks(out, resume=True)}" if finished else ""
+    # Finished blocks and the shards that are made of them: twice. What the caller writes then comes
+    # when the blocks are gone.
+    needed = max(2 * size - finished, size + room - finished)
+    what = "the checkpoint and the bundle" if room else "the checkpoint"
+    require_disk(workplace(out)[0], needed, what, kept)
     job = _Job(
         model_name=model_name,
+        given=given,
         checkpoint=checkpoint,
         method=method,
         layout=layout,
@@ -239,7 +255,13 @@ def _finished(out: Path, key: str) -> QuantizedCheckpoint | None:
         report = read_quantization_report(out)
     except AwqEdgeError:
         return None
-    return QuantizedCheckpoint(out, report) if report.inputs_sha256 == key else None
+    if report.inputs_sha256 != key:
+        return None
+    try:
+        verify_weights(Checkpoint.open(out))
+    except AwqEdgeError:  # it is made again
+        return None
+    return QuantizedCheckpoint(out, report)
 
 
 def _quantize_blocks(
@@ -352,7 +374,10 @@ def _publish(
         for name, tensor in tensors_outside_blocks(job.checkpoint, written):
             writer.add(name, tensor)
         writer.finish()
-        report = _report(job, reports)
+        hashes = hash_weight_files(work, sorted(work.glob("*.safetensors")))
+        report = _report(job, reports).model_copy(
+            update={"source": describe_model(job.checkpoint, job.given), "weights": hashes}
+        )
         formats = checkpoint_formats(
             job.checkpoint, job.number_format, job.lm_head, report.unquantized, job.method
         )

@@ -14,6 +14,7 @@ from awq_edge.artifacts import MANIFEST, Bundle, BundleManifest
 from awq_edge.backends import load_backend, open_session
 from awq_edge.errors import ArtifactError, ConfigError, ModelError, ResourceError
 from awq_edge.input_files import read_json
+from awq_edge.paths import user_path
 from awq_edge.runtime.chat_template import (
     ChatTemplate,
     Message,
@@ -327,7 +328,7 @@ def load(
     bundle, RuntimeUnavailableError when this machine cannot execute it, ConfigError for impossible
     options, ResourceError when memory runs out.
     """
-    directory = Path(path).expanduser()
+    directory = user_path(path, "BUNDLE")
     _refuse_models(directory, str(path))
     start = time.perf_counter()
     bundle = Bundle.open(directory, verify=verify)
@@ -337,7 +338,7 @@ def load(
     if chat_template is None:
         template = load_chat_template(directory, tokenizer.special_tokens)
     else:
-        file = Path(chat_template).expanduser()
+        file = user_path(chat_template, "--chat-template")
         template = read_chat_template(file, tokenizer.special_tokens)
     # The runtime's own library is no part of what the bundle takes.
     load_backend(bundle)

@@ -62,8 +62,7 @@ def save(path: Path, conversation: SavedConversation, *, replace: bool = False) 
     try:
         if path.exists():
             _require_replaceable(path, conversation, replace)
-        with atomic_file(path) as work:
-            work.touch(mode=0o600)
+        with atomic_file(path, mode=0o600) as work:
             text = conversation.model_dump_json(indent=2, exclude_none=True)
             work.write_text(text + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
+from awq_edge import children
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.session import Float32
 from awq_edge.serve.api_error import ApiError, GrammarError
@@ -88,13 +89,8 @@ def _trial(grammar: str) -> str:
             retry_after=_TRIAL_SECONDS,
         )
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", _TRIAL],
-            input=grammar,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=3 * _TRIAL_SECONDS,
+        done = children.run(
+            [sys.executable, "-I", "-c", _TRIAL], timeout=3 * _TRIAL_SECONDS, input=grammar
         )
     except subprocess.TimeoutExpired:
         return f"it takes more than {_TRIAL_SECONDS} s to compile"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +12,10 @@ import torch
 
 from awq_edge.artifacts import atomic_file
 from awq_edge.checkpoint import Checkpoint
+from awq_edge.children import scratch_directory
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model_files import resolve_model
+from awq_edge.outputs import read_own, require_apart, require_writable
 from awq_edge.pipeline import model_name
 from awq_edge.provenance import source_commit, versions
 from awq_edge.quantizer.report import PACKAGED
@@ -63,9 +65,9 @@ def run_study(
         if observer is not None:
             observer(len(found), len(names), what)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_directory("study") as folder:
         bench = Workbench(
-            _variants(model, Path(folder), salient=salient),
+            _variants(model, folder, salient=salient),
             device=where,
             calibration=inputs.calibrations[0],
             max_tokens=max_tokens,
@@ -95,6 +97,21 @@ def run_study(
             if finished is not None:
                 finished(report)
     return report
+
+
+def check_results(directory: Path, reads: Sequence[str | Path | None]) -> None:
+    """Raise ConfigError when `write_results` would replace what is read or not a study's."""
+    report = directory / "study.json"
+    names = ["study.json", "study.md", *(f"study_{name}.svg" for name in EXPERIMENTS)]
+    for path in (directory / name for name in names):
+        require_apart(path, [("input", each) for each in reads])
+        if path.exists() and read_own(report, "awq-edge-study") is None:
+            raise ConfigError(
+                f"--out {directory} holds {path.name}, which is no study's: choose another --out"
+            )
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise ConfigError(f"--out {directory} is a file; give the name of a folder")
+    require_writable(directory)
 
 
 def write_results(report: StudyReport, directory: Path) -> list[Path]:
