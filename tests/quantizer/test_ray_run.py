@@ -20,6 +20,7 @@ from awq_edge.errors import ConfigError, RuntimeUnavailableError
 from awq_edge.executor_options import ExecutorOptions
 from awq_edge.quantizer import quantize_checkpoint
 from awq_edge.quantizer.ray_cluster import remove_abandoned
+from awq_edge.staging import hold
 
 from .conftest import build_model, save_model
 
@@ -198,14 +199,16 @@ def test_a_gpu_that_two_workers_share_gives_the_bytes_of_one(
 
 
 def test_folders_of_killed_drivers_go_and_those_of_running_ones_stay(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    (tmp_path / f"awq-edge-ray-{ended.pid}-x").mkdir()
-    (tmp_path / f"awq-edge-ray-{os.getpid()}-y").mkdir()
-    (tmp_path / "ray").mkdir()
+    """Told by their lock: a number in a name may be another process's by then."""
+    for name in ("awq-edge-ray-x", "awq-edge-ray-y", "ray"):
+        (tmp_path / name).mkdir()
+    lock = hold(tmp_path / "awq-edge-ray-y")
+    assert lock is not None
     remove_abandoned(tmp_path)
-    kept = sorted(path.name for path in tmp_path.iterdir())
-    assert kept == [f"awq-edge-ray-{os.getpid()}-y", "ray"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["awq-edge-ray-y", "ray"]
+    os.close(lock)
+    remove_abandoned(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ray"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,164 @@
+"""What --overwrite may replace, and outputs that would end their own inputs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import awq_edge
+from awq_edge.errors import ConfigError
+from awq_edge.model_files import resolve_model
+from awq_edge.outputs import check_output, foreign_entries, refuse_existing, require_apart
+
+OPTIONS = {"method": "rtn", "group_size": 64}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(resolve_model("demo"), tmp_path / "models" / "m"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("stage", [awq_edge.quantize, awq_edge.export])
+@pytest.mark.parametrize("out", ["models/m", "models", ".", "models/m/out", "link/m", "link"])
+def test_an_output_that_is_holds_or_lies_in_its_input(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: object, out: str
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    before = content(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="which is read; choose another --out"):
+            stage("models/m", out, overwrite=overwrite, **OPTIONS)  # type: ignore[operator]
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["calibration", "eval_texts", "recipe"])
+def test_texts_and_recipes_are_inputs_too(model: Path, tmp_path: Path, what: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    file = out / ("own.toml" if what == "recipe" else "text.txt")
+    file.write_text('extends = "cpu"\n' if what == "recipe" else "some text " * 100)
+    given = [file] if what == "eval_texts" else file
+    with pytest.raises(ConfigError, match=r"--out .*out holds --"):
+        awq_edge.quantize(model, out, overwrite=True, **{what: given}, **OPTIONS)  # type: ignore[arg-type]
+    assert file.exists()
+
+
+def test_a_checkpoint_and_a_bundle_are_replaced_by_their_like_alone(
+    model: Path, tmp_path: Path
+) -> None:
+    checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
+    awq_edge.quantize(model, checkpoint, **OPTIONS)  # type: ignore[arg-type]
+    awq_edge.export(checkpoint, bundle)
+    assert foreign_entries(checkpoint) == foreign_entries(bundle) == []
+    with pytest.raises(ConfigError, match="exists; choose another --out or give --overwrite"):
+        awq_edge.export(checkpoint, bundle)
+    awq_edge.export(checkpoint, bundle, overwrite=True)
+    for folder in (checkpoint, bundle):
+        notes = folder / "notes" / "mine.txt"
+        notes.parent.mkdir()
+        notes.write_text("mine")
+        with pytest.raises(ConfigError, match=r"exists and holds notes/mine\.txt, which awq-edge"):
+            awq_edge.quantize(model, folder, overwrite=True, **OPTIONS)  # type: ignore[arg-type]
+        assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": "x"},
+        {"manifest.json": '{"name": "a web app"}'},
+        {"manifest.json": '{"format": "awq-edge-bundle", "files": {}}', "b/c": "x"},
+        {"manifest.json": '{"format": "awq-edge-bundle", "files": {}}', "engines/mine": "x"},
+        {"quantization_report.json": "{}", "config.json": "{}"},
+        {"config.json": "{}", "model.safetensors": ""},
+        {"build.log": "of something else"},
+        {"manifest.json": "[" * 100_000},
+    ],
+)
+def test_folders_of_others(tmp_path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match="which awq-edge did not make"):
+        refuse_existing(tmp_path, overwrite=True)
+
+
+def test_engines_in_their_bundle_are_replaced_with_it(tmp_path: Path) -> None:
+    engine = tmp_path / "engines" / "tensorrt-10-SM87"
+    engine.mkdir(parents=True)
+    (tmp_path / "manifest.json").write_text('{"format": "awq-edge-bundle", "files": {}}')
+    (engine / "manifest.json").write_text('{"format": "awq-edge-engine", "files": {"e": {}}}')
+    (engine / "e").write_text("")
+    refuse_existing(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("file", "is a file"),
+        ("file/out", "is a file"),
+        ("loop", "leads back to itself"),
+        ("n" * 300, "too long"),
+        ("~nobody-of-this-name/out", "no home folder of that user"),
+        ("a\0b", "null bytes"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, words: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    seen: list[object] = []
+    for stage in (awq_edge.quantize, awq_edge.export):
+        with pytest.raises(ConfigError, match=words):
+            stage("demo", out, observer=lambda *told: seen.append(told), **OPTIONS)  # type: ignore[operator]
+    assert seen == [] and sorted(p.name for p in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_a_parent_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The superuser may write anywhere: the system's refusal is put in."""
+
+    def refuse(self: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be written: Permission denied"):
+        check_output(tmp_path / "out", overwrite=False, inputs={})
+
+
+def test_links_into_an_output_count(tmp_path: Path) -> None:
+    """Weights that are links into the folder that would be replaced."""
+    store, model = tmp_path / "store", tmp_path / "model"
+    store.mkdir()
+    model.mkdir()
+    (store / "blob").write_text("weights")
+    (model / "model.safetensors").symlink_to(store / "blob")
+    with pytest.raises(ConfigError, match="holds MODEL"):
+        require_apart(store, [("MODEL", model)])
+    require_apart(tmp_path / "out", [("MODEL", model), ("MODEL", "organization/model")])
+
+
+def test_reports_are_not_written_over_others(tmp_path: Path) -> None:
+    from awq_edge.cli.output import FileTarget, JsonTarget
+
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"format": "mine"}))
+    for flag in ("--json", "--csv", "--html"):
+        with pytest.raises(ConfigError, match="was not written by awq-edge"):
+            FileTarget(flag, str(mine))
+    ours = tmp_path / "ours.json"
+    ours.write_text(json.dumps({"format": "awq-edge-fit"}))
+    JsonTarget(str(ours)).write("{}")
+    with pytest.raises(ConfigError, match=r"is input .*, which is read"):
+        JsonTarget(str(ours), [ours])
+    with pytest.raises(ConfigError, match=r"lies in input .*, which is read"):
+        JsonTarget(str(tmp_path / "new.json"), [tmp_path])
