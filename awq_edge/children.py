@@ -42,15 +42,16 @@ def child(
     stderr: int | IO[Any] | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-) -> Iterator[subprocess.Popen[str]]:
-    """Start a command whose pipes carry UTF-8 text; what is left of its group when the block ends
-    is killed.
+    binary: bool = False,
+) -> Iterator[subprocess.Popen[Any]]:
+    """Start a command whose pipes carry UTF-8 text, or bytes; what is left of its group when the
+    block ends is killed.
 
     Raises OSError where the command cannot be started.
     """
     reading, writing = os.pipe()
     leader: subprocess.Popen[bytes] | None = None
-    process: subprocess.Popen[str] | None = None
+    process: subprocess.Popen[Any] | None = None
     try:
         leader = subprocess.Popen(
             ["/bin/sh", "-c", _LEADER],
@@ -69,8 +70,8 @@ def child(
             stderr=stderr,
             env=env,
             cwd=cwd,
-            encoding="utf-8",
-            errors="replace",
+            encoding=None if binary else "utf-8",
+            errors=None if binary else "replace",
             **_in_group(leader.pid),
         )
         yield process

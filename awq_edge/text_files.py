@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from awq_edge.errors import ConfigError
+from awq_edge.paths import user_path
 
 FOLDER_ENDINGS = (".txt", ".md", ".jsonl", ".json", ".ndjson")
 _JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
@@ -111,8 +112,9 @@ def read_text_file(path: Path, flag: str, limit: int = MAX_BYTES) -> TextFile:
     conversations; ConfigError for what cannot be read, is in another encoding, or is broken JSON.
     """
     name = f"{flag} {path}"
+    file_path = user_path(path, flag)
     try:
-        with open(path.expanduser(), "rb") as file:
+        with open(file_path, "rb") as file:
             return _read(file, path, name, limit)
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None

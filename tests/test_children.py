@@ -88,7 +88,7 @@ def test_every_process_of_the_package_is_started_here() -> None:
         "subprocess.run(",
         "subprocess.Popen(",
         "subprocess.call(",
-        "check_output(",
+        "subprocess.check_output(",
         "os.fork(",
     )
     for path in sorted(root.rglob("*.py")):

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from awq_edge import children
 from awq_edge.errors import ConfigError, ModelError
 
 # Of one rendering. A conversation of a million characters takes some milliseconds of them.
@@ -70,13 +71,16 @@ class _Worker:
         """Raises ConfigError where none can be started."""
         self.owner = os.getpid()
         self._ready = False
+        self._end = contextlib.ExitStack()
         try:
-            self._process = subprocess.Popen(
+            process = children.child(
                 [sys.executable, "-I", "-S", str(_PROGRAM)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                binary=True,
             )
+            self._process = self._end.enter_context(process)
         except OSError as error:
             raise ConfigError(
                 f"no process can be started to render the chat template: {error.strerror}; send "
@@ -117,13 +121,7 @@ class _Worker:
 
     def close(self) -> None:
         """End it."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                if stream is not None:
-                    stream.close()
+        self._end.close()
 
     def _send(self, body: Mapping[str, Any]) -> bool:
         assert self._process.stdin is not None
