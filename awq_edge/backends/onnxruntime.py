@@ -27,6 +27,7 @@ from awq_edge.device.cpu import describe_cpu, measure_read_bandwidth
 from awq_edge.device.system_memory import read_system_memory
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError, RuntimeUnavailableError
 from awq_edge.runtime.session import (
+    CacheCopy,
     Float32,
     SessionBase,
     SessionInfo,
@@ -43,6 +44,12 @@ _LOG_ERRORS_ONLY = 3
 # onnxruntime's tiled attention kernel is the slower one for single tokens, and with short prefill
 # chunks no faster for many: docs/run-report.md. It is chosen when a session is made.
 _ATTENTION_VARIABLE = "ORT_GQA_DISABLE_FLASH_ATTENTION"
+
+
+# Prompts are computed in groups of rows. onnxruntime's int8 kernels have one path for a single row
+# and one for several, 2 or 4 at a time, and round differently in them: a row alone at the end of a
+# chunk would make an answer depend on where the chunks of its prompt ended (docs/serve.md).
+_ROW_GROUP = 4
 
 
 class OnnxRuntimeSession(SessionBase):
@@ -130,6 +137,18 @@ class OnnxRuntimeSession(SessionBase):
                 found[begin:end] = part[0]
         return found
 
+    def copy_cache(self) -> CacheCopy:
+        """The filled positions of every layer. See `Session`."""
+        filled = len(self._ids)
+        parts = {name: array[:, :, :filled].copy() for name, array in self._cache.items()}
+        return CacheCopy(tuple(self._ids), parts)
+
+    def restore_cache(self, copy: CacheCopy) -> None:
+        """See `Session`."""
+        for name, part in copy.parts.items():
+            self._cache[name][:, :, : len(copy.ids)] = part
+        self._ids[:] = copy.ids
+
     def close(self) -> None:
         """Free weights and KV cache."""
         super().close()
@@ -141,11 +160,21 @@ class OnnxRuntimeSession(SessionBase):
     def _execute(
         self, ids: Sequence[int], positions: npt.NDArray[np.int64], out: npt.NDArray[Any]
     ) -> None:
-        """Append ids with one run of the graph. out: [1, P, vocab], written."""
+        """Append ids with one run of the graph. out: [1, P, vocab], written.
+
+        The rows that make whole groups are behind them, where the next run writes over their keys
+        and values, or, at the end of the context, the ids before, which are computed again.
+        """
         assert self._session is not None
-        input_ids = np.asarray(ids, dtype=np.int64)[None, :]  # [1, S]
-        self._past[0] = len(self._ids)
-        self._bind_step(self._prefill_binding, input_ids, positions, out)
+        past, extra = len(self._ids), -len(ids) % _ROW_GROUP
+        before: Sequence[int] = ()
+        if past + len(ids) + extra > self._context:
+            before = self._ids[max(past - extra, 0) :] if extra else ()
+            extra = 0
+        rows = [*before, *ids, *[ids[-1]] * extra]
+        input_ids = np.asarray(rows, dtype=np.int64)[None, :]  # [1, S]
+        self._past[0] = past - len(before)
+        self._bind_step(self._prefill_binding, input_ids, positions + len(before), out)
         _run(self._session, self._prefill_binding)
         self._ids.extend(ids)
 

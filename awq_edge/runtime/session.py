@@ -10,10 +10,10 @@ of which the first `past_length` are filled:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,19 @@ class SessionMemory:
         if self.device is None or self.weights is None or self.workspace is None:
             return None
         return self.kv_cache + self.weights + self.workspace
+
+
+@dataclass(frozen=True)
+class CacheCopy:
+    """The filled part of a KV cache in the host's memory. ids: those that it stands for. parts: the
+    backend's own arrays, by name."""
+
+    ids: tuple[int, ...]
+    parts: Mapping[str, npt.NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts.values())
 
 
 class Session(Protocol):
@@ -135,6 +148,17 @@ class Session(Protocol):
         """Forget everything."""
         ...
 
+    def copy_cache(self) -> CacheCopy | None:
+        """What the cache holds, to be put back by `restore_cache`; None where a backend cannot.
+
+        Raises ResourceError or MemoryError where there is no memory for it.
+        """
+        ...
+
+    def restore_cache(self, copy: CacheCopy) -> None:
+        """Hold what a copy of this session's cache has, and nothing else."""
+        ...
+
     def close(self) -> None:
         """Free weights and cache. A closed session refuses to run."""
         ...
@@ -182,6 +206,14 @@ class SessionBase:
     def reset(self) -> None:
         """Forget everything."""
         self._ids.clear()
+
+    def copy_cache(self) -> CacheCopy | None:
+        """See `Session`; a backend that can has both methods of its own."""
+        return None
+
+    def restore_cache(self, copy: CacheCopy) -> None:
+        """See `Session`."""
+        raise ConfigError("this session makes no copies of its cache")
 
     def close(self) -> None:
         """A closed session refuses to run."""

@@ -13,6 +13,7 @@ from awq_edge.runtime.model import Model
 from awq_edge.runtime.session import SessionMemory
 from awq_edge.serve.api_error import GrammarError, invalid
 from awq_edge.serve.job import Failed, Finished, Job, Piece, ScoredToken
+from awq_edge.serve.kept_cache import KeptCache
 from awq_edge.serve.scheduler import ClosedError, Outcome
 
 
@@ -29,7 +30,7 @@ class Recorder(Protocol):
 
     def started(self, queue_seconds: float) -> None: ...
 
-    def finished(self, generation: Generation, memory: SessionMemory) -> None: ...
+    def finished(self, generation: Generation, memory: SessionMemory, kept: int) -> None: ...
 
 
 class Engine:
@@ -39,6 +40,7 @@ class Engine:
         self._model = model
         self._tokens = tokens
         self._recorder = recorder
+        self._kept = KeptCache(model.session)
 
     def __call__(self, job: Job) -> Outcome:
         self._recorder.started(time.perf_counter() - job.arrived)
@@ -55,6 +57,8 @@ class Engine:
 
     def _generate(self, job: Job) -> Generation:
         task = job.task
+        if not job.cancelled.is_set():
+            self._kept.prepare(task.prompt_ids)
         request = Request(
             prompt_ids=task.prompt_ids,
             max_new_tokens=task.max_new_tokens,
@@ -73,7 +77,7 @@ class Engine:
             job.deliver(Piece(piece.text, tokens, piece.thought))
         generation = stream.result
         # Before the client is told, who may look at once; and by the thread that owns the session.
-        self._recorder.finished(generation, self._model.session.memory)
+        self._recorder.finished(generation, self._model.session.memory, self._kept.nbytes)
         if generation.finish_reason == "cancelled":
             # Of interest only where the server shuts down: else the client is gone.
             job.deliver(Failed(ClosedError("the server is shutting down")))

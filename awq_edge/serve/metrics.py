@@ -45,16 +45,17 @@ class Metrics:
         self._tpot = histogram(
             "time_per_output_token_seconds", "TPOT: of every token but the first", _TPOT_BUCKETS
         )
-        self._memory = memory
-        self._registry.register(_State(state, lambda: self._memory))
+        self._memory, self._kept = memory, 0
+        self._registry.register(_State(state, lambda: self._memory, lambda: self._kept))
 
     def started(self, queue_seconds: float) -> None:
         """A job has reached the worker."""
         self._queue.observe(queue_seconds)
 
-    def finished(self, generation: Generation, memory: SessionMemory) -> None:
-        """A job has ended, or was cancelled on its way. memory: of the session, now."""
-        self._memory = memory
+    def finished(self, generation: Generation, memory: SessionMemory, kept: int) -> None:
+        """A job has ended, or was cancelled on its way. memory: of the session, now. kept: bytes
+        of the copy of another conversation's cache."""
+        self._memory, self._kept = memory, kept
         timings = generation.timings
         self._prompt.inc(timings.prompt_tokens)
         self._reused.inc(timings.reused_tokens)
@@ -82,10 +83,14 @@ class _State(Collector):
     """The queue and the memory at the moment of a scrape."""
 
     def __init__(
-        self, state: Callable[[], SchedulerState], memory: Callable[[], SessionMemory]
+        self,
+        state: Callable[[], SchedulerState],
+        memory: Callable[[], SessionMemory],
+        kept: Callable[[], int],
     ) -> None:
         self._state = state
         self._memory = memory
+        self._kept = kept
 
     def collect(self) -> Iterator[Metric]:
         state = self._state()
@@ -96,13 +101,14 @@ class _State(Collector):
             jobs.add_metric([name], getattr(state, name))
         yield jobs
         memory = GaugeMetricFamily("awq_edge_memory_bytes", "Memory by part", labels=["part"])
-        process, session = read_process_memory(), self._memory()
+        process, session, kept = read_process_memory(), self._memory(), self._kept()
         parts = {
             "resident": process.rss,
             "resident_peak": process.peak_rss,
             "anonymous": process.anonymous,
             "file_backed": process.file_backed,
             "kv_cache": session.kv_cache,
+            "kept_cache": kept,
             "device": session.on_device,
         }
         for name, size in parts.items():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from awq_edge.errors import ConfigError, ResourceError
-from awq_edge.runtime.session import Float32, SessionInfo, SessionMemory
+from awq_edge.runtime.session import CacheCopy, Float32, SessionInfo, SessionMemory
 
 
 class ScriptedSession:
@@ -61,6 +61,13 @@ class ScriptedSession:
 
     def reset(self) -> None:
         self.truncate(0)
+
+    def copy_cache(self) -> CacheCopy | None:
+        ids = tuple(self.cached_ids)
+        return CacheCopy(ids, {"ids": np.array(ids, dtype=np.int64)})
+
+    def restore_cache(self, copy: CacheCopy) -> None:
+        self.cached_ids[:] = copy.ids
 
     def close(self) -> None:
         self.reset()

@@ -25,6 +25,7 @@ from awq_edge.plugin.packing import LAYOUT_VERSION
 from awq_edge.runtime.memory import CUDA_LOGITS_ROWS as LOGITS_ROWS
 from awq_edge.runtime.memory import kv_cache_bytes
 from awq_edge.runtime.session import (
+    CacheCopy,
     Float32,
     SessionBase,
     SessionInfo,
@@ -164,6 +165,21 @@ class CudaSession(SessionBase):
             ids: list[int] = history.tolist()
         self._ids += [token_id, *ids[:-1]]
         return ids
+
+    def copy_cache(self) -> CacheCopy:
+        """The filled positions of every layer, as bytes. See `Session`."""
+        with self._device.scope():
+            filled = self._require_model().cache[:, :, :, : len(self._ids)].contiguous()
+            return CacheCopy(tuple(self._ids), {"cache": filled.view(torch.uint8).cpu().numpy()})
+
+    def restore_cache(self, copy: CacheCopy) -> None:
+        """See `Session`."""
+        cache = self._require_model().cache
+        with self._device.scope():
+            part = torch.from_numpy(copy.parts["cache"]).view(cache.dtype)
+            cache[:, :, :, : len(copy.ids)].copy_(part)
+            self._device.synchronize()
+        self._ids[:] = copy.ids
 
     def close(self) -> None:
         """Free weights, cache and graph."""
