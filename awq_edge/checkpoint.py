@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class Checkpoint:
         refuse_foreign(path, files.config, files.entries)
         decoder = decoder_from_config(files.config)
         files.entries = split_fused_experts(_names_on_disk(files, decoder), decoder)
+        decoder = _as_shared(files, decoder)
         config = quantization_config(files.config)
         if config is None:
             checkpoint = cls(files, decoder)
@@ -270,6 +272,31 @@ class Checkpoint:
             method=stored.method,
             layout=layout.name,
         )
+
+
+def _as_shared(files: ModelFiles, decoder: Decoder) -> Decoder:
+    """The decoder, and names of the files, where embedding and output layer are one weight by
+    config.json: the one that is stored is both, and two that differ are two, as transformers has
+    it."""
+    arch = decoder.architecture
+    embedding, lm_head = f"{arch.embedding}.weight", f"{arch.lm_head}.weight"
+    if not decoder.tied_embeddings or lm_head not in files.entries:
+        return decoder
+    if embedding not in files.entries:
+        files.entries[embedding] = files.entries.pop(lm_head)
+        files.entries = dict(sorted(files.entries.items()))
+        return decoder
+    if files.equal(embedding, lm_head):
+        return decoder
+    files.config = _untied(files.config)
+    return dataclasses.replace(decoder, tied_embeddings=False)
+
+
+def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = {**config, "tie_word_embeddings": False}
+    if isinstance(config.get("text_config"), Mapping):
+        found["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    return found
 
 
 def _names_on_disk(files: ModelFiles, decoder: Decoder) -> dict[str, TensorEntry]:

@@ -141,6 +141,16 @@ class ModelFiles:
         """One tensor as stored, bfloat16 as uint16 bits, some rows at a time."""
         return read_pieces(self._entry(name))
 
+    def equal(self, first: str, second: str) -> bool:
+        """Whether two tensors have the same values, whatever their dtypes are."""
+        one, other = self._entry(first), self._entry(second)
+        if one.shape != other.shape:
+            return False
+        if one.dtype == other.dtype:
+            pieces = zip(read_pieces(one), read_pieces(other), strict=True)
+            return all(np.array_equal(a, b) for a, b in pieces)
+        return bool(np.array_equal(self.read(first), self.read(second)))
+
     def _entry(self, name: str) -> TensorEntry:
         entry = self.entries.get(name)
         if entry is None:

@@ -78,12 +78,16 @@ def test_scale_groups_and_inputs_cover_every_linear_once(model_type: str) -> Non
 def test_defaults_are_those_of_transformers(model_type: str) -> None:
     """What config.json lacks is what transformers' class of the configuration takes."""
     transformers = pytest.importorskip("transformers", reason="host extra")
-    config = transformers.AutoConfig.for_model(model_type).to_dict()
+    # Which a configuration without it forgets.
+    window = {"use_sliding_window": True}
+    config = transformers.AutoConfig.for_model(model_type, **window).to_dict()
     arch = architectures()[model_type]
-    check_defaults(arch.defaults, config.get("text_config") or config)
+    text_type = (config.get("text_config") or {}).get("model_type", model_type)
+    config = transformers.AutoConfig.for_model(text_type, **window).to_dict()
+    check_defaults(arch.defaults, config)
     if arch.vision is not None:
         for text, defaults in arch.vision.texts.items():
-            config = transformers.AutoConfig.for_model(text).to_dict()
+            config = transformers.AutoConfig.for_model(text, **window).to_dict()
             check_defaults(defaults, config)
 
 
@@ -195,7 +199,12 @@ def test_windows_follow_the_model() -> None:
     assert windows("qwen3_moe", sliding_window=8, **experts) == (None,) * 3
     assert windows("qwen3_moe", sliding_window=8, use_sliding_window=True, **experts) == (8,) * 3
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    assert windows("qwen3", sliding_window=8, layer_types=kinds) == (8, None, 8)
+    on = {"sliding_window": 8, "use_sliding_window": True}
+    assert windows("qwen3", **on, layer_types=kinds) == (8, None, 8)
+    with pytest.raises(ModelError, match=r"'sliding_attention' need .* use_sliding_window is off"):
+        windows("qwen3", sliding_window=8, layer_types=kinds)
+    with pytest.raises(ModelError, match="'sliding_attention' need a sliding_window, and it is nu"):
+        windows("gemma2", sliding_window=None)
     with pytest.raises(ModelError, match="layer_types has 1 entries for 3 layers"):
         windows("qwen3", sliding_window=8, layer_types=["full_attention"])
 
@@ -216,14 +225,17 @@ def test_windows_follow_the_model() -> None:
             {"model_type": "opt", "ffn_dim": 96, "layer_norm_elementwise_affine": False},
             "'layer_norm_elementwise_affine' is false, which is not supported for opt",
         ),
-        ({"model_type": "qwen3_moe"}, "'num_local_experts' is missing"),
+        (
+            {"model_type": "mixtral", "num_experts": None, "num_local_experts": 4},
+            "'num_experts' must be a positive integer, found null",
+        ),
         (
             {"model_type": "mixtral", "num_local_experts": 1},
             "num_experts_per_tok 2 is more than the 1 experts of num_local_experts",
         ),
         (
             {"model_type": "gemma2", "query_pre_attn_scalar": "256"},
-            "'query_pre_attn_scalar' must be a finite number, found '256'",
+            "'query_pre_attn_scalar' must be a positive integer, found '256'",
         ),
         (
             {"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0]}},

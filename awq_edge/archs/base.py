@@ -100,8 +100,9 @@ class Experts:
 
     mlp_in, mlp_out: of one expert, "{expert}" stands for its number. module: where transformers'
     class of the block keeps router and experts. The rest are keys of config.json: how many there
-    are (the first key that is there), how many a token is sent to, the channels inside one, and
-    whether the chosen ones' shares are made to sum to 1 (True: always).
+    are (the first that is there: transformers' other name before that of its class), how many a
+    token is sent to, the channels inside one, and whether the chosen ones' shares are made to sum
+    to 1 (True: always).
     """
 
     router: str
@@ -134,7 +135,8 @@ class Architecture:
     those and hidden_size.
     overflows_float16: known to have activations beyond float16's range.
     vision: of a vision-language model, what stands beside its decoder.
-    defaults: what transformers takes where config.json lacks a key. required: keys whose value, as
+    nullable: keys of sizes for which null stands for what follows from the others. defaults: what
+    transformers takes where config.json lacks a key. required: keys whose value, as
     a boolean, must be this one; other models of the type are refused.
     """
 
@@ -180,6 +182,7 @@ class Architecture:
     lm_head: str = "lm_head"
     overflows_float16: bool = False
     vision: Vision | None = None
+    nullable: tuple[str, ...] = ("head_dim", "num_key_value_heads")
     defaults: Config = field(default_factory=dict)
     required: Mapping[str, bool] = field(default_factory=dict)
 

@@ -34,6 +34,7 @@ _ROPE_NUMBERS = {
 }
 _MAX_THETA = 1e30  # a float32 holds it
 _MAX_NORM_EPS = 0.1
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 # transformers 5 has the parameters of each kind of layer under its name.
 _WHOLE, _WINDOWED = "full_attention", "sliding_attention"
 
@@ -48,8 +49,15 @@ def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
     _require(arch, keys)
     num_heads = keys.size("num_attention_heads", MAX_HEADS)
     hidden_size = keys.size("hidden_size", MAX_CHANNELS)
-    head_size = keys.size("head_dim", MAX_HEAD_SIZE, hidden_size // num_heads, nullable=True)
-    num_kv_heads = keys.size("num_key_value_heads", MAX_HEADS, num_heads, nullable=True)
+    head_size = keys.size(
+        "head_dim", MAX_HEAD_SIZE, hidden_size // num_heads, nullable="head_dim" in arch.nullable
+    )
+    num_kv_heads = keys.size(
+        "num_key_value_heads",
+        MAX_HEADS,
+        num_heads,
+        nullable="num_key_value_heads" in arch.nullable,
+    )
     if num_heads % num_kv_heads:
         raise ModelError(
             f"config.json: num_attention_heads {num_heads} is not a multiple of "
@@ -58,7 +66,9 @@ def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
     num_layers = keys.size("num_hidden_layers", MAX_LAYERS)
     max_positions = keys.size("max_position_embeddings", MAX_POSITIONS)
     rope, local_rope = _ropes(arch, keys, head_size, max_positions)
-    divisor = head_size if arch.attention_scale is None else keys.number(arch.attention_scale)
+    divisor = head_size
+    if arch.attention_scale is not None:
+        divisor = keys.size(arch.attention_scale, MAX_CHANNELS)
     embedding_size = hidden_size
     if arch.embedding_size is not None:
         embedding_size = keys.size(arch.embedding_size, MAX_CHANNELS, hidden_size, nullable=True)
@@ -107,7 +117,7 @@ def _require(arch: Architecture, keys: ConfigKeys) -> None:
 
 
 def _activation(arch: Architecture, keys: ConfigKeys) -> str:
-    found = keys.text(arch.activation, arch.activations[0], nullable=True)
+    found = keys.text(arch.activation, arch.activations[0])
     if found not in arch.activations:
         raise ModelError(
             f"config.json: {arch.activation} '{show_text(found)}' is not supported for "
@@ -124,7 +134,10 @@ def _norm_eps(arch: Architecture, keys: ConfigKeys) -> float:
 def _dtype(keys: ConfigKeys) -> str:
     """transformers 5 writes dtype; earlier files have torch_dtype."""
     key = "dtype" if "dtype" in keys else "torch_dtype"
-    return keys.text(key, "float16", nullable=True)
+    found = keys.text(key, "float16", nullable=True)
+    if found not in _DTYPES:
+        raise keys.refusal(key, f"must be one of {', '.join(_DTYPES)}", found)
+    return found
 
 
 def _optional_number(keys: ConfigKeys, key: str | None) -> float | None:
@@ -140,10 +153,12 @@ def _moe(arch: Architecture, keys: ConfigKeys, num_layers: int) -> MixtureOfExpe
     if arch.experts is None:
         return None
     names = arch.experts
-    count = next((key for key in names.num_experts if key in keys), None)
+    count = next((key for key in names.num_experts if key in keys.values), None)
     if count is None:
         raise ModelError(f"config.json: '{names.num_experts[0]}' is missing")
-    num_experts = keys.size(count, MAX_EXPERTS)
+    num_experts, *_ = (  # the other one is checked too
+        keys.size(key, MAX_EXPERTS) for key in names.num_experts if key in keys.values
+    )
     if num_experts * num_layers > MAX_EXPERTS_IN_ALL:
         raise ModelError(
             f"config.json: {count} {num_experts:,} in num_hidden_layers {num_layers:,} are "
@@ -170,14 +185,15 @@ def _windows(arch: Architecture, keys: ConfigKeys, num_layers: int) -> tuple[int
     if arch.window_rule == "none":
         return (None,) * num_layers
     window = keys.optional_size("sliding_window", MAX_WINDOW)
-    is_used = keys.flag("use_sliding_window") or arch.window_rule != "if_used"
-    if window is None or not is_used:
-        return (None,) * num_layers
+    # Those whose layers follow no pattern have a flag for it.
+    has_flag = arch.window_rule != "all_layers" and arch.full_attention_every is None
+    if has_flag and not keys.flag("use_sliding_window"):
+        window = None
     if arch.window_rule != "layer_types":
         return (window,) * num_layers
     kinds = keys.texts("layer_types")
     if kinds is None:
-        kinds = _layer_types(arch, keys, num_layers)
+        kinds = _layer_types(arch, keys, num_layers, window)
     if len(kinds) != num_layers:
         raise ModelError(
             f"config.json: layer_types has {len(kinds)} entries for {num_layers} layers"
@@ -188,18 +204,26 @@ def _windows(arch: Architecture, keys: ConfigKeys, num_layers: int) -> tuple[int
                 f"config.json: layer_types has '{show_text(kind)}', which is not supported for "
                 f"{arch.model_type}; supported: {_WHOLE}, {_WINDOWED}"
             )
+    if window is None and _WINDOWED in kinds:
+        off = "use_sliding_window is off" if has_flag and "sliding_window" in keys else "it is null"
+        raise ModelError(
+            f"config.json: layers of kind '{_WINDOWED}' need a sliding_window, and {off}; "
+            "transformers runs no such model either"
+        )
     return tuple(window if kind == _WINDOWED else None for kind in kinds)
 
 
-def _layer_types(arch: Architecture, keys: ConfigKeys, num_layers: int) -> tuple[str, ...]:
+def _layer_types(
+    arch: Architecture, keys: ConfigKeys, num_layers: int, window: int | None
+) -> tuple[str, ...]:
     """What a config.json without layer_types stands for."""
     every = arch.full_attention_every
     if every is not None:
         every = every if isinstance(every, int) else keys.size(every, MAX_LAYERS)
         return tuple(_WINDOWED if (layer + 1) % every else _WHOLE for layer in range(num_layers))
-    # Qwen: layers from max_window_layers on use the window, when it is switched on at all.
+    # Qwen: layers from max_window_layers on use the window, when there is one.
     first = keys.count("max_window_layers", MAX_LAYERS, 0)
-    if not keys.flag("use_sliding_window"):
+    if window is None:
         first = num_layers
     return tuple(_WHOLE if layer < first else _WINDOWED for layer in range(num_layers))
 

@@ -22,6 +22,7 @@ ARCHITECTURE = Architecture(
         },
         optional_level="vision_model",
         image_token=("image_token_index", 32000),
+        image_token_alias="image_token_id",
         towers={
             "clip_vision_model": Tower(patch_size=32, extra=1),
             "siglip_vision_model": Tower(patch_size=16),

@@ -8,4 +8,6 @@ ARCHITECTURE = Architecture(
     model_type="mistral",
     examples="Mistral 7B, Ministral",
     window_rule="all_layers",
+    nullable=("head_dim",),
+    defaults={"num_key_value_heads": 8, "sliding_window": 4096},
 )

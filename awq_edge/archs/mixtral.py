@@ -16,8 +16,11 @@ ARCHITECTURE = Architecture(
         ),
         mlp_out="block_sparse_moe.experts.{expert}.w2",
         intermediate_size="intermediate_size",
+        num_experts=("num_experts", "num_local_experts"),
     ),
+    nullable=("head_dim",),
     defaults={
+        "num_key_value_heads": 8,
         "rms_norm_eps": 1e-5,
         "rope_theta": 1000000.0,
         "num_local_experts": 8,

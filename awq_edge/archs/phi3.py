@@ -10,6 +10,7 @@ ARCHITECTURE = Architecture(
     window_rule="all_layers",
     qkv=("self_attn.qkv_proj",),
     mlp_in=("mlp.gate_up_proj",),
+    nullable=("num_key_value_heads",),
     defaults={
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,

@@ -9,4 +9,6 @@ ARCHITECTURE = Architecture(
     examples="Qwen2, Qwen2.5",
     qkv_bias=True,
     window_rule="layer_types",
+    nullable=("num_key_value_heads",),
+    defaults={"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
 )

@@ -23,7 +23,9 @@ ARCHITECTURE = Architecture(
         towers={"qwen2_vl_vision": _TOWER, "qwen2_vl": _TOWER},
         marks_images=True,
     ),
+    nullable=("num_key_value_heads",),
     defaults={
+        "sliding_window": 4096,
         "vocab_size": 152064,
         "hidden_size": 8192,
         "intermediate_size": 29568,

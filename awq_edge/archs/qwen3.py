@@ -11,4 +11,11 @@ ARCHITECTURE = Architecture(
     output_bias="attention_bias",
     qk_norm=True,
     window_rule="layer_types",
+    nullable=("num_key_value_heads",),
+    defaults={
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
 )

@@ -17,5 +17,12 @@ ARCHITECTURE = Architecture(
         mlp_out="mlp.experts.{expert}.down_proj",
         normalised="norm_topk_prob",
     ),
-    defaults={"moe_intermediate_size": 768, "num_experts_per_tok": 8},
+    nullable=(),
+    defaults={
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
+        "num_experts": 128,
+        "moe_intermediate_size": 768,
+        "num_experts_per_tok": 8,
+    },
 )

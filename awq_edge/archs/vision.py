@@ -50,7 +50,8 @@ class Vision:
     where text_config lacks a key; the first one is that of a text_config without a model_type.
     Empty where the architecture itself describes the blocks.
     image_token: key of config.json with the id that stands for an image's embeddings, and the id
-    where the key is missing. frame: the same of the ids that stand before and after an image.
+    where the key is missing. image_token_alias: transformers' other name of that key, which goes
+    before it. frame: the same of the ids that stand before and after an image.
     towers: model_types of vision_config that the model may have; the first one is that of a
     vision_config without a model_type. selection: key that says whether the first embedding of the
     tower is dropped ("default") or not ("full"). marks_images: transformers' class is told which
@@ -63,6 +64,7 @@ class Vision:
     towers: Mapping[str, Tower]
     texts: Mapping[str, Config] = field(default_factory=dict)
     optional_level: str | None = None
+    image_token_alias: str | None = None
     frame: tuple[tuple[str, int], tuple[str, int]] | None = None
     selection: str | None = None
     marks_images: bool = False
@@ -141,7 +143,7 @@ def image_tokens(vision: Vision, keys: ConfigKeys) -> ImageTokens:
     )
     frame = [_token_id(keys, key) for key in vision.frame or ()]
     return ImageTokens(
-        image_id=_token_id(keys, vision.image_token),
+        image_id=_token_id(keys, _image_key(vision, keys)),
         before=tuple(frame[:1]),
         after=tuple(frame[1:]),
         patch_size=tower.size("patch_size", _MAX_PATCH, known.patch_size),
@@ -171,6 +173,12 @@ def _with_blocks_of(arch: Architecture, vision: Vision, model_type: str) -> Arch
         vision=vision,
         defaults={**blocks.defaults, **vision.texts[model_type]},
     )
+
+
+def _image_key(vision: Vision, keys: ConfigKeys) -> tuple[str, int]:
+    name, default = vision.image_token
+    alias = vision.image_token_alias
+    return (alias if alias is not None and alias in keys.values else name, default)
 
 
 def _token_id(keys: ConfigKeys, key: tuple[str, int]) -> int:
