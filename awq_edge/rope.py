@@ -90,7 +90,8 @@ def _yarn(rope: Rope, plain: Float32) -> tuple[Float32, float]:
     low, high = max(low, 0), min(high, rope.rotary_size - 1)
     channels = np.arange(rope.rotary_size // 2, dtype=np.float32)
     # 1 where the channel turns fast (keep the frequency), 0 where it is slow (interpolate).
-    keep = 1 - np.clip((channels - low) / max(high - low, 0.001), 0.0, 1.0)
+    span = high - low if high != low else 0.001
+    keep = 1 - np.clip((channels - low) / span, 0.0, 1.0)
     frequencies = (plain / factor * (1 - keep) + plain * keep).astype(np.float32)
     return frequencies, _yarn_attention_factor(rope, factor)
 

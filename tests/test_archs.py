@@ -14,7 +14,7 @@ from awq_edge.errors import ModelError
 from awq_edge.model_files import ModelFiles
 
 FOLDER = Path(awq_edge.archs.__file__).parent
-NO_ARCHITECTURES = {"__init__", "base", "config", "decoder", "vision"}
+NO_ARCHITECTURES = {"__init__", "base", "config", "decoder", "rotary", "vision"}
 MODEL_TYPES = sorted({path.stem for path in FOLDER.glob("*.py")} - NO_ARCHITECTURES)
 SIZES: dict[str, Any] = {
     "hidden_size": 96,

@@ -31,7 +31,7 @@ __all__ = [
     "decoder_from_config",
 ]
 
-_SHARED = {"base", "config", "decoder", "vision"}
+_SHARED = {"base", "config", "decoder", "rotary", "vision"}
 
 
 @functools.cache

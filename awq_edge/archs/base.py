@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Config = Mapping[str, Any]
 
 RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
+ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope")
 WindowRule = Literal["none", "all_layers", "if_used", "layer_types"]
 # rms: x / rms(x) * w. rms_offset: x / rms(x) * (1 + w). layer: LayerNorm, with a bias.
 NormKind = Literal["rms", "rms_offset", "layer"]
@@ -126,7 +127,9 @@ class Architecture:
     where use_sliding_window is true), or layer_types: those that layer_types (or
     use_sliding_window and max_window_layers) name. full_attention_every: where layer_types is
     missing, every n-th layer sees all positions and the others use the window.
-    local_rope_theta: key of the theta of layers with a window, where it is another one.
+    partial_rotary: partial_rotary_factor of the channels of a head are rotated; elsewhere, as in
+    transformers, whole heads are. rope_kinds: rotations that it has. rope_names: other names of
+    them. local_rope_theta: key of the theta of layers with a window, where it is another one.
     attention_softcap, logits_softcap: c of c * tanh(x / c), on attention scores and on logits.
     attention_scale: key of n in n ** -0.5, which multiplies q k^T; None for the head size.
     scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
@@ -155,6 +158,9 @@ class Architecture:
     norm_first: bool | str = True
     window_rule: WindowRule = "none"
     full_attention_every: int | str | None = None
+    partial_rotary: bool = False
+    rope_kinds: tuple[RopeKind, ...] = ROPE_KINDS
+    rope_names: Mapping[str, str] = field(default_factory=dict)
     local_rope_theta: str | None = None
     attention_softcap: str | None = None
     logits_softcap: str | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from awq_edge.archs.base import Architecture, Config, Rope, RopeKind
+from awq_edge.archs.base import Architecture, Config
 from awq_edge.archs.decoder import Decoder, MixtureOfExperts
+from awq_edge.archs.rotary import read_rotations
 from awq_edge.archs.vision import image_tokens, text_part
 from awq_edge.config_keys import (
     MAX_CHANNELS,
@@ -20,19 +21,6 @@ from awq_edge.config_keys import (
 from awq_edge.errors import ModelError
 from awq_edge.input_files import show, show_text
 
-_ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope")
-# Parameters of a rotation, and what each must be above. A mscale of 0 counts as none.
-_ROPE_NUMBERS = {
-    "factor": 0.0,
-    "low_freq_factor": 0.0,
-    "high_freq_factor": 0.0,
-    "beta_fast": 0.0,
-    "beta_slow": 0.0,
-    "mscale": -1.0,
-    "mscale_all_dim": -1.0,
-    "attention_factor": 0.0,
-}
-_MAX_THETA = 1e30  # a float32 holds it
 _MAX_NORM_EPS = 0.1
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 # transformers 5 has the parameters of each kind of layer under its name.
@@ -65,7 +53,7 @@ def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
         )
     num_layers = keys.size("num_hidden_layers", MAX_LAYERS)
     max_positions = keys.size("max_position_embeddings", MAX_POSITIONS)
-    rope, local_rope = _ropes(arch, keys, head_size, max_positions)
+    rotations = read_rotations(arch, keys, head_size, max_positions)
     divisor = head_size
     if arch.attention_scale is not None:
         divisor = keys.size(arch.attention_scale, MAX_CHANNELS)
@@ -87,8 +75,9 @@ def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
         norm_eps=_norm_eps(arch, keys),
         norm_first=_flag(arch.norm_first, keys),
         activation=_activation(arch, keys),
-        rope=rope,
-        local_rope=local_rope,
+        rope=rotations.whole,
+        local_rope=rotations.windowed,
+        notes=rotations.notes,
         windows=_windows(arch, keys, num_layers),
         attention_scale=float(divisor) ** -0.5,
         attention_softcap=_optional_number(keys, arch.attention_softcap),
@@ -226,141 +215,3 @@ def _layer_types(
     if window is None:
         first = num_layers
     return tuple(_WHOLE if layer < first else _WINDOWED for layer in range(num_layers))
-
-
-def _ropes(
-    arch: Architecture, keys: ConfigKeys, head_size: int, max_positions: int
-) -> tuple[Rope, Rope]:
-    """Of layers without and with a window."""
-    if arch.positions is not None:
-        none = Rope("default", 10000.0, 0)
-        return none, none
-    # transformers 5 writes rope_parameters; earlier files have rope_theta and rope_scaling.
-    nothing = ConfigKeys({})
-    parameters = keys.table("rope_parameters")
-    if parameters is None or not parameters.values:
-        parameters = keys.table("rope_scaling") or nothing
-    key = arch.local_rope_theta
-    if key is None:
-        rope = _rope(keys, parameters, "rope_theta", head_size, max_positions)
-        return rope, rope
-    # The layers that have a window are those of the other rotation.
-    keys.size("sliding_window", MAX_WINDOW)
-    # The scaling of earlier files is for layers without a window alone.
-    is_nested = _WHOLE in parameters or _WINDOWED in parameters
-    whole = parameters.table(_WHOLE) if is_nested else parameters
-    local = parameters.table(_WINDOWED) if is_nested else None
-    return (
-        _rope(keys, whole or nothing, "rope_theta", head_size, max_positions),
-        _rope(keys, local or nothing, key, head_size, max_positions),
-    )
-
-
-def _rope(
-    keys: ConfigKeys, parameters: ConfigKeys, theta_key: str, head_size: int, max_positions: int
-) -> Rope:
-    kind = _rope_kind(parameters)
-    theta_holder, theta_name = (parameters, "rope_theta")
-    if "rope_theta" not in parameters:
-        theta_holder, theta_name = keys, theta_key
-    theta = theta_holder.number(theta_name, 10000.0, above=1.0, most=_MAX_THETA, nullable=True)
-    holder = parameters if "partial_rotary_factor" in parameters else keys
-    fraction = holder.number("partial_rotary_factor", 1.0, most=1.0, nullable=True)
-    rotary_size = int(head_size * fraction)
-    if rotary_size < 2 or rotary_size % 2:
-        raise ModelError(
-            f"config.json: {rotary_size} of the {head_size} channels of a head are rotated "
-            "(head_dim, partial_rotary_factor); channels are rotated in pairs"
-        )
-    original = _original_positions(kind, keys, parameters, max_positions)
-    numbers = tuple(
-        (name, parameters.number(name, above=least, most=1e9))
-        for name, least in _ROPE_NUMBERS.items()
-        if name in parameters
-    )
-    numbers += _derived_numbers(kind, parameters, original, max_positions)
-    short, long = _factors(parameters, rotary_size) if kind == "longrope" else ((), ())
-    return Rope(
-        kind=kind,
-        theta=theta,
-        rotary_size=rotary_size,
-        parameters=numbers,
-        original_max_positions=original,
-        short_factor=short,
-        long_factor=long,
-        sections=_sections(parameters, rotary_size),
-    )
-
-
-def _rope_kind(parameters: ConfigKeys) -> RopeKind:
-    key = "rope_type" if "rope_type" in parameters else "type"
-    name = parameters.text(key, "default", nullable=True)
-    # "su": the name of longrope in the first files of Phi-3. "mrope": positions of three axes,
-    # which text has the same on each.
-    name = {"su": "longrope", "mrope": "default"}.get(name, name)
-    for kind in _ROPE_KINDS:
-        if kind == name:
-            return kind
-    raise ModelError(
-        f"config.json: rope type '{show_text(name)}' is not supported; supported: "
-        f"{', '.join(_ROPE_KINDS)}"
-    )
-
-
-def _original_positions(
-    kind: RopeKind, keys: ConfigKeys, parameters: ConfigKeys, max_positions: int
-) -> int | None:
-    """Positions that the model was first trained with."""
-    name = "original_max_position_embeddings"
-    original = parameters.optional_size(name, MAX_POSITIONS)
-    outer = keys.optional_size(name, MAX_POSITIONS)
-    if kind == "longrope" and outer is not None:
-        return outer  # where both are there, transformers takes this one
-    if original is None and kind in ("llama3", "yarn", "longrope"):
-        return max_positions if outer is None else outer
-    return original
-
-
-def _derived_numbers(
-    kind: RopeKind, parameters: ConfigKeys, original: int | None, max_positions: int
-) -> tuple[tuple[str, float], ...]:
-    """What follows from the other parameters. Raises ModelError where they exclude each other."""
-    if kind == "yarn" and not parameters.flag("truncate", True, nullable=True):
-        return (("no_truncate", 1.0),)
-    if kind == "longrope" and original is not None and "factor" not in parameters:
-        return (("factor", max_positions / original),)
-    if kind == "llama3" and "low_freq_factor" in parameters and "high_freq_factor" in parameters:
-        low = parameters.number("low_freq_factor")
-        high = parameters.number("high_freq_factor")
-        if not low < high:
-            raise parameters.refusal(
-                "high_freq_factor", f"must be above low_freq_factor {low:g}", high
-            )
-    return ()
-
-
-def _sections(parameters: ConfigKeys, rotary_size: int) -> tuple[int, ...]:
-    """mrope_section: pairs of channels that each axis of a position turns."""
-    sections = parameters.counts("mrope_section", rotary_size)
-    if sections and sum(sections) != rotary_size // 2:
-        raise ModelError(
-            f"config.json: 'mrope_section' is {show(sections)}, which must sum to "
-            f"{rotary_size // 2}, half of the head size"
-        )
-    return sections
-
-
-def _factors(
-    parameters: ConfigKeys, rotary_size: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """short_factor and long_factor: of every pair of channels."""
-    found = []
-    for key in ("short_factor", "long_factor"):
-        values = parameters.items(key)
-        if values is None or len(values) != rotary_size // 2:
-            raise ModelError(
-                f"config.json: rope type 'longrope' needs {rotary_size // 2} numbers in '{key}', "
-                f"found {None if values is None else len(values)}"
-            )
-        found.append(tuple(parameters.number_in(key, value) for value in values))
-    return found[0], found[1]

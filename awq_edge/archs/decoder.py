@@ -31,6 +31,7 @@ class Decoder:
     attention_softcap, logits_softcap: c of c * tanh(x / c), None for no cap. embedding_scale:
     multiplies the embeddings (transformers rounds it to their dtype first). embedding_size: their
     channels. max_positions: tokens. images: of a vision-language model.
+    notes: what of config.json was read otherwise than it is written.
     """
 
     architecture: Architecture
@@ -62,6 +63,7 @@ class Decoder:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     images: ImageTokens | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def model_type(self) -> str:

@@ -182,7 +182,7 @@ def print_bundle(bundle: Bundle, console: Console) -> None:
             f"{manifest.attention}"
         )
     decoder = decoder_from_config(read_json(bundle.path / "config.json"))
-    lines += [*_notes(bundle), *coverage(decoder, manifest.unquantized).lines()]
+    lines += [*decoder.notes, *_notes(bundle), *coverage(decoder, manifest.unquantized).lines()]
     head = decoder.architecture.lm_head
     if head in manifest.unquantized:
         lines.append(f"the output layer stays unquantized: {manifest.unquantized[head]}")

@@ -27,12 +27,13 @@ def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
     """Inspect a bundle directory. Raises ArtifactError when its manifest cannot be read."""
     manifest = Bundle.open(path, verify=False).manifest
     files, problems = compare_files(path, manifest.files, verify=verify)
-    notes = []
+    notes: list[str] = []
     parameters: dict[str, int] = {}
     total, tied = None, None
     try:
         decoder = decoder_from_config(read_json(path / "config.json"))
         parameters, total, tied = *_parameters(decoder), decoder.tied_embeddings
+        notes += decoder.notes
     except ModelError as error:
         notes.append(f"the number of parameters is not known: {error}")
     report, note = read_report(path)

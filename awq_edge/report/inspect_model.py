@@ -47,13 +47,14 @@ def inspect_model(path: Path, *, hashes: bool) -> Inspection:
     foreign = foreign_of_directory(path)
     files = ModelFiles(path) if foreign is None else ModelFiles.of_foreign(path)
     kind: Kind = "other checkpoint" if foreign is not None else _kind(files.config)
-    notes, problems = [], []
+    notes: list[str] = []
+    problems: list[str] = []
     checkpoint: Checkpoint | None = None
     if foreign is not None:
         notes.append(f"{foreign}: not read here, so that parts are not known; {foreign.remedy}")
     else:
         try:
-            decoder_from_config(files.config)
+            notes += decoder_from_config(files.config).notes
         except ModelError as error:
             notes.append(f"parts are not known: {error}")
         else:
