@@ -106,6 +106,19 @@ class Checkpoint:
             if vision.keeps(name) and not name.endswith(_IGNORED_SUFFIXES)
         ]
 
+    @property
+    def has_quantized(self) -> bool:
+        """Whether some of the linears are."""
+        return self.quantization is not None
+
+    def linear_names(self) -> list[str]:
+        """Full names of the linears of blocks, in the order of execution."""
+        return [
+            f"{self.decoder.layer_prefix(layer)}.{linear.name}"
+            for layer in range(self.decoder.num_layers)
+            for linear in self.decoder.linears(layer)
+        ]
+
     def is_quantized(self, name: str) -> bool:
         """Whether the linear of this full name ("model.layers.0.mlp.up_proj") is quantized."""
         return name in self._formats

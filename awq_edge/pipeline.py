@@ -181,6 +181,7 @@ def export(
         export_checkpoint,
         require_lowering,
     )
+    from awq_edge.runtime.tokenizer import Tokenizer
 
     out = user_path(out, "--out")
     if sampling is not None and not isinstance(sampling, SamplingKeys):
@@ -213,6 +214,7 @@ def export(
     path = resolve_model(str(model))
     require_apart(out, [("MODEL", path)])
     check_export(path, resolved, context=context, lm_head_bits=lm_head_bits)
+    Tokenizer(path)  # `run` needs one, on a device that cannot make it
     name = model_name(str(model))
     is_quantized = quantization_config(read_config(path)) is not None
     if is_quantized:

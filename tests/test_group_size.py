@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import save_tokenizer
 from typer.testing import CliRunner
 
 import awq_edge
@@ -51,7 +52,7 @@ def save(path: Path, hidden: int, inner: int) -> Path:
     del settings["model_type"]
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
     model.save_pretrained(path)
-    return path
+    return save_tokenizer(path)
 
 
 @pytest.mark.parametrize("recipe", [CPU, COMPRESSED], ids=["awq", "compressed-tensors"])
@@ -204,6 +205,7 @@ def test_a_model_that_no_size_fits_is_told_to_stay_as_it_is(tmp_path: Path) -> N
     settings = {**config(48, 80), "head_dim": 24, "tie_word_embeddings": False}
     del settings["model_type"]
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings)).save_pretrained(path)
+    save_tokenizer(path)
     assert Checkpoint.open(path).decoder.hidden_size == 48
     with pytest.raises(ConfigError, match="--method none"):
         awq_edge.quantize(path, tmp_path / "out", method="rtn")

@@ -23,6 +23,7 @@ from awq_edge.artifacts import (
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.export_checks import check_context, check_model, check_recipe
 from awq_edge.exporter.canonical import GraphSpec, lm_head_bits, unquantized_linears
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.lowerings import Lowering, require_lowering
@@ -112,7 +113,7 @@ def check_export(
     """Raise for whatever an export would refuse later; so that it is known before a model is
     quantized. The arguments, and the errors, are those of `export_checkpoint`."""
     lowering = require_lowering(recipe.runtime.backend)
-    lowering.check_recipe(recipe)
+    check_recipe(recipe)
     checkpoint = Checkpoint.open(model)
     bundle_sampling(checkpoint.files, None)
     missing = unsupported(checkpoint.decoder)
@@ -124,20 +125,9 @@ def check_export(
         )
     if lm_head_bits is not None:
         recipe = recipe.overridden({"quantization.lm_head_bits": lm_head_bits})
-    lowering.check_model(checkpoint, recipe)
-    dtype = recipe.runtime.activation_dtype
-    if dtype == "float16" and checkpoint.decoder.architecture.overflows_float16:
-        raise ConfigError(
-            f"{model}: activations of model_type '{checkpoint.decoder.model_type}' exceed what "
-            "float16 can hold; give --activation-dtype float32, or bfloat16 for a runtime that "
-            "has it"
-        )
-    longest = checkpoint.decoder.max_positions
-    if context is not None and context > longest:
-        raise ConfigError(
-            f"--context {context} is beyond the {longest} positions of the model "
-            f"(max_position_embeddings of {model / 'config.json'}); give {longest} or less"
-        )
+    check_model(checkpoint, recipe)
+    source = f"the model (max_position_embeddings of {model / 'config.json'})"
+    check_context(checkpoint.decoder, context, source)
     lm_head = checkpoint.decoder.architecture.lm_head
     if checkpoint.is_quantized(lm_head):
         bits = checkpoint.linear_format(lm_head).bits

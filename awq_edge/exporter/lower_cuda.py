@@ -25,12 +25,10 @@ from awq_edge.cuda_program import (
     QuantizedLinear,
     TensorPlace,
 )
-from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter.canonical import GraphSpec, lm_head_bits
 from awq_edge.exporter.kernel_weights import kernel_weight
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.sources import QuantizedWeights, Sources
-from awq_edge.exporter.supported import beyond_llama
 from awq_edge.exporter.weights import (
     BFLOAT16,
     FLOAT16,
@@ -44,70 +42,18 @@ from awq_edge.exporter.weights import (
 )
 from awq_edge.exporter.writer import WeightPlan
 from awq_edge.lm_head import rounded_format
-from awq_edge.plugin.packing import LAYOUT_VERSION, PACKED_GROUP_SIZES
+from awq_edge.plugin.packing import LAYOUT_VERSION
 from awq_edge.recipe import Recipe
 from awq_edge.rope import rope_tables
 
 MODEL_FILE, WEIGHTS_FILE = "model.json", "model.weights"
 DTYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16}
-HEAD_SIZES = (32, 64, 96, 128, 256)  # of awq_edge_cached_attention
-VECTOR = 8  # activations that the kernels load at a time
 _DTYPE_NAMES: dict[int, Dtype] = {
     FLOAT16: "float16",
     BFLOAT16: "bfloat16",
     FLOAT32: "float32",
     INT32: "int32",
 }
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raise ConfigError for activations that the kernels do not have."""
-    dtype = recipe.runtime.activation_dtype
-    if dtype not in DTYPES:
-        raise ConfigError(
-            f"runtime cuda executes {' or '.join(DTYPES)} activations, recipe {recipe.name} has "
-            f"{dtype}; give --activation-dtype float16 or another --recipe"
-        )
-
-
-def check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Raise ModelError for what a program has no place for, and for sizes and number formats that
-    no kernel exists for."""
-    decoder, problems = checkpoint.decoder, []
-    extras = beyond_llama(decoder)
-    if extras:
-        raise ModelError(
-            f"{checkpoint.path}: runtime cuda does not have yet what its model_type "
-            f"'{decoder.model_type}' needs: {', '.join(extras)}; export it with "
-            "--runtime onnxruntime"
-        )
-    if decoder.head_size not in HEAD_SIZES:
-        sizes = ", ".join(map(str, HEAD_SIZES))
-        problems.append(f"head size {decoder.head_size} is not one of {sizes}")
-    for what, size in (
-        ("hidden_size", decoder.hidden_size),
-        ("intermediate_size", decoder.intermediate_size),
-    ):
-        if size % VECTOR:
-            problems.append(f"{what} {size} is not a multiple of {VECTOR}")
-    names = [
-        f"{decoder.layer_prefix(layer)}.{linear.name}"
-        for layer in range(decoder.num_layers)
-        for linear in decoder.linears(layer)
-    ]
-    for name in (*names, decoder.architecture.lm_head):
-        if not checkpoint.is_quantized(name):
-            continue
-        group_size = checkpoint.linear_format(name).group_size
-        if group_size not in PACKED_GROUP_SIZES:
-            groups = ", ".join(map(str, PACKED_GROUP_SIZES))
-            problems.append(f"group_size {group_size} of {name} is not one of {groups}")
-            break
-    if problems:
-        raise ModelError(
-            f"{checkpoint.path}: no CUDA kernel exists for it: {'; '.join(problems)}; export it "
-            "with --runtime onnxruntime"
-        )
 
 
 def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:

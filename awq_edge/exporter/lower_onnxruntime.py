@@ -16,7 +16,6 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from awq_edge.checkpoint import Checkpoint
-from awq_edge.errors import ConfigError
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import BATCH, CONTEXT, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
@@ -34,26 +33,11 @@ from awq_edge.recipe import Recipe
 
 OPSET = 21
 IR_VERSION = 10  # the one that belongs to opset 21
-DTYPES = ("float16", "float32")
 INT32, INT64 = int(TensorProto.INT32), int(TensorProto.INT64)
 # 1.22 has no 8-bit MatMulNBits below accuracy level 4, and computes it wrong in float16. Before
 # 1.24 a local window sees one position more than local_window_size, and there are no 2 bits. (Found
 # by the parity tests of this project under those versions.)
 MINIMUM_VERSION, MINIMUM_VERSION_OF_WINDOWS_AND_TWO_BITS = "1.23", "1.24"
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raise ConfigError for what onnxruntime cannot execute on a CPU."""
-    dtype = recipe.runtime.activation_dtype
-    if dtype not in DTYPES:
-        raise ConfigError(
-            f"runtime onnxruntime executes {' or '.join(DTYPES)} activations, recipe "
-            f"{recipe.name} has {dtype}; give --activation-dtype float32"
-        )
-
-
-def check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """onnxruntime executes whatever the canonical graph has."""
 
 
 def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from awq_edge.checkpoint import Checkpoint
-from awq_edge.errors import ConfigError
 from awq_edge.exporter import tensorrt_lowering
 from awq_edge.exporter.canonical import GraphSpec
 from awq_edge.exporter.graph import CANONICAL_OPSET, DecoderGraph
@@ -14,22 +13,6 @@ from awq_edge.recipe import Recipe
 IR_VERSION = 11
 # The one that these graphs are built with here; older ones have not been tried.
 TARGET = Target(CANONICAL_OPSET, IR_VERSION, "1.7")
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Raise ConfigError for what TensorRT for RTX cannot execute."""
-    if int(recipe.runtime.version.partition(".")[0]) != 1:
-        raise ConfigError(
-            f"recipe {recipe.name} has version {recipe.runtime.version} of runtime "
-            f"{recipe.runtime.backend}, which is not one of TensorRT for RTX; take a recipe of an "
-            "RTX device"
-        )
-    tensorrt_lowering.check_recipe(recipe)
-
-
-def check_model(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Raise ModelError for what the chosen nodes cannot hold."""
-    tensorrt_lowering.check_model(checkpoint, recipe)
 
 
 def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:

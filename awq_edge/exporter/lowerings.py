@@ -23,13 +23,6 @@ _PACKAGE = __name__.rpartition(".")[0]
 class Lowering(Protocol):
     """A module `lower_<name>`."""
 
-    def check_recipe(self, recipe: Recipe) -> None:
-        """Raise ConfigError for what the runtime cannot execute."""
-
-    def check_model(self, checkpoint: Checkpoint, recipe: Recipe) -> None:
-        """Raise ModelError for a model that the canonical graph has everything for, and the runtime
-        has not. The checkpoint may still be unquantized: then the recipe says what it will be."""
-
     def build(self, checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:
         """The model for the runtime. Evaluates no weight but, where its type depends on it, the
         embedding."""

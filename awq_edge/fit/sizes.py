@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from awq_edge.archs import Decoder
+from awq_edge.export_checks import is_decomposed
 from awq_edge.fit.formats import Formats
 from awq_edge.fit.weights import Target, TensorSize, WeightSizes
 from awq_edge.recipe import Recipe
@@ -100,5 +101,4 @@ def target_of(recipe: Recipe, decoder: Decoder) -> Target:
 def _casts_tables(recipe: Recipe, decoder: Decoder) -> bool:
     if recipe.export.attention == "plugin" or decoder.attention_softcap is not None:
         return False
-    release = tuple(int(part) for part in recipe.runtime.version.split("."))
-    return recipe.runtime.backend == "tensorrt-rtx" or release >= (10, 15)
+    return recipe.runtime.backend == "tensorrt-rtx" or not is_decomposed(recipe)

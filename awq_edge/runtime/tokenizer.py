@@ -43,8 +43,9 @@ class Tokenizer:
         path = directory / "tokenizer.json"
         if not path.exists():
             raise ModelError(
-                f"{directory} has no tokenizer.json; convert the tokenizer with transformers' "
-                "AutoTokenizer.save_pretrained and export again"
+                f"{directory} has no tokenizer.json; make one where transformers is, with `python "
+                f'-c "from transformers import AutoTokenizer; d = {str(directory)!r}; '
+                'AutoTokenizer.from_pretrained(d).save_pretrained(d)"`, and export again'
             )
         self._backend = _read_backend(path)
         self._backend.no_truncation()

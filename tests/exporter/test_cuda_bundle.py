@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_models import save_tokenizer
 
 import awq_edge
 from awq_edge.artifacts import Bundle
@@ -224,6 +226,8 @@ def test_bfloat16(llama_checkpoint: Path, export: Export) -> None:
 
 def test_the_recipe_that_is_called_as_the_runtime(llama: Path, tmp_path: Path) -> None:
     """`awq-edge export MODEL --runtime cuda`: no recipe is named, and the CPU's has no CUDA."""
+    llama = shutil.copytree(llama, tmp_path / "model")
+    save_tokenizer(llama)
     bundle = awq_edge.export(llama, tmp_path / "bundle", runtime="cuda", method="none")
     recipe = Recipe.model_validate_json((bundle.path / "recipe.json").read_text())
     assert (recipe.name, recipe.runtime.backend) == ("cuda", "cuda")

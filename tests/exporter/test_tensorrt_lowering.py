@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from tiny_models import save_tokenizer
 
 import awq_edge
 from awq_edge import w4a16
@@ -221,7 +223,9 @@ def test_native_linears_refuse_asymmetric_weights(
     assert "--scheme symmetric, or give --linear plugin" in text
     assert "; give --scheme symmetric" in refusal(llama)  # a model without a tokenizer
     assert "give --lm-head-bits 8" in refusal(symmetric, lm_head_bits=4)
-    awq_edge.export(symmetric, tmp_path / "out", recipe=RTX, linear="native")
+    whole = shutil.copytree(symmetric, tmp_path / "with a tokenizer")
+    save_tokenizer(whole)
+    awq_edge.export(whole, tmp_path / "out", recipe=RTX, linear="native")
 
 
 @pytest.mark.parametrize(
