@@ -74,6 +74,9 @@ TOKENIZER_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
+# Keys of config.json that describe quantized weights.
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
+_EARLY_CONFIGS = {"quant_config.json": "awq", "quantize_config.json": "gptq"}
 # What the quantizer says about a checkpoint; a bundle keeps it.
 REPORT_FILES = ("quantization_report.json", "quantization_report.html")
 
@@ -102,6 +105,7 @@ class ModelFiles:
             raise ModelError(f"model directory {path} does not exist")
         self.config: Mapping[str, Any] = read_config(path)
         self.entries = _entries(path)
+        self.config = _with_early_config(path, self.config, self.entries)
 
     @classmethod
     def of_foreign(cls, path: Path) -> ModelFiles:
@@ -114,6 +118,7 @@ class ModelFiles:
         described = (path / "config.json").exists()
         found.config = read_json(path / "config.json") if described else {}
         found.entries = _entries(path) if any(path.glob("*.safetensors")) else {}
+        found.config = _with_early_config(path, found.config, found.entries)
         return found
 
     def __contains__(self, name: str) -> bool:
@@ -221,6 +226,20 @@ def read_config(path: Path) -> dict[str, Any]:
 
         refuse_foreign(path, {})
     return read_json(path / "config.json")
+
+
+def _with_early_config(
+    path: Path, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]
+) -> Mapping[str, Any]:
+    """config.json with what early versions of AutoAWQ and AutoGPTQ wrote in a file of its own."""
+    packed = any(name.endswith(".qweight") for name in entries)
+    if not packed or any(config.get(key) for key in QUANTIZATION_KEYS):
+        return config
+    for name, method in _EARLY_CONFIGS.items():
+        if (path / name).exists():
+            return {**config, "quantization_config": {"quant_method": method,
+                                                      **read_json(path / name)}}  # fmt: skip
+    return config
 
 
 def _entries(path: Path) -> dict[str, TensorEntry]:
@@ -403,7 +422,7 @@ def download_config(name: str) -> Path:
 
 
 def _download(name: str, weights: bool) -> Path:
-    patterns = ["config.json", "hf_quant_config.json", *TOKENIZER_FILES]
+    patterns = ["config.json", "hf_quant_config.json", *_EARLY_CONFIGS, *TOKENIZER_FILES]
     if weights:
         patterns += ["*.safetensors", "model.safetensors.index.json"]
     return _download_files(name, patterns)

@@ -20,7 +20,7 @@ from awq_edge.group_size import choose_group_size
 from awq_edge.interruption import keeping
 from awq_edge.layouts import quantization_config
 from awq_edge.lm_head import for_export
-from awq_edge.model_files import read_config, resolve_model
+from awq_edge.model_files import ModelFiles, read_config, resolve_model
 from awq_edge.outputs import check_output, require_apart
 from awq_edge.paths import system_faults, user_path
 from awq_edge.recipe import Recipe, list_recipes, load_recipe
@@ -216,7 +216,7 @@ def export(
     check_export(path, resolved, context=context, lm_head_bits=lm_head_bits)
     Tokenizer(path)  # `run` needs one, on a device that cannot make it
     name = model_name(str(model))
-    is_quantized = quantization_config(read_config(path)) is not None
+    is_quantized = quantization_config(ModelFiles(path).config) is not None
     if is_quantized:
         check_overrides(
             path,

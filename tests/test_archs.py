@@ -246,3 +246,19 @@ def test_windows_follow_the_model() -> None:
 def test_what_is_not_supported_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         decoder_from_config({"model_type": "llama", **SIZES, **change})
+
+
+@pytest.mark.parametrize("first", ["image_token_id", "image_token_index"])
+def test_the_other_name_of_a_key_goes_first(first: str) -> None:
+    """As transformers' attribute_map has it, in whatever order they stand."""
+    pytest.importorskip("transformers", reason="host extra")
+    from transformers import AutoConfig
+
+    last = {"image_token_id": "image_token_index"}.get(first, "image_token_id")
+    sizes = tiny_config("llava", SIZES)
+    sizes.pop("image_token_index")
+    sizes |= {first: 11 if first == "image_token_id" else 12}
+    sizes |= {last: 12 if first == "image_token_id" else 11}
+    assert AutoConfig.for_model("llava", **sizes).image_token_index == 11
+    images = decoder_from_config({"model_type": "llava", **sizes}).images
+    assert images is not None and images.image_id == 11

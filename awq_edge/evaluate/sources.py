@@ -18,7 +18,7 @@ from awq_edge.artifacts import MANIFEST, Bundle
 from awq_edge.errors import ConfigError
 from awq_edge.foreign_formats import refuse_foreign
 from awq_edge.layouts import quantization_config
-from awq_edge.model_files import ModelFiles, read_config, resolve_model
+from awq_edge.model_files import ModelFiles, resolve_model
 from awq_edge.paths import user_path
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.tokenizer import Tokenizer
@@ -163,9 +163,9 @@ def open_source(
         return SessionSource(load(directory, context=context, threads=threads))
     # A target that is not there is the error, whatever is installed.
     path = resolve_model(target)
-    config = read_config(path)
-    refuse_foreign(path, config, ModelFiles(path).entries)
-    quantized = quantization_config(config) is not None
+    files = ModelFiles(path)
+    refuse_foreign(path, files.config, files.entries)
+    quantized = quantization_config(files.config) is not None
     from awq_edge.evaluate.torch_models import open_torch_source
 
     source = open_torch_source(

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from awq_edge.archs import Config, Decoder, decoder_from_config
 from awq_edge.artifacts import MANIFEST
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.foreign_formats import foreign_of_directory
+from awq_edge.foreign_formats import refuse_foreign
 from awq_edge.input_files import read_toml
-from awq_edge.model_files import download_config, read_config, resolve_model
+from awq_edge.model_files import ModelFiles, download_config, read_config, resolve_model
 from awq_edge.paths import user_path
 
 _TABLE = Path(__file__).parents[1] / "data" / "models.toml"
@@ -116,8 +116,17 @@ def _of_config(name: str, source: str, directory: Path) -> ModelConfig:
             f"{directory} is a bundle, whose sizes are what they are: `awq-edge inspect` shows "
             "them and `awq-edge run` predicts its memory; give the model that it was made from"
         )
-    config = read_config(directory)
-    foreign = foreign_of_directory(directory)
-    if foreign is not None:
-        raise foreign.refusal(directory)
+    config = _read_config(directory)
     return ModelConfig(name, source, directory, config, decoder_from_config(config))
+
+
+def _read_config(directory: Path) -> Config:
+    """config.json of a directory whose weights, where they are there, are read here."""
+    config = read_config(directory)
+    try:
+        files = ModelFiles.of_foreign(directory)
+    except ModelError:  # not all of them are there: sizes follow from config.json
+        refuse_foreign(directory, config)
+        return config
+    refuse_foreign(directory, files.config, files.entries)
+    return files.config

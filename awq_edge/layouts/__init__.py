@@ -17,6 +17,7 @@ from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ConfigError
 from awq_edge.foreign_formats import of_config
 from awq_edge.layouts.base import CheckpointFormats, Layout, StoredConfig
+from awq_edge.model_files import QUANTIZATION_KEYS
 
 __all__ = [
     "CheckpointFormats",
@@ -30,8 +31,6 @@ __all__ = [
 ]
 
 _SHARED = {"base"}
-# Keys of config.json that describe quantized weights.
-QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 
 
 @functools.cache

@@ -353,3 +353,30 @@ def test_an_expert_that_is_there_under_two_names(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there twice"):
         Checkpoint.open(save(tmp_path, tensors, MIXTRAL | quantization))
     assert load_file(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["quant_config.json", "quantize_config.json"])
+def test_configurations_in_a_file_of_their_own(tmp_path: Path, name: str) -> None:
+    """AutoAWQ before 0.1.8; AutoGPTQ's, which is GPTQ by name."""
+    tensors, expected = make(LLAMA, awq_tensors)
+    path = save(tmp_path, tensors, LLAMA)
+    early = {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}
+    (path / name).write_text(json.dumps(early))
+    if name == "quant_config.json":
+        check(path, expected)
+        return
+    with pytest.raises(ModelError, match="holds GPTQ"):
+        Checkpoint.open(path)
+    with pytest.raises(ModelError, match="holds GPTQ"):
+        find_model(str(path))
+    (path / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": AWQ}))
+    check(path, expected)  # config.json goes first
+
+
+def test_an_output_layer_in_autoawqs_layout(tmp_path: Path) -> None:
+    untied = LLAMA | {"tie_word_embeddings": False}
+    tensors, expected = make(untied, awq_tensors)
+    values = tensors.pop("lm_head.weight")
+    expected["lm_head"] = w4a16.quantize(values, 4, 32, "asymmetric")
+    tensors |= awq_tensors("lm_head", expected["lm_head"])
+    check(save(tmp_path, tensors, untied | {"quantization_config": AUTO_ROUND}), expected)
