@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from awq_edge.cache import cache_directory
 from awq_edge.config_keys import (
     MAX_CHANNELS,
     MAX_EXPERTS,
@@ -34,6 +33,7 @@ from awq_edge.outputs import refuse_existing
 from awq_edge.paths import InnerPath, is_disk_full, leaves
 from awq_edge.sampling_keys import SamplingKeys
 from awq_edge.staging import flush, publish, sweep, temporary, workplace
+from awq_edge.verified import is_verified, remember
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20  # bytes read at a time when hashing
@@ -251,8 +251,7 @@ def verify_files(
             raise ArtifactError(
                 f"{path} has {status.st_size} bytes, {record} says {entry.size}; {remedy}"
             )
-        stamp = _stamp(path, status, entry)
-        if stamp.exists():
+        if is_verified(path, status, entry.sha256):
             continue
         found = hash_file(path).sha256
         if found != entry.sha256:
@@ -260,17 +259,7 @@ def verify_files(
                 f"{path} was changed: sha256 {found[:12]}..., {record} says "
                 f"{entry.sha256[:12]}...; {remedy}"
             )
-        with contextlib.suppress(OSError):
-            stamp.parent.mkdir(parents=True, exist_ok=True)
-            stamp.touch()
-
-
-def _stamp(path: Path, status: os.stat_result, entry: FileEntry) -> Path:
-    key = (
-        f"{path.resolve()}:{status.st_size}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}:"
-        f"{entry.sha256}"
-    )
-    return cache_directory() / "verified" / hashlib.sha256(key.encode()).hexdigest()
+        remember(path, status, entry.sha256)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from awq_edge.cli.chat_settings import NAMES, parse_setting, settings_rows
+from awq_edge.cli.chat_input import QUOTES
+from awq_edge.cli.chat_settings import parse_setting, settings_rows
 from awq_edge.errors import ConfigError
 from awq_edge.paths import user_path
 
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
     from awq_edge.runtime.model import Model
     from awq_edge.runtime.saved_conversation import SavedConversation
 
-HINT = "/help shows the commands, Ctrl-D leaves"
+HINT = '/help shows the commands, """ begins a message of several lines, Ctrl-D leaves'
 _SHOWN = ("info", "parameters", "system", "template")
-_KEYS = '''\
-"""            begins a message of several lines, and ends it; \\ at a line's end adds one line
-Ctrl-C         stops an answer; at the prompt it drops the line, and twice leaves
-Ctrl-D         leaves
-Anything else is a message, also "/words with blanks" that are no command.'''
+_WIDTH = 17  # of the first column of /help
+_KEYS = (
+    (QUOTES, "begins a message of several lines, and ends it; \\ at a line's end adds one line"),
+    ("Ctrl-C", "stops an answer; at the prompt it drops the line, and twice leaves"),
+    ("Ctrl-D", "leaves"),
+)
+_ELSE = 'Anything else is a message, also "/words with blanks" that are no command.'
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class ChatCommands:
             _Command(("/save!",), "", "", self._replace),
             _Command(("/load",), "FILE", "go on with a saved conversation", self._load),
             _Command(("/regen", "/retry"), "", "answer the last message again", self._regenerate),
-            _Command(("/set",), "NAME VALUE", f"change {', '.join(NAMES)};", self._set),
-            _Command(("/show",), "[WHAT]", f"{', '.join(_SHOWN)}", self._show),
+            _Command(("/set",), "NAME VALUE", "change a setting; alone it shows them", self._set),
+            _Command(("/show",), "[WHAT]", ", ".join(_SHOWN), self._show),
             _Command(("/stats",), "", "context, turns, speed and memory", self._stats),
             _Command(("/help", "/?"), "", "this", self._help),
             _Command(("/bye", "/exit", "/quit"), "", "leave", None),
@@ -96,13 +99,14 @@ class ChatCommands:
         return True
 
     def _help(self, argument: str) -> None:
-        lines = []
+        rows = []
         for command in self._list:
             if command.help:
                 names = f"{command.names[0]} {command.argument}".strip()
                 others = f" (also {', '.join(command.names[1:])})" if command.names[1:] else ""
-                lines.append(f"{names:<15}{command.help.rstrip(';')}{others}")
-        self._tell("\n".join([*lines, _KEYS]))
+                rows.append((names, command.help + others))
+        lines = [f"{name:<{_WIDTH}}{text}" for name, text in (*rows, *_KEYS)]
+        self._tell("\n".join([*lines, _ELSE]))
 
     def _reset(self, argument: str) -> None:
         self._conversation.reset()
@@ -147,6 +151,9 @@ class ChatCommands:
         self.again = self._conversation.take_back()
 
     def _set(self, argument: str) -> None:
+        if not argument:
+            self._show("parameters")
+            return
         name, value = parse_setting(argument)
         if name in ("quiet", "verbose"):
             self.quiet = name == "quiet"

@@ -85,7 +85,12 @@ def settings_rows(conversation: Conversation) -> list[tuple[str, str]]:
     }
     values["max_new_tokens"] = conversation.max_new_tokens
     values["stop"] = ", ".join(map(repr, conversation.stop)) or None
-    return [(name, "off" if value is None else str(value)) for name, value in values.items()]
+    values["system"] = conversation.system
+    unset = {"seed": "random"}
+    return [
+        (name, unset.get(name, "off") if value is None else str(value))
+        for name, value in values.items()
+    ]
 
 
 def _example(name: str) -> str:

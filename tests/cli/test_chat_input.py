@@ -40,6 +40,7 @@ def test_of_a_pipe_quotes_hold_several_lines(
 ) -> None:
     lines = b'"""Hello\n\nHow are you?"""\nand a backslash \\\n'
     outcome = piped(awq_edge_command, monkeypatch, lines, tiny_chat_bundle)
+    assert outcome.err == ""
     expected = answers(tiny_chat_bundle, ["Hello\n\nHow are you?", "and a backslash \\"])
     assert outcome.out == "".join(f"{answer}\n" for answer in expected)
 
