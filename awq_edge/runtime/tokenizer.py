@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 from awq_edge.config_keys import ConfigKeys
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.input_files import read_json, read_text, show_path, show_text
+from awq_edge.runtime.tokenizer_limits import GuardedTokenizer, is_plain
 
 # What a decoder writes for bytes that are not (yet) valid UTF-8.
 _REPLACEMENT = "\ufffd"
@@ -54,6 +55,9 @@ class Tokenizer:
         self.config = _optional_json(directory / "tokenizer_config.json")
         self.special_tokens = _special_tokens(directory, self.config)
         _add_tokens(self._backend, directory, self.config, self.special_tokens)
+        self._guarded: GuardedTokenizer | None = None
+        if not is_plain(self._backend):
+            self._guarded = GuardedTokenizer(self.to_json())
         self.bos_token_id = self._special_id("bos_token")
         self.eos_token_id = self._special_id("eos_token")
         # The tokenizer.json of some older models has no rule for the BOS that this key asks for.
@@ -87,7 +91,7 @@ class Tokenizer:
                 f"the text has a byte that is not UTF-8 at character {error.start}; convert it "
                 "(iconv -t UTF-8)"
             ) from None
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids = self._ids(text, add_special_tokens)
         bos = self.bos_token_id
         if add_special_tokens and self._ensure_bos and bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
@@ -110,6 +114,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids that are in no vocabulary give nothing."""
+        if self._guarded is not None:
+            return self._guarded.decode(ids, skip_special_tokens)
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def token_id(self, token: str) -> int | None:
@@ -152,6 +158,12 @@ class Tokenizer:
     def stream(self, before: Sequence[int] = ()) -> TokenStream:
         """A decoder of the ids that follow `before`, one by one."""
         return TokenStream(self, before)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        if self._guarded is not None:
+            return self._guarded.encode(text, add_special_tokens)
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
 
     def _special_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -211,10 +211,10 @@ def test_a_broken_template_is_named_and_completions_go_on(serve: Serve) -> None:
 
 
 def test_a_template_that_never_ends_is_named(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from awq_edge.runtime import template_process
+    from awq_edge.runtime import template_process, worker_process
 
-    monkeypatch.setattr(template_process, "CPU_SECONDS", 0.3)
-    monkeypatch.setattr(template_process, "_pool", template_process._Pool())
+    monkeypatch.setattr(worker_process, "CPU_SECONDS", 0.3)
+    monkeypatch.setattr(template_process, "_pool", template_process.new_pool())
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     service = serve("{% if messages[0].content == 'x' %}" + loops + "{% endif %}" + CLOSED, "Four.")
     slow = chat(service, messages=[{"role": "user", "content": "x"}])

@@ -1,9 +1,10 @@
-"""The program of a process that renders chat templates, which are code of strangers.
+"""The program of a process that does what strangers' files say: chat templates and tokenizers.
 
 A template may loop for ever or double a string until memory ends, when it is compiled as when it
-is rendered; a process can be ended, a thread cannot. Requests and answers are JSON, one a line, on
-standard input and output. Nothing but the standard library and jinja2 is imported: it starts in a
-tenth of a second.
+is rendered; so may a tokenizer's regular expressions and replacements, which hold Python's lock
+meanwhile. A process can be ended, a thread cannot. Requests and answers are JSON, one a line, on
+standard input and output. Nothing but the standard library and jinja2, or tokenizers, is imported:
+it starts in a tenth of a second.
 
 The environment is the one that transformers gives templates: trim_blocks and lstrip_blocks, loop
 controls, `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, and the
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,14 +33,41 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     setup = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = setup["path"]
-    environment = _environment()
+    tokenizer = setup.get("tokenizer")
+    answer = _renderer(setup["characters"]) if tokenizer is None else _tokenizing(tokenizer)
     _limit_memory(setup["memory_bytes"])
-    compiled: dict[str, jinja2.Template] = {}
     _answer({"ready": True})
     for line in sys.stdin.buffer:
         _limit_time(setup["cpu_seconds"])
-        _answer(_rendered(environment, compiled, json.loads(line), setup["characters"]))
+        _answer(answer(json.loads(line)))
         _limit_time(0)
+
+
+def _renderer(characters: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Renders templates; characters: that one may write."""
+    environment = _environment()
+    compiled: dict[str, jinja2.Template] = {}
+    return lambda request: _rendered(environment, compiled, request, characters)
+
+
+def _tokenizing(tokenizer: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Encodes and decodes by the text of a tokenizer.json: {"ids"} or {"text"}."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        special = request["special"]
+        try:
+            if "encode" in request:
+                return {"ids": backend.encode(request["encode"], add_special_tokens=special).ids}
+            return {"text": backend.decode(request["decode"], skip_special_tokens=not special)}
+        except MemoryError:
+            return {"error": "limit", "message": "it takes too much memory"}
+        except BaseException as error:  # what panics in Rust is no Exception
+            return {"error": "refused", "message": f"{error}"}
+
+    return answer
 
 
 def _rendered(
