@@ -30,7 +30,7 @@ from awq_edge.config_keys import (
 from awq_edge.errors import ArtifactError, ResourceError
 from awq_edge.input_files import parse_model, read_bytes, show
 from awq_edge.outputs import refuse_existing
-from awq_edge.paths import InnerPath, is_disk_full, leaves
+from awq_edge.paths import InnerPath, is_disk_full, leaves, system_faults
 from awq_edge.sampling_keys import SamplingKeys
 from awq_edge.staging import flush, publish, sweep, temporary, workplace
 from awq_edge.verified import is_verified, remember
@@ -148,6 +148,7 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
+    @system_faults()
     def open(cls, path: Path, *, verify: bool = True) -> Bundle:
         """Read manifest.json and check every file's size and sha256.
 

@@ -171,6 +171,12 @@ class ModelFiles:
         """The tokenizer, chat template, image processor and generation files that exist."""
         return [self.path / name for name in TOKENIZER_FILES if (self.path / name).exists()]
 
+    def require_readable(self) -> None:
+        """Raise ModelError for a tokenizer or report file that cannot be read: a copy of it comes
+        at the end of the work."""
+        for file in (*self.tokenizer_files(), *self.report_files()):
+            open_plain(file).close()
+
     def report_files(self) -> list[Path]:
         """The quantization report, as data and as a page, where there is one."""
         return [self.path / name for name in REPORT_FILES if (self.path / name).exists()]

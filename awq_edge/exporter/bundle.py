@@ -115,6 +115,7 @@ def check_export(
     lowering = require_lowering(recipe.runtime.backend)
     check_recipe(recipe)
     checkpoint = Checkpoint.open(model)
+    checkpoint.files.require_readable()
     bundle_sampling(checkpoint.files, None)
     missing = unsupported(checkpoint.decoder)
     if missing is not None:

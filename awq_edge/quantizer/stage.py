@@ -132,6 +132,7 @@ def quantize_checkpoint(
         inputs = {"MODEL": model, "--calibration": calibration, "--images": images}
         check_output(out, overwrite=overwrite, inputs=inputs)
     checkpoint = _open_unquantized(model)
+    checkpoint.files.require_readable()
     if images is not None and checkpoint.decoder.images is None:
         raise ConfigError(
             f"--images {images}: model_type '{checkpoint.decoder.model_type}' takes no images; "

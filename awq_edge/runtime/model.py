@@ -14,7 +14,7 @@ from awq_edge.artifacts import MANIFEST, Bundle, BundleManifest
 from awq_edge.backends import load_backend, open_session
 from awq_edge.errors import ArtifactError, ConfigError, ModelError, ResourceError
 from awq_edge.input_files import read_json
-from awq_edge.paths import user_path
+from awq_edge.paths import system_faults, user_path
 from awq_edge.runtime.chat_template import (
     ChatTemplate,
     Message,
@@ -310,6 +310,7 @@ class Model:
         self.close()
 
 
+@system_faults()
 def load(
     path: str | Path,
     *,
