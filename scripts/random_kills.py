@@ -2,10 +2,10 @@
 
     python scripts/random_kills.py --runs 200 --seed 1
 
-Each run starts one of `COMMANDS` in a folder of its own, ends it with a random signal after a random
-part of the time that it takes, looks at what is there, and gives the command again. A run fails when
-a final name holds half an output, when the second run fails or gives other bytes, or when anything
-but the output is left. The exit code is the number of failures, at most 100.
+Each run starts one of `COMMANDS` in a folder of its own, ends it with a random signal after a
+random part of the time that it takes, looks at what is there, and gives the command again. A run
+fails when a final name holds half an output, when the second run fails or gives other bytes, or
+when anything but the output is left. The exit code is the number of failures, at most 100.
 """
 
 from __future__ import annotations
@@ -175,10 +175,10 @@ def half_written(place: Path) -> str | None:
     folder = output(place)
     manifest = folder / "manifest.json"
     if manifest.is_file():
-        for name, entry in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
-            path = folder / name
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        for path, entry in ((folder / name, entry) for name, entry in files.items()):
             if not path.is_file() or path.stat().st_size != entry["size"]:
-                return name
+                return str(path)
     report = place / "out.json"
     if report.is_file():
         json.loads(report.read_text(encoding="utf-8"))
