@@ -28,7 +28,7 @@ from awq_edge.config_keys import (
     TokenId,
 )
 from awq_edge.errors import ArtifactError, ResourceError
-from awq_edge.input_files import parse_model, read_bytes, show
+from awq_edge.input_files import open_plain, parse_model, read_bytes, show
 from awq_edge.outputs import refuse_existing
 from awq_edge.paths import InnerPath, is_disk_full, leaves, system_faults
 from awq_edge.sampling_keys import SamplingKeys
@@ -215,7 +215,7 @@ def hash_file(path: Path) -> FileEntry:
     """Size and sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
     size = 0
-    with open(path, "rb") as file:
+    with open_plain(path, ArtifactError) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)

@@ -16,6 +16,7 @@ from awq_edge.errors import ModelError
 from awq_edge.foreign_formats import refuse_foreign
 from awq_edge.fused_experts import names_in_memory, split_fused_experts
 from awq_edge.layouts import Layout, StoredConfig, layout_of_config, quantization_config
+from awq_edge.layouts.base import DENSE_DTYPES
 from awq_edge.model_files import ModelFiles, TensorEntry
 from awq_edge.w4a16 import NumberFormat, QuantizedWeight, Scheme
 
@@ -163,6 +164,7 @@ class Checkpoint:
         expected = self.decoder.weight_shapes()
         if self.quantization is not None:
             expected = self._quantized_shapes(expected)
+        layout = self.layout
         for name, shape in expected.items():
             entry = self.files.entries.get(name)
             if entry is None:
@@ -171,6 +173,12 @@ class Checkpoint:
                 raise ModelError(
                     f"{self.path}: weight '{name}' has shape {list(entry.shape)}, "
                     f"config.json implies {list(shape)}"
+                )
+            wanted = DENSE_DTYPES if layout is None else layout.dtypes(name)
+            if entry.dtype not in wanted:
+                raise ModelError(
+                    f"{self.path}: weight '{name}' has dtype {entry.dtype}; supported: "
+                    f"{', '.join(wanted)}"
                 )
         vision = self.decoder.architecture.vision
         for part in () if vision is None else vision.parts:

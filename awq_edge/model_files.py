@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ class ModelFiles:
 
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer, chat template, image processor and generation files that exist."""
-        return [self.path / name for name in TOKENIZER_FILES if (self.path / name).exists()]
+        return self._existing(TOKENIZER_FILES)
 
     def require_readable(self) -> None:
         """Raise ModelError for a tokenizer or report file that cannot be read: a copy of it comes
@@ -179,7 +179,15 @@ class ModelFiles:
 
     def report_files(self) -> list[Path]:
         """The quantization report, as data and as a page, where there is one."""
-        return [self.path / name for name in REPORT_FILES if (self.path / name).exists()]
+        return self._existing(REPORT_FILES)
+
+    def _existing(self, names: Sequence[str]) -> list[Path]:
+        """Files that exist. Raises ModelError for one that is no plain file: they are copied, and
+        a device has no end."""
+        paths = [self.path / name for name in names if (self.path / name).exists()]
+        for path in paths:
+            open_plain(path).close()
+        return paths
 
 
 def read_entry(entry: TensorEntry) -> Array:
@@ -343,6 +351,9 @@ def _tensor_entries(
 ) -> Iterator[tuple[str, TensorEntry]]:
     """The tensors of a header. begin: of the data. Raises ValueError where they are not what
     fills `data_bytes`."""
+    metadata = tensors.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("its __metadata__ is no object of texts")
     found = {
         name: _tensor_entry(file, name, info, begin)
         for name, info in tensors.items()

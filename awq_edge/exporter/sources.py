@@ -23,6 +23,7 @@ from awq_edge.exporter.weights import (
     Weight,
     pack_nibbles,
 )
+from awq_edge.input_files import open_plain
 from awq_edge.model_files import TensorEntry
 from awq_edge.w4a16 import NumberFormat, quantize
 
@@ -163,14 +164,14 @@ class Sources:
         stored = np.dtype({"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry.dtype])
         width = int(np.prod(entry.shape[1:], dtype=np.int64))
         step = max(1, _PIECE_BYTES // (4 * max(width, 1)))
-        with open(entry.file, "rb", buffering=0) as file:
+        with open_plain(entry.file) as file:
             file.seek(entry.offset)
             for begin in range(0, entry.shape[0], step):
                 rows = min(step, entry.shape[0] - begin)
                 piece: Array = np.empty((rows, *entry.shape[1:]), stored)
                 view = piece.reshape(-1).view(np.uint8).data
                 while len(view):
-                    count = file.readinto(view)
+                    count = file.readinto(view)  # type: ignore[attr-defined]
                     if not count:
                         raise ModelError(f"{entry.file} is truncated; copy or download it again")
                     view = view[count:]

@@ -32,6 +32,7 @@ _REGEX = "re:"
 _MAX_EXPRESSION = 10_000  # characters; a list of 100 linears in one expression has 4,000
 _MAX_REPEATS = 4
 ANY_LINEAR = "Linear"
+DENSE_DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ class Layout(ABC):
     description: ClassVar[str]
     bits: ClassVar[tuple[int, ...]]
     mixed: ClassVar[bool]
+    # Types of the stored tensors that are no floating point numbers, by the end of their names.
+    integers: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    def dtypes(self, name: str) -> tuple[str, ...]:
+        """The safetensors types that a tensor of this full name may have."""
+        return self.integers.get(name.rpartition(".")[2], DENSE_DTYPES)
 
     @abstractmethod
     def obstacle(

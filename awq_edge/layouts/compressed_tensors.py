@@ -68,6 +68,11 @@ class CompressedTensors(Layout):
     description = f"compressed-tensors ({FORMAT})"
     bits = (2, 3, 4, 8)
     mixed = True
+    integers = {  # noqa: RUF012 - never written to
+        "weight_packed": ("I32",),
+        "weight_zero_point": ("I32", "I8"),
+        "weight_shape": ("I64", "I32"),
+    }
 
     def obstacle(
         self, out_features: int, in_features: int, number_format: NumberFormat

@@ -145,6 +145,13 @@ def _header_value(path: Path, rng: random.Random) -> str:
         header[name][key] = value
         what = f"{name}.{key} = {value}"
     elif rng.random() < 0.3:
+        same = [("F32", "I32"), ("F16", "BF16", "I16"), ("I64", "F64"), ("U8", "I8", "BOOL")]
+        name = rng.choice([name for name in header if name != "__metadata__"])
+        old = header[name]["dtype"]
+        others = [t for group in same for t in group if old in group and t != old] or ["F8_E4M3"]
+        header[name]["dtype"] = rng.choice(others)
+        what = f"{name} is {header[name]['dtype']}"
+    elif rng.random() < 0.3:
         names = [name for name in header if name != "__metadata__"]
         first, second = rng.sample(names, 2) if len(names) > 1 else (names[0], names[0])
         header[first], header[second] = header[second], header[first]
