@@ -91,7 +91,9 @@ class Checkpoint:
             checkpoint = cls(files, decoder)
         else:
             layout = layout_of_config(config, path)
-            checkpoint = cls(files, decoder, layout, layout.read_config(config, path))
+            checkpoint = cls(
+                files, decoder, layout, layout.read_config(config, path / "config.json")
+            )
         checkpoint._check_names_and_shapes()
         return checkpoint
 

@@ -101,7 +101,7 @@ def stored_formats(
     if quantization is None:
         return None
     layout = layout_of_config(quantization, path)
-    stored = layout.read_config(quantization, path)
+    stored = layout.read_config(quantization, path / "config.json")
     kept = frozenset(quantization.get("modules_to_not_convert") or ())
 
     def of(name: str, out_features: int, in_features: int) -> Quantized | None:

@@ -39,6 +39,7 @@ from awq_edge.layouts.base import (
     check_codes,
     check_groups,
     is_group_size,
+    matcher,
     quantization_keys,
 )
 from awq_edge.w4a16 import NumberFormat, Scheme, UInt8
@@ -204,11 +205,11 @@ def _target(name: str, path: Path) -> str:
     if re.fullmatch(r"[\w.]+", name):
         return name
     try:
-        re.compile(name)
-    except (re.error, RecursionError, OverflowError) as error:
+        matcher(name)
+    except ValueError as error:
         raise ModelError(
             f"{path}: quantization_config.extra_config has {show(name)}, which is no regular "
-            f"expression ({error})"
+            f"expression that can be used ({error})"
         ) from None
     return f"re:{name}"
 

@@ -114,7 +114,7 @@ class Layout(ABC):
 
     @abstractmethod
     def read_config(self, quantization: Mapping[str, Any], path: Path) -> StoredConfig:
-        """Read quantization_config. path: for errors. Raises ModelError naming what is not
+        """Read quantization_config. path: of config.json, for errors. Raises ModelError naming what is not
         supported."""
 
     @abstractmethod
@@ -210,8 +210,8 @@ def check_groups(in_features: int, group_size: int) -> str | None:
 
 
 def quantization_keys(quantization: Mapping[str, Any], path: Path) -> ConfigKeys:
-    """A typed view of the quantization_config of the model in `path`."""
-    return ConfigKeys(quantization, str(path / "config.json"), prefix="quantization_config.")
+    """A typed view of the quantization_config of a config.json. path: for errors."""
+    return ConfigKeys(quantization, str(path), prefix="quantization_config.")
 
 
 def is_group_size(value: object) -> bool:

@@ -22,7 +22,7 @@ def make_artifacts(folder: Path) -> None:
 def _make(folder: Path) -> None:
     from engine_bundles import make_engine
     from exporter.models import save_quantized, save_random_model
-    from tiny_models import save_tokenizer
+    from tiny_models import CHAT_TEMPLATE, save_tokenizer
 
     import awq_edge
     from awq_edge.artifacts import Bundle
@@ -31,14 +31,17 @@ def _make(folder: Path) -> None:
 
     model = save_random_model(folder / "model", "llama", vocab_size=320)
     save_tokenizer(model, chat=True)
+    (model / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": {"content": "<|im_end|>", "lstrip": False}})
+    )
+    (model / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     moe = save_random_model(folder / "experts", "qwen3_moe", vocab_size=320)
     save_tokenizer(moe)
     _shard(model, folder / "sharded")
     for name, layout in (("awq", "awq"), ("ct", "compressed-tensors")):
         save_quantized(model, folder / name, layout=layout)
-        for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-            if (model / file).exists():
-                shutil.copyfile(model / file, folder / name / file)
+        for file in (*model.glob("*token*.json"), model / "generation_config.json"):
+            shutil.copyfile(file, folder / name / file.name)
     awq_edge.quantize(model, folder / "reported", recipe="cpu", method="rtn", group_size=32)
     for name, recipe in (("bundle", "cpu"), ("cuda", "cuda")):
         awq_edge.export(folder / "reported", folder / name, recipe=recipe, context=64)

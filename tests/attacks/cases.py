@@ -50,6 +50,11 @@ class Target:
     actions: tuple[Action, ...]
     rehash: bool = False
 
+    @property
+    def calls_only(self) -> bool:
+        """Whether an action is a call, not a command line."""
+        return not all(getattr(action, "is_command", False) for action in self.actions)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -66,6 +71,7 @@ def _cli(*arguments: str) -> Action:
     def action(folder: Path, out: Path) -> Sequence[str]:
         return [a.replace("DIR", str(folder)).replace("OUT", str(out / "out")) for a in arguments]
 
+    action.is_command = True  # type: ignore[attr-defined]
     return action
 
 
@@ -99,7 +105,7 @@ _QUANTIZE = _cli("quantize", "DIR", "--recipe", "cpu", "--method", "rtn", "--gro
                  "--out", "OUT")  # fmt: skip
 _RUN = _cli("run", "DIR", "--prompt", "Once", "--max-new-tokens", "2")
 _CHAT = _cli("run", "DIR", "--prompt", "Once", "--max-new-tokens", "2", "--chat")
-_MODEL = ("config.json", "generation_config.json", "tokenizer*.json", "*.safetensors*")
+_MODEL = ("config.json", "config.json", "generation_config.json", "*token*.json", "*.safetensors")
 
 TARGETS = (
     Target("model", _MODEL, (_INSPECT, _FIT, _EXPORT_DENSE, _EXPORT_DENSE, _QUANTIZE, _EXPORT)),
@@ -108,7 +114,12 @@ TARGETS = (
     Target("awq", _MODEL, (_INSPECT, _FIT, _EXPORT_QUANTIZED, _EXPORT_CUDA)),
     Target("ct", _MODEL, (_INSPECT, _FIT, _EXPORT_QUANTIZED, _EXPORT_CUDA)),
     Target("reported", ("quantization_report.json",), (_INSPECT, _EXPORT_QUANTIZED)),
-    Target("bundle", ("*.json", "*.json", "model.onnx*"), (_INSPECT, _RUN, _RUN, _CHAT), True),
+    Target(
+        "bundle",
+        ("*.json", "*.json", "model.onnx*", "*.jinja"),
+        (_INSPECT, _RUN, _RUN, _CHAT),
+        rehash=True,
+    ),
     Target("cuda", ("model.json", "manifest.json"), (_INSPECT, _read_program), True),
     Target("trt", ("engines/*/manifest.json", "recipe.json"), (_INSPECT, _open_engine), True),
     Target("recipe", ("mine.toml", "_common.toml"), (
@@ -120,11 +131,17 @@ TARGETS = (
 
 
 def run_case(
-    seed: int, artifacts: Path, scratch: Path, names: Sequence[str] | None = None
+    seed: int,
+    artifacts: Path,
+    scratch: Path,
+    names: Sequence[str] | None = None,
+    *,
+    in_process: bool = True,
 ) -> Outcome:
     """Case number `seed`: the same target, damage and command every time.
 
-    names: of the targets to choose from; None for all.
+    names: of the targets to choose from; None for all. in_process: fork this process, which has
+    everything imported; else a command line is started as a user would.
     """
     targets = [target for target in TARGETS if names is None or target.name in names]
     rng = random.Random(seed)
@@ -139,7 +156,11 @@ def run_case(
         if target.rehash and rng.random() < 0.5:
             damage += ", hashes right" if _rehash(folder) else ""
         action = rng.choice(target.actions)
-        return run_action(action, folder, out, f"{seed} {target.name}: {damage}")
+        case = f"{seed} {target.name}: {damage}"
+        arguments = None if in_process or target.calls_only else action(folder, out)
+        if arguments is not None:
+            return run_process(arguments, folder, out, case)
+        return run_action(action, folder, out, case)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -190,6 +211,9 @@ def _child(action: Action, folder: Path, out: Path, log: Path) -> None:
         os.dup2(null, 0)
         os.dup2(null, 1)
         os.dup2(error, 2)
+        # A test's own are its runner's, not the descriptors.
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
