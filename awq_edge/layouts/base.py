@@ -114,8 +114,10 @@ class Layout(ABC):
 
     @abstractmethod
     def read_config(self, quantization: Mapping[str, Any], path: Path) -> StoredConfig:
-        """Read quantization_config. path: of config.json, for errors. Raises ModelError naming what is not
-        supported."""
+        """Read quantization_config. path: of config.json, for errors.
+
+        Raises ModelError naming what is not supported.
+        """
 
     @abstractmethod
     def make_config(self, formats: CheckpointFormats) -> dict[str, Any]:
