@@ -23,6 +23,11 @@ _LIBRARIES = frozenset({"libawq_edge_kernels.so", "libawq_edge_plugin.so", "buil
 _ENGINE = frozenset({"model.engine", "manifest.json"})
 _ENGINES = "engines"
 _RECIPE_KEYS = {"device", "runtime", "quantization", "export"}  # what `recipes show --json` has
+_BUILD_KEYS = {"bundle", "engines"}  # what `build --json` has
+# What other files than reports say of themselves: nothing writes a report over these.
+_NO_REPORTS = frozenset(
+    f"awq-edge-{name}" for name in ("conversation", "bundle", "engine", "cuda-program")
+)
 _REPORT = "quantization_report.json"
 
 
@@ -182,12 +187,18 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def is_own_json(path: Path) -> bool:
-    """Whether a file is JSON that a command of this project has written."""
+def report_kind(path: Path) -> str | None:
+    """The `format` of a report that a command of this project has written, "" where it has none
+    (a recipe, what `build` made); None for any other file, a saved conversation among them."""
     value = _read_object(path)
-    return value is not None and (
-        str(value.get("format", "")).startswith("awq-edge-") or value.keys() >= _RECIPE_KEYS
-    )
+    if value is None:
+        return None
+    kind = str(value.get("format", ""))
+    if kind in _NO_REPORTS:
+        return None
+    if kind.startswith("awq-edge-"):
+        return kind
+    return "" if value.keys() >= _RECIPE_KEYS or value.keys() == _BUILD_KEYS else None
 
 
 def _names(names: Iterable[str]) -> str:

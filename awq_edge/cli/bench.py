@@ -111,10 +111,10 @@ def measure(
             build_observer=building,
         )
     # The files first: whoever reads the table may close the pipe (`| head`).
-    target.write(report.model_dump_json(indent=1))
-    csv_target.write(to_csv(report).removesuffix("\n"))
+    target.write(report.model_dump_json(indent=1), interrupted=report.interrupted)
+    csv_target.write(to_csv(report).removesuffix("\n"), interrupted=report.interrupted)
     if html_to is not None:
-        html_target.write(bench_page(report))
+        html_target.write(bench_page(report), interrupted=report.interrupted)
     print_bench(report, target.console())
     if report.interrupted:
         raise typer.Exit(interrupt.exit_code)

@@ -6,15 +6,18 @@ Whatever is printed passes through `awq_edge.terminal_text`; what goes into a fi
 from __future__ import annotations
 
 import io
+import json
+import os
 import sys
 import uuid
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from awq_edge.artifacts import atomic_file
 from awq_edge.errors import ConfigError
-from awq_edge.outputs import is_own_json, require_apart
+from awq_edge.outputs import report_kind, require_apart
 from awq_edge.paths import user_path
 from awq_edge.terminal_text import escaped_json, one_line, printable
 
@@ -75,18 +78,40 @@ class FileTarget:
             _require_writable(flag, self._path)
             _require_ours(flag, self._path)
 
-    def write(self, text: str) -> None:
-        """Write the text and a line end, whole or not at all; nothing where no file was given."""
+    def write(self, text: str, *, interrupted: bool = False) -> None:
+        """Write the text and a line end, whole or not at all; nothing where no file was given.
+
+        What is replaced is told in a line. A report that is interrupted, or of another kind than
+        the one that is there, gets a name of its own.
+        """
         if self._path is None:
             return
         try:
             if _is_special(self._path):
                 self._path.write_text(text + "\n", encoding="utf-8")
                 return
-            with atomic_file(self._path) as work:
+            path, said = self._place(text + "\n", interrupted)
+            with atomic_file(path) as work:
                 work.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise _unwritable(self._flag, self._path, error) from None
+        if said is not None:
+            say(said, stderr=True)
+
+    def _place(self, text: str, interrupted: bool) -> tuple[Path, str | None]:
+        """Where the text goes, so that nothing is lost without a word, and the word."""
+        path = self._path
+        assert path is not None
+        if not path.is_file() or (size := path.stat().st_size) == 0:
+            return path, None
+        if size == len(text.encode()) and path.read_text(encoding="utf-8") == text:
+            return path, None
+        if interrupted or (self._flag == "--json" and report_kind(path) != _kind(text)):
+            why = "this one was interrupted" if interrupted else "it is of another kind"
+            beside = _free_name(path)
+            return beside, f"{path} keeps the report that it has, {why}: written to {beside}"
+        written = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+        return path, f"{path}: the report of {written}, {size:,} bytes, is replaced"
 
 
 class JsonTarget:
@@ -106,13 +131,13 @@ class JsonTarget:
         """Tables on `text_stream`; names and paths in them are printed as they are."""
         return open_console(stderr=self.owns_stdout, width=width)
 
-    def write(self, text: str) -> None:
-        """Write the JSON text; nothing where no target was given."""
+    def write(self, text: str, *, interrupted: bool = False) -> None:
+        """Write the JSON text as `FileTarget` does; nothing where no target was given."""
         if self.owns_stdout:
             sys.stdout.write(escaped_json(text) + "\n")
             sys.stdout.flush()
         else:
-            self._file.write(text)
+            self._file.write(text, interrupted=interrupted)
 
 
 def _require_ours(flag: str, path: Path) -> None:
@@ -121,7 +146,7 @@ def _require_ours(flag: str, path: Path) -> None:
         return
     beginning = _BEGINNINGS.get(flag)
     if beginning is None:
-        ours = is_own_json(path)
+        ours = report_kind(path) is not None
     else:
         with path.open("rb") as file:
             ours = file.read(len(beginning)).lower() == beginning
@@ -130,6 +155,18 @@ def _require_ours(flag: str, path: Path) -> None:
             f"{flag} {path}: exists and was not written by awq-edge; choose another file, or "
             "remove it first"
         )
+
+
+def _kind(text: str) -> str:
+    return str(json.loads(text).get("format", ""))
+
+
+def _free_name(path: Path) -> Path:
+    """`report.2.json` beside `report.json`, or the next number that is free."""
+    number = 2
+    while os.path.lexists(beside := path.with_name(f"{path.stem}.{number}{path.suffix}")):
+        number += 1
+    return beside
 
 
 def _is_special(path: Path) -> bool:

@@ -120,9 +120,10 @@ def run(
         )
     thoughts.end()
     out.write("\n\n")
-    target.write(report.model_dump_json(indent=2))
+    interrupted = report.result.finish_reason == "cancelled"
+    target.write(report.model_dump_json(indent=2), interrupted=interrupted)
     print_report(report, target.console())
-    if report.result.finish_reason == "cancelled":
+    if interrupted:
         raise typer.Exit(interrupt.exit_code)
 
 

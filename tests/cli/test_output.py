@@ -21,15 +21,64 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
     assert not target.owns_stdout
 
 
-def test_an_old_file_is_kept_until_the_new_one_is_whole(tmp_path: Path) -> None:
+RUN = '{"format": "awq-edge-run-report", "tokens": 1}'
+LATER = '{"format": "awq-edge-run-report", "tokens": 22}'
+BENCH = '{"format": "awq-edge-bench-report", "cells": []}'
+
+
+def test_an_old_report_is_kept_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    path.write_text("old")
+    path.write_text(RUN)
     target = JsonTarget(str(path))
-    assert path.read_text() == "old"
+    assert path.read_text() == RUN
     with pytest.raises(UnicodeEncodeError):
-        target.write("half \udcff")
-    assert path.read_text() == "old"
+        target.write(RUN.replace("1", '"half \udcff"'))
+    assert path.read_text() == RUN
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_replaced_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    JsonTarget(str(path)).write(RUN)
+    JsonTarget(str(path)).write(RUN)  # the same: nothing is lost
+    assert capsys.readouterr() == ("", "")
+    JsonTarget(str(path)).write(LATER)
+    assert path.read_text() == LATER + "\n"
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"{path}: the report of ") and err.endswith(" bytes, is replaced\n")
+
+
+@pytest.mark.parametrize(("new", "interrupted"), [(LATER, True), (BENCH, False)])
+def test_a_report_is_not_lost_to_half_a_one_or_to_another_kind(
+    new: str, interrupted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(RUN)
+    for name in ("report.2.json", "report.3.json"):
+        JsonTarget(str(path)).write(new, interrupted=interrupted)
+        assert (tmp_path / name).read_text() == new + "\n"
+        assert f"written to {tmp_path / name}" in capsys.readouterr().err
+    assert path.read_text() == RUN
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["notes", "{}", "[1]", '{"format": "awq-edge-conversation"}', '{"format": "awq-edge-bundle"}'],
+)
+def test_what_is_no_report_is_not_replaced(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="exists and was not written by awq-edge"):
+        JsonTarget(str(path))
+    assert path.read_text() == text
+
+
+def test_reports_without_a_format_are_replaced_by_their_own_kind(tmp_path: Path) -> None:
+    path = tmp_path / "build.json"
+    for engines in ("[]", "[1]"):
+        JsonTarget(str(path)).write(f'{{"bundle": "b", "engines": {engines}}}')
+        assert engines in path.read_text()
 
 
 def test_standard_output_is_the_jsons_alone(capsys: pytest.CaptureFixture[str]) -> None:
