@@ -110,6 +110,18 @@ def run(
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
+def output_of(command: Sequence[str | Path]) -> str:
+    """What a command that may take long writes to standard output; its errors go to ours.
+
+    Raises subprocess.CalledProcessError where it fails.
+    """
+    with child(command, stdout=subprocess.PIPE) as process:
+        stdout, _ = process.communicate()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        return str(stdout)
+
+
 @contextlib.contextmanager
 def scratch_directory(purpose: str, base: Path | None = None) -> Iterator[Path]:
     """Yield a directory for temporary files that is gone after the block; what a process that was

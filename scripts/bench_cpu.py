@@ -13,6 +13,7 @@ its own virtual environment.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from typing import Any
 
 from random_checkpoint import GROUP_SIZE, write_random_checkpoint
 
+from awq_edge import children
 from awq_edge.cache import cache_directory
 from awq_edge.device.cpu import busy_seconds, describe_cpu
 from awq_edge.provenance import source_commit, versions
@@ -131,8 +133,9 @@ def build_genai(folder: Path, checkpoint: Path, model: Path) -> None:
     with open(log, "w", encoding="utf-8") as output:
         for command in commands:
             print(" ".join(command[1:]), file=sys.stderr)
-            result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-            if result.returncode:
+            with children.child(command, stdout=output, stderr=subprocess.STDOUT) as process:
+                code = process.wait()
+            if code:
                 sys.exit(f"error: {' '.join(command)} failed; see {log}")
     work.rename(model)
 
@@ -158,7 +161,8 @@ class Side:
 
     def __init__(self, command: list[str]) -> None:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self._end = contextlib.ExitStack()
+        self._process = self._end.enter_context(children.child(command, stdin=pipe, stdout=pipe))
         self.loaded = self._read()
 
     def decode(self, steps: int) -> dict[str, Any]:
@@ -169,6 +173,7 @@ class Side:
 
     def close(self) -> None:
         self._process.communicate()
+        self._end.close()
 
     def _read(self) -> Any:
         assert self._process.stdout is not None

@@ -12,7 +12,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 from random_checkpoint import SHAPES, write_random_checkpoint
 
+from awq_edge import children
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.outputs import require_disk
 from awq_edge.provenance import source_commit, versions
@@ -74,10 +74,8 @@ def measure(shape: str, repeats: int, folder: Path) -> dict[str, Any]:
         for _ in range(repeats):
             command = [sys.executable, __file__, "--child", str(checkpoint), str(bundle)]
             start = time.perf_counter()
-            child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            runs.append(
-                {"process_seconds": time.perf_counter() - start, **json.loads(child.stdout)}
-            )
+            printed = children.output_of(command)
+            runs.append({"process_seconds": time.perf_counter() - start, **json.loads(printed)})
             shutil.rmtree(bundle)
     return {
         "shape": shape,

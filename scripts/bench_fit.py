@@ -15,12 +15,12 @@ import ctypes
 import json
 import mmap
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from awq_edge import children
 from awq_edge.artifacts import Bundle
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.session import SessionOptions
@@ -70,12 +70,7 @@ def measure(shape: str, repeats: int, threads: int | None, folder: Path) -> dict
         command = [sys.executable, __file__, "--child", str(out)]
         if threads is not None:
             command += ["--threads", str(threads)]
-        runs = [
-            json.loads(
-                subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            )
-            for _ in range(repeats)
-        ]
+        runs = [json.loads(children.output_of(command)) for _ in range(repeats)]
     parts = predicted.predicted_bytes
     resident = parts.weights + parts.kv_cache
     errors = [(parts.total - run["peak_rss_bytes"]) / resident for run in runs]

@@ -15,7 +15,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 from random_checkpoint import SHAPES, write_random_model
 
+from awq_edge import children
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.model_files import TOKENIZER_FILES, resolve_model
 from awq_edge.outputs import require_disk
@@ -88,9 +88,9 @@ def measure_shape(shape: str, arguments: argparse.Namespace) -> list[dict[str, A
             command = [sys.executable, __file__, *sys.argv[1:]]
             command += ["--child", str(model), str(out), method]
             start = time.perf_counter()
-            child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            printed = children.output_of(command)
             seconds = time.perf_counter() - start
-            result = summary(shape, method, arguments, json.loads(child.stdout), seconds)
+            result = summary(shape, method, arguments, json.loads(printed), seconds)
             print(json.dumps({k: v for k, v in result.items() if k != "blocks"}), file=sys.stderr)
             results.append(result)
             shutil.rmtree(out)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from load_clients import MAX_BODY, MODEL, Client, Tally
 
+from awq_edge.children import child
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.provenance import source_commit, versions
 
@@ -42,7 +44,8 @@ class Server:
         command = [sys.executable, "-c", code, "serve", bundle, "--port", "0"]
         command += ["--model-name", MODEL, "--max-queue", str(queue)]
         command += ["--max-body-bytes", str(MAX_BODY)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self._end = contextlib.ExitStack()
+        self.process = self._end.enter_context(child(command, stderr=subprocess.PIPE))
         assert self.process.stderr is not None
         lines = []
         for line in self.process.stderr:
@@ -73,6 +76,7 @@ class Server:
         """Exit code, and what it said since it started."""
         self.process.send_signal(signal.SIGTERM)
         _, said = self.process.communicate(timeout=60)
+        self._end.close()
         return self.process.returncode, said
 
 
