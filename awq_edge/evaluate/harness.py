@@ -130,26 +130,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
     ) -> str:
         """The text of a conversation. add_generation_prompt=False: the last message is the
         beginning of an answer, which the model continues."""
-        try:
-            text = self._render(chat_history, add_generation_prompt)
-        except ConfigError:
-            # Some templates know no system role.
-            rest = [message for message in chat_history if message["role"] != "system"]
-            if len(rest) == len(chat_history):
-                raise
-            text = self._render(rest, add_generation_prompt)
-        if add_generation_prompt:
-            return text
-        last = chat_history[-1]["content"]
-        place = text.rfind(last.strip())
-        if place < 0:
-            raise ConfigError(
-                "the chat template does not repeat an answer's text, so that an answer cannot be "
-                "begun for the model; leave --apply-chat-template out for this task"
-            )
-        # Templates may strip the message; what follows it ends the turn, which is to go on.
-        kept = last.lstrip() if text.startswith(last.lstrip(), place) else last.strip()
-        return text[: place + len(kept)]
+        assert self._template is not None, "require_chat_template comes first"
+        return self._template.render(
+            chat_history,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
 
     def require_chat_template(self) -> None:
         """Raise ConfigError when the model has no chat template."""
@@ -223,10 +209,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
         tokenizer = self._model.tokenizer
         ids = {tokenizer.token_id(stop) for stop in stops}
         return {i for i in ids if i is not None and not tokenizer.decode([i])}
-
-    def _render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
-        assert self._template is not None, "require_chat_template comes first"
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
 
     def _report(self, done: int, total: int, what: str) -> None:
         if self._progress is not None:

@@ -141,7 +141,7 @@ class Conversation:
             prompt_ids=question.ids,
             max_new_tokens=limit,
             sampling=self.sampling,
-            stop=self.stop,
+            stop=(*self.stop, *self._model.turn_end_texts),
             stop_token_ids=self._model.stop_token_ids,
             cancelled=cancelled,
             thoughts=self._thought_rules(question),

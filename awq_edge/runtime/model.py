@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ class LoadFigures:
     session_seconds: float
     before: ProcessMemory
     after: ProcessMemory
+
+
+_MARK = re.compile(r"<[^<>\s]{2,40}>")  # what ends a turn, as a text
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,28 @@ class Model:
         A template that is broken has none.
         """
         ids = stop_token_ids(self.tokenizer, self.bundle.manifest.eos_token_ids)
+        end = self.tokenizer.leading_added_token(self._turn_end)
+        return ids if end is None else ids | {end}
+
+    @functools.cached_property
+    def turn_end_texts(self) -> tuple[str, ...]:
+        """What the chat template ends an answer with where no token stands for it, <|im_end|> in a
+        model that was never given that token: a stop text of chats."""
+        mark = _MARK.match(self._turn_end)
+        if mark is None or self.tokenizer.leading_added_token(self._turn_end) is not None:
+            return ()
+        return (mark[0],)
+
+    @functools.cached_property
+    def _turn_end(self) -> str:
+        """What the chat template writes behind an answer; "" where that is not known."""
         markers = self.thought_markers
         if self.chat_template is None or (markers is not None and markers.channels):
-            return ids  # what ends a turn of gpt-oss also ends its thoughts
+            return ""  # what ends a turn of gpt-oss also ends its thoughts
         try:
-            end = self.tokenizer.leading_added_token(self.chat_template.turn_end.lstrip())
+            return self.chat_template.turn_end.lstrip()
         except (ModelError, ConfigError):
-            end = None
-        return ids if end is None else ids | {end}
+            return ""
 
     @functools.cached_property
     def thought_markers(self) -> ThoughtMarkers | None:
@@ -258,16 +276,18 @@ class Model:
         """
         started = time.perf_counter()
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        ends: tuple[str, ...] = ()
         if isinstance(prompt, str):
             ids, thoughts = self.prompt_ids(prompt), None
         else:
             made = self.chat_prompt(prompt, chat)
             ids, thoughts = self._fitting(made.ids), made.thoughts
+            ends = () if ignore_eos else self.turn_end_texts
         request = Request(
             prompt_ids=ids,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            stop=tuple(stop),
+            stop=(*stop, *ends),
             stop_token_ids=frozenset(stop_token_ids)
             | (frozenset() if ignore_eos else self.stop_token_ids),
             cancelled=cancelled,

@@ -66,10 +66,12 @@ def run(
         stops = frozenset() if ignore_eos else model.stop_token_ids
         started = time.perf_counter()
         thoughts: ThoughtRules | None = None
+        ends: tuple[str, ...] = ()
         if chat:
             options = ChatOptions(variables)
             made = model.chat_prompt([{"role": "user", "content": prompt}], options)
             ids, thoughts = made.ids, made.thoughts
+            ends = () if ignore_eos else model.turn_end_texts
         else:
             ids = model.prompt_ids(prompt)
         room = model.session.context - len(ids) + 1
@@ -79,7 +81,7 @@ def run(
             prompt_ids=ids,
             max_new_tokens=max_new_tokens,
             sampling=_sampling(model, sampling or SamplingKeys(), sample, seed),
-            stop=tuple(stop),
+            stop=(*stop, *ends),
             stop_token_ids=stops,
             cancelled=cancelled,
             thoughts=thoughts,

@@ -157,7 +157,8 @@ class _PairSplitter:
             self._state = "thoughts"
             self._fresh = not beginning[opened + len(markers.opening) :].strip()
         elif closed >= 0:
-            self._state, self._fresh = "answer", False
+            self._state = "answer"
+            self._fresh = not beginning[closed + len(markers.closing) :].strip()
 
     @property
     def state(self) -> State:

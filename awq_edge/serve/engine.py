@@ -63,7 +63,7 @@ class Engine:
             prompt_ids=task.prompt_ids,
             max_new_tokens=task.max_new_tokens,
             sampling=task.sampling,
-            stop=task.stop,
+            stop=(*task.stop, *(self._model.turn_end_texts if task.api == "chat" else ())),
             stop_token_ids=self._model.stop_token_ids | task.stop_token_ids,
             cancelled=job.cancelled.is_set,
             constraint=None if task.grammar is None else self._tokens.constraint(task.grammar),

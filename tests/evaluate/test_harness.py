@@ -231,7 +231,7 @@ def test_chat_templates_of_other_minds(chat_directory: Path, tmp_path: Path) -> 
     lm.require_chat_template()
     system = {"role": "system", "content": "be brief"}
     user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": " Yes "}
-    assert lm.apply_chat_template([system, user]) == "[Hi]"
+    assert lm.apply_chat_template([system, user]) == "[be brief\n\nHi]"
     assert lm.apply_chat_template([user, answer], add_generation_prompt=False) == "[Hi][Yes"
 
 

@@ -170,3 +170,12 @@ def test_messages_end_with_an_answer_that_is_continued(tiny_chat_bundle: Path) -
         assert ended == begun
         with pytest.raises(ConfigError, match="exclude"):
             model.chat_prompt(talk, ChatOptions(None, True, True))
+
+
+def test_an_end_that_is_no_token_is_a_stop_text(tiny_chat_bundle: Path, tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|over|>{% endfor %}")
+    with load(tiny_chat_bundle, threads=1, chat_template=template) as model:
+        assert model.turn_end_texts == ("<|over|>",)
+    with load(tiny_chat_bundle, threads=1) as model:
+        assert model.turn_end_texts == ()  # a token ends it

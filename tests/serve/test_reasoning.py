@@ -236,3 +236,9 @@ def test_one_bos_and_not_two(serve: Serve) -> None:
         len(tokenizer.encode("Hi")),
         len(tokenizer.encode("Hi", add_special_tokens=False)),
     ]
+
+
+def test_a_text_that_ends_the_templates_turns_ends_the_answer(serve: Serve) -> None:
+    source = CLOSED.replace("<|im_end|>", "<|over|>")
+    found = message(chat(serve(source, "Four.<|over|>\n<|im_start|>user\nMore")))
+    assert found["content"] == "Four."
