@@ -93,18 +93,6 @@ def check_recipe(recipe: Recipe) -> None:
             f"recipe {recipe.name} has version {recipe.runtime.version} of runtime {runtime}, "
             "which is not one of TensorRT for RTX; take a recipe of an RTX device"
         )
-    allowed, dtype = activation_dtypes(recipe), recipe.runtime.activation_dtype
-    if dtype in allowed:
-        return
-    forms = ""
-    if runtime.startswith("tensorrt"):
-        forms = f" with --linear {recipe.export.linear} --attention {recipe.export.attention}"
-    fallback = "float32" if runtime == "onnxruntime" else "float16"
-    raise ConfigError(
-        f"runtime {runtime}{forms} executes {' or '.join(allowed)} activations, recipe "
-        f"{recipe.name} has {dtype}; give --activation-dtype {fallback}"
-        + (" or another --recipe" if runtime == "cuda" else "")
-    )
 
 
 def activation_dtypes(recipe: Recipe) -> tuple[str, ...]:
@@ -124,16 +112,34 @@ def check_model(model: ExportedModel, recipe: Recipe) -> None:
     """Raise for a model that the recipe's runtime cannot execute: ModelError, naming sizes, formats
     or what the blocks have; ConfigError for activations that overflow. An unquantized checkpoint is
     what the recipe will make of it."""
+    _check_activations(model, recipe)
     check = MODEL_CHECKS.get(recipe.runtime.backend)
     if check is not None:
         check(model, recipe)
-    dtype, decoder = recipe.runtime.activation_dtype, model.decoder
-    if dtype == "float16" and decoder.architecture.overflows_float16:
-        others = [each for each in activation_dtypes(recipe) if each != dtype]
-        raise ConfigError(
-            f"{model.path}: activations of model_type '{decoder.model_type}' exceed what float16 "
-            f"can hold; give --activation-dtype {' or '.join(others)}"
+
+
+def _check_activations(model: ExportedModel, recipe: Recipe) -> None:
+    """Raise ConfigError for activations that the runtime does not execute, or that do not hold what
+    the model computes; the advice is one that both take."""
+    executed, dtype = activation_dtypes(recipe), recipe.runtime.activation_dtype
+    runtime, overflows = recipe.runtime.backend, model.decoder.architecture.overflows_float16
+    usable = [each for each in executed if not (overflows and each == "float16")]
+    if dtype in usable:
+        return
+    forms = ""
+    if runtime.startswith("tensorrt"):
+        forms = f" with --linear {recipe.export.linear} --attention {recipe.export.attention}"
+    kind = f"activations of model_type '{model.decoder.model_type}'"
+    if dtype in executed:
+        problem = f"{model.path}: {kind} exceed what float16 can hold"
+    else:
+        problem = (
+            f"runtime {runtime}{forms} executes {' or '.join(executed)} activations, recipe "
+            f"{recipe.name} has {dtype}"
         )
+        if overflows and "float16" in executed:
+            problem += f", and {kind} exceed what float16 can hold"
+    raise ConfigError(f"{problem}; give --activation-dtype {' or '.join(usable)}")
 
 
 def check_context(decoder: Decoder, context: int | None, source: str) -> None:

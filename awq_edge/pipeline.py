@@ -81,6 +81,7 @@ def quantize(
     from awq_edge.evaluate.text import read_text
     from awq_edge.quantizer import quantize_checkpoint
     from awq_edge.quantizer.resume import has_blocks, kept_blocks
+    from awq_edge.runtime.tokenizer import Tokenizer
 
     work = _executor(executor)
     resolved = _recipe(recipe).overridden(
@@ -108,6 +109,7 @@ def quantize(
     texts = [read_text(Path(text), "--eval-text") for text in eval_texts]
     source = resolve_model(str(model))
     require_apart(out, [("MODEL", source)])
+    Tokenizer(source)  # without it, or damaged, the checkpoint would be of no use
     resolved, notes = _with_groups(resolved, source, group_size)
     with keeping(lambda: kept_blocks(out, resume=resume)):
         checkpoint = quantize_checkpoint(
@@ -351,7 +353,7 @@ def _with_perplexities(
 ) -> QuantizedCheckpoint:
     """The checkpoint with its perplexities, and those of the model it came from, in its report."""
     from awq_edge.evaluate.report import evaluate_perplexity
-    from awq_edge.quantizer.report import REPORT_FILE, PerplexityComparison
+    from awq_edge.quantizer.report import REPORT_FILE, PerplexityComparison, report_warnings
     from awq_edge.report.quantization_page import PAGE_FILE, write_quantization_page
 
     def progress(done: int, total: int) -> None:
@@ -377,6 +379,7 @@ def _with_perplexities(
             )
         )
     report = checkpoint.report.model_copy(update={"perplexities": tuple(found)})
+    report = report.model_copy(update={"warnings": report_warnings(report)})
     with atomic_file(checkpoint.path / REPORT_FILE) as work:
         work.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_quantization_page(report, checkpoint.path / PAGE_FILE)

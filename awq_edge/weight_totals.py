@@ -5,13 +5,28 @@ One set of rules for weights that are about to be written and for those that fol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal, Protocol
+
+from awq_edge.archs import Decoder
 
 # Where a weight counts in the manifest's part_bytes.
 Part = Literal["embedding", "blocks", "lm_head", "tables"]
 # Of these a token reads one row.
 _READ_BY_ROW = ("embedding", "tables")
+
+
+def count_parameters(decoder: Decoder, *, was_tied: bool) -> int:
+    """Parameters of the unquantized model, a tied output layer counted once, with the embedding.
+
+    was_tied: a quantized output layer is stored beside the embedding that it was made from, and
+    config.json says no more that they are one (`quantization_report.json` does).
+    """
+    total = sum(math.prod(shape) for shape in decoder.weight_shapes().values())
+    head = f"{decoder.architecture.lm_head}.weight"
+    copy = decoder.weight_shapes().get(head) if was_tied else None
+    return total - (0 if copy is None else math.prod(copy))
 
 
 class Sized(Protocol):

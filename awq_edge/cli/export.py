@@ -122,8 +122,10 @@ def export(
     """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
     from awq_edge.cli.output import open_console
     from awq_edge.cli.progress import block_progress
+    from awq_edge.cli.quantize import calibration_notes, print_warnings
     from awq_edge.executor_options import ExecutorOptions
     from awq_edge.pipeline import export as export_stage
+    from awq_edge.report.inspect_provenance import read_report
     from awq_edge.sampling_keys import parse_sampling
 
     with block_progress(open_console(stderr=True)) as observer:
@@ -155,7 +157,13 @@ def export(
             overwrite=overwrite,
             observer=observer,
         )
-    print_bundle(bundle, open_console())
+    console = open_console()
+    print_bundle(bundle, console)
+    report, _ = read_report(bundle.path)
+    if report is not None:
+        for line in calibration_notes(report) if calibration is not None else ():
+            console.print(line, soft_wrap=True, markup=False)
+        print_warnings(report, console)
 
 
 def print_bundle(bundle: Bundle, console: Console) -> None:

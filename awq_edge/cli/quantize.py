@@ -166,6 +166,13 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
         f"export {path} --out BUNDLE" if missing is None else f"eval perplexity {path} --text FILE"
     )
     console.print(f"next: awq-edge {step}", soft_wrap=True)
+    print_warnings(report, console)
+
+
+def print_warnings(report: QuantizationReport, console: Console) -> None:
+    """What a report warns of: said last, where it is not read over."""
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
 
 
 def calibration_notes(report: QuantizationReport) -> list[str]:

@@ -262,7 +262,11 @@ def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> li
             f"groups of {groups} do not fit them, or the checkpoint has them so"
         )
     if assessor.model.decoder.architecture.overflows_float16 and dtype == "float16":
-        notes.append("this architecture overflows float16: export it with bfloat16 activations")
+        other = "float32" if runtime == "onnxruntime" else "bfloat16"
+        notes.append(
+            f"this architecture overflows float16: an export refuses it; give --activation-dtype "
+            f"{other}"
+        )
     if runtime == "cuda":
         notes.append("on an H200 the buffers of the kernels took 0.1 GB more than is counted here")
     elif runtime != "onnxruntime":

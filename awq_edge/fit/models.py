@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 from awq_edge.archs import Config, Decoder, decoder_from_config
 from awq_edge.artifacts import MANIFEST
-from awq_edge.errors import ConfigError, ModelError
+from awq_edge.errors import ArtifactError, ConfigError, ModelError
 from awq_edge.foreign_formats import refuse_foreign
 from awq_edge.input_files import read_toml
 from awq_edge.model_files import ModelFiles, download_config, read_config, resolve_model
 from awq_edge.paths import user_path
+from awq_edge.quantizer.report import REPORT_FILE, read_quantization_report
+from awq_edge.weight_totals import count_parameters
 
 _TABLE = Path(__file__).parents[1] / "data" / "models.toml"
 
@@ -38,19 +40,21 @@ class KnownModel(BaseModel):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """name: as reports call it. source: where the config is from, in words. path: for errors."""
+    """name: as reports call it. source: where the config is from, in words. path: for errors.
+    was_tied: see `count_parameters`."""
 
     name: str
     source: str
     path: Path
     config: Config
     decoder: Decoder
+    was_tied: bool = False
 
     @property
     def parameters(self) -> int:
         """Weights of the unquantized model, tied ones counted once; of a vision-language model
         those of its language model."""
-        return sum(math.prod(shape) for shape in self.decoder.weight_shapes().values())
+        return count_parameters(self.decoder, was_tied=self.was_tied)
 
 
 @functools.cache
@@ -117,7 +121,11 @@ def _of_config(name: str, source: str, directory: Path) -> ModelConfig:
             "them and `awq-edge run` predicts its memory; give the model that it was made from"
         )
     config = _read_config(directory)
-    return ModelConfig(name, source, directory, config, decoder_from_config(config))
+    was_tied = False
+    if (directory / REPORT_FILE).exists():
+        with contextlib.suppress(ArtifactError):  # of no use to what is predicted
+            was_tied = read_quantization_report(directory).output_layer_was_tied
+    return ModelConfig(name, source, directory, config, decoder_from_config(config), was_tied)
 
 
 def _read_config(directory: Path) -> Config:

@@ -285,8 +285,11 @@ def _nearest(
     clip = choices[task.group_of(name).name].clips.get(name)
     try:
         return RoundedLinear(round_to_nearest(weight, task.options.number_format, clip), False)
-    except ScaleOverflow as error:
-        raise ModelError(f"{task.model}: '{task.full_name(name)}': {error}") from None
+    except ScaleOverflow as error:  # by the scale of a linear behind it, which is folded into rows
+        raise ModelError(
+            f"{task.model}: '{task.full_name(name)}' with its folded scales: {error}; give "
+            "--method rtn, which folds none, or more --bits"
+        ) from None
 
 
 def _folded_weight(

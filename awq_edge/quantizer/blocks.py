@@ -21,7 +21,8 @@ from awq_edge.quantizer.calibration import ImageInputs
 from awq_edge.quantizer.experts import module_name, separate_experts
 from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.meta_model import MetaModel
-from awq_edge.torch_tensors import is_finite, read_float32
+from awq_edge.quantizer.writer import require_finite
+from awq_edge.torch_tensors import read_float32
 
 Tensors = dict[str, torch.Tensor]
 
@@ -105,8 +106,7 @@ class BlockRunner:
 
     def _read(self, name: str) -> torch.Tensor:
         tensor = read_float32(self._checkpoint.files, name, self._device)
-        if not is_finite(tensor):
-            raise ModelError(f"{self._checkpoint.path}: '{name}' has NaN or inf")
+        require_finite(str(self._checkpoint.path), name, tensor)
         return tensor
 
     @contextmanager

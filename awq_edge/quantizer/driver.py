@@ -30,7 +30,7 @@ from awq_edge.quantizer.output_layer import (
 )
 from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report import BlockReport
-from awq_edge.quantizer.rounding import NumberFormat
+from awq_edge.quantizer.rounding import NumberFormat, require_representable
 from awq_edge.quantizer.sizes import block_parameters, token_bytes
 from awq_edge.quantizer.statistics import InputStatistics, plan_samples
 from awq_edge.quantizer.writer import restored, storage_dtype
@@ -195,6 +195,14 @@ class CalibratedBlocks:
         task = self._task(layer)
         with clock.phase("load"):
             tensors = self._runner.load(layer)
+            for linear in task.decoder.linears(layer):
+                if linear.name not in task.obstacles:
+                    require_representable(
+                        task.model,
+                        f"{task.full_name(linear.name)}.weight",
+                        tensors[f"{linear.name}.weight"],
+                        task.options.number_format,
+                    )
             kept = dict(tensors) if keep else None
             return_free_memory()
         first = self._hidden[: self._batch].clone()

@@ -32,12 +32,13 @@ from awq_edge.quantizer.rounding import (
     NumberFormat,
     Rounded,
     ScaleOverflow,
+    require_representable,
     round_to_nearest,
 )
 from awq_edge.quantizer.scales import Member
 from awq_edge.quantizer.statistics import InputStatistics
-from awq_edge.quantizer.writer import quantized_tensors, storage_dtype, stored
-from awq_edge.torch_tensors import is_finite, read_float32
+from awq_edge.quantizer.writer import quantized_tensors, require_finite, storage_dtype, stored
+from awq_edge.torch_tensors import read_float32
 
 Tensors = dict[str, torch.Tensor]
 
@@ -175,8 +176,10 @@ def _pieces(layer: OutputLayer) -> Tensors:
     decoder = layer.checkpoint.decoder
     source = decoder.architecture.embedding if decoder.tied_embeddings else layer.name
     weight = read_float32(layer.checkpoint.files, f"{source}.weight", layer.device)
-    if not is_finite(weight):
-        raise ModelError(f"{layer.checkpoint.path}: '{source}.weight' has NaN or inf")
+    require_finite(str(layer.checkpoint.path), f"{source}.weight", weight)
+    require_representable(
+        str(layer.checkpoint.path), f"{source}.weight", weight, layer.number_format
+    )
     rows = max(1, _PIECE_VALUES // weight.shape[1])
     return {f"rows {i}": part for i, part in enumerate(torch.split(weight, rows))}
 
@@ -202,10 +205,7 @@ def _round(
     inputs: InputStatistics | None,
 ) -> _Piece:
     scaled, clip = weight if choice.scale is None else weight * choice.scale, choice.clips.get(name)
-    try:
-        nearest = round_to_nearest(scaled, layer.number_format, clip)
-    except ScaleOverflow as error:
-        raise ModelError(f"{layer.checkpoint.path}: '{layer.name}': {error}") from None
+    nearest = round_to_nearest(scaled, layer.number_format, clip)
     own = _error(nearest, weight, choice.scale, inputs)
     if inputs is None:
         return _Piece(nearest, False, own, own, float(weight.square().sum()))

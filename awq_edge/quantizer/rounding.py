@@ -7,10 +7,11 @@ All shapes: weight float32 [out, in]; one scale, zero point and clip ratio per g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from awq_edge.errors import ModelError
 from awq_edge.quantizer.host_memory import row_pieces
 from awq_edge.w4a16 import SMALLEST_SCALE, NumberFormat
 
@@ -20,6 +21,7 @@ __all__ = [
     "ScaleOverflow",
     "fake_quantize",
     "ranges",
+    "require_representable",
     "round_to_nearest",
 ]
 
@@ -51,6 +53,37 @@ class Rounded:
     def rows(self, rows: slice) -> Rounded:
         """The codes of some rows [out]."""
         return Rounded(self.codes[rows], self.scales[rows], self.zeros[rows])
+
+
+def require_representable(
+    model: str, name: str, weight: torch.Tensor, number_format: NumberFormat
+) -> None:
+    """Raise ModelError for a weight whose plain scales do not fit fp16; so that no search and no
+    report meets one. weight: float32 [out, in]."""
+    if _fits(weight, number_format):
+        return
+    largest = float(torch.stack([end.abs() for end in torch.aminmax(weight)]).max())
+    other = [
+        bits
+        for bits in (3, 4, 8)
+        if bits > number_format.bits and _fits(weight, replace(number_format, bits=bits))
+    ]
+    advice = f"give --bits {other[0]}, or" if other else "no number of bits here holds it:"
+    raise ModelError(
+        f"{model}: '{name}' has values up to {largest:.3g}, and the scale of a group with one "
+        f"overflows fp16 (at most 65,504) in {number_format.bits} bits; {advice} look at the model "
+        "where it comes from: such a weight is most often damage"
+    )
+
+
+def _fits(weight: torch.Tensor, number_format: NumberFormat) -> bool:
+    """Whether all plain scales fit fp16."""
+    try:
+        for rows in row_pieces(weight):
+            ranges(weight[rows], number_format, None)
+    except ScaleOverflow:
+        return False
+    return True
 
 
 def round_to_nearest(

@@ -8,16 +8,20 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from awq_edge.checkpoint import Checkpoint
-from awq_edge.errors import ModelError
 from awq_edge.layouts import Layout
 from awq_edge.quantizer.block_work import Tensors
 from awq_edge.quantizer.driver import QuantizedBlock, obstacles
 from awq_edge.quantizer.nf4 import nf4_fake_quantize
 from awq_edge.quantizer.output_layer import OutputLayer, quantize_output_layer
 from awq_edge.quantizer.report import BlockReport, LinearReport, sqnr_db
-from awq_edge.quantizer.rounding import NumberFormat, Rounded, round_to_nearest
-from awq_edge.quantizer.writer import quantized_tensors, stored
-from awq_edge.torch_tensors import is_finite, read_float32
+from awq_edge.quantizer.rounding import (
+    NumberFormat,
+    Rounded,
+    require_representable,
+    round_to_nearest,
+)
+from awq_edge.quantizer.writer import quantized_tensors, require_finite, stored
+from awq_edge.torch_tensors import read_float32
 
 
 class RtnBlocks:
@@ -95,12 +99,9 @@ class RtnBlocks:
         )
 
     def _linear(self, full: str, name: str, weight: torch.Tensor) -> tuple[Rounded, LinearReport]:
-        if not is_finite(weight):
-            raise ModelError(f"{self._checkpoint.path}: '{full}' has NaN or inf")
-        try:
-            rounded = round_to_nearest(weight, self._format)
-        except ValueError as error:
-            raise ModelError(f"{self._checkpoint.path}: '{full}': {error}") from None
+        require_finite(str(self._checkpoint.path), full, weight)
+        require_representable(str(self._checkpoint.path), full, weight, self._format)
+        rounded = round_to_nearest(weight, self._format)
         signal = max(float(weight.square().sum()), 1e-30)
         relative = float((rounded.dequantize() - weight).square().sum()) / signal
         nf4 = float((nf4_fake_quantize(weight) - weight).square().sum()) / signal

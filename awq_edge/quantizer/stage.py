@@ -39,6 +39,7 @@ from awq_edge.quantizer.report import (
     OutputLayerReport,
     QuantizationReport,
     read_quantization_report,
+    report_warnings,
     summarise,
 )
 from awq_edge.quantizer.resume import BlockStore, has_blocks, kept_blocks, resume_key, stored_bytes
@@ -49,6 +50,7 @@ from awq_edge.quantizer.writer import (
     CheckpointWriter,
     checkpoint_bytes,
     checkpoint_formats,
+    require_finite_outside_blocks,
     tensors_outside_blocks,
     write_config,
 )
@@ -139,6 +141,7 @@ def quantize_checkpoint(
             "leave the flag out"
         )
     require_groups(checkpoint.decoder, layout, number_format)
+    require_finite_outside_blocks(checkpoint)
     drawn = None if method == "rtn" else _calibration(checkpoint, recipe, calibration, images)
     settings = {
         "recipe": recipe.model_dump(mode="json", include={"quantization", "calibration"}),
@@ -403,6 +406,7 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
     lm_head = None
     if job.lm_head is not None:
         lm_head = OutputLayerReport(
+            tied=decoder.tied_embeddings,
             bits=job.lm_head.bits,
             group_size=job.lm_head.group_size,
             scheme=job.lm_head.scheme,
@@ -431,7 +435,7 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
         for name, reason in obstacles(job.checkpoint, job.layout, job.number_format, layer).items()
     }
     is_cuda = job.device.type == "cuda"
-    return QuantizationReport(
+    report = QuantizationReport(
         model_name=job.model_name,
         model_type=decoder.model_type,
         method=job.method,
@@ -456,3 +460,4 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
         blocks=blocks,
         lm_head=lm_head,
     )
+    return report.model_copy(update={"warnings": report_warnings(report)})

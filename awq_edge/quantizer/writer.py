@@ -105,6 +105,25 @@ def storage_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
     return torch.bfloat16 if is_bfloat16 else torch.float16
 
 
+def require_finite(model: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise ModelError for a weight with NaN or inf, whose file is damaged."""
+    if not is_finite(tensor):
+        raise ModelError(
+            f"{model}: '{name}' has NaN or inf; the file is damaged, or the model was saved after "
+            "its training failed: fetch it again, or take an earlier state"
+        )
+
+
+def require_finite_outside_blocks(checkpoint: Checkpoint) -> None:
+    """Raise ModelError for a tensor outside the blocks with NaN or inf: embedding, final norm,
+    output layer, vision tower. Those of a block are looked at when it is read."""
+    layers = f"{checkpoint.decoder.architecture.layers}."
+    names = [n for n in checkpoint.decoder.weight_shapes() if not n.startswith(layers)]
+    for name in (*names, *checkpoint.kept_names):
+        for piece in float32_pieces(checkpoint.files, name):
+            require_finite(str(checkpoint.path), name, piece)
+
+
 def narrowed(model: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A float32 tensor in the dtype that it is stored in, on the CPU. model, name: for errors.
 
@@ -112,9 +131,10 @@ def narrowed(model: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) ->
     """
     narrow = tensor.to(dtype).contiguous().cpu()
     if not is_finite(narrow):
+        require_finite(model, name, tensor)
         raise ModelError(
-            f"{model}: '{name}' has values up to {tensor.abs().max().item():.3g}, NaN or "
-            "inf, which float16 cannot hold; convert the model to bfloat16 first"
+            f"{model}: '{name}' has values up to {tensor.abs().max().item():.3g}, which float16 "
+            "cannot hold; convert the model to bfloat16 first"
         )
     return narrow
 

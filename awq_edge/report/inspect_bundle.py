@@ -21,6 +21,7 @@ from awq_edge.report.inspection import (
     bits_per_weight,
 )
 from awq_edge.runtime.memory import kv_cache_bytes
+from awq_edge.weight_totals import count_parameters
 
 
 def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
@@ -32,13 +33,18 @@ def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
     total, tied = None, None
     try:
         decoder = decoder_from_config(read_json(path / "config.json"))
-        parameters, total, tied = *_parameters(decoder), decoder.tied_embeddings
+        parameters = _parameters(decoder)
         notes += decoder.notes
     except ModelError as error:
         notes.append(f"the number of parameters is not known: {error}")
     report, note = read_report(path)
     if note is not None:
         notes.append(note)
+    notes += [] if report is None else [f"the quantization warned: {w}" for w in report.warnings]
+    if parameters:
+        was_tied = report is not None and report.output_layer_was_tied
+        total = count_parameters(decoder, was_tied=was_tied)
+        tied = decoder.tied_embeddings
     parts = tuple(_part(manifest, name, parameters.get(name)) for name in manifest.part_bytes)
     provenance = ProvenancePart() if report is None else report_provenance(report)
     return Inspection(
@@ -101,8 +107,8 @@ def _quantization(manifest: BundleManifest) -> QuantizationPart | None:
     )
 
 
-def _parameters(decoder: Decoder) -> tuple[dict[str, int], int]:
-    """Parameters of the unquantized model by the manifest's parts, and all of them.
+def _parameters(decoder: Decoder) -> dict[str, int]:
+    """Parameters of the unquantized model by the manifest's parts.
 
     Norms are in the part that they stand before. A tied lm_head is a part too, in the form that
     its kernel reads, but no further parameters.
@@ -114,10 +120,9 @@ def _parameters(decoder: Decoder) -> tuple[dict[str, int], int]:
         if not name.startswith(f"{arch.layers}."):
             part = "embedding" if name == f"{arch.embedding}.weight" else "lm_head"
         found[part] += math.prod(shape)
-    total = sum(found.values())
     if decoder.tied_embeddings:
         found["lm_head"] += found["embedding"]
-    return found, total
+    return found
 
 
 def _part(manifest: BundleManifest, name: str, parameters: int | None) -> WeightPart:

@@ -27,6 +27,7 @@ from awq_edge.report.inspection import (
     WeightPart,
     bits_per_weight,
 )
+from awq_edge.weight_totals import count_parameters
 
 _KINDS: dict[str, Kind] = {
     "awq": "autoawq checkpoint",
@@ -65,8 +66,10 @@ def inspect_model(path: Path, *, hashes: bool) -> Inspection:
     report, note = read_report(path)
     if note is not None:
         notes.append(note)
+    notes += [] if report is None else [f"the quantization warned: {w}" for w in report.warnings]
     listed = list_files(path, hashes=hashes)
-    weights = None if checkpoint is None else _Weights(checkpoint)
+    was_tied = report is not None and report.output_layer_was_tied
+    weights = None if checkpoint is None else _Weights(checkpoint, was_tied=was_tied)
     return Inspection(
         kind=kind,
         path=str(path),
@@ -110,7 +113,8 @@ class _Sum:
 class _Weights:
     """The weights of a checkpoint, summed by part."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, was_tied: bool) -> None:
+        """was_tied: the stored output layer was made from the embedding: no further parameters."""
         self._checkpoint = checkpoint
         self._entries = checkpoint.files.entries
         self._stored = _by_module(self._entries)
@@ -128,7 +132,8 @@ class _Weights:
         self._sums["other"].bytes += sum(entry.size for entry in rest)
         for entry in rest:
             self._sums["other"].formats.setdefault(entry.dtype, None)
-        self.parameters = sum(found.parameters for found in self._sums.values())
+        vision = self._sums["vision"].parameters
+        self.parameters = count_parameters(checkpoint.decoder, was_tied=was_tied) + vision
         self.unique_bytes = sum(self._entries[name].size for name in counted)
 
     def parts(self) -> Iterator[WeightPart]:

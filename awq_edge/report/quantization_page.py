@@ -202,6 +202,8 @@ def _facts(report: QuantizationReport) -> Iterator[tuple[str, str]]:
     yield "model", f"{report.model_name} ({report.model_type})"
     yield "method", report.method
     yield "format", f"{report.bits}-bit, groups of {report.group_size}, {report.scheme}"
+    for warning in report.warnings:
+        yield "warning", warning
     drawn = report.calibration
     if drawn is None:
         yield "calibration", "none: errors are those of the weights"

@@ -46,7 +46,7 @@ class Tokenizer:
             raise ModelError(
                 f"{directory} has no tokenizer.json; make one where transformers is, with `python "
                 f'-c "from transformers import AutoTokenizer; d = {str(directory)!r}; '
-                'AutoTokenizer.from_pretrained(d).save_pretrained(d)"`, and export again'
+                'AutoTokenizer.from_pretrained(d).save_pretrained(d)"`, and run this again'
             )
         self._backend = _read_backend(path)
         self._backend.no_truncation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 
 from awq_edge.backends import open_session
 from awq_edge.checkpoint import Checkpoint
-from awq_edge.errors import ConfigError
+from awq_edge.errors import ConfigError, ModelError
+from awq_edge.exporter.bundle import check_export
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.lowered import lowered_graph
 from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.exporter.writer import WeightPlan
+from awq_edge.recipe import load_recipe
 from awq_edge.runtime.session import SessionOptions
 
 from .conftest import Export, parity_recipe
@@ -190,6 +193,35 @@ def test_a_model_that_overflows_float16_is_refused(tmp_path: Path, export: Expor
     model = save_random_model(tmp_path / "model", "gemma3_text")
     with pytest.raises(ConfigError, match="exceed what float16 can hold; give --activation-dtype"):
         export(model, parity_recipe(**{"runtime.activation_dtype": "float16"}))
+
+
+def test_the_advice_for_float16_is_one_that_is_taken(tmp_path: Path) -> None:
+    """For every recipe and every type that is refused: what is advised is not refused in turn."""
+    model = save_random_model(tmp_path / "model", "gemma3_text")
+    advised = re.compile(r"give --activation-dtype (\w+)(?: or (\w+))?$")
+    for name in (
+        "cpu",
+        "jetson-orin-nano-8gb",
+        "jetson-orin-nano-8gb-jetpack6",
+        "rtx-4060-laptop-8gb",
+    ):
+        for dtype in ("float16", "bfloat16", "float32"):
+            recipe = load_recipe(name).overridden({"runtime.activation_dtype": dtype})
+            try:
+                check_export(model, recipe)
+            except ConfigError as error:
+                found = advised.search(str(error))
+                assert found is not None, str(error)
+                for other in filter(None, found.groups()):
+                    assert other not in (dtype, "float16")
+                    try:
+                        check_export(model, recipe.overridden({"runtime.activation_dtype": other}))
+                    except ConfigError as second:
+                        raise AssertionError(f"{error}, then: {second}") from None
+                    except ModelError:
+                        pass  # sizes of the random model, which are no question of its activations
+            except ModelError:
+                pass
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])

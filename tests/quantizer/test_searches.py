@@ -130,3 +130,27 @@ def test_clips_lower_the_error_of_each_group() -> None:
     assert (losses(ratios) <= losses(None) * 1.001).all()
     assert (ratios[:, 0] < 1).all() and ratios[:, 0].mean() < 0.6
     assert losses(ratios)[:, 0].sum() < 0.5 * losses(None)[:, 0].sum()
+
+
+def test_the_weight_aware_form_is_its_definition() -> None:
+    """s = mean|x|^a / mean|w|^(1-a), up to a factor: a channel of large weights is scaled less.
+
+    Weights of a group are rounded coarsely where one channel has outliers; the form evens that out,
+    so that the search chooses it here.
+    """
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(400, CHANNELS, generator=random)
+    statistics = InputStatistics(CHANNELS, torch.device("cpu"), sample_tokens=None, seed=0)
+    statistics.add(x)
+    weight = torch.randn(64, CHANNELS, generator=random)
+    weight[:, 5::32] *= 12  # one channel of each group
+    choice = search_scales([Member(weight, statistics)], FORMAT, tie=untied, seed=0)
+    assert choice.weight_aware and choice.exponent < 1
+    groups = weight.abs().reshape(64, -1, FORMAT.group_size)
+    mean_w = (groups / groups.amax(2, keepdim=True)).mean(0).flatten()
+    mean_x = statistics.mean_abs
+    expected = (mean_x / mean_x.max()) ** choice.exponent
+    expected = expected / (mean_w / mean_w.max()) ** (1 - choice.exponent)
+    expected = expected / (expected.max() * expected.min()).sqrt()
+    torch.testing.assert_close(choice.scale, expected)
+    assert choice.scale[5::32].max() < choice.scale[6::32].min()
