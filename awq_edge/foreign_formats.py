@@ -91,6 +91,7 @@ _COMPRESSED = {
 
 # Tensors that only one format has: pattern of the name, dtypes (none: any), the format's name.
 _TENSORS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    (r"^(model\.)?layers\.0\.attention\.wq\.weight$", (), "the original files of Llama or Mistral"),
     (r"\.(lora_[AB]|lora_magnitude_vector)\b", (), "a LoRA adapter"),
     (r"\.weight_scale_2$", (), "ModelOpt NVFP4"),
     (r"\.weight_global_scale$", (), "NVFP4 (compressed-tensors)"),

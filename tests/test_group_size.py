@@ -36,6 +36,7 @@ def config(hidden: int, inner: int, **more: Any) -> dict[str, Any]:
         "intermediate_size": inner,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
+        "num_key_value_heads": 2,
         "head_dim": 16,
         "max_position_embeddings": 128,
         **more,
@@ -57,7 +58,11 @@ def save(path: Path, hidden: int, inner: int) -> Path:
 
 @pytest.mark.parametrize("recipe", [CPU, COMPRESSED], ids=["awq", "compressed-tensors"])
 def test_the_largest_size_that_divides_every_input(recipe: Recipe) -> None:
-    heads = {"num_attention_heads": 8, "head_dim": 16}  # o_proj reads 128 channels
+    heads = {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }  # o_proj reads 128 channels
     for hidden, inner, size in ((256, 384, 128), (576, 1536, 64), (64, 128, 64), (96, 160, 32)):
         decoder = decoder_from_config(config(hidden, inner, **heads))
         choice = choose_group_size(recipe, decoder)
@@ -67,7 +72,7 @@ def test_the_largest_size_that_divides_every_input(recipe: Recipe) -> None:
 
 def test_a_recipe_that_asks_for_less_gets_no_more() -> None:
     """64 is the recipe's word where it fits, though 128 would, too."""
-    heads = {"num_attention_heads": 8, "head_dim": 16}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
     small = CPU.overridden({"quantization.group_size": 64})
     assert choose_group_size(small, decoder_from_config(config(256, 384, **heads))).size == 64
     assert choose_group_size(small, decoder_from_config(config(96, 384, **heads))).size == 32
@@ -76,7 +81,7 @@ def test_a_recipe_that_asks_for_less_gets_no_more() -> None:
 def test_where_none_divides_them_all_the_one_that_quantizes_most_weights() -> None:
     # down_proj reads 172: no size fits it. Of the others 32 fits all.
     assert chosen(COMPRESSED, 64, 172) == 32
-    heads = {"num_attention_heads": 8, "head_dim": 16}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
     # Nothing but the inputs of 172 is left by each of the three: the recipe's own.
     assert choose_group_size(COMPRESSED, decoder_from_config(config(256, 172, **heads))).size == 128
     # hidden 80 and 172 fit nothing; o_proj, 128 channels, fits all.
@@ -85,7 +90,7 @@ def test_where_none_divides_them_all_the_one_that_quantizes_most_weights() -> No
 
 def test_rows_that_the_layout_cannot_hold_do_not_decide() -> None:
     """AutoAWQ holds no linear whose out_features is no multiple of 8, in whatever groups."""
-    heads = {"num_attention_heads": 8, "head_dim": 16}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
     assert choose_group_size(CPU, decoder_from_config(config(256, 172, **heads))).size == 128
 
 

@@ -380,3 +380,25 @@ def test_an_output_layer_in_autoawqs_layout(tmp_path: Path) -> None:
     expected["lm_head"] = w4a16.quantize(values, 4, 32, "asymmetric")
     tensors |= awq_tensors("lm_head", expected["lm_head"])
     check(save(tmp_path, tensors, untied | {"quantization_config": AUTO_ROUND}), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("model.embed_tokens.weight", np.int8),
+        ("model.norm.weight", np.int32),
+        ("model.layers.0.mlp.up_proj.weight_packed", np.float16),
+        ("model.layers.0.mlp.up_proj.weight_scale", np.int32),
+        ("model.layers.1.mlp.gate_proj.weight", np.uint8),
+    ],
+)
+def test_codes_where_values_belong(tmp_path: Path, name: str, dtype: Any) -> None:
+    """An embedding that a tool has rounded to bytes has the shape of an unquantized one."""
+    tensors, _ = make(LLAMA, packed_tensors, keep=("layers.1.mlp.gate_proj",))
+    tensors[name] = (tensors[name] % 100).astype(dtype)
+    ignore = ("lm_head", "model.layers.1.mlp.gate_proj")
+    quantization = compressed(ignore=ignore, symmetric=False)
+    path = save(tmp_path, tensors, LLAMA | {"quantization_config": quantization})
+    with pytest.raises(ModelError, match=f"weight '{name}' has dtype"):
+        Checkpoint.open(path)
+    assert inspect_artifact(path).problems
