@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ _SYSTEM, _USER, _ANSWER, _NEXT = "systemzqwords", "firstzqquestion", "itszqanswe
 # As transformers marks the end of an answer that is to be continued; a template that strips its
 # messages takes the blank.
 _CONTINUE = "CONTINUEzqHERE "
+_HALF_MARKER = re.compile(r"[<\[◁][^<>\[\]◁▷\s]{0,40}\Z")
 _LARGEST_TEMPLATE = 4_000_000  # bytes; the longest in use have 100,000
 _RESERVED = ("messages", "add_generation_prompt", "continue_final_message")
 
@@ -115,7 +117,10 @@ class ChatTemplate:
             before = self.render(messages[:-1] if continued else messages, **shorter)
         except ConfigError:  # some want a question last, and one at least
             before = ""
-        begun = text[_common(text, before) :] if before else ""
+        place = _common(text, before)
+        if cut := _HALF_MARKER.search(text, 0, place):
+            place = cut.start()  # </s> where nothing is begun, and <think> begin alike
+        begun = text[place:] if before else ""
         if continued:
             return begun or last
         # A template that begins every turn alike, asked or not.

@@ -272,3 +272,14 @@ def test_a_file_that_is_no_text_is_broken_where_it_is_needed(tmp_path: Path) -> 
     assert template is not None
     with pytest.raises(ModelError, match="not UTF-8"):
         template.render(MESSAGES)
+
+
+def test_a_beginning_is_whole_where_an_end_stands_in_its_place() -> None:
+    """Phi writes the end of the text where no answer is begun."""
+    source = (
+        "{% for m in messages %}{{ m.content }}|{% endfor %}"
+        "{% if add_generation_prompt %}<think>{% else %}{{ eos_token }}{% endif %}"
+    )
+    template = ChatTemplate(source, TOKENS)
+    for question in ("Hi", "2 <", "a <b"):
+        assert template.beginning(template.render(user(question)), user(question)) == "<think>"
