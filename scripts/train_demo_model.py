@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TEMPLATE = Path(__file__).with_name("demo_model_card.md")
+DEMO = Path(__file__).resolve().parents[1] / "awq_edge" / "data" / "demo"
+CHAT_TEMPLATE = DEMO / "chat_template.jinja"
 PIECES = 128  # the corpus is cut into this many pieces of equal length
 HELD_OUT_PIECES = 4  # of them nothing is trained on
 CALIBRATION_SHARE = 8  # every eighth training piece: the calibration text that the package ships
@@ -145,6 +148,8 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
         "clean_up_tokenization_spaces": False,
     }
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if not (out / CHAT_TEMPLATE.name).exists():
+        shutil.copy(CHAT_TEMPLATE, out)
 
 
 def train(
