@@ -6,8 +6,8 @@
 Each page runs in a folder of its own with a bundle and a checkpoint of the demo model; a model, a
 file or a path that the page leaves to its reader is one of these. A command that needs a GPU, a
 board, a network or hours is not run, for a reason that stands in `ELSEWHERE`; whatever is not there
-is run, and must end with 0. A block marked `text` shows what the block before it prints: each of its lines
-must come, in that order, `...` standing for anything. Python blocks run behind the commands.
+is run, and must end with 0. A block marked `text` shows what the block before it prints: each of its
+lines must come, in that order, `...` standing for anything. Python blocks run behind the commands.
 """
 
 from __future__ import annotations
