@@ -55,11 +55,12 @@ def test_every_block_of_commands_is_run_or_has_a_reason(run_docs: ModuleType) ->
     commands = [
         command
         for page in pages
+        if page.relative_to(ROOT).as_posix() not in run_docs.PAGES_ELSEWHERE
         for step in run_docs.steps_of(page.read_text(encoding="utf-8"))
         if step.language != "python"
         for command in run_docs.commands_of(step.text)
     ]
-    assert len(commands) > 80
+    assert len(commands) > 50
     known = run_docs._PROGRAMS
     for command in commands:
         assert command.startswith(known) or run_docs.reason_elsewhere(command), command
