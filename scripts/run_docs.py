@@ -37,7 +37,7 @@ ELSEWHERE = (
     ("installs", r"pip install|\bapt\b|python3 -m venv|bin/activate|\bgrep -v"),
     (
         "a board or a laptop",
-        r"^sudo |^nvidia-smi|^scp |^docker |^dpkg |^export PATH|^free |^grep -i cma|import tensorrt",
+        r"^sudo |^nvidia-smi|^scp |^docker |^dpkg |^export PATH|^free |import tensorrt",
     ),
     (
         "a GPU",
