@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from awq_edge.errors import AwqEdgeError, ModelError
+from awq_edge.errors import AwqEdgeError, KeyValueError
 from awq_edge.input_files import show
 
 # Bounds, the largest in use in parentheses.
@@ -53,7 +53,7 @@ class ConfigKeys:
         source: str = "config.json",
         *,
         prefix: str = "",
-        error: type[AwqEdgeError] = ModelError,
+        error: type[AwqEdgeError] = KeyValueError,
     ) -> None:
         """source: the file, for messages. prefix: "text_config." where it is part of a file."""
         self.values = values

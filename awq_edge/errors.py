@@ -3,6 +3,7 @@
     AwqEdgeError                 anything below; the CLI prints its text in one line, exit code 2
     ├── ConfigError              a recipe, a flag or a combination of flags is wrong
     ├── ModelError               a model or checkpoint cannot be read, or is not supported
+    │   └── KeyValueError        one of its keys is missing or has a value that it cannot have
     ├── ArtifactError            a checkpoint, bundle or engine is damaged or does not match
     ├── RuntimeUnavailableError  this machine cannot execute what was asked for
     ├── ResourceError            not enough disk, memory or context
@@ -25,6 +26,10 @@ class ConfigError(AwqEdgeError):
 
 class ModelError(AwqEdgeError):
     """A model or a checkpoint cannot be read, or is not supported."""
+
+
+class KeyValueError(ModelError):
+    """A key of a model's configuration is missing, or has a value that it cannot have."""
 
 
 class ArtifactError(AwqEdgeError):

@@ -11,7 +11,7 @@ from typing import Any
 
 from awq_edge.archs import Decoder, decoder_from_config
 from awq_edge.checkpoint import Checkpoint
-from awq_edge.errors import ModelError
+from awq_edge.errors import KeyValueError, ModelError
 from awq_edge.foreign_formats import foreign_of_directory
 from awq_edge.layouts import layout_of_config, quantization_config
 from awq_edge.model_files import ModelFiles, TensorEntry
@@ -56,6 +56,8 @@ def inspect_model(path: Path, *, hashes: bool) -> Inspection:
     else:
         try:
             notes += decoder_from_config(files.config).notes
+        except KeyValueError as error:
+            problems.append(str(error))
         except ModelError as error:
             notes.append(f"parts are not known: {error}")
         else:

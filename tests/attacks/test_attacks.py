@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from awq_edge.errors import AwqEdgeError, ConfigError
+from awq_edge.errors import AwqEdgeError, ConfigError, KeyValueError
+from awq_edge.report.inspect_artifact import inspect_artifact
 
 from .cases import TARGETS, Outcome, run_action
 
@@ -126,6 +127,12 @@ def test_a_hostile_config_is_refused_by_its_key(
     with pytest.raises(AwqEdgeError) as caught:
         decoder_from_config(read_json(folder / "config.json"))
         Checkpoint.open(folder)
+    if isinstance(caught.value, KeyValueError):  # a model of a known type that is damaged
+        try:
+            problems = inspect_artifact(folder).problems
+        except KeyValueError as error:
+            problems = (str(error),)
+        assert len(problems) == 1 and names in problems[0]
     message = str(caught.value)
     assert names in message and ("config.json" in message or str(folder) in message)
     assert len(message) < 400 and message.isprintable()
