@@ -89,7 +89,7 @@ def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
         output_bias=_flag(arch.output_bias, keys),
         mlp_bias=_flag(arch.mlp_bias, keys),
         dtype=_dtype(keys),
-        bos_token_id=next(iter(keys.token_ids("bos_token_id")), None),
+        bos_token_id=keys.token_id("bos_token_id"),
         eos_token_ids=eos_token_ids,
         images=images,
     )

@@ -117,11 +117,11 @@ def _rope(
     notes: list[str] = []
     kind = _rope_kind(arch, parameters, notes)
     theta_holder, theta_name = (parameters, "rope_theta")
-    if "rope_theta" not in parameters:
+    if "rope_theta" not in parameters.values:
         theta_holder, theta_name = keys, theta_key
-    theta = theta_holder.number(theta_name, 10000.0, above=1.0, most=_MAX_THETA, nullable=True)
+    theta = theta_holder.number(theta_name, 10000.0, above=1.0, most=_MAX_THETA)
     rotary_size = _rotary_size(arch, keys, parameters, kind, head_size, notes)
-    original = _original_positions(kind, keys, parameters, max_positions, nested=nested)
+    original = _original_positions(arch, kind, keys, parameters, max_positions, nested=nested)
     numbers = tuple(
         (name, parameters.number(name, above=least, most=1e9))
         for name, least in _ROPE_NUMBERS.items()
@@ -172,7 +172,7 @@ def _rotary_size(
 ) -> int:
     """Channels of a head that are rotated: all, but where the architecture can rotate a part."""
     holder = parameters if _PARTIAL in parameters else keys
-    fraction = holder.number(_PARTIAL, 1.0, most=1.0, nullable=True)
+    fraction = holder.number(_PARTIAL, 1.0, most=1.0, nullable=not arch.partial_rotary)
     if fraction != 1.0 and not arch.partial_rotary:
         if kind != "default":
             raise holder.refusal(
@@ -195,11 +195,21 @@ def _rotary_size(
 
 
 def _original_positions(
-    kind: RopeKind, keys: ConfigKeys, parameters: ConfigKeys, max_positions: int, *, nested: bool
+    arch: Architecture,
+    kind: RopeKind,
+    keys: ConfigKeys,
+    parameters: ConfigKeys,
+    max_positions: int,
+    *,
+    nested: bool,
 ) -> int | None:
     """Positions that the model was first trained with."""
     original = parameters.optional_size(_ORIGINAL, MAX_POSITIONS)
-    outer = None if nested else keys.optional_size(_ORIGINAL, MAX_POSITIONS)
+    outer = None
+    if not nested and _ORIGINAL in arch.defaults:
+        outer = keys.size(_ORIGINAL, MAX_POSITIONS)  # a key of the class, which takes no null
+    elif not nested:
+        outer = keys.optional_size(_ORIGINAL, MAX_POSITIONS)
     if kind not in _EXTENDED:
         return original
     if outer is not None:

@@ -25,8 +25,9 @@ _TABLE = Path(__file__).parents[1] / "data" / "models.toml"
 
 
 class KnownModel(BaseModel):
-    """One entry of the shipped table. config: the keys that sizes follow from. source: of the
-    config. parameters: as published, by parameters_source."""
+    """One entry of the shipped table. config: the keys that sizes follow from. nulls: those that
+    are null in it, which TOML cannot say. source: of the config. parameters: as published, by
+    parameters_source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,6 +37,7 @@ class KnownModel(BaseModel):
     parameters: str
     parameters_source: str
     config: dict[str, Any]
+    nulls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,13 @@ def _known(name: str) -> KnownModel | None:
 
 
 def _of_known(known: KnownModel) -> ModelConfig:
+    config = {**known.config, **dict.fromkeys(known.nulls)}
     return ModelConfig(
         name=known.name,
         source=f"shipped table: {known.source}",
         path=_TABLE,
-        config=known.config,
-        decoder=decoder_from_config(known.config),
+        config=config,
+        decoder=decoder_from_config(config),
     )
 
 

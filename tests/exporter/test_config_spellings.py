@@ -171,7 +171,12 @@ REFUSED: dict[str, tuple[str, Config]] = {
     "window off where layers need it": (
         "qwen3", {"sliding_window": 9, "layer_types": ["sliding_attention"] * 2}
     ),
-    "bos a list": ("llama", {"bos_token_id": "1"}),
+    "theta null": ("llama", {"rope_theta": None}),
+    "theta null, windows": ("gemma3_text", {"rope_local_base_freq": None}),
+    "original positions null": ("phi3", {"original_max_position_embeddings": None}),
+    "part of a head null": ("phi3", {"partial_rotary_factor": None}),
+    "bos in quotes": ("llama", {"bos_token_id": "1"}),
+    "bos a list": ("llama", {"bos_token_id": [1]}),
 }  # fmt: skip
 
 
@@ -183,7 +188,7 @@ REFUSALS = (StrictDataclassError, ValueError, TypeError, AttributeError)
 def test_refusals(name: str, tmp_path: Path, export: Export) -> None:
     model_type, change = REFUSED[name]
     path = save_random_model(tmp_path / "model", model_type)
-    edit(path, change)
+    edit(path, change, remove=("rope_parameters",) if "theta" in name or "part" in name else ())
     ids = random_ids(TOKENS, TINY["vocab_size"])
     with pytest.raises(REFUSALS):
         reference(path, ids)

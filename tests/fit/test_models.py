@@ -117,3 +117,10 @@ def test_the_table_is_read_whole() -> None:
     assert len(all_known()) == len(MODELS) >= 45
     with pytest.raises(ValueError, match="extra"):
         KnownModel.model_validate({**MODELS["OPT-125M"].model_dump(), "extra": 1})
+
+
+def test_a_window_that_is_null_is_none() -> None:
+    """Without the key transformers takes one of 4,096 tokens for a Mistral."""
+    windows = {name: set(find_model(name).decoder.windows) for name in
+               ("Mistral-7B-v0.1", "Mistral-7B-v0.3")}  # fmt: skip
+    assert windows == {"Mistral-7B-v0.1": {4096}, "Mistral-7B-v0.3": {None}}
