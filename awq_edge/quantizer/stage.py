@@ -161,7 +161,7 @@ def quantize_checkpoint(
     # Finished blocks and the shards that are made of them: twice. What the caller writes then comes
     # when the blocks are gone.
     needed = max(2 * size - finished, size + room - finished)
-    what = "the checkpoint and the bundle" if room else "the checkpoint"
+    what = "making the checkpoint and the bundle" if room else "the checkpoint"
     require_disk(workplace(out)[0], needed, what, kept)
     job = _Job(
         model_name=model_name,
