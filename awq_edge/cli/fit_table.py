@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
     from awq_edge.fit.report import ChangePart, FitCell, FitReport, FitTable
 
-_WORDS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
+_WORDS = {
+    "fits": "fits",
+    "tight": "tight",
+    "with_swap": "fits, with swap for the build",
+    "refused": "refused",
+    "does_not_fit": "does not fit",
+}
 _PIPE_WIDTH = 200  # columns where there is no terminal to ask: no row is broken
 # Two of these are the same device with another software.
 _SAME_DEVICE = "-jetpack6"
@@ -79,6 +85,9 @@ def _memory(report: FitReport) -> Table:
 
 def _lines(report: FitReport) -> Iterable[str]:
     ends = "the model's own" if report.max_context_limit == "model" else "by memory"
+    for step in report.steps:
+        if step.takes_it and step.words and not step.swap_bytes:
+            yield f"{step.step}: {step.words}"
     if report.max_context:
         yield f"longest context: {report.max_context:,} tokens ({ends})"
     roofline, device = report.roofline_tokens_per_s, report.device
@@ -128,7 +137,8 @@ def print_table(table: FitTable, console: Console) -> None:
         wide.print(_matrix(models, table.cells))
         console.print(
             "longest context in tokens (k: 1024); ~ tight: little to spare, or less than the "
-            "recipe's context; -: does not fit",
+            "recipe's context; + the build on the board needs swap on a disk; x a step refuses it; "
+            "-: does not fit. `awq-edge fit MODEL --recipe NAME` says why",
             soft_wrap=True,
         )
     for reason in table.skipped.values():
@@ -187,7 +197,7 @@ def _cell(cell: FitCell) -> str:
         return "-"
     tokens = cell.max_context
     words = f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
-    return f"~{words}" if cell.verdict == "tight" else words
+    return {"tight": f"~{words}", "with_swap": f"{words}+", "refused": "x"}.get(cell.verdict, words)
 
 
 def _count(number: int) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from awq_edge.errors import ConfigError
 from awq_edge.fit.device import DeviceFigures
 from awq_edge.fit.formats import Formats, planned_formats, stored_formats
 from awq_edge.fit.models import ModelConfig
-from awq_edge.fit.report import Verdict
+from awq_edge.fit.report import StepPart, Verdict
 from awq_edge.fit.sizes import BundleSizes, Planner
+from awq_edge.fit.steps import PlannedModel, build_step, export_step, run_step
 from awq_edge.group_size import GroupChoice, choose_group_size
 from awq_edge.lm_head import UNQUANTIZED, for_export
 from awq_edge.recipe import Recipe
@@ -118,11 +120,35 @@ class Assessor:
             max_context_limit="model" if most == longest else "memory",
         )
 
+    def steps(self, prediction: Prediction) -> tuple[StepPart, ...]:
+        """Export, build and run of the prediction, with the longest context that fits."""
+        settings = prediction.settings
+        model = PlannedModel(Path(self.model.name), self.model.decoder, prediction.formats)
+        weights = sum(prediction.sizes.part_bytes.values())
+        recipe = (
+            self._with(settings)
+            if settings.bits != UNQUANTIZED
+            else self.recipe.overridden(
+                {"quantization.method": "none", "quantization.lm_head_bits": settings.lm_head_bits}
+            )
+        )
+        build = build_step(weights, recipe, self.device)
+        return (
+            export_step(model, recipe, prediction.context_that_fits or settings.context),
+            *([build] if build is not None else []),
+            run_step(settings.kv_dtype),
+        )
+
     def verdict(self, prediction: Prediction) -> Verdict:
-        """fits, tight or does_not_fit; docs/fit.md defines them."""
+        """The verdict that docs/fit.md defines."""
         usable = self.device.usable
         if prediction.max_context < min(SMALLEST_CONTEXT, prediction.settings.context):
             return "does_not_fit"
+        steps = self.steps(prediction)
+        if not all(step.takes_it for step in steps):
+            return "refused"
+        if any(step.swap_bytes for step in steps):
+            return "with_swap"
         if prediction.memory.total > usable * (1 - TIGHT_SHARE):
             return "tight"
         return "fits"
@@ -143,14 +169,20 @@ class Assessor:
         decoder = self.model.decoder
         if settings.bits == UNQUANTIZED:
             return planned_formats(decoder, None, settings.lm_head_bits)
-        recipe = self.recipe.overridden(
+        recipe = self._with(settings)
+        return planned_formats(decoder, for_export(recipe).quantization, settings.lm_head_bits)
+
+    def _with(self, settings: Settings) -> Recipe:
+        """The recipe with the settings; of a quantized checkpoint those that a recipe can name."""
+        if self.is_quantized:
+            return self.recipe.overridden({"quantization.lm_head_bits": settings.lm_head_bits})
+        return self.recipe.overridden(
             {
                 "quantization.bits": settings.bits,
                 "quantization.group_size": settings.group_size,
                 "quantization.lm_head_bits": settings.lm_head_bits,
             }
         )
-        return planned_formats(decoder, for_export(recipe).quantization, settings.lm_head_bits)
 
     def _stored(self, lm_head_bits: int) -> Formats | None:
         model = self.model

@@ -21,6 +21,7 @@ from awq_edge.fit.report import (
     PredictedPart,
     RooflinePart,
     SettingsPart,
+    StepPart,
     Verdict,
 )
 from awq_edge.lm_head import UNQUANTIZED
@@ -50,12 +51,12 @@ def fit(
     device = device_figures(recipe) if device is None else device
     assessor = Assessor(model, recipe, device)
     prediction = assessor.predict(_settings(assessor, asked))
-    verdict = assessor.verdict(prediction)
+    verdict, steps = assessor.verdict(prediction), assessor.steps(prediction)
     changes = find_changes(assessor, prediction)
     memory, sizes = prediction.memory, prediction.sizes
     return FitReport(
         verdict=verdict,
-        reason=_reason(verdict, prediction, device),
+        reason=_reason(verdict, prediction, device, steps),
         model=ModelPart(
             name=model.name,
             source=model.source,
@@ -80,6 +81,7 @@ def fit(
         kv_bytes_per_token=kv_cache_bytes(sizes, 1, prediction.settings.kv_dtype),
         roofline_tokens_per_s=_roofline(assessor, prediction),
         power_modes=_power_modes(recipe, prediction),
+        steps=steps,
         changes=tuple(changes),
         cheapest_change=cheapest(changes),
         notes=tuple(_notes(assessor, prediction, asked.group_size is not None)),
@@ -119,10 +121,12 @@ def _cell(assessor: Assessor, asked: Asked) -> FitCell:
     longest = assessor.model.decoder.max_positions
     context = None if asked.context is None else min(asked.context, longest)
     prediction = assessor.predict(_settings(assessor, replace(asked, context=context)))
+    verdict = assessor.verdict(prediction)
     return FitCell(
         model=assessor.model.name,
         recipe=assessor.recipe.name,
-        verdict=assessor.verdict(prediction),
+        verdict=verdict,
+        reason=_of_steps(assessor.steps(prediction)) if verdict in _OF_STEPS else "",
         total_bytes=prediction.memory.total,
         usable_bytes=assessor.device.usable,
         max_context=prediction.max_context,
@@ -194,7 +198,28 @@ def _device_part(recipe: Recipe, device: DeviceFigures) -> DevicePart:
     )
 
 
-def _reason(verdict: Verdict, prediction: Prediction, device: DeviceFigures) -> str:
+# Verdicts that a step decides, not the memory of a run.
+_OF_STEPS = ("refused", "with_swap")
+
+
+def _of_steps(steps: Iterable[StepPart]) -> str:
+    """Which step refuses, and what it would need; else the swap."""
+    refusals = [f"{step.step}: {step.words}" for step in steps if not step.takes_it]
+    needs = [f"{step.step}: {step.words}" for step in steps if step.swap_bytes]
+    return "; ".join(refusals or needs)
+
+
+def _reason(
+    verdict: Verdict, prediction: Prediction, device: DeviceFigures, steps: Iterable[StepPart]
+) -> str:
+    if verdict == "refused":
+        return _of_steps(steps)
+    if verdict == "with_swap":
+        return f"{_of_memory(verdict, prediction, device)}; {_of_steps(steps)}"
+    return _of_memory(verdict, prediction, device)
+
+
+def _of_memory(verdict: Verdict, prediction: Prediction, device: DeviceFigures) -> str:
     total, usable = _size(prediction.memory.total), _size(device.usable)
     context, most = prediction.settings.context, prediction.max_context
     needs = f"needs {total} with {context:,} tokens, {usable} are usable"
@@ -244,9 +269,8 @@ def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> li
             f"of this machine's memory {_size(assessor.device.in_use)} are in use by other "
             "programs and the system now; what is closed can be had"
         )
-    if settings.kv_dtype == "int8":
-        notes.append("no runtime here makes an int8 KV cache yet: the kernels alone have it")
-    elif dtype == "float32":
+    notes += assessor.model.decoder.notes
+    if dtype == "float32" and settings.kv_dtype != "int8":
         notes.append("the KV cache is float32, as the activations of this recipe are")
     if settings.bits == UNQUANTIZED and dtype == "float32":
         notes.append("unquantized weights are float32, as the activations of this recipe are")
@@ -261,21 +285,10 @@ def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> li
             f"{left.dense_weights / left.weights:.1%} of the blocks' weights, stay unquantized: "
             f"groups of {groups} do not fit them, or the checkpoint has them so"
         )
-    if assessor.model.decoder.architecture.overflows_float16 and dtype == "float16":
-        other = "float32" if runtime == "onnxruntime" else "bfloat16"
-        notes.append(
-            f"this architecture overflows float16: an export refuses it; give --activation-dtype "
-            f"{other}"
-        )
     if runtime == "cuda":
         notes.append("on an H200 the buffers of the kernels took 0.1 GB more than is counted here")
     elif runtime != "onnxruntime":
         notes.append("activations and overhead on a GPU are estimates that were not measured yet")
-    if recipe.device.kind == "jetson" and runtime == "tensorrt":
-        notes.append(
-            "the engine is built on the board, which takes several times the weights for a while, "
-            "swap included (docs/build.md)"
-        )
     if assessor.model.decoder.architecture.vision is not None:
         notes.append("of a vision-language model the language model alone is counted")
     return notes

@@ -36,11 +36,13 @@ FormatOf = Callable[[str, int, int], Quantized | None]
 @dataclass(frozen=True)
 class Formats:
     """The formats of one model. main: of most linears of the blocks, None for an unquantized model.
-    blocks: of a block's linear. lm_head: of the output layer."""
+    blocks: of a block's linear. lm_head: of the output layer. stored_lm_head: the checkpoint has it
+    so; otherwise an export rounds it."""
 
     main: NumberFormat | None
     blocks: FormatOf
     lm_head: Quantized | None
+    stored_lm_head: bool = False
 
     @property
     def lm_head_bits(self) -> int:
@@ -85,7 +87,7 @@ def planned_formats(
     if layout.mixed and lm_head_bits != UNQUANTIZED:
         head = output_format(main, lm_head_bits, decoder.embedding_size)
     if head is not None:
-        return Formats(main, of_block, Quantized(head, layout.stores_zeros(head)))
+        return Formats(main, of_block, Quantized(head, layout.stores_zeros(head)), True)
     return Formats(main, of_block, _rounded_lm_head(decoder, lm_head_bits))
 
 
@@ -117,7 +119,8 @@ def stored_formats(
     if layout.mixed and not decoder.tied_embeddings:
         lm_head = of(head, decoder.vocab_size, decoder.embedding_size)
     main = next((found for found in stored.targets.values()), None)
-    return Formats(main, of, lm_head or _rounded_lm_head(decoder, lm_head_bits))
+    rounded = lm_head or _rounded_lm_head(decoder, lm_head_bits)
+    return Formats(main, of, rounded, lm_head is not None)
 
 
 def _unquantized(name: str, out_features: int, in_features: int) -> Quantized | None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from awq_edge.fit.device import Source
 
-Verdict = Literal["fits", "tight", "does_not_fit"]
+Verdict = Literal["fits", "tight", "with_swap", "refused", "does_not_fit"]
 
 
 class _Part(BaseModel):
@@ -83,6 +83,16 @@ class PowerModePart(_Part):
     roofline_empty: float
 
 
+class StepPart(_Part):
+    """A step behind the prediction. takes_it: it would not refuse. words: why it refuses and what
+    it would need, or what it takes. swap_bytes: on a disk, that a build on the board needs."""
+
+    step: Literal["export", "build", "run"]
+    takes_it: bool
+    words: str = ""
+    swap_bytes: int = 0
+
+
 class ChangePart(_Part):
     """One way to need less. options: of the command line. total_bytes: predicted, with the change.
     makes_it_fit: the asked context then fits. available: a runtime here has it. quality: what it
@@ -98,11 +108,11 @@ class ChangePart(_Part):
 
 
 class FitReport(_Part):
-    """verdict: see docs/fit.md. max_context: the longest that fits, 0 for none.
-    max_context_limit: what ends it. free_bytes: usable less predicted, negative where it is short.
-    bytes_per_token: of weights. changes: in the order of their cost in quality, where the asked
-    context does not fit. cheapest_change: the first that makes it fit, None where none does or none
-    is needed."""
+    """verdict: see docs/fit.md. steps: what stands behind it, in order. max_context: the longest
+    that fits, 0 for none. max_context_limit: what ends it. free_bytes: usable less predicted,
+    negative where it is short. bytes_per_token: of weights. changes: in the order of their cost in
+    quality, where the asked context does not fit. cheapest_change: the first that makes it fit,
+    None where none does or none is needed."""
 
     format: Literal["awq-edge-fit"] = "awq-edge-fit"
     format_version: Literal[1] = 1
@@ -120,17 +130,20 @@ class FitReport(_Part):
     kv_bytes_per_token: int
     roofline_tokens_per_s: RooflinePart | None
     power_modes: tuple[PowerModePart, ...]
+    steps: tuple[StepPart, ...]
     changes: tuple[ChangePart, ...]
     cheapest_change: ChangePart | None
     notes: tuple[str, ...]
 
 
 class FitCell(_Part):
-    """One model on one device. roofline_tokens_per_s: with an empty cache."""
+    """One model on one device. reason: of a step that refuses, or of the swap that it needs.
+    roofline_tokens_per_s: with an empty cache."""
 
     model: str
     recipe: str
     verdict: Verdict
+    reason: str
     total_bytes: int
     usable_bytes: int
     max_context: int
