@@ -112,10 +112,10 @@ def check_model(model: ExportedModel, recipe: Recipe) -> None:
     """Raise for a model that the recipe's runtime cannot execute: ModelError, naming sizes, formats
     or what the blocks have; ConfigError for activations that overflow. An unquantized checkpoint is
     what the recipe will make of it."""
-    _check_activations(model, recipe)
     check = MODEL_CHECKS.get(recipe.runtime.backend)
     if check is not None:
         check(model, recipe)
+    _check_activations(model, recipe)  # last: another type helps none that fails before
 
 
 def _check_activations(model: ExportedModel, recipe: Recipe) -> None:
