@@ -77,6 +77,17 @@ def test_greedy_is_decode_with_the_largest_logit(session: CudaSession) -> None:
     np.testing.assert_array_equal(session.decode(token), after)
 
 
+def test_a_cache_that_comes_back_is_the_same(session: CudaSession) -> None:
+    session.prefill(IDS[:30])
+    copy = session.copy_cache()
+    expected = session.decode(IDS[30]).copy()
+    session.reset()
+    session.prefill(IDS[5:50])
+    session.restore_cache(copy)
+    assert list(session.cached_ids) == IDS[:30]
+    np.testing.assert_array_equal(session.decode(IDS[30]), expected)
+
+
 def test_greedy_needs_room(session: CudaSession) -> None:
     with pytest.raises(ConfigError, match="count is 0"):
         session.greedy(5, 0)
