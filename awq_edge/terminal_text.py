@@ -13,7 +13,6 @@ import re
 # and isolates of the writing direction, deprecated format characters, halves of surrogate pairs.
 _OBEYED = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ud800-\udfff"
 _UNSAFE = re.compile(f"[{_OBEYED}]")
-_CARRIAGE_RETURNS = re.compile(r"\r+\n")
 _BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines splits at
 _LINE_BREAKS = re.compile(f"[{_BREAKS}]+")
 
@@ -23,7 +22,7 @@ def printable(text: str) -> str:
 
     A carriage return before a line feed is dropped.
     """
-    return _UNSAFE.sub(_escaped, _CARRIAGE_RETURNS.sub("\n", text))
+    return _UNSAFE.sub(_escaped, text.replace("\r\n", "\n"))
 
 
 def one_line(text: str) -> str:

@@ -160,7 +160,7 @@ def test_errors_of_commands_are_a_line_and_the_chat_goes_on(
     assert outcome.code == 0
     found = [line for line in outcome.err.splitlines() if "error: " in line]
     names, errors = found[:4], found[4:]
-    assert "home directory" in names[0] and "File name too long" in names[1]
+    assert "there is no home folder" in names[0] and "File name too long" in names[1]
     assert "null byte" in names[2] and "null byte" in names[3]
     assert len(errors) == 6
     assert "/load needs the name of a file" in errors[0]
