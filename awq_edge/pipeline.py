@@ -16,6 +16,7 @@ from awq_edge.archs import decoder_from_config
 from awq_edge.artifacts import Bundle, atomic_file
 from awq_edge.errors import AwqEdgeError, ConfigError, ModelError
 from awq_edge.executor_options import ExecutorOptions
+from awq_edge.foreign_formats import refuse_foreign
 from awq_edge.group_size import choose_group_size
 from awq_edge.interruption import keeping
 from awq_edge.layouts import quantization_config
@@ -109,6 +110,8 @@ def quantize(
     texts = [read_text(Path(text), "--eval-text") for text in eval_texts]
     source = resolve_model(str(model))
     require_apart(out, [("MODEL", source)])
+    files = ModelFiles(source)
+    refuse_foreign(source, files.config, files.entries)
     Tokenizer(source)  # without it, or damaged, the checkpoint would be of no use
     resolved, notes = _with_groups(resolved, source, group_size)
     with keeping(lambda: kept_blocks(out, resume=resume)):
