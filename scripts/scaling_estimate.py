@@ -24,7 +24,7 @@ from awq_edge.quantizer.sizes import block_parameters, input_sizes, statistics_b
 from awq_edge.quantizer.statistics import _GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL, plan_samples
 
 GROUP_SIZE = 128
-BATCH = 16  # samples that a GPU runs at a time, see driver.py
+BATCH = 16  # samples that a GPU runs at a time, see quantizer/stream.py
 COMMON: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 128256,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,7 +12,7 @@ from awq_edge.quantizer.clipping import search_clips
 from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.rounding import NumberFormat, ScaleOverflow, fake_quantize
 from awq_edge.quantizer.scales import Member, Tie, search_scales
-from awq_edge.quantizer.statistics import InputStatistics
+from awq_edge.quantizer.statistics import InputStatistics, WeightsOnly
 
 # From the wanted scale [in] to the one that the stored weights realise exactly.
 Realise = Callable[[torch.Tensor], torch.Tensor]
@@ -28,12 +28,15 @@ class GroupChoice:
     squared output error of each linear rounded plainly, where it was searched.
     """
 
-    scale: torch.Tensor | None
-    clips: Mapping[str, torch.Tensor]
-    exponent: float
-    weight_aware: bool
-    fell_back: bool
-    rtn_errors: Mapping[str, float]
+    scale: torch.Tensor | None = None
+    clips: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    exponent: float = 0.0
+    weight_aware: bool = False
+    fell_back: bool = False
+    rtn_errors: Mapping[str, float] = field(default_factory=dict)
+
+
+UNSCALED = GroupChoice()
 
 
 def search_group(
@@ -81,7 +84,7 @@ def output_error(
     weight: torch.Tensor,
     scale: torch.Tensor | None,
     clip: torch.Tensor | None,
-    statistics: InputStatistics,
+    statistics: InputStatistics | WeightsOnly,
     number_format: NumberFormat,
 ) -> float:
     """Squared error of a linear's output over all calibration tokens, quantized so.

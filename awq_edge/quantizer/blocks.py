@@ -21,8 +21,7 @@ from awq_edge.quantizer.calibration import ImageInputs
 from awq_edge.quantizer.experts import module_name, separate_experts
 from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.meta_model import MetaModel
-from awq_edge.quantizer.writer import require_finite
-from awq_edge.torch_tensors import read_float32
+from awq_edge.quantizer.weights import read_finite
 
 Tensors = dict[str, torch.Tensor]
 
@@ -95,19 +94,8 @@ class BlockRunner:
             inputs["mm_token_type_ids"] = (ids == decoder.images.image_id).int()
         return inputs
 
-    def load(self, layer: int) -> Tensors:
-        """The weights of a block by name relative to it: float32, on the device.
-
-        Raises ModelError naming a weight that is not finite.
-        """
-        decoder = self._checkpoint.decoder
-        prefix = decoder.layer_prefix(layer)
-        return {name: self._read(f"{prefix}.{name}") for name in decoder.block_shapes(layer)}
-
     def _read(self, name: str) -> torch.Tensor:
-        tensor = read_float32(self._checkpoint.files, name, self._device)
-        require_finite(str(self._checkpoint.path), name, tensor)
-        return tensor
+        return read_finite(self._checkpoint, name, self._device)
 
     @contextmanager
     def block(self, layer: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[BlockOnDevice]:

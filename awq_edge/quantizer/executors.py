@@ -1,63 +1,50 @@
-"""Where the work on blocks is done: here, or on the machines of a Ray cluster.
-
-The driver runs the blocks' forward passes itself, in order. What is left of a block, see
-`awq_edge.quantizer.block_work`, needs only its weights and statistics.
-"""
+"""Where the work on blocks is done: here, or on the machines of a Ray cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 
+from awq_edge.checkpoint import Checkpoint
 from awq_edge.executor_options import ExecutorOptions
-from awq_edge.quantizer.block_work import (
-    BlockOutcome,
-    BlockTask,
-    Statistics,
-    Tensors,
-    quantize_block,
-)
-
-# Waits for the outcome and gives it; raises what the work raised.
-Pending = Callable[[], BlockOutcome]
+from awq_edge.quantizer.block import Run
+from awq_edge.quantizer.sizes import block_bytes
+from awq_edge.quantizer.task import BlockOptions
 
 
 class Executor(Protocol):
-    """width: blocks that may be in work at a time, where blocks do not depend on each other."""
+    """blocks: calls for whole blocks, some of them in work at a time. parts: calls for the parts of
+    one block, all of them at once."""
 
     @property
-    def width(self) -> int: ...
+    def blocks(self) -> Run: ...
 
-    def submit(self, task: BlockTask, tensors: Tensors, statistics: Statistics) -> Pending:
-        """Begin the work on a block; see `quantize_block`."""
-
-    def close(self) -> None:
-        """Give back what the executor holds; work that has begun is abandoned."""
+    @property
+    def parts(self) -> Run: ...
 
 
-class LocalExecutor:
-    """This process, one block at a time."""
-
-    width = 1
-
-    def submit(self, task: BlockTask, tensors: Tensors, statistics: Statistics) -> Pending:
-        outcome = quantize_block(task, tensors, statistics)
-        return lambda: outcome
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def open_executor(options: ExecutorOptions, device: torch.device, block_bytes: int) -> Executor:
-    """The executor of these options.
-
-    block_bytes: weights and statistics of a block, as they travel. Raises RuntimeUnavailableError
-    where the cluster cannot be reached or has no machine for a task.
+@contextmanager
+def open_executor(
+    options: ExecutorOptions, checkpoint: Checkpoint, block: BlockOptions, device: torch.device
+) -> Iterator[Executor | None]:
+    """The executor of these options, None for this process; work that has begun is abandoned at the
+    end. Raises RuntimeUnavailableError where the cluster cannot be reached or has no machine for a
+    task.
     """
     if options.kind == "local":
-        return LocalExecutor()
+        yield None
+        return
     from awq_edge.quantizer.ray_executor import RayExecutor
 
-    return RayExecutor(options, device, block_bytes)
+    stored = {entry.dtype for entry in checkpoint.files.entries.values()}
+    size = block_bytes(
+        checkpoint.decoder, block.statistics_budget, element_bytes=4 if "F32" in stored else 2
+    )
+    executor = RayExecutor(options, device, size)
+    try:
+        yield executor
+    finally:
+        executor.close()

@@ -10,7 +10,7 @@
 
 What is fused is divided in the rows that are meant: those of v in qkv_proj, of up in gate_up_proj.
 The bias of a linear or LayerNorm is divided with its rows, and rounded to 16 bits once more when it
-is stored. In float32 the block's output does not change; the driver checks it.
+is stored. In float32 the block's output does not change; the loop checks it.
 """
 
 from __future__ import annotations

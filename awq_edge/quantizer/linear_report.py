@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -11,24 +11,86 @@ from awq_edge.quantizer.awq import GroupChoice, output_error
 from awq_edge.quantizer.folding import row_scale
 from awq_edge.quantizer.nf4 import nf4_fake_quantize
 from awq_edge.quantizer.report import LinearReport, sqnr_db
-from awq_edge.quantizer.statistics import InputStatistics
+from awq_edge.quantizer.rounding import Rounded
+from awq_edge.quantizer.statistics import InputStatistics, WeightsOnly
+from awq_edge.quantizer.task import BlockTask
 
-if TYPE_CHECKING:
-    from awq_edge.quantizer.block_work import BlockTask, RoundedLinear
+
+@dataclass(frozen=True)
+class RoundedLinear:
+    """by_gptq: GPTQ's codes are the better ones."""
+
+    rounded: Rounded
+    by_gptq: bool
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Squared errors over all tokens: of the stored codes, of plain rounding, of NF4; and the
+    squared output itself."""
+
+    own: float
+    rtn: float
+    nf4: float
+    signal: float
 
 
 def report_linear(
+    task: BlockTask,
+    pieces: Sequence[str],
+    weights: Sequence[torch.Tensor],
+    codes: Sequence[RoundedLinear],
+    choices: Mapping[str, GroupChoice],
+    inputs: InputStatistics | WeightsOnly,
+) -> LinearReport:
+    """Errors of a linear as it is stored, in the space of the original weight: rows and columns of
+    the folds undone. pieces, weights, codes: of its rows, one a piece. weights: float32 [rows, in],
+    before the folds."""
+    group = task.group_of(pieces[0])
+    choice = choices[group.name]
+    report = LinearReport(
+        name=task.linear_of(pieces[0]),
+        quantized=True,
+        group=group.name,
+        exponent=None if choice.scale is None else choice.exponent,
+        weight_aware=choice.weight_aware,
+        fell_back=choice.fell_back,
+    )
+    errors = [
+        _piece_errors(task, piece, weight, linear, choices, inputs)
+        for piece, weight, linear in zip(pieces, weights, codes, strict=True)
+    ]
+    signal = sum(each.signal for each in errors)
+    if inputs.tokens == 0 or (signal == 0 and any(bool(weight.any()) for weight in weights)):
+        return report  # an expert that was (almost) never chosen: no outputs to compare
+    signal = max(signal, 1e-30)
+    own, rtn, nf4 = (
+        sum(getattr(each, name) for each in errors) / signal for name in ("own", "rtn", "nf4")
+    )
+    clipped = sum(int((choice.clips[p] < 1).sum()) for p in pieces if p in choice.clips)
+    return report.model_copy(
+        update={
+            "clip_share": clipped / sum(each.rounded.scales.numel() for each in codes),
+            "gptq": any(each.by_gptq for each in codes),
+            "relative_mse": own,
+            "sqnr_db": sqnr_db(own),
+            "rtn_relative_mse": rtn,
+            "rtn_sqnr_db": sqnr_db(rtn),
+            "nf4_relative_mse": nf4,
+            "nf4_sqnr_db": sqnr_db(nf4),
+        }
+    )
+
+
+def _piece_errors(
     task: BlockTask,
     name: str,
     weight: torch.Tensor,
     linear: RoundedLinear,
     choices: Mapping[str, GroupChoice],
-    inputs: InputStatistics,
-) -> LinearReport:
-    """Errors of what is stored, in the space of the original weight: rows and columns of the folds
-    undone. weight: float32 [out, in], before the folds."""
-    group = task.group_of(name)
-    choice = choices[group.name]
+    inputs: InputStatistics | WeightsOnly,
+) -> _Errors:
+    choice = choices[task.group_of(name).name]
     multiplied = [
         row_scale(task.decoder, other, scale, len(weight))
         for other in task.groups
@@ -45,37 +107,17 @@ def report_linear(
             unfolded *= scale[rows, None]
         return unfolded.sub_(weight[rows])
 
-    choice_report = LinearReport(
-        name=name,
-        quantized=True,
-        group=group.name,
-        exponent=None if choice.scale is None else choice.exponent,
-        weight_aware=choice.weight_aware,
-        fell_back=choice.fell_back,
-    )
+    own = inputs.summed_error(weight, own_difference)
+    rtn = choice.rtn_errors.get(name)
+    if rtn is None:
+        is_plain = choice.scale is None and not multiplied and not linear.by_gptq
+        if is_plain and name not in choice.clips:
+            rtn = own
+        else:
+            rtn = output_error(weight, None, None, inputs, task.options.number_format)
+    nf4 = inputs.summed_error(weight, lambda rows: _nf4_difference(weight[rows]))
     signal = inputs.summed_error(weight, lambda rows: weight[rows])
-    if inputs.tokens == 0 or (signal == 0 and weight.any()):
-        return choice_report  # an expert that was (almost) never chosen: no outputs to compare
-    signal = max(signal, 1e-30)
-    own = inputs.summed_error(weight, own_difference) / signal
-    rtn_error = choice.rtn_errors.get(name)
-    if rtn_error is None:
-        rtn_error = output_error(weight, None, None, inputs, task.options.number_format)
-    rtn = rtn_error / signal
-    nf4 = inputs.summed_error(weight, lambda rows: _nf4_difference(weight[rows])) / signal
-    clip = choice.clips.get(name)
-    return choice_report.model_copy(
-        update={
-            "clip_share": 0.0 if clip is None else float((clip < 1).float().mean()),
-            "gptq": linear.by_gptq,
-            "relative_mse": own,
-            "sqnr_db": sqnr_db(own),
-            "rtn_relative_mse": rtn,
-            "rtn_sqnr_db": sqnr_db(rtn),
-            "nf4_relative_mse": nf4,
-            "nf4_sqnr_db": sqnr_db(nf4),
-        }
-    )
+    return _Errors(own, rtn, nf4, signal)
 
 
 def _nf4_difference(weight: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ objects that it reads are held by the driver, on the driver's machine, until its
 
 from __future__ import annotations
 
-import functools
 import platform
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -28,14 +28,6 @@ import torch
 from awq_edge._version import __version__
 from awq_edge.errors import AwqEdgeError, ResourceError, RuntimeUnavailableError
 from awq_edge.executor_options import ExecutorOptions
-from awq_edge.quantizer.block_work import (
-    BlockOutcome,
-    BlockTask,
-    Statistics,
-    Tensors,
-    quantize_block,
-)
-from awq_edge.quantizer.executors import Pending
 from awq_edge.quantizer.ray_cluster import blocks_that_fit, connect, count_slots
 from awq_edge.quantizer.shipping import Wire, pack, unpack, wire
 from awq_edge.torch_device import device_name
@@ -48,6 +40,15 @@ _CPU = torch.device("cpu")
 # Tensors that are in the object store, with their references: by identity, which is why they are
 # held, and version, because a tensor may be changed in place between two calls.
 _Sent = dict[tuple[int, int], tuple[torch.Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A Ray task. objects: references of what it reads, which exists for as long as they do."""
+
+    title: str
+    ref: Any
+    objects: list[Any]
 
 
 @dataclass(frozen=True)
@@ -166,24 +167,29 @@ class RayExecutor:
 
     @property
     def width(self) -> int:
+        """Blocks that are in work at a time."""
         return self._width
 
-    def submit(self, task: BlockTask, tensors: Tensors, statistics: Statistics) -> Pending:
-        """Begin the work on a block; where later blocks wait for it, do it."""
-        what = f"block {task.layer}"
-        if task.options.propagate_error:
-            sent: _Sent = {}
+    def blocks(
+        self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+    ) -> Iterator[Result]:
+        """Calls for whole blocks, `width` of them in work; results on the CPU, in order."""
+        begun: deque[_Begun] = deque()
+        for each in arguments:
+            begun.append(self._begin(function, each, {}))
+            del each  # what it holds is in the object store now
+            if len(begun) >= self._width:
+                yield self._result(begun.popleft(), _CPU)
+        while begun:
+            yield self._result(begun.popleft(), _CPU)
 
-            def mapper(
-                function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
-            ) -> Iterator[Result]:
-                begun = [self._begin(function, each, sent) for each in arguments]
-                return (self._result(ref, what, self._device) for ref, _ in begun)
-
-            outcome = quantize_block(task, tensors, statistics, mapper)
-            return lambda: outcome
-        ref, objects = self._begin(quantize_block, (task, tensors, statistics), {})
-        return functools.partial(self._outcome, ref, what, objects)
+    def parts(
+        self, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+    ) -> Iterator[Result]:
+        """Calls for the parts of one block, all at once; results on the run's device, in order."""
+        sent: _Sent = {}
+        begun = [self._begin(function, each, sent) for each in arguments]
+        return (self._result(each, self._device) for each in begun)
 
     def close(self) -> None:
         """Leave the cluster; end it, if it was started for this run."""
@@ -196,8 +202,8 @@ class RayExecutor:
 
     def _begin(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], sent: _Sent
-    ) -> tuple[Any, list[Any]]:
-        """Submit a task; its reference, and those of the objects that it reads, to be held."""
+    ) -> _Begun:
+        """Submit a task. arguments: the first is a `BlockTask`."""
         import ray
 
         packed = pack((function, arguments))
@@ -209,30 +215,25 @@ class RayExecutor:
             objects.append(sent[key][1])
         ref = self._task.remote(asdict(self._surroundings), packed.blob, *objects)
         self._running.add(ref)
-        return ref, objects
+        return _Begun(arguments[0].title, ref, objects)
 
-    def _outcome(self, ref: Any, what: str, objects: list[Any]) -> BlockOutcome:
-        """objects: what the task reads, which exists for as long as they are referred to."""
-        outcome: BlockOutcome = self._result(ref, what, _CPU)
-        objects.clear()
-        return outcome
-
-    def _result(self, ref: Any, what: str, device: torch.device) -> Any:
+    def _result(self, begun: _Begun, device: torch.device) -> Any:
         """Wait for a task's result; raise what it raised."""
         import ray
 
         try:
-            blob, wires = ray.get(ref)
+            blob, wires = ray.get(begun.ref)
         except ray.exceptions.RayTaskError as error:
             raise _cause(error) from error
         except ray.exceptions.RayError as error:
             raise ResourceError(
-                f"{what} was lost and Ray gave up repeating it ({type(error).__name__}: "
+                f"{begun.title} was lost and Ray gave up repeating it ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:300]}); workers often die of too little memory. "
                 "Run the same command again: finished blocks are kept"
             ) from None
         finally:
-            self._running.discard(ref)
+            self._running.discard(begun.ref)
+            begun.objects.clear()
         result = unpack(blob, wires, device)
         if isinstance(result, AwqEdgeError):
             raise result

@@ -65,6 +65,10 @@ class BlockStore:
         except (AwqEdgeError, ValueError):
             return None
 
+    def has_all(self, count: int) -> bool:
+        """Whether so many blocks, from the first on, are stored."""
+        return all(self.finished(layer) is not None for layer in range(count))
+
     def load(self, layer: int) -> Tensors:
         """The tensors of a stored block by full name, as they are stored."""
         return load_file(self._path(layer, "safetensors"))

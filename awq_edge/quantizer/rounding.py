@@ -19,6 +19,7 @@ __all__ = [
     "NumberFormat",
     "Rounded",
     "ScaleOverflow",
+    "concatenate",
     "fake_quantize",
     "ranges",
     "require_representable",
@@ -98,6 +99,11 @@ def round_to_nearest(
         _round_to_nearest(weight[rows], number_format, None if ratio is None else ratio[rows])
         for rows in row_pieces(weight)
     ]
+    return concatenate(pieces)
+
+
+def concatenate(pieces: Sequence[Rounded]) -> Rounded:
+    """The rows of all pieces, one below the other."""
     if len(pieces) == 1:
         return pieces[0]
     return Rounded(

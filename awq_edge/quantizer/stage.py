@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,15 +23,10 @@ from awq_edge.model_source import describe_model, hash_weight_files, verify_weig
 from awq_edge.outputs import check_output, refuse_existing, require_disk
 from awq_edge.paths import is_disk_full
 from awq_edge.provenance import source_commit, versions
-from awq_edge.quantizer.block_work import BlockOptions
 from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
-from awq_edge.quantizer.driver import (
-    CalibratedBlocks,
-    Observer,
-    obstacles,
-)
 from awq_edge.quantizer.executors import open_executor
 from awq_edge.quantizer.image_calibration import load_image_calibration
+from awq_edge.quantizer.loop import Observer, quantize_layers
 from awq_edge.quantizer.report import (
     REPORT_FILE,
     BlockReport,
@@ -44,8 +40,8 @@ from awq_edge.quantizer.report import (
 )
 from awq_edge.quantizer.resume import BlockStore, has_blocks, kept_blocks, resume_key, stored_bytes
 from awq_edge.quantizer.rounding import NumberFormat
-from awq_edge.quantizer.rtn import RtnBlocks
-from awq_edge.quantizer.sizes import block_bytes
+from awq_edge.quantizer.stream import CalibrationStream
+from awq_edge.quantizer.task import BlockOptions, obstacles
 from awq_edge.quantizer.writer import (
     CheckpointWriter,
     checkpoint_bytes,
@@ -181,7 +177,7 @@ def quantize_checkpoint(
     )
     store = BlockStore(out, key, resume=resume)
     try:
-        reports = _quantize_blocks(job, recipe, store, observer)
+        reports = _quantize_layers(job, recipe, store, observer)
         report = _publish(job, store, reports, out, overwrite or reuse, observer)
     except (ConfigError, ModelError):
         store.remove()  # the same run would end the same way
@@ -268,78 +264,27 @@ def _finished(out: Path, key: str) -> QuantizedCheckpoint | None:
     return QuantizedCheckpoint(out, report)
 
 
-def _quantize_blocks(
+def _quantize_layers(
     job: _Job, recipe: Recipe, store: BlockStore, observer: Observer | None
 ) -> list[BlockReport]:
     """Every block that is not in the store yet, into the store; the output layer is the last."""
-    total = job.checkpoint.decoder.num_layers
-    parts = total if job.lm_head is None else total + 1
-    reports = {i: report for i in range(parts) if (report := store.finished(i)) is not None}
-    if len(reports) == parts:  # nothing has to run
-        if observer is not None:
-            for layer in range(total):
-                observer(layer, total, f"block {layer}, kept")
-    elif job.calibration is None:
-        rtn = RtnBlocks(job.checkpoint, job.layout, job.number_format, job.device)
-        _run_blocks(rtn, store, reports, total, observer)
-        _run_output_layer(job, rtn, store, reports, observer)
-    else:
-        options = _options(job, recipe)
-        stored = (entry.dtype for entry in job.checkpoint.files.entries.values())
-        element_bytes = 4 if "F32" in stored else 2
-        size = block_bytes(job.checkpoint.decoder, options.statistics_budget, element_bytes)
-        executor = open_executor(job.executor, job.device, size)
-        try:
-            blocks = CalibratedBlocks(
-                job.checkpoint, job.calibration, options, job.device, executor
-            )
-            _run_blocks(blocks, store, reports, total, observer)
-            _run_output_layer(job, blocks, store, reports, observer)
-        finally:
-            executor.close()
-    return [reports[part] for part in range(parts)]
-
-
-def _run_blocks(
-    blocks: CalibratedBlocks | RtnBlocks,
-    store: BlockStore,
-    reports: dict[int, BlockReport],
-    total: int,
-    observer: Observer | None,
-) -> None:
-    """Quantize what `reports` lacks, into it and the store."""
-
-    def missing() -> Iterator[int]:
-        """The layers to quantize, each asked for when it is its turn to run."""
-        for layer in range(total):
-            kept = layer in reports
-            if observer is not None:
-                observer(layer, total, f"block {layer}, kept" if kept else f"block {layer}")
-            if kept:
-                blocks.skip(layer, store.load(layer))
-            else:
-                yield layer
-
-    for layer, tensors, report in blocks.quantize(missing()):
-        store.save(layer, tensors, report)
-        reports[layer] = report
-
-
-def _run_output_layer(
-    job: _Job,
-    blocks: CalibratedBlocks | RtnBlocks,
-    store: BlockStore,
-    reports: dict[int, BlockReport],
-    observer: Observer | None,
-) -> None:
-    """Quantize the output layer, once all blocks have run, as if it were one more block."""
-    total = job.checkpoint.decoder.num_layers
-    if job.lm_head is None or total in reports:
-        return
-    if observer is not None:
-        observer(total, total, "output layer")
-    _, tensors, reports[total] = blocks.output_layer(job.lm_head)
-    store.save(total, tensors, reports[total])
+    checkpoint, options, device = job.checkpoint, _options(job, recipe), job.device
+    with contextlib.ExitStack() as stack:
+        stream = executor = None
+        count = checkpoint.decoder.num_layers + (job.lm_head is not None)
+        if job.calibration is not None and not store.has_all(count):
+            executor = stack.enter_context(open_executor(job.executor, checkpoint, options, device))
+            stream = CalibrationStream(checkpoint, job.calibration, options, device)
+        return quantize_layers(
+            checkpoint,
+            options,
+            job.lm_head,
+            stream,
+            store,
+            device,
+            executor=executor,
+            observer=observer,
+        )
 
 
 def _options(job: _Job, recipe: Recipe) -> BlockOptions:
@@ -349,8 +294,8 @@ def _options(job: _Job, recipe: Recipe) -> BlockOptions:
         statistics_budget=recipe.quantization.statistics_budget_bytes,
         seed=recipe.calibration.seed,
         propagate_error=recipe.quantization.propagate_error,
-        search=job.method != "gptq",
-        gptq=job.method != "awq",
+        search=job.method in ("awq", "awq+gptq"),
+        gptq=job.method in ("gptq", "awq+gptq"),
     )
 
 

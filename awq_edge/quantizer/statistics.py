@@ -41,6 +41,7 @@ class InputStatistics:
         """sample_tokens: None keeps G; a number keeps that many tokens instead. expected_tokens:
         about how many will be added; G takes every one of them where they are few."""
         self.tokens = 0
+        self.device = device
         enough = max(_GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL * in_features)
         self._gram_share = min(1.0, enough / max(expected_tokens, 1))
         self._gram_tokens = 0
@@ -171,6 +172,21 @@ class InputStatistics:
         assert self._sample is not None
         filled = self._keys >= 0
         return self._sample if filled.all() else self._sample[filled.to(self._sample.device)]
+
+
+class WeightsOnly:
+    """An input that was not observed: G = 1, so that a linear's error is that of its weights."""
+
+    tokens, is_sampled, gram = 1, False, None
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def summed_error(
+        self, weight: torch.Tensor, difference: Callable[[slice], torch.Tensor]
+    ) -> float:
+        """Squared error of all weights; see `InputStatistics.summed_error`."""
+        return sum(float(difference(rows).square().sum()) for rows in row_pieces(weight))
 
 
 def plan_samples(in_features: Mapping[str, int], budget_bytes: int) -> dict[str, int | None]:

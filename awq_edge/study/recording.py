@@ -14,23 +14,17 @@ import torch
 
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.layouts import layouts
-from awq_edge.quantizer.block_work import (
-    BlockOptions,
-    BlockOutcome,
-    BlockTask,
-    Statistics,
-    Tensors,
-)
 from awq_edge.quantizer.calibration import CalibrationSet
-from awq_edge.quantizer.driver import CalibratedBlocks
-from awq_edge.quantizer.executors import Pending
 from awq_edge.quantizer.rounding import NumberFormat
+from awq_edge.quantizer.stream import CalibrationStream
+from awq_edge.quantizer.task import BlockOptions, BlockTask, Observed, block_task
+from awq_edge.quantizer.weights import Tensors, read_weights
 
 _GROUP = 32  # of no influence beyond which linears are recorded: those that it fits
 _STATISTICS_BUDGET = 1 << 40  # GPTQ needs G itself, never a sample of tokens
 
 # The tensors of a block as a treatment leaves them, float32, by name relative to the block.
-Treat = Callable[[BlockTask, Tensors, Statistics], Tensors]
+Treat = Callable[[BlockTask, Tensors, Observed], Tensors]
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,7 @@ class RecordedBlock:
 
     task: BlockTask
     tensors: Tensors
-    statistics: Statistics
+    statistics: Observed
 
 
 def record(
@@ -48,7 +42,7 @@ def record(
     """Weights and statistics of every block, on the device; later blocks see unquantized inputs."""
     found: list[RecordedBlock] = []
 
-    def note(task: BlockTask, tensors: Tensors, statistics: Statistics) -> Tensors:
+    def note(task: BlockTask, tensors: Tensors, statistics: Observed) -> Tensors:
         found.append(RecordedBlock(task, tensors, statistics))
         return tensors
 
@@ -62,31 +56,12 @@ def treat_propagating(
     """Every block as `treat` leaves it, each seeing the outputs of those treated before it."""
     found: list[Tensors] = []
 
-    def keep(task: BlockTask, tensors: Tensors, statistics: Statistics) -> Tensors:
+    def keep(task: BlockTask, tensors: Tensors, statistics: Observed) -> Tensors:
         found.append(treat(task, tensors, statistics))
         return found[-1]
 
     _run(checkpoint, calibration, device, keep, propagate_error=True)
     return found
-
-
-class _TreatingExecutor:
-    """Runs a treatment where the quantizer would search, fold and round."""
-
-    width = 1
-
-    def __init__(self, treat: Treat) -> None:
-        self._treat = treat
-
-    def submit(self, task: BlockTask, tensors: Tensors, statistics: Statistics) -> Pending:
-        treated = self._treat(task, tensors, statistics)
-        # Dense, as a checkpoint stores linears that stay in 16 bits: the driver runs them as such.
-        stored = {task.full_name(name): tensor.cpu() for name, tensor in treated.items()}
-        outcome = BlockOutcome(stored=stored, scales={}, linears=(), seconds={})
-        return lambda: outcome
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def _run(
@@ -103,9 +78,13 @@ def _run(
         statistics_budget=_STATISTICS_BUDGET,
         seed=calibration.seed,
         propagate_error=propagate_error,
-        search=False,
+        search=True,
         gptq=False,
     )
-    blocks = CalibratedBlocks(checkpoint, calibration, options, device, _TreatingExecutor(treat))
-    for _ in blocks.quantize(range(checkpoint.decoder.num_layers)):
-        pass
+    stream = CalibrationStream(checkpoint, calibration, options, device)
+    for layer in range(checkpoint.decoder.num_layers):
+        task = block_task(checkpoint, options, layer)
+        tensors = dict(read_weights(checkpoint, task, device))
+        treated = treat(task, tensors, stream.observe(task, tensors))
+        if propagate_error:
+            stream.advance(layer, treated)

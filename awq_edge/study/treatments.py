@@ -21,20 +21,15 @@ from typing import Literal
 import torch
 
 from awq_edge.archs import ScaleGroup
-from awq_edge.quantizer.awq import GroupChoice, output_error
-from awq_edge.quantizer.block_work import (
-    BlockTask,
-    RoundedLinear,
-    Statistics,
-    Tensors,
-    fold_block,
-    round_linears,
-    search_scale_group,
-)
+from awq_edge.quantizer.awq import UNSCALED, GroupChoice, output_error
+from awq_edge.quantizer.block import fold_block, round_linears, search_scale_group
 from awq_edge.quantizer.clipping import search_clips
+from awq_edge.quantizer.linear_report import RoundedLinear
 from awq_edge.quantizer.nf4 import BITS_PER_WEIGHT as NF4_BITS
 from awq_edge.quantizer.nf4 import nf4_fake_quantize
 from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
+from awq_edge.quantizer.task import BlockTask, Observed
+from awq_edge.quantizer.weights import Tensors
 
 Method = Literal[
     "none",
@@ -91,7 +86,7 @@ class Treatment:
 
 
 def treat_block(
-    treatment: Treatment, task: BlockTask, tensors: Tensors, statistics: Statistics
+    treatment: Treatment, task: BlockTask, tensors: Tensors, statistics: Observed
 ) -> Tensors:
     """All tensors of a block with the treated weights in place: float32, by relative name.
 
@@ -146,7 +141,7 @@ def number_format(treatment: Treatment, in_features: int) -> NumberFormat:
 
 
 def _by_the_quantizer(
-    treatment: Treatment, task: BlockTask, tensors: Tensors, statistics: Statistics
+    treatment: Treatment, task: BlockTask, tensors: Tensors, statistics: Observed
 ) -> Tensors:
     """Search, fold and round with the quantizer's own functions."""
     tasks, choices = {}, {}
@@ -176,8 +171,10 @@ def _choose(
     task: BlockTask,
     group: ScaleGroup,
     tensors: Tensors,
-    statistics: Statistics,
+    statistics: Observed,
 ) -> GroupChoice:
+    if not task.options.search and treatment.method != "awq-clip":
+        return UNSCALED
     own = task.statistics_of(group, statistics)
     if treatment.method == "awq-scale":
         return _without_clips(
@@ -193,7 +190,7 @@ def _without_clips(
     task: BlockTask,
     group: ScaleGroup,
     tensors: Tensors,
-    statistics: Statistics,
+    statistics: Observed,
 ) -> GroupChoice:
     """The scale alone, and none where it is worse than round-to-nearest without its clips."""
 
@@ -212,7 +209,7 @@ def _without_clips(
 
 
 def _clips(
-    task: BlockTask, group: ScaleGroup, tensors: Tensors, statistics: Statistics
+    task: BlockTask, group: ScaleGroup, tensors: Tensors, statistics: Observed
 ) -> Mapping[str, torch.Tensor]:
     """Clips without a scale, of the linears whose whole error they lower."""
     form = task.options.number_format

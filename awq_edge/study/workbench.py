@@ -21,9 +21,9 @@ from awq_edge.errors import ConfigError
 from awq_edge.evaluate.perplexity import check_window, negative_log_likelihoods, windows
 from awq_edge.evaluate.text import read_text
 from awq_edge.evaluate.torch_models import ModelSource
-from awq_edge.quantizer.block_work import Tensors
 from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
 from awq_edge.quantizer.report import PACKAGED
+from awq_edge.quantizer.weights import Tensors
 from awq_edge.runtime.text_tokens import tokenize
 from awq_edge.study.recording import RecordedBlock, record, treat_propagating
 from awq_edge.study.result import Difference, Measurement, SourceInfo

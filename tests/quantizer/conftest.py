@@ -20,6 +20,8 @@ from arch_configs import (
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from awq_edge.archs import architectures
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.quantizer.weights import read_finite
 
 VOCAB = 128
 # Grouped-query attention, a head size unlike hidden / heads, every bias that a config can ask for.
@@ -130,3 +132,11 @@ def vision_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of one whose images have 16 tokens, whatever their size."""
     return save_model(build_model("llava", seed=1), tmp_path_factory.mktemp("llava"))
+
+
+def load_block(checkpoint: Checkpoint, layer: int) -> dict[str, torch.Tensor]:
+    """The weights of a block by name relative to it, float32."""
+    prefix = checkpoint.decoder.layer_prefix(layer)
+    names = checkpoint.decoder.block_shapes(layer)
+    cpu = torch.device("cpu")
+    return {name: read_finite(checkpoint, f"{prefix}.{name}", cpu) for name in names}

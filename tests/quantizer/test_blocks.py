@@ -13,7 +13,7 @@ from awq_edge.checkpoint import Checkpoint
 from awq_edge.model_files import ModelFiles
 from awq_edge.quantizer.blocks import BlockRunner, relative_change
 
-from .conftest import build_model, save_model
+from .conftest import build_model, load_block, save_model
 
 # float32, the same operations; experts are added up in another order.
 EQUAL = 1e-6
@@ -52,7 +52,7 @@ def check_blocks(model: Any, path: Path, length: int = 40) -> None:
     hidden = runner.embed(ids, batch=2)
     assert relative_change(expected[0], hidden) < EQUAL
     for layer in range(decoder.num_layers):
-        with runner.block(layer, runner.load(layer)) as block:
+        with runner.block(layer, load_block(checkpoint, layer)) as block:
             parts = enumerate(torch.split(hidden, 2))
             hidden = torch.cat([block.run(part, batch) for batch, part in parts])
         assert relative_change(expected[layer + 1], hidden) < EQUAL, layer
@@ -70,9 +70,10 @@ def test_a_soft_cap_is_seen(tmp_path: Path) -> None:
     capped = save_model(build_model("gemma2"), tmp_path / "capped")
     free = build_model("gemma2", attn_logit_softcapping=1000.0)
     ids = torch.arange(40)[None]
-    runner = BlockRunner(Checkpoint.open(capped), torch.device("cpu"))
+    checkpoint = Checkpoint.open(capped)
+    runner = BlockRunner(checkpoint, torch.device("cpu"))
     hidden = runner.embed(ids, batch=1)
-    with runner.block(0, runner.load(0)) as block:
+    with runner.block(0, load_block(checkpoint, 0)) as block:
         found = block.run(hidden, 0)
     assert relative_change(block_outputs(free, "model.layers", ids)[1], found) > 100 * EQUAL
 

@@ -16,7 +16,7 @@ from awq_edge.quantizer.blocks import BlockRunner
 from awq_edge.quantizer.report import LinearReport
 from awq_edge.quantizer.rounding import NumberFormat, round_to_nearest
 
-from .conftest import build_model, save_model
+from .conftest import build_model, load_block, save_model
 from .test_checkpoint_out import logits, quantized, restore
 
 FORMAT = NumberFormat(4, 32, "asymmetric")
@@ -96,7 +96,7 @@ def test_an_expert_sees_the_tokens_that_are_sent_to_it(tmp_path: Path) -> None:
         readers[0]: lambda rows, name=name: seen.update({name: rows})
         for name, readers in checkpoint.decoder.inputs(0).items()
     }
-    with runner.block(0, runner.load(0)) as block, block.watched(watchers):
+    with runner.block(0, load_block(checkpoint, 0)) as block, block.watched(watchers):
         block.run(hidden, 0)
     for expert in range(4):
         tokens = (sent[0] == expert).any(dim=1)

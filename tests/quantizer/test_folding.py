@@ -12,7 +12,7 @@ from awq_edge.checkpoint import Checkpoint
 from awq_edge.quantizer.blocks import BlockRunner, Tensors, relative_change
 from awq_edge.quantizer.folding import fold, realise_scale, row_scale, tie_channels
 
-from .conftest import TINY, build_model, save_model
+from .conftest import TINY, build_model, load_block, save_model
 
 # float32 rounding of a block: 1e-7 an operation.
 EXACT = 1e-5
@@ -33,14 +33,14 @@ class Folded:
     """Blocks of a model before and after folds, on a few sequences."""
 
     def __init__(self, model: Path) -> None:
-        checkpoint = Checkpoint.open(model)
+        self._checkpoint = checkpoint = Checkpoint.open(model)
         self.decoder = checkpoint.decoder
         self._runner = BlockRunner(checkpoint, CPU)
         ids = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(0))
         self._hidden = self._runner.embed(ids, batch=2)
 
     def load(self, layer: int) -> Tensors:
-        return self._runner.load(layer)
+        return load_block(self._checkpoint, layer)
 
     def groups(self, layer: int) -> list[ScaleGroup]:
         return [g for g in self.decoder.scale_groups(layer) if g.kind != "none"]

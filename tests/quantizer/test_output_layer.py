@@ -17,6 +17,7 @@ from awq_edge.backends import open_session
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.lm_head import output_format
+from awq_edge.quantizer.task import BlockTask, OutputLayerTask
 from awq_edge.runtime.session import SessionOptions
 from awq_edge.runtime.tokenizer import Tokenizer
 from awq_edge.w4a16 import NumberFormat, dequantize
@@ -207,7 +208,7 @@ def test_a_kept_output_layer_is_not_made_again(
             quantized(salient, tmp_path / "out", calibration_text, **options)
     seen: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "CalibratedBlocks", None)
+        patch.setattr(stage, "CalibrationStream", None)
         out = quantized(
             salient,
             tmp_path / "out",
@@ -215,23 +216,27 @@ def test_a_kept_output_layer_is_not_made_again(
             observer=lambda done, total, what: seen.append(what),
             **options,
         ).path
-    assert seen == ["block 0, kept", "block 1, kept", "writing"]
+    assert seen == ["block 0, kept", "block 1, kept", "the output layer, kept", "writing"]
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def test_a_run_killed_before_the_output_layer_continues_there(
     salient: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from awq_edge.quantizer import driver
+    from awq_edge.quantizer import loop
 
     options = {"lm_head_bits": 8}
     whole = quantized(salient, tmp_path / "whole", calibration_text, **options).path
 
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+    work = loop.quantize_block
+
+    def killed(task: BlockTask, *rest: Any, **options: Any) -> Any:
+        if isinstance(task, OutputLayerTask):
+            raise KeyboardInterrupt
+        return work(task, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "quantize_output_layer", killed)
+        patch.setattr(loop, "quantize_block", killed)
         with pytest.raises(KeyboardInterrupt):
             quantized(salient, tmp_path / "out", calibration_text, **options)
     seen: list[str] = []
@@ -242,7 +247,7 @@ def test_a_run_killed_before_the_output_layer_continues_there(
         observer=lambda done, total, what: seen.append(what),
         **options,
     ).path
-    assert seen == ["block 0, kept", "block 1, kept", "output layer", "writing"]
+    assert seen == ["block 0, kept", "block 1, kept", "the output layer", "writing"]
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 

@@ -15,7 +15,7 @@ import torch
 import awq_edge
 from awq_edge.errors import ModelError, ResourceError, RuntimeUnavailableError
 from awq_edge.executor_options import ExecutorOptions
-from awq_edge.quantizer import block_work, quantize_checkpoint, ray_executor
+from awq_edge.quantizer import block, loop, quantize_checkpoint, ray_executor
 
 from . import worker_functions
 from .conftest import build_model, save_model
@@ -208,7 +208,7 @@ def test_a_worker_that_dies_in_a_block_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = local(method="awq+gptq")
-    monkeypatch.setattr(ray_executor, "quantize_block", worker_functions.die_in_block_1)
+    monkeypatch.setattr(loop, "quantize_block", worker_functions.die_in_block_1)
     made = quantized(model, tmp_path / "ray", calibration_text, executor=RAY, method="awq+gptq")
     assert (markers / "died").exists()
     assert made == expected
@@ -224,7 +224,7 @@ def test_a_worker_that_dies_rounding_a_linear_is_replaced(
 ) -> None:
     options = {"method": "awq+gptq", "propagate_error": True}
     expected = local(**options)
-    monkeypatch.setattr(block_work, "round_linears", worker_functions.die_in_down_proj)
+    monkeypatch.setattr(block, "round_linears", worker_functions.die_in_down_proj)
     out = tmp_path / "ray"
     made = quantized(model, out, calibration_text, executor=RAY, **options)  # type: ignore[arg-type]
     assert (markers / "died").exists()
@@ -252,7 +252,7 @@ def test_a_machine_that_is_lost_costs_only_time(
         removed.append(name)
 
     expected = local()
-    monkeypatch.setattr(ray_executor, "quantize_block", worker_functions.hang_on_one_machine)
+    monkeypatch.setattr(loop, "quantize_block", worker_functions.hang_on_one_machine)
     thread = threading.Thread(target=take_away)
     thread.start()
     try:
@@ -270,7 +270,7 @@ def test_a_task_that_kills_every_worker_is_given_up(
     machines: Machines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_executor, "quantize_block", worker_functions.always_die)
+    monkeypatch.setattr(loop, "quantize_block", worker_functions.always_die)
     with pytest.raises(ResourceError, match=r"block 0 was lost .*WorkerCrashed.* blocks are kept"):
         one_at_a_time = ExecutorOptions("ray", ray_blocks=1)
         quantized(model, tmp_path / "ray", calibration_text, executor=one_at_a_time)
@@ -283,13 +283,13 @@ def test_an_error_in_a_task_is_the_same_error_here(
     machines: Machines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_executor, "quantize_block", worker_functions.refuse_block_1)
+    monkeypatch.setattr(loop, "quantize_block", worker_functions.refuse_block_1)
     with pytest.raises(ModelError) as told:
         quantized(model, tmp_path / "ray", calibration_text, executor=RAY)
     assert type(told.value) is ModelError
     assert str(told.value) == "block 1 is not to be had; take another"
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(ray_executor, "quantize_block", worker_functions.divide_by_zero)
+    monkeypatch.setattr(loop, "quantize_block", worker_functions.divide_by_zero)
     with pytest.raises(ZeroDivisionError, match=r"^a defect$"):
         quantized(model, tmp_path / "ray", calibration_text, executor=RAY)
 

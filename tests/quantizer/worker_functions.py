@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from awq_edge.errors import ModelError
-from awq_edge.quantizer import block_work
+from awq_edge.quantizer import block
 
-quantize_block = block_work.quantize_block
-round_linears = block_work.round_linears
+quantize_block = block.quantize_block
+round_linears = block.round_linears
 
 # Where the driver's test says what is to happen; inherited by the workers.
 FOLDER = "AWQ_EDGE_TEST_FOLDER"

@@ -1,0 +1,187 @@
+"""The quantizer in one function.
+
+    for every block, and then the output layer:
+
+        observe   run it on the calibration tokens; statistics of what its linears read
+        search    scales and clips of its scale groups         ┐
+        fold      each scale and its inverse into the weights  │ block.py, by `run`
+        round     the codes of each linear                     ┘
+        check     its float32 output is the same, folded
+        store     on disk, so that a run that was killed continues here
+
+Rounding to nearest is the same without `stream`: nothing is observed, searched or folded.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.quantizer.block import BlockOutcome, quantize_block, run_here
+from awq_edge.quantizer.executors import Executor
+from awq_edge.quantizer.host_memory import return_free_memory
+from awq_edge.quantizer.phases import PhaseClock
+from awq_edge.quantizer.report import BlockReport
+from awq_edge.quantizer.resume import BlockStore
+from awq_edge.quantizer.rounding import NumberFormat
+from awq_edge.quantizer.statistics import WeightsOnly
+from awq_edge.quantizer.stream import CalibrationStream
+from awq_edge.quantizer.task import (
+    BlockOptions,
+    BlockTask,
+    Statistics,
+    block_task,
+    output_layer_task,
+)
+from awq_edge.quantizer.weights import Tensors, on_demand, read_weights
+from awq_edge.quantizer.writer import restored
+
+# (blocks done, blocks, what is being done)
+Observer = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A task in work. weights: for the check. first: `CalibrationStream.first_batch` before it."""
+
+    task: BlockTask
+    weights: Tensors
+    first: torch.Tensor | None
+    statistics: Statistics
+    clock: PhaseClock
+
+
+def quantize_layers(
+    checkpoint: Checkpoint,
+    options: BlockOptions,
+    lm_head: NumberFormat | None,
+    stream: CalibrationStream | None,
+    store: BlockStore,
+    device: torch.device,
+    *,
+    executor: Executor | None = None,
+    observer: Observer | None = None,
+) -> list[BlockReport]:
+    """Quantize every block, and the output layer as the last, into the store.
+
+    lm_head: None where the output layer stays in 16 bits. stream: None without calibration. Blocks
+    that the store has are passed over. executor: where the work is done, None for here. Returns the
+    reports in order.
+    Raises ModelError for weights that cannot be quantized.
+    """
+    total = checkpoint.decoder.num_layers
+    blocks = [block_task(checkpoint, options, layer) for layer in range(total)]
+    head = [] if lm_head is None else [output_layer_task(checkpoint, options, lm_head)]
+    tasks = [*blocks, *head]
+    reports = {task.layer: r for task in tasks if (r := store.finished(task.layer)) is not None}
+    is_whole = len(reports) == len(tasks)
+    begun: deque[_Begun] = deque()
+
+    def observed(tasks: Sequence[BlockTask]) -> Iterator[tuple[BlockTask, Tensors, Statistics]]:
+        """The tasks that are left, each observed when it is asked for."""
+        for task in tasks:
+            kept = task.layer in reports
+            if observer is not None:
+                observer(task.layer, total, f"{task.title}, kept" if kept else task.title)
+            if kept:
+                if stream is not None and not is_whole and task.layer < total:
+                    _pass_over(checkpoint, task, stream, store, device)
+                continue
+            clock = PhaseClock(device)
+            with clock.phase("load"):
+                weights = read_weights(checkpoint, task, device)
+                return_free_memory()
+            # On a CPU it is cheaper to read a block again than to have it in memory all the time.
+            keep = executor is None and device.type != "cpu"
+            spare = dict(weights) if keep else on_demand(checkpoint, task, device)
+            first = None if stream is None else stream.first_batch.clone()
+            with clock.phase("forward"):
+                statistics = _observe(task, weights, stream, device)
+                return_free_memory()
+            begun.append(_Begun(task, spare, first, statistics, clock))
+            yield task, weights, statistics
+
+    between = inside = run_here
+    if executor is not None and options.propagate_error:
+        inside = executor.parts  # later blocks wait for this one's outcome
+    elif executor is not None:
+        between = executor.blocks
+    outcomes = itertools.chain(
+        between(functools.partial(quantize_block, run=inside), observed(blocks)),
+        run_here(quantize_block, observed(head)),
+    )
+    for outcome in outcomes:
+        each = begun.popleft()
+        task, change = each.task, None
+        if stream is not None and each.first is not None:
+            with each.clock.phase("check"):
+                weights = {name: each.weights[name] for name in task.storage}
+                each.weights.clear()
+                change = stream.fold_change(task, weights, outcome.scales, each.first)
+                weights.clear()  # before the next block comes
+                return_free_memory()
+            if options.propagate_error and task.layer < total:
+                with each.clock.phase("forward"):
+                    stream.advance(task.layer, as_stored(task, outcome.stored, device))
+        reports[task.layer] = _report(each, outcome, change)
+        store.save(task.layer, outcome.stored, reports[task.layer])
+    return [reports[task.layer] for task in tasks]
+
+
+def _observe(
+    task: BlockTask, weights: Tensors, stream: CalibrationStream | None, device: torch.device
+) -> Statistics:
+    if stream is None:
+        return dict.fromkeys(task.inputs, WeightsOnly(device))
+    return stream.observe(task, weights)
+
+
+def _pass_over(
+    checkpoint: Checkpoint,
+    task: BlockTask,
+    stream: CalibrationStream,
+    store: BlockStore,
+    device: torch.device,
+) -> None:
+    """Move the stream past a block that is in the store, as when it was quantized."""
+    if task.options.propagate_error:
+        stream.advance(task.layer, as_stored(task, store.load(task.layer), device))
+    else:
+        stream.advance(task.layer, read_weights(checkpoint, task, device))
+
+
+def as_stored(task: BlockTask, stored: Tensors, device: torch.device) -> Tensors:
+    """The weights of a block as the checkpoint holds them: float32 by relative name.
+
+    stored: its tensors by full name, see `BlockOutcome`.
+    """
+    tensors = {}
+    for name in task.storage:
+        full = task.full_name(name)
+        if full in stored:
+            tensor = stored[full].float()
+        else:
+            linear = full.removesuffix(".weight")
+            tensor = restored(task.options.layout, linear, stored, task.options.number_format)
+        tensors[name] = tensor.to(device)
+    return tensors
+
+
+def _report(begun: _Begun, outcome: BlockOutcome, change: float | None) -> BlockReport:
+    seconds = {**begun.clock.seconds, **outcome.seconds}
+    inputs = begun.statistics.items()
+    return BlockReport(
+        layer=begun.task.layer,
+        seconds=sum(seconds.values()),
+        seconds_by_phase={name: round(value, 4) for name, value in seconds.items()},
+        fold_change=change,
+        sampled_inputs=tuple(name for name, each in inputs if each.is_sampled),
+        silent_inputs=tuple(name for name, each in inputs if each.tokens == 0),
+        linears=outcome.linears,
+    )
