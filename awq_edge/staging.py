@@ -81,7 +81,7 @@ def visible_entries(folder: Path) -> list[str]:
     return sorted(
         name
         for name in os.listdir(folder)
-        if not (name.startswith(f".{_CONTENTS}.") and is_temporary(name))
+        if not (name.startswith((f".{_CONTENTS}.", f"..{_CONTENTS}.")) and is_temporary(name))
     )
 
 
@@ -127,6 +127,8 @@ def temporary(folder: Path, name: str, *, mode: int | None = None) -> Iterator[P
     try:
         yield path
     finally:
+        if (path / _JOURNAL).is_file():  # interrupted while its contents were moved
+            _move_contents(path)
         remove(path)
         if descriptor >= 0:
             os.close(descriptor)

@@ -180,6 +180,39 @@ def test_a_replacement_in_place_that_was_killed_is_finished_by_the_next_run(
     assert names(folder) == ["a.txt", "manifest.json"]
 
 
+def test_a_folder_with_kept_work_alone_counts_as_empty(tmp_path: Path) -> None:
+    """Whose export, or its quantization, was interrupted."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for kept in (staging.kept_path(out, "resume"), staging.kept_path(out, "checkpoint")):
+        kept.mkdir()
+    staging.kept_path(staging.kept_path(out, "checkpoint"), "resume").mkdir()
+    assert len(names(out)) == 3 and staging.visible_entries(out) == []
+    make(out)
+    assert (out / "manifest.json").is_file() and names(tmp_path) == ["out"]
+
+
+def test_an_interruption_between_the_moves_finishes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    moved: list[Path] = []
+
+    def rename(self: Path, target: Path) -> Path:
+        if target.parent == folder:
+            moved.append(target)
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+        os.rename(self, target)
+        return target
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        make(folder)
+    assert names(folder) == ["a.txt", "manifest.json"]
+
+
 def test_a_file_keeps_its_permissions_and_its_link(tmp_path: Path) -> None:
     file, link = tmp_path / "report.json", tmp_path / "link.json"
     file.write_text("old")
