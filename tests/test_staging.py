@@ -184,9 +184,10 @@ def test_a_folder_with_kept_work_alone_counts_as_empty(tmp_path: Path) -> None:
     """Whose export, or its quantization, was interrupted."""
     out = tmp_path / "out"
     out.mkdir()
-    for kept in (staging.kept_path(out, "resume"), staging.kept_path(out, "checkpoint")):
-        kept.mkdir()
-    staging.kept_path(staging.kept_path(out, "checkpoint"), "resume").mkdir()
+    between = staging.kept_path(out, "checkpoint")
+    kept = (staging.kept_path(between, "resume"), staging.kept_path(out, "resume"), between)
+    for folder in kept:
+        folder.mkdir()
     assert len(names(out)) == 3 and staging.visible_entries(out) == []
     make(out)
     assert (out / "manifest.json").is_file() and names(tmp_path) == ["out"]
