@@ -174,7 +174,8 @@ class OnnxRuntimeSession(SessionBase):
         rows = [*before, *ids, *[ids[-1]] * extra]
         input_ids = np.asarray(rows, dtype=np.int64)[None, :]  # [1, S]
         self._past[0] = past - len(before)
-        self._bind_step(self._prefill_binding, input_ids, positions + len(before), out)
+        shifted = positions + len(before)  # bound by address: it has to outlive the run
+        self._bind_step(self._prefill_binding, input_ids, shifted, out)
         _run(self._session, self._prefill_binding)
         self._ids.extend(ids)
 
