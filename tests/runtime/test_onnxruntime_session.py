@@ -190,3 +190,14 @@ def test_the_environment_is_left_as_it_was(
             monkeypatch.setenv(name, value)
         open_session(Bundle.open(tiny_bundle), SessionOptions(threads=1)).close()
         assert os.environ.get(name) == value
+
+
+def test_many_positions_of_one_run(tiny_bundle: Path) -> None:
+    """The array of positions is bound by its address: one of a chunk's size is given back to the
+    system when it is freed, and has to outlive the run."""
+    ids = [5 + i % 200 for i in range(256)]
+    with open_session(Bundle.open(tiny_bundle), SessionOptions(context=256)) as session:
+        whole = session.logits(ids, range(len(ids)))
+        session.reset()
+        single = np.concatenate([session.logits([each], [0]) for each in ids])
+    assert np.abs(whole - single).max() < 1e-3 * np.abs(single).max()
