@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from awq_edge._version import __version__
 
 if TYPE_CHECKING:
-    from awq_edge.artifacts import Bundle
+    from awq_edge.artifacts.directories import Bundle
     from awq_edge.errors import AwqEdgeError
     from awq_edge.pipeline import export, quantize
-    from awq_edge.recipe import Recipe, load_recipe
+    from awq_edge.recipe.recipes import Recipe, load_recipe
     from awq_edge.runtime.model import Model, load
 
 __all__ = [
@@ -36,12 +36,12 @@ __all__ = [
 
 _HOME = {
     "AwqEdgeError": "awq_edge.errors",
-    "Bundle": "awq_edge.artifacts",
+    "Bundle": "awq_edge.artifacts.directories",
     "Model": "awq_edge.runtime.model",
-    "Recipe": "awq_edge.recipe",
+    "Recipe": "awq_edge.recipe.recipes",
     "export": "awq_edge.pipeline",
     "load": "awq_edge.runtime.model",
-    "load_recipe": "awq_edge.recipe",
+    "load_recipe": "awq_edge.recipe.recipes",
     "quantize": "awq_edge.pipeline",
 }
 

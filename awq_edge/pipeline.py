@@ -12,21 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from awq_edge.archs import decoder_from_config
-from awq_edge.artifacts import Bundle, atomic_file
+from awq_edge.artifacts.directories import Bundle, atomic_file
+from awq_edge.artifacts.outputs import check_output, require_apart
+from awq_edge.artifacts.paths import system_faults, user_path
+from awq_edge.artifacts.sampling_keys import SamplingKeys, check_sampling
 from awq_edge.errors import AwqEdgeError, ConfigError, ModelError
-from awq_edge.executor_options import ExecutorOptions
-from awq_edge.foreign_formats import refuse_foreign
-from awq_edge.group_size import choose_group_size
-from awq_edge.interruption import keeping
-from awq_edge.layouts import quantization_config
-from awq_edge.lm_head import for_export
-from awq_edge.model_files import ModelFiles, read_config, resolve_model
-from awq_edge.outputs import check_output, require_apart
-from awq_edge.paths import system_faults, user_path
-from awq_edge.recipe import Recipe, list_recipes, load_recipe
-from awq_edge.sampling_keys import SamplingKeys, check_sampling
-from awq_edge.staging import CHECKPOINT, RESUME, discard, discard_abandoned, hold, kept_path
+from awq_edge.model.archs import decoder_from_config
+from awq_edge.model.files import ModelFiles, read_config, resolve_model
+from awq_edge.model.foreign_formats import refuse_foreign
+from awq_edge.model.group_size import choose_group_size
+from awq_edge.model.layouts import quantization_config
+from awq_edge.model.lm_head import for_export
+from awq_edge.process.interruption import keeping
+from awq_edge.process.staging import CHECKPOINT, RESUME, discard, discard_abandoned, hold, kept_path
+from awq_edge.quantizer.cluster.options import ExecutorOptions
+from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe
 
 if TYPE_CHECKING:
     from awq_edge.evaluate.text import Text
@@ -81,7 +81,7 @@ def quantize(
     """
     from awq_edge.evaluate.text import read_text
     from awq_edge.quantizer import quantize_checkpoint
-    from awq_edge.quantizer.resume import has_blocks, kept_blocks
+    from awq_edge.quantizer.checkpoint.resume import has_blocks, kept_blocks
     from awq_edge.runtime.tokenizer import Tokenizer
 
     work = _executor(executor)
@@ -179,13 +179,9 @@ def export(
     checkpoint with the hashes in its quantization report. The others: see `quantize`.
     Raises AwqEdgeError (see `awq_edge.errors`).
     """
-    from awq_edge.exporter import (
-        check_export,
-        check_forms,
-        check_overrides,
-        export_checkpoint,
-        require_lowering,
-    )
+    from awq_edge.exporter.bundle import check_export, export_checkpoint
+    from awq_edge.exporter.lowerings import require_lowering
+    from awq_edge.exporter.overrides import check_forms, check_overrides
     from awq_edge.runtime.tokenizer import Tokenizer
 
     out = user_path(out, "--out")
@@ -254,7 +250,7 @@ def export(
         _discard_kept(out)
         return bundle
     from awq_edge.quantizer import quantize_checkpoint
-    from awq_edge.quantizer.resume import kept_blocks
+    from awq_edge.quantizer.checkpoint.resume import kept_blocks
 
     resolved = for_export(resolved)
     resolved, notes = _with_groups(resolved, path, group_size)
@@ -356,8 +352,8 @@ def _with_perplexities(
 ) -> QuantizedCheckpoint:
     """The checkpoint with its perplexities, and those of the model it came from, in its report."""
     from awq_edge.evaluate.report import evaluate_perplexity
-    from awq_edge.quantizer.report import REPORT_FILE, PerplexityComparison, report_warnings
-    from awq_edge.report.quantization_page import PAGE_FILE, write_quantization_page
+    from awq_edge.quantizer.report.page import PAGE_FILE, write_quantization_page
+    from awq_edge.quantizer.report.schema import REPORT_FILE, PerplexityComparison, report_warnings
 
     def progress(done: int, total: int) -> None:
         if observer is not None:

@@ -21,8 +21,8 @@ import torch
 from gpu_timing import copies_beyond_cache, copy_bandwidth, environment, time_calls
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from awq_edge.plugin.interface import AttentionParameters, Dtype
-from awq_edge.plugin.kernels import KernelLibrary, load_kernels
+from awq_edge.kernels.interface import AttentionParameters, Dtype
+from awq_edge.kernels.kernels import KernelLibrary, load_kernels
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from typing import Any
 
 from random_checkpoint import GROUP_SIZE, write_random_checkpoint
 
-from awq_edge import children
-from awq_edge.cache import cache_directory
+from awq_edge.artifacts.cache import cache_directory
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import busy_seconds, describe_cpu
-from awq_edge.provenance import source_commit, versions
+from awq_edge.process import children
 from awq_edge.runtime.metrics import spread
 
 SHAPE = "tinyllama-1.1b"
@@ -95,8 +95,8 @@ def main() -> None:
 
 def prepare(folder: Path, checkpoint: Path, bundle: Path, model: Path) -> None:
     """Checkpoint, bundle, genai's environment and model, each made once and kept in `folder`."""
-    from awq_edge.exporter import export_checkpoint
-    from awq_edge.recipe import load_recipe
+    from awq_edge.exporter.bundle import export_checkpoint
+    from awq_edge.recipe.recipes import load_recipe
 
     folder.mkdir(parents=True, exist_ok=True)
     if not checkpoint.exists():
@@ -185,8 +185,8 @@ class Side:
 
 def decode_here(bundle: Path, prompt_tokens: int, threads: int) -> None:
     """What genai_decode.py does, with awq-edge: see `Side`."""
-    from awq_edge.artifacts import Bundle
-    from awq_edge.backends import open_session
+    from awq_edge.artifacts.directories import Bundle
+    from awq_edge.runtime.backends import open_session
     from awq_edge.runtime.sampling import Sampler, Sampling
     from awq_edge.runtime.session import SessionOptions
 

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from random_program import LLAMA_2_7B, Shape, Variant, fill_random, linears, random_program
 
-from awq_edge.backends.cuda.device import CudaDevice
-from awq_edge.backends.cuda.model import CudaModel
-from awq_edge.cuda_program import CudaProgram
-from awq_edge.plugin.kernels import load_kernels
-from awq_edge.provenance import source_commit, versions
+from awq_edge.artifacts.provenance import source_commit, versions
+from awq_edge.kernels.kernels import load_kernels
+from awq_edge.runtime.backends.cuda.device import CudaDevice
+from awq_edge.runtime.backends.cuda.model import CudaModel
+from awq_edge.runtime.backends.cuda.program import CudaProgram
 
 SIDES = ("awq-edge", "hf-eager", "hf-compiled")
 COPY_BYTES = 2 << 30

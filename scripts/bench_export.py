@@ -20,10 +20,10 @@ from typing import Any
 
 from random_checkpoint import SHAPES, write_random_checkpoint
 
-from awq_edge import children
+from awq_edge.artifacts.outputs import require_disk
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import describe_cpu
-from awq_edge.outputs import require_disk
-from awq_edge.provenance import source_commit, versions
+from awq_edge.process import children
 
 PACKAGES = ("numpy", "onnx", "onnx-graphsurgeon")
 # Checkpoint and bundle of the larger shape.
@@ -89,8 +89,8 @@ def measure(shape: str, repeats: int, folder: Path) -> dict[str, Any]:
 
 def export_here(checkpoint: Path, out: Path) -> None:
     """Export in this process; print what it took as JSON."""
-    from awq_edge.exporter import export_checkpoint
-    from awq_edge.recipe import load_recipe
+    from awq_edge.exporter.bundle import export_checkpoint
+    from awq_edge.recipe.recipes import load_recipe
     from awq_edge.runtime.memory import read_process_memory
 
     start = time.perf_counter()

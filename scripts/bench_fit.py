@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from awq_edge import children
-from awq_edge.artifacts import Bundle
+from awq_edge.artifacts.directories import Bundle
+from awq_edge.process import children
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.session import SessionOptions
 
@@ -55,11 +55,11 @@ def measure(shape: str, repeats: int, threads: int | None, folder: Path) -> dict
     """Prediction and peaks of one shape."""
     from random_checkpoint import write_random_checkpoint
 
-    from awq_edge.exporter import export_checkpoint
+    from awq_edge.artifacts.outputs import require_disk
+    from awq_edge.exporter.bundle import export_checkpoint
     from awq_edge.fit.fit import Asked, fit
     from awq_edge.fit.models import find_model
-    from awq_edge.outputs import require_disk
-    from awq_edge.recipe import load_recipe
+    from awq_edge.recipe.recipes import load_recipe
 
     require_disk(folder, NEEDED_BYTES, f"the benchmark of {shape}")
     with tempfile.TemporaryDirectory(prefix="bench-fit-", dir=folder) as work:
@@ -87,7 +87,7 @@ def measure(shape: str, repeats: int, threads: int | None, folder: Path) -> dict
 
 def run_here(path: Path, threads: int | None) -> None:
     """Fill the context in this process; print its peak as JSON."""
-    from awq_edge.backends import open_session
+    from awq_edge.runtime.backends import open_session
 
     bundle = Bundle.open(path, verify=False)
     session = open_session(bundle, SessionOptions(threads=threads))

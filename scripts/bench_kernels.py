@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from gpu_timing import copies_beyond_cache, copy_bandwidth, environment, time_calls
 
-from awq_edge.artifacts import atomic_file
-from awq_edge.plugin.interface import Tactic
-from awq_edge.plugin.kernels import load_kernels
+from awq_edge.artifacts.directories import atomic_file
+from awq_edge.kernels.interface import Tactic
+from awq_edge.kernels.kernels import load_kernels
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "plugin"))
 from gpu.w4a16_cases import (

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import awq_edge
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.evaluate.report import evaluate_perplexity
-from awq_edge.provenance import source_commit, versions
 
 GROUP_SIZE = 128
 METHODS = ("awq", "awq+gptq")

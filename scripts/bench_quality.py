@@ -5,7 +5,7 @@
 Each variant is exported and scored through the onnxruntime session, as a user would run it, at
 accuracy level 0 (float32) and some at level 4 (int8 activations). The `salient` model computes the
 same function as the demo model, with channels that matter more than others, as large models have
-(see `awq_edge.study.salient`). lm_head stays in 16 bits, so that the blocks alone are compared.
+(see `experiments.salient`). lm_head stays in 16 bits, so that the blocks alone are compared.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import awq_edge
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.evaluate.report import evaluate_perplexity
-from awq_edge.model_files import resolve_model
-from awq_edge.provenance import source_commit, versions
-from awq_edge.study.salient import make_salient
+from awq_edge.model.files import resolve_model
+from experiments.salient import make_salient
 
 # Accuracy levels that each method is scored at.
 METHODS = {"none": (0,), "rtn": (0, 4), "awq": (0, 4), "gptq": (0,), "awq+gptq": (0,)}

@@ -23,11 +23,11 @@ from typing import Any
 
 from random_checkpoint import SHAPES, write_random_model
 
-from awq_edge import children
+from awq_edge.artifacts.outputs import require_disk
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import describe_cpu
-from awq_edge.model_files import TOKENIZER_FILES, resolve_model
-from awq_edge.outputs import require_disk
-from awq_edge.provenance import source_commit, versions
+from awq_edge.model.files import TOKENIZER_FILES, resolve_model
+from awq_edge.process import children
 
 PACKAGES = ("numpy", "torch", "transformers")
 BLOCK_PARAMETERS = {"tinyllama-1.1b": 44e6, "llama-2-7b": 203e6, "llama-2-70b": 856e6}
@@ -58,7 +58,7 @@ def main() -> None:
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures were measured on."""
-    from awq_edge.torch_device import device_name, torch_device
+    from awq_edge.device.torch_device import device_name, torch_device
 
     cpu = describe_cpu()
     return {
@@ -103,7 +103,7 @@ def quantize_here(model: str, out: str, method: str, arguments: argparse.Namespa
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     from awq_edge.quantizer import quantize_checkpoint
-    from awq_edge.recipe import load_recipe
+    from awq_edge.recipe.recipes import load_recipe
     from awq_edge.runtime.memory import read_process_memory
 
     libraries = read_process_memory().peak_rss

@@ -13,11 +13,11 @@ import argparse
 
 import torch
 
-from awq_edge.quantizer import scales
-from awq_edge.quantizer.rounding import fake_quantize
-from awq_edge.quantizer.scales import GRID, Member, search_scales
-from awq_edge.quantizer.statistics import InputStatistics
-from awq_edge.w4a16 import NumberFormat
+from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.quantizer.calibration.statistics import InputStatistics
+from awq_edge.quantizer.search import scales
+from awq_edge.quantizer.search.rounding import fake_quantize
+from awq_edge.quantizer.search.scales import GRID, Member, search_scales
 
 FORMAT = NumberFormat(4, 128, "asymmetric")
 TOKENS = 20_000

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import describe_cpu
-from awq_edge.provenance import source_commit, versions
 
 
 def main() -> None:

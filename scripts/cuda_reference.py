@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import awq_edge
-from awq_edge.artifacts import atomic_directory
+from awq_edge.artifacts.directories import atomic_directory
 from awq_edge.runtime.tokenizer import Tokenizer
 
 WINDOWS, TOKENS = 2, 1000  # the demo model has 1024 positions

@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from awq_edge.artifacts import atomic_directory, atomic_file
-from awq_edge.cache import cache_directory
-from awq_edge.plugin import build as plugin_build
-from awq_edge.plugin.architectures import TARGETS, parse_architecture
-from awq_edge.plugin.build import compile_libraries
-from awq_edge.plugin.kernels import FILE_NAME
-from awq_edge.plugin.toolchain import Toolchain, find_toolchain
+from awq_edge.artifacts.cache import cache_directory
+from awq_edge.artifacts.directories import atomic_directory, atomic_file
+from awq_edge.kernels import build as plugin_build
+from awq_edge.kernels.architectures import TARGETS, parse_architecture
+from awq_edge.kernels.build import compile_libraries
+from awq_edge.kernels.kernels import FILE_NAME
+from awq_edge.kernels.toolchain import Toolchain, find_toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "plugins"

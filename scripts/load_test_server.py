@@ -25,9 +25,9 @@ from pathlib import Path
 
 from load_clients import MAX_BODY, MODEL, Client, Tally
 
-from awq_edge.children import child
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import describe_cpu
-from awq_edge.provenance import source_commit, versions
+from awq_edge.process.children import child
 
 PACKAGES = ("fastapi", "uvicorn", "sse-starlette", "llguidance", "onnxruntime")
 # Growth of memory between the second quarter of the time and the last, of which caches and the

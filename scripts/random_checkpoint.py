@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from awq_edge.archs import Decoder, decoder_from_config
+from awq_edge.model.archs import Decoder, decoder_from_config
 
 GROUP_SIZE = 128
 SHAPES: dict[str, dict[str, Any]] = {

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from awq_edge.archs.base import Rope
-from awq_edge.backends.cuda.weights import tensors_of
-from awq_edge.cuda_program import (
+from awq_edge.kernels.packing import LAYOUT_VERSION, pack, pack_gate_up
+from awq_edge.model.archs.base import Rope
+from awq_edge.model.rope import rope_tables
+from awq_edge.model.w4a16 import Scheme, quantize
+from awq_edge.runtime.backends.cuda.program import (
     ITEM_BYTES,
     CudaProgram,
     DenseLinear,
@@ -25,9 +27,7 @@ from awq_edge.cuda_program import (
     QuantizedLinear,
     TensorPlace,
 )
-from awq_edge.plugin.packing import LAYOUT_VERSION, pack, pack_gate_up
-from awq_edge.rope import rope_tables
-from awq_edge.w4a16 import Scheme, quantize
+from awq_edge.runtime.backends.cuda.weights import tensors_of
 
 ALIGNMENT = 4096
 LM_HEAD_GROUP_SIZE = 32

@@ -73,7 +73,7 @@ PAGES_ELSEWHERE = {
 # Python that is no session of its own, and what runs it.
 PYTHON_ELSEWHERE = {
     "docs/add-a-backend.md": "files of a backend; tests/test_docs_run.py does not build one",
-    "docs/add-an-architecture.md": "a file of awq_edge/archs/, which is there",
+    "docs/add-an-architecture.md": "a file of awq_edge/model/archs/, which is there",
     "docs/how-awq-works.md": "tests/test_how_awq_works.py",
     "docs/plugin.md": "needs TensorRT",
 }

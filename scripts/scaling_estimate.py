@@ -17,11 +17,15 @@ from typing import Any
 
 from pydantic import ByteSize, TypeAdapter
 
-from awq_edge.archs import Decoder, decoder_from_config
-from awq_edge.quantizer.clipping import _RATIOS
-from awq_edge.quantizer.scales import _COARSE_STEP, _SEARCH_ROWS, GRID
-from awq_edge.quantizer.sizes import block_parameters, input_sizes, statistics_bytes
-from awq_edge.quantizer.statistics import _GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL, plan_samples
+from awq_edge.model.archs import Decoder, decoder_from_config
+from awq_edge.quantizer.blocks.sizes import block_parameters, input_sizes, statistics_bytes
+from awq_edge.quantizer.calibration.statistics import (
+    _GRAM_TOKENS,
+    _GRAM_TOKENS_PER_CHANNEL,
+    plan_samples,
+)
+from awq_edge.quantizer.search.clipping import _RATIOS
+from awq_edge.quantizer.search.scales import _COARSE_STEP, _SEARCH_ROWS, GRID
 
 GROUP_SIZE = 128
 BATCH = 16  # samples that a GPU runs at a time, see quantizer/stream.py

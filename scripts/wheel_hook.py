@@ -19,6 +19,6 @@ class KernelHook(BuildHookInterface[Any]):
         library = os.environ.get("AWQ_EDGE_WHEEL_KERNELS")
         if not library or version == "editable":
             return
-        build_data["force_include"][library] = "awq_edge/plugin/lib/libawq_edge_kernels.so"
+        build_data["force_include"][library] = "awq_edge/kernels/lib/libawq_edge_kernels.so"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{os.environ['AWQ_EDGE_WHEEL_PLATFORM']}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from awq_edge.archs import Decoder
+    from awq_edge.model.archs import Decoder
 
 _EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "num_local_experts": 4}
 # Vision-language models, with the usual model_type of their text_config.

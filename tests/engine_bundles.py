@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from awq_edge.artifacts import MANIFEST, Bundle, hash_file
-from awq_edge.engine import EngineManifest, PluginContract, bundle_sha256, engine_name, profiles_of
-from awq_edge.engine.manifest import ENGINE_FILE, BuildFigures
-from awq_edge.exporter import export_checkpoint
-from awq_edge.plugin.contract import PLUGIN_VERSION
-from awq_edge.plugin.interface import ABI_VERSION, LAYOUT_VERSION
-from awq_edge.recipe import load_recipe
+from awq_edge.artifacts.directories import MANIFEST, Bundle, hash_file
+from awq_edge.exporter.bundle import export_checkpoint
+from awq_edge.kernels.interface import ABI_VERSION, LAYOUT_VERSION
+from awq_edge.recipe.recipes import load_recipe
+from awq_edge.tensorrt.contract import PLUGIN_VERSION
+from awq_edge.tensorrt.engines import (
+    EngineManifest,
+    PluginContract,
+    bundle_sha256,
+    engine_name,
+    profiles_of,
+)
+from awq_edge.tensorrt.engines.manifest import ENGINE_FILE, BuildFigures
 
 RTX, JETPACK_7, JETPACK_6 = (
     "rtx-4070-laptop-8gb",

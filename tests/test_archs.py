@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from arch_configs import in_memory, is_vision, model_class, tiny_config
 
-import awq_edge.archs
-from awq_edge.archs import Config, Decoder, ScaleGroup, architectures, decoder_from_config
+import awq_edge.model.archs
 from awq_edge.errors import ModelError
-from awq_edge.model_files import ModelFiles
+from awq_edge.model.archs import Config, Decoder, ScaleGroup, architectures, decoder_from_config
+from awq_edge.model.files import ModelFiles
 
-FOLDER = Path(awq_edge.archs.__file__).parent
+FOLDER = Path(awq_edge.model.archs.__file__).parent
 NO_ARCHITECTURES = {"__init__", "base", "config", "decoder", "rotary", "vision"}
 MODEL_TYPES = sorted({path.stem for path in FOLDER.glob("*.py")} - NO_ARCHITECTURES)
 SIZES: dict[str, Any] = {

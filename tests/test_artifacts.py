@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge import artifacts, outputs
+from awq_edge.artifacts import directories as artifacts
+from awq_edge.artifacts import outputs
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 
 
@@ -51,7 +52,7 @@ def test_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_no_final_name_and_is_cleaned_up(tmp_path: Path) -> None:
     final = tmp_path / "bundle"
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom awq_edge.artifacts import *\n"
+        "import sys, time\nfrom pathlib import Path\nfrom awq_edge.artifacts.directories import *\n"
         "with atomic_directory(Path(sys.argv[1])) as work:\n"
         "    (work / 'a').write_text('a'); print('ready', flush=True); time.sleep(60)\n"
     )

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from awq_edge import w4a16
-from awq_edge.archs import decoder_from_config
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
-from awq_edge.layouts import awq_gemm
+from awq_edge.model import w4a16
+from awq_edge.model.archs import decoder_from_config
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.layouts import awq_gemm
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge import children
+from awq_edge.process import children
 
 END_SECONDS = 20  # of a group that gets a second to end by itself
 # A command whose child ignores SIGTERM and has a child of its own.
 TREE = "trap '' TERM; sh -c 'echo $$ >> pids; sleep 300 & echo $! >> pids; wait' & "
 PARENT = f"""
 import sys
-from awq_edge import children
+from awq_edge.process import children
 with children.child(["sh", "-c", {TREE + "echo $$ >> pids; wait"!r}]) as process:
     process.wait()
 """

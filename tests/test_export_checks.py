@@ -10,12 +10,12 @@ import pytest
 from tiny_models import save_tiny_llama
 
 import awq_edge
-from awq_edge.archs import decoder_from_config
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.export_checks import check_model, check_recipe
+from awq_edge.exporter.checks import check_model, check_recipe
 from awq_edge.fit.models import find_model
-from awq_edge.recipe import Recipe, load_recipe
-from awq_edge.w4a16 import NumberFormat
+from awq_edge.model.archs import decoder_from_config
+from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.recipe.recipes import Recipe, load_recipe
 
 
 class Planned:

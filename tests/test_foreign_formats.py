@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.cli import app
 from awq_edge.errors import ModelError
 from awq_edge.fit.models import find_model
-from awq_edge.foreign_formats import of_config
-from awq_edge.report.inspect_artifact import inspect_artifact
+from awq_edge.inspect.artifact import inspect_artifact
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.foreign_formats import of_config
 
 CONFIG = {
     "model_type": "llama",

@@ -11,18 +11,18 @@ from tiny_models import save_tokenizer
 from typer.testing import CliRunner
 
 import awq_edge
-from awq_edge.archs import architectures, decoder_from_config
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.cli import app
-from awq_edge.containers import GROUP_SIZES, SMALLEST_BLOCK, largest_block
 from awq_edge.errors import ConfigError
 from awq_edge.fit.fit import Asked, fit
 from awq_edge.fit.models import all_known, find_model
-from awq_edge.group_size import choose_group_size, coverage, planned_coverage
-from awq_edge.layouts import layouts
-from awq_edge.plugin.packing import PACKED_GROUP_SIZES
-from awq_edge.recipe import Recipe, list_recipes, load_recipe
-from awq_edge.w4a16 import NumberFormat
+from awq_edge.kernels.packing import PACKED_GROUP_SIZES
+from awq_edge.model.archs import architectures, decoder_from_config
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.containers import GROUP_SIZES, SMALLEST_BLOCK, largest_block
+from awq_edge.model.group_size import choose_group_size, coverage, planned_coverage
+from awq_edge.model.layouts import layouts
+from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe
 
 CPU = load_recipe("cpu")
 COMPRESSED = CPU.overridden({"quantization.format": "compressed-tensors"})

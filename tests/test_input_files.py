@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from awq_edge.config_keys import ConfigKeys
-from awq_edge.errors import ArtifactError, ConfigError, ModelError
-from awq_edge.input_files import (
+from awq_edge.artifacts.config_keys import ConfigKeys
+from awq_edge.artifacts.input_files import (
     MAX_DEPTH,
     open_plain,
     parse_json,
@@ -23,6 +22,7 @@ from awq_edge.input_files import (
     read_toml,
     show,
 )
+from awq_edge.errors import ArtifactError, ConfigError, ModelError
 
 REFUSED_JSON = [
     ("", "is not valid JSON"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from awq_edge.errors import ModelError
-from awq_edge.model_files import ModelFiles, read_header, resolve_model
+from awq_edge.model.files import ModelFiles, read_header, resolve_model
 
 
 @pytest.fixture

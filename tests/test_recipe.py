@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from awq_edge import recipe as recipes
 from awq_edge.cli.recipes import recipes_app
 from awq_edge.errors import ConfigError
-from awq_edge.recipe import Recipe, list_recipes, load_recipe, recipe_folder, recipe_keys
-from awq_edge.units import (
+from awq_edge.recipe import recipes
+from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe, recipe_folder, recipe_keys
+from awq_edge.recipe.units import (
     BANDWIDTH_UNITS,
     SIZE_UNITS,
     format_bandwidth,

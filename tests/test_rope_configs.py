@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awq_edge.archs import decoder_from_config
 from awq_edge.errors import ModelError
-from awq_edge.rope import rope_tables
+from awq_edge.model.archs import decoder_from_config
+from awq_edge.model.rope import rope_tables
 
 torch = pytest.importorskip("torch", reason="host extra")
 

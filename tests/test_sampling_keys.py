@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 
 import awq_edge
-from awq_edge.errors import ConfigError, ModelError
-from awq_edge.report.inspect_artifact import inspect_artifact
-from awq_edge.runtime.model import load
-from awq_edge.runtime.run import run
-from awq_edge.runtime.sampling import Sampling
-from awq_edge.sampling_keys import (
+from awq_edge.artifacts.sampling_keys import (
     FALLBACK,
     SamplingKeys,
     check_sampling,
@@ -23,6 +18,11 @@ from awq_edge.sampling_keys import (
     parse_sampling,
     sampling_of,
 )
+from awq_edge.errors import ConfigError, ModelError
+from awq_edge.inspect.artifact import inspect_artifact
+from awq_edge.run.run import run
+from awq_edge.runtime.model import load
+from awq_edge.runtime.sampling import Sampling
 
 QWEN = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": 3}
 

@@ -13,8 +13,9 @@ from quantizer.conftest import build_model, save_model
 from torch.utils.flop_counter import FlopCounterMode
 
 import awq_edge
-from awq_edge.archs import decoder_from_config
-from awq_edge.quantizer import driver, executors
+from awq_edge.model.archs import decoder_from_config
+from awq_edge.quantizer import loop
+from awq_edge.quantizer.blocks.stream import CalibrationStream
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "scaling_estimate.py"
 # The search stops short of the candidates that are hopeless; a group for which no scale is better
@@ -80,7 +81,7 @@ def test_operations_are_those_that_torch_counts(
     settings = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
     model = save_model(build_model("llama", **settings), tmp_path / "model")
     counted: dict[str, int] = {}
-    work, forward = executors.quantize_block, driver.CalibratedBlocks._forward
+    work, forward = loop.quantize_block, CalibrationStream._forward
 
     def counting(name: str, function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -91,8 +92,8 @@ def test_operations_are_those_that_torch_counts(
 
         return call
 
-    monkeypatch.setattr(executors, "quantize_block", counting("work", work))
-    monkeypatch.setattr(driver.CalibratedBlocks, "_forward", counting("forward", forward))
+    monkeypatch.setattr(loop, "quantize_block", counting("work", work))
+    monkeypatch.setattr(CalibrationStream, "_forward", counting("forward", forward))
     samples, length, budget = 8, 64, 2 << 30
     awq_edge.quantize(model, tmp_path / "out", method="awq", samples=samples, length=length)
     decoder = decoder_from_config(json.loads((model / "config.json").read_text()))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge import staging
-from awq_edge.artifacts import atomic_directory, atomic_file
+from awq_edge.artifacts.directories import atomic_directory, atomic_file
 from awq_edge.errors import ConfigError
+from awq_edge.process import staging
 
 DAY = 24 * 3600
 
@@ -82,7 +82,8 @@ def test_other_outputs_are_cleared_after_a_day_and_kept_work_after_a_week(tmp_pa
 
 def test_what_a_living_process_holds_stays(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from awq_edge.artifacts import atomic_directory\n"
+        "import sys; from pathlib import Path\n"
+        "from awq_edge.artifacts.directories import atomic_directory\n"
         "with atomic_directory(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "out")]

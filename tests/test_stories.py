@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import awq_edge
-from awq_edge.artifacts import Bundle
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.evaluate.report import evaluate_perplexity
 
 # What the model's README says it writes after BOS and "Once upon a time".

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge.verified import is_verified, remember
+from awq_edge.artifacts.verified import is_verified, remember
 
 DAY = 24 * 3600
 SHA = "0" * 64

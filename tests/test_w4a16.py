@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from awq_edge import w4a16
+from awq_edge.model import w4a16
 
 SCHEMES: tuple[w4a16.Scheme, ...] = ("asymmetric", "symmetric")
 # Scales are rounded to fp16 (11 bits) before the codes are chosen: a step may be 2**-11 larger,

@@ -7,12 +7,11 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from awq_edge.artifacts import MANIFEST, hash_file
+from awq_edge.artifacts.directories import MANIFEST, hash_file
 from awq_edge.bench.measure import Measurement, Repeat
 from awq_edge.bench.monitor import Monitor, Sample, joules
 from awq_edge.bench.plan import Cell, Plan
-from awq_edge.device.cpu import describe_cpu
-from awq_edge.report.bench_report import (
+from awq_edge.bench.report import (
     BenchReport,
     CellPart,
     ClockPart,
@@ -25,7 +24,8 @@ from awq_edge.report.bench_report import (
     SensorPart,
     ThrottlingPart,
 )
-from awq_edge.report.build import (
+from awq_edge.device.cpu import describe_cpu
+from awq_edge.run.build import (
     bandwidth_part,
     bundle_part,
     environment_part,

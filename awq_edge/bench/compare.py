@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from awq_edge.bench.build import OTHERS_LIMIT
 from awq_edge.bench.rank_test import rank_sum_p_value, smallest_p_value
-from awq_edge.report.bench_report import BenchReport, CellPart, RepeatPart
+from awq_edge.bench.report import BenchReport, CellPart, RepeatPart
 
 ALPHA = 0.01
 MIN_CHANGE = 0.02

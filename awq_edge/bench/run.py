@@ -20,8 +20,8 @@ from awq_edge.bench.plan import (
     make_plan,
     prompt_ids,
 )
+from awq_edge.bench.report import BenchReport
 from awq_edge.device.system_memory import read_system_memory
-from awq_edge.report.bench_report import BenchReport
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.model import Model, load
 from awq_edge.sensors.find import Sensors, find_sensors

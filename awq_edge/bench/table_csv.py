@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from awq_edge.report.bench_report import BenchReport, CellPart
+from awq_edge.bench.report import BenchReport, CellPart
 
 _COLUMNS = (
     "prompt_tokens",

@@ -25,7 +25,7 @@ from awq_edge.cli.run import run
 from awq_edge.cli.serve import serve
 from awq_edge.cli.streams import StandardStreams
 from awq_edge.cli.study import study
-from awq_edge.interruption import termination_as_exception
+from awq_edge.process.interruption import termination_as_exception
 
 
 class _Group(typer.core.TyperGroup):
@@ -38,15 +38,20 @@ class _Group(typer.core.TyperGroup):
             raise _Escaped(error) from error
 
 
-app = typer.Typer(
-    name="awq-edge",
-    cls=_Group,
-    help="Language models in 4-bit weights on Jetson, RTX laptops and CPUs.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+def new_app(name: str, help: str) -> typer.Typer:
+    """A command line for `run_app`."""
+    return typer.Typer(
+        name=name,
+        cls=_Group,
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = new_app("awq-edge", "Language models in 4-bit weights on Jetson, RTX laptops and CPUs.")
 
 
 def _print_version(value: bool) -> None:
@@ -74,7 +79,9 @@ app.command()(chat)
 app.command()(serve)
 app.command()(inspect)
 app.command()(doctor)
-app.command()(study)
+app.command(
+    hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)(study)
 app.command()(build_plugins)
 app.add_typer(bench_app)
 app.add_typer(eval_app)
@@ -89,8 +96,13 @@ class _Escaped(Exception):
 
 
 def main() -> None:
-    """Run the command line; exit code 0, 2 for an error of the user's or the machine's, 1 for one
-    of ours, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run the command line `awq-edge`, see `run_app`."""
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command line; exit code 0, 2 for an error of the user's or the machine's, 1 for one of
+    ours, 130 for Ctrl-C, 143 for SIGTERM."""
     debug = "--debug" in sys.argv[1:]
     if debug:
         # Accepted anywhere on the line: it is typed after a command has failed.

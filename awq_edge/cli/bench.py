@@ -77,6 +77,7 @@ def measure(
     ] = None,
 ) -> None:
     """Measure a bundle: prefill, decode, latency, memory, energy, by prompt and length."""
+    from awq_edge.bench.page import bench_page
     from awq_edge.bench.plan import parse_lengths
     from awq_edge.bench.run import bench
     from awq_edge.bench.table_csv import to_csv
@@ -84,7 +85,6 @@ def measure(
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.cli.output import FileTarget, JsonTarget, open_console
     from awq_edge.cli.progress import block_progress, build_progress
-    from awq_edge.report.bench_page import bench_page
 
     target = JsonTarget(json_to, [bundle])
     csv_target = FileTarget("--csv", csv_to, [bundle])
@@ -138,10 +138,10 @@ def compare(
 ) -> None:
     """Say what changed between two reports, and whether it is more than their spread."""
     from awq_edge.bench.compare import compare as compare_reports
+    from awq_edge.bench.report import read_bench_report
     from awq_edge.cli.bench_table import print_comparison
     from awq_edge.cli.output import JsonTarget
     from awq_edge.errors import ConfigError
-    from awq_edge.report.bench_report import read_bench_report
 
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha {alpha}: must be between 0 and 1")
@@ -163,9 +163,9 @@ def page(
     html_to: Annotated[str, typer.Option("--html", metavar="FILE", help="The page to write.")],
 ) -> None:
     """Draw the page of a report again: where matplotlib is, for a device that has none."""
+    from awq_edge.bench.page import bench_page
+    from awq_edge.bench.report import read_bench_report
     from awq_edge.cli.output import FileTarget, say
-    from awq_edge.report.bench_page import bench_page
-    from awq_edge.report.bench_report import read_bench_report
 
     target = FileTarget("--html", html_to, [report])
     target.write(bench_page(read_bench_report(report)))

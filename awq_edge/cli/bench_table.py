@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from awq_edge.bench.compare import ChangePart, Comparison
-from awq_edge.report.bench_report import BenchReport, CellPart, ClockPart, PercentilesPart
-from awq_edge.report.run_report import SpreadPart
+from awq_edge.bench.report import BenchReport, CellPart, ClockPart, PercentilesPart
+from awq_edge.run.report import SpreadPart
 
 _METRICS = {
     "prefill_tokens_per_second": "prefill, tokens/s",

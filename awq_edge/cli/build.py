@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from awq_edge.paths import user_path
+from awq_edge.artifacts.paths import user_path
 
 if TYPE_CHECKING:
-    from awq_edge.builder import BuiltEngine
+    from awq_edge.tensorrt.builder import BuiltEngine
 
 _STEPS = 1000  # of the progress bar, for one engine
 
@@ -45,11 +45,11 @@ def build(
     """Build the engines of a bundle; TensorRT for RTX does it on any x86-64 machine."""
     import json
 
-    from awq_edge.artifacts import Bundle
-    from awq_edge.builder import build_engines
+    from awq_edge.artifacts.directories import Bundle
     from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
-    from awq_edge.interruption import keeping
+    from awq_edge.process.interruption import keeping
+    from awq_edge.tensorrt.builder import build_engines
 
     output = JsonTarget(json_to, [bundle])
     console = output.console()

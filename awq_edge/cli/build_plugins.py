@@ -28,8 +28,8 @@ def build_plugins(
     from rich.text import Text
 
     from awq_edge.cli.output import open_console, say
-    from awq_edge.plugin import build
-    from awq_edge.plugin.architectures import dotted
+    from awq_edge.kernels import build
+    from awq_edge.kernels.architectures import dotted
     from awq_edge.terminal_text import one_line
 
     console = open_console(stderr=True)

@@ -22,7 +22,7 @@ from awq_edge.cli.template_options import (
     TemplateVariablesOption,
     template_variables,
 )
-from awq_edge.interruption import Terminated
+from awq_edge.process.interruption import Terminated
 from awq_edge.terminal_text import one_line, printable
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq_edge.artifacts.paths import user_path
 from awq_edge.cli.chat_input import QUOTES
 from awq_edge.cli.chat_settings import parse_setting, settings_rows
 from awq_edge.errors import ConfigError
-from awq_edge.paths import user_path
 
 if TYPE_CHECKING:
     from awq_edge.cli.interrupt import Interrupt

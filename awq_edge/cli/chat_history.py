@@ -65,7 +65,7 @@ class History:
         return True
 
     def _shorten(self, entries: list[str]) -> None:
-        from awq_edge.artifacts import atomic_file
+        from awq_edge.artifacts.directories import atomic_file
 
         assert self._path is not None
         with contextlib.suppress(OSError), atomic_file(self._path) as work:

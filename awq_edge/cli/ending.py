@@ -7,10 +7,10 @@ import io
 import signal
 import sys
 
+from awq_edge.artifacts.paths import system_fault
 from awq_edge.cli.streams import ReaderLeft
 from awq_edge.errors import AwqEdgeError
-from awq_edge.interruption import Terminated
-from awq_edge.paths import system_fault
+from awq_edge.process.interruption import Terminated
 from awq_edge.terminal_text import one_line, printable
 
 _NEUTRAL = "nothing half-written is left; give the same command again"

@@ -28,7 +28,7 @@ from awq_edge.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from awq_edge.artifacts import Bundle
+    from awq_edge.artifacts.directories import Bundle
 
 
 def export(
@@ -120,13 +120,13 @@ def export(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
+    from awq_edge.artifacts.sampling_keys import parse_sampling
     from awq_edge.cli.output import open_console
     from awq_edge.cli.progress import block_progress
     from awq_edge.cli.quantize import calibration_notes, print_warnings
-    from awq_edge.executor_options import ExecutorOptions
+    from awq_edge.inspect.provenance import read_report
     from awq_edge.pipeline import export as export_stage
-    from awq_edge.report.inspect_provenance import read_report
-    from awq_edge.sampling_keys import parse_sampling
+    from awq_edge.quantizer.cluster.options import ExecutorOptions
 
     with block_progress(open_console(stderr=True)) as observer:
         bundle = export_stage(
@@ -168,9 +168,9 @@ def export(
 
 def print_bundle(bundle: Bundle, console: Console) -> None:
     """What was exported in a few lines, and the next command."""
-    from awq_edge.archs import decoder_from_config
-    from awq_edge.group_size import coverage
-    from awq_edge.input_files import read_json
+    from awq_edge.artifacts.input_files import read_json
+    from awq_edge.model.archs import decoder_from_config
+    from awq_edge.model.group_size import coverage
     from awq_edge.runtime.memory import kv_cache_bytes
 
     manifest = bundle.manifest
@@ -216,7 +216,7 @@ def _template_warnings(bundle: Bundle) -> list[str]:
 
 def _notes(bundle: Bundle) -> tuple[str, ...]:
     """What the quantization inside the export, or before it, has to say of its choices."""
-    from awq_edge.report.inspect_provenance import read_report
+    from awq_edge.inspect.provenance import read_report
 
     report, _ = read_report(bundle.path)
     return () if report is None else report.notes

@@ -10,7 +10,7 @@ from awq_edge.cli.options import GroupSizeOption, LmHeadBitsOption, SchemeOption
 
 if TYPE_CHECKING:
     from awq_edge.fit.fit import Asked
-    from awq_edge.recipe import Recipe
+    from awq_edge.recipe.recipes import Recipe
 
 
 def fit(
@@ -67,7 +67,7 @@ def fit(
     from awq_edge.errors import ConfigError
     from awq_edge.fit import fit as stage
     from awq_edge.fit.models import all_known, find_model
-    from awq_edge.recipe import list_recipes, load_recipe
+    from awq_edge.recipe.recipes import list_recipes, load_recipe
 
     target = JsonTarget(json_to, [model, recipe])
     asked = _asked(bits, group_size, lm_head_bits, kv_dtype, context)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from awq_edge.units import format_bandwidth
+from awq_edge.recipe.units import format_bandwidth
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from awq_edge.report.inspection import Inspection
+    from awq_edge.inspect.schema import Inspection
 
 
 def inspect(
@@ -38,12 +38,12 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what is inside: parts, bits, sizes, bytes a token, provenance, files."""
+    from awq_edge.artifacts.paths import user_path
     from awq_edge.cli.inspect_table import print_inspection
     from awq_edge.cli.output import JsonTarget
     from awq_edge.errors import ArtifactError
-    from awq_edge.model_files import resolve_model
-    from awq_edge.paths import user_path
-    from awq_edge.report.inspect_artifact import inspect_artifact
+    from awq_edge.inspect.artifact import inspect_artifact
+    from awq_edge.model.files import resolve_model
 
     target = JsonTarget(json_to, [directory])
     path = resolve_model(directory) if directory == "demo" else user_path(directory, "DIRECTORY")
@@ -68,8 +68,8 @@ def _damage(found: Inspection) -> str:
 def _write_page(path: Path, html: Path) -> None:
     """Make the page of a directory's quantization report."""
     from awq_edge.errors import ArtifactError, ConfigError
-    from awq_edge.report.inspect_provenance import read_report
-    from awq_edge.report.quantization_page import write_quantization_page
+    from awq_edge.inspect.provenance import read_report
+    from awq_edge.quantizer.report.page import write_quantization_page
 
     report, problem = read_report(path)
     if problem is not None:

@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from awq_edge.report.inspection import Inspection, WeightPart
+from awq_edge.inspect.schema import Inspection, WeightPart
 
 _PIPE_WIDTH = 160  # columns where there is no terminal to ask: no row is broken
 

@@ -6,7 +6,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-from awq_edge.interruption import Terminated
+from awq_edge.process.interruption import Terminated
 
 _SIGNALS = [signal.SIGINT, signal.SIGTERM]
 

@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from awq_edge.artifacts import atomic_file
+from awq_edge.artifacts.directories import atomic_file
+from awq_edge.artifacts.outputs import report_kind, require_apart
+from awq_edge.artifacts.paths import user_path
 from awq_edge.errors import ConfigError
-from awq_edge.outputs import report_kind, require_apart
-from awq_edge.paths import user_path
 from awq_edge.terminal_text import escaped_json, one_line, printable
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from awq_edge.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from awq_edge.quantizer.report import QuantizationReport
+    from awq_edge.quantizer.report.schema import QuantizationReport
 
 
 _NAMED = 5  # entries of a folder that a line names
@@ -86,8 +86,8 @@ def quantize(
     """Quantize a model: AWQ scales and clips, weights of 2 to 8 bits, as other tools read them."""
     from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
-    from awq_edge.executor_options import ExecutorOptions
     from awq_edge.pipeline import quantize as quantize_stage
+    from awq_edge.quantizer.cluster.options import ExecutorOptions
 
     target = JsonTarget(json_to, [model, calibration, images, *(eval_text or ())])
     with block_progress(open_console(stderr=True)) as observer:
@@ -121,9 +121,9 @@ def quantize(
 
 def print_report(report: QuantizationReport, path: Path, console: Console) -> None:
     """What was done in a few lines, and the next command."""
-    from awq_edge.checkpoint import Checkpoint
     from awq_edge.exporter.supported import unsupported
-    from awq_edge.group_size import coverage
+    from awq_edge.model.checkpoint import Checkpoint
+    from awq_edge.model.group_size import coverage
 
     summary = report.summary
     console.print(
@@ -177,7 +177,7 @@ def print_warnings(report: QuantizationReport, console: Console) -> None:
 
 def calibration_notes(report: QuantizationReport) -> list[str]:
     """What was read for the calibration and what was not, in lines; none for the packaged text."""
-    from awq_edge.quantizer.report import PACKAGED
+    from awq_edge.quantizer.report.schema import PACKAGED
 
     drawn = report.calibration
     if drawn is None or drawn.source.startswith(PACKAGED):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from awq_edge.recipe import Device, Recipe
+    from awq_edge.recipe.recipes import Device, Recipe
 
 recipes_app = typer.Typer(
     name="recipes",
@@ -27,7 +27,7 @@ def list_all(context: typer.Context) -> None:
     from rich.table import Table
 
     from awq_edge.cli.output import open_console
-    from awq_edge.recipe import list_recipes
+    from awq_edge.recipe.recipes import list_recipes
 
     table = Table(box=None, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
@@ -62,7 +62,7 @@ def show(
 ) -> None:
     """Print one recipe with everything that it takes from others."""
     from awq_edge.cli.output import JsonTarget
-    from awq_edge.recipe import load_recipe
+    from awq_edge.recipe.recipes import load_recipe
     from awq_edge.terminal_text import printable
 
     target = JsonTarget(json_to, [name])
@@ -74,13 +74,13 @@ def show(
 
 
 def _memory(device: Device) -> str:
-    from awq_edge.units import format_size
+    from awq_edge.recipe.units import format_size
 
     return "detected" if device.memory_bytes is None else format_size(device.memory_bytes)
 
 
 def _bandwidth(device: Device) -> str:
-    from awq_edge.units import format_bandwidth
+    from awq_edge.recipe.units import format_bandwidth
 
     if device.memory_bandwidth is None:
         return "detected"
@@ -89,7 +89,7 @@ def _bandwidth(device: Device) -> str:
 
 def _readable(recipe: Recipe) -> str:
     """The recipe as `key  value unit` lines under one heading per table."""
-    from awq_edge.units import format_bandwidth
+    from awq_edge.recipe.units import format_bandwidth
 
     units = {"context": "tokens", "prefill_chunk": "tokens", "length": "tokens"}
     lines = [f"{recipe.name}: {recipe.description}"]

@@ -82,8 +82,8 @@ def run(
     from awq_edge.cli.progress import build_progress
     from awq_edge.cli.run_table import print_report
     from awq_edge.cli.thought_writer import ThoughtWriter
-    from awq_edge.runtime.run import PromptFormat
-    from awq_edge.runtime.run import run as run_stage
+    from awq_edge.run.run import PromptFormat
+    from awq_edge.run.run import run as run_stage
 
     target = JsonTarget(json_to, [bundle, prompt_file])
     text = _prompt(prompt, prompt_file)

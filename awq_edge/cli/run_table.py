@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from awq_edge.report.run_report import MeasuredMemoryPart, RunReport, SpreadPart
+from awq_edge.run.report import MeasuredMemoryPart, RunReport, SpreadPart
 
 _WEIGHTS = {"none": "not quantized"}
 

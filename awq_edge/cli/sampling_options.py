@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from awq_edge.sampling_keys import SamplingKeys
+    from awq_edge.artifacts.sampling_keys import SamplingKeys
 
 TemperatureOption = Annotated[
     float | None, typer.Option(help="0 takes the likeliest token.", show_default=False)
@@ -38,7 +38,7 @@ def sampling_keys(
     repetition_penalty: float | None,
 ) -> SamplingKeys:
     """The flags that were given. Raises ConfigError naming the one that is out of range."""
-    from awq_edge.sampling_keys import check_sampling
+    from awq_edge.artifacts.sampling_keys import check_sampling
 
     values = {
         "temperature": temperature,

@@ -24,7 +24,7 @@ TemplateVariablesOption = Annotated[
 
 def template_variables(text: str | None) -> dict[str, Any] | None:
     """The object of --chat-template-kwargs. Raises ConfigError for what is none."""
+    from awq_edge.artifacts.input_files import parse_json
     from awq_edge.errors import ConfigError
-    from awq_edge.input_files import parse_json
 
     return None if text is None else parse_json(text, "--chat-template-kwargs", ConfigError)

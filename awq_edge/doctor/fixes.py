@@ -23,7 +23,7 @@ from awq_edge.doctor.setting import (
     pci_gpus,
     wsl,
 )
-from awq_edge.recipe import Recipe, list_recipes
+from awq_edge.recipe.recipes import Recipe, list_recipes
 
 _OLDEST_JETPACK = 6  # that a recipe is for
 _MODULES = (

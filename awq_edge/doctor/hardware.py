@@ -11,8 +11,8 @@ from awq_edge.doctor.machine import Machine
 from awq_edge.doctor.report import DoctorRow
 from awq_edge.doctor.setting import in_container, jetpack, on_jetson, pci_gpus, wsl
 from awq_edge.errors import RuntimeUnavailableError
-from awq_edge.plugin.architectures import OLDEST, dotted
-from awq_edge.recipe import Recipe
+from awq_edge.kernels.architectures import OLDEST, dotted
+from awq_edge.recipe.recipes import Recipe
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 10), (3, 13)
 _ON_GPU = ("cuda", "tensorrt", "tensorrt-rtx")

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge import children
-from awq_edge.cache import cache_directory
+from awq_edge.artifacts.cache import cache_directory
 from awq_edge.device import cuda_driver
-from awq_edge.plugin.kernels import KernelLibrary, load_kernels
-from awq_edge.plugin.toolchain import find_toolchain, missing_tools
+from awq_edge.kernels.kernels import KernelLibrary, load_kernels
+from awq_edge.kernels.toolchain import find_toolchain, missing_tools
+from awq_edge.process import children
 
 _SECONDS = 10  # for a program to answer
 _ADMINISTRATORS = ("sudo", "wheel", "admin")  # groups that sudo lets in, by distribution

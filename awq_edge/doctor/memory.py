@@ -10,7 +10,7 @@ from awq_edge.doctor import fixes
 from awq_edge.doctor.machine import Machine
 from awq_edge.doctor.report import DoctorRow
 from awq_edge.doctor.setting import in_container, on_jetson, wsl
-from awq_edge.recipe import Recipe
+from awq_edge.recipe.recipes import Recipe
 
 _LITTLE_DISK = 10_000_000_000  # a 7 B model's bundle and the checkpoint that it is made of: 8 GB
 _SPARE_DISK = 2_000_000_000  # that a new swap file leaves

@@ -9,7 +9,7 @@ from awq_edge.device.jetson import read_power_mode
 from awq_edge.doctor import fixes
 from awq_edge.doctor.machine import Machine
 from awq_edge.doctor.report import DoctorRow
-from awq_edge.recipe import Recipe
+from awq_edge.recipe.recipes import Recipe
 
 _CPU = "sys/devices/system/cpu"
 # Drivers whose "powersave" raises the clocks with the load: Linux, admin-guide/pm/{intel_pstate,

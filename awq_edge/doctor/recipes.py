@@ -9,8 +9,8 @@ from awq_edge.doctor.machine import Machine
 from awq_edge.doctor.memory import installed_memory
 from awq_edge.doctor.setting import jetpack, on_jetson
 from awq_edge.errors import ConfigError
-from awq_edge.plugin.architectures import OLDEST, dotted
-from awq_edge.recipe import Recipe, list_recipes, load_recipe
+from awq_edge.kernels.architectures import OLDEST, dotted
+from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe
 
 _OLDER, _LAST_OF_OLDER = "-jetpack6", 6
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.doctor import hardware, memory, power, software
 from awq_edge.doctor.machine import Machine, this_machine
 from awq_edge.doctor.recipes import choose_recipe
 from awq_edge.doctor.report import DoctorReport, DoctorRow
-from awq_edge.provenance import source_commit, versions
-from awq_edge.recipe import Recipe, load_recipe
+from awq_edge.recipe.recipes import Recipe, load_recipe
 
 Check = Callable[[Machine, Recipe], Iterable[DoctorRow]]
 # In the order of the table.

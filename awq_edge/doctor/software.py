@@ -13,8 +13,8 @@ from awq_edge.doctor.report import DoctorRow
 from awq_edge.doctor.setting import cuda_major, in_container, jetpack, on_jetson
 from awq_edge.errors import RuntimeUnavailableError
 from awq_edge.extras import EXTRAS_OF_STEPS, packages_of_extras
-from awq_edge.plugin.build import PLUGIN_FILE_NAME
-from awq_edge.recipe import Recipe
+from awq_edge.kernels.build import PLUGIN_FILE_NAME
+from awq_edge.recipe.recipes import Recipe
 
 # Python module of a runtime, the distribution that has it, and the extra.
 _TENSORRT = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.errors import ConfigError
 from awq_edge.evaluate.divergence import Divergence, Float64, check_same_vocabulary, divergence
 from awq_edge.evaluate.perplexity import (
@@ -19,7 +20,6 @@ from awq_edge.evaluate.perplexity import (
 )
 from awq_edge.evaluate.sources import LogitsSource, SourceInfo, is_bundle, open_source
 from awq_edge.evaluate.text import Text, TextInfo, read_text
-from awq_edge.provenance import source_commit, versions
 
 
 class _Part(BaseModel):

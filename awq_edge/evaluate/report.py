@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.evaluate.perplexity import (
     DEFAULT_WINDOW,
     Progress,
@@ -18,7 +19,6 @@ from awq_edge.evaluate.perplexity import (
 )
 from awq_edge.evaluate.sources import LogitsSource, SourceInfo, open_source
 from awq_edge.evaluate.text import Text, TextInfo, read_text
-from awq_edge.provenance import source_commit, versions
 from awq_edge.runtime.text_tokens import TokenizedText
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from awq_edge.artifacts import MANIFEST, Bundle
+from awq_edge.artifacts.directories import MANIFEST, Bundle
+from awq_edge.artifacts.paths import user_path
 from awq_edge.errors import ConfigError
-from awq_edge.foreign_formats import refuse_foreign
-from awq_edge.layouts import quantization_config
-from awq_edge.model_files import ModelFiles, resolve_model
-from awq_edge.paths import user_path
+from awq_edge.model.files import ModelFiles, resolve_model
+from awq_edge.model.foreign_formats import refuse_foreign
+from awq_edge.model.layouts import quantization_config
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.tokenizer import Tokenizer
 

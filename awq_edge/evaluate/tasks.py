@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from awq_edge.artifacts.paths import user_path
+from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.evaluate.sources import SourceInfo
 from awq_edge.evaluate.task_model import TaskModel, open_task_model
-from awq_edge.paths import user_path
-from awq_edge.provenance import source_commit, versions
 
 if TYPE_CHECKING:
     from awq_edge.evaluate.harness import HarnessModel, TaskProgress

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from awq_edge.artifacts.text_files import TextFile, read_text_file
 from awq_edge.runtime.text_tokens import TokenizedText, tokenize
 from awq_edge.runtime.tokenizer import Tokenizer
-from awq_edge.text_files import TextFile, read_text_file
 
 
 class TextInfo(BaseModel):
@@ -28,7 +28,7 @@ class TextInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Text:
-    """A file of text, or of documents in JSON; see `awq_edge.text_files`."""
+    """A file of text, or of documents in JSON; see `awq_edge.artifacts.text_files`."""
 
     file: TextFile
 

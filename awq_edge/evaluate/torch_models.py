@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.device.torch_device import device_name, torch_device
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.sources import Float32, SourceInfo
-from awq_edge.model_files import ModelFiles
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.files import ModelFiles
+from awq_edge.model.w4a16 import dequantize
 from awq_edge.runtime.tokenizer import Tokenizer
-from awq_edge.torch_device import device_name, torch_device
-from awq_edge.w4a16 import dequantize
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

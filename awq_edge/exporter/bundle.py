@@ -11,7 +11,8 @@ from typing import get_args
 import onnx
 
 from awq_edge._version import __version__
-from awq_edge.artifacts import (
+from awq_edge.artifacts.config_keys import ConfigKeys
+from awq_edge.artifacts.directories import (
     MANIFEST,
     Bundle,
     BundleManifest,
@@ -20,24 +21,23 @@ from awq_edge.artifacts import (
     atomic_directory,
     hash_file,
 )
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.config_keys import ConfigKeys
+from awq_edge.artifacts.outputs import check_output, require_disk
+from awq_edge.artifacts.provenance import source_commit
+from awq_edge.artifacts.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.export_checks import check_context, check_model, check_recipe
 from awq_edge.exporter.canonical import GraphSpec, lm_head_bits, unquantized_linears
+from awq_edge.exporter.checks import check_context, check_model, check_recipe
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.lowerings import Lowering, require_lowering
 from awq_edge.exporter.plugin_ops import plugin_attributes
 from awq_edge.exporter.supported import unsupported
 from awq_edge.exporter.writer import WeightPlan, write_weights
-from awq_edge.layouts import without_quantization
-from awq_edge.model_files import ModelFiles
-from awq_edge.model_source import bundle_source, verify_weights
-from awq_edge.outputs import check_output, require_disk
-from awq_edge.provenance import source_commit
-from awq_edge.recipe import QuantizationDefaults, Recipe
-from awq_edge.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
-from awq_edge.staging import workplace
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.files import ModelFiles
+from awq_edge.model.layouts import without_quantization
+from awq_edge.model.source import bundle_source, verify_weights
+from awq_edge.process.staging import workplace
+from awq_edge.recipe.recipes import QuantizationDefaults, Recipe
 
 RECIPE_FILE = "recipe.json"
 # What manifest, recipe and the file system's own blocks take beside the files that are counted.
@@ -61,7 +61,7 @@ def export_checkpoint(
     kept: bool = True,
     observer: Observer | None = None,
 ) -> Bundle:
-    """Export a model directory, quantized (see `awq_edge.layouts`) or not, into a bundle.
+    """Export a model directory, quantized (see `awq_edge.model.layouts`) or not, into a bundle.
 
     checkpoint: a directory; one without quantization_config is exported unquantized, whatever the
     recipe's method. recipe: names the runtime. model_name: as reports call it. given: the model as

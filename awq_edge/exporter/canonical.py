@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.exporter.graph import (
     ACTIVATION_DTYPES,
     BATCH,
@@ -32,7 +31,8 @@ from awq_edge.exporter.parts.mlp import mlp
 from awq_edge.exporter.parts.norms import norm
 from awq_edge.exporter.parts.rotation import TokenTables, token_tables
 from awq_edge.exporter.sources import Sources
-from awq_edge.lm_head import LM_HEAD_GROUP_SIZE, rounded_bits
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.lm_head import LM_HEAD_GROUP_SIZE, rounded_bits
 
 
 @dataclass(frozen=True)

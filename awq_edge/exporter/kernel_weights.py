@@ -4,7 +4,7 @@ Tiles are independent of each other, so a weight is packed some rows at a time:
 
     codes of the parts ─ rows of a slab ─ pack, or pack_gate_up ─ qweight  (scales, zeros are kept
                                                                             until they are written)
-`awq_edge/plugin/packing.py` has the layout.
+`awq_edge/kernels/packing.py` has the layout.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from awq_edge.containers import kernel_bits
 from awq_edge.errors import ModelError
 from awq_edge.exporter.sources import QuantizedWeights
 from awq_edge.exporter.weights import (
@@ -27,8 +26,9 @@ from awq_edge.exporter.weights import (
     single_codes,
     unpack_nibbles,
 )
-from awq_edge.plugin.packing import BLOCK_CHANNELS, TILE_ROWS, PackedWeight, pack, pack_gate_up
-from awq_edge.w4a16 import QuantizedWeight
+from awq_edge.kernels.packing import BLOCK_CHANNELS, TILE_ROWS, PackedWeight, pack, pack_gate_up
+from awq_edge.model.containers import kernel_bits
+from awq_edge.model.w4a16 import QuantizedWeight
 
 _SLAB_BYTES = 4 << 20  # of a slab's codes, one to a byte; packing them takes some ten times as much
 # Rounding a scale to float16 loses 2**-11 of it. More is lost of those below its normal numbers.

@@ -7,7 +7,7 @@
                             one call
     residual sum, norm      one call
 
-`awq_edge/cuda_program.py` says what a program is.
+`awq_edge/runtime/backends/cuda/program.py` says what a program is.
 """
 
 from __future__ import annotations
@@ -15,16 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.cuda_program import (
-    CudaProgram,
-    DenseLinear,
-    Dtype,
-    Layer,
-    Linear,
-    QuantizedLinear,
-    TensorPlace,
-)
 from awq_edge.exporter.canonical import GraphSpec, lm_head_bits
 from awq_edge.exporter.kernel_weights import kernel_weight
 from awq_edge.exporter.lowered import Lowered
@@ -41,10 +31,20 @@ from awq_edge.exporter.weights import (
     of_array,
 )
 from awq_edge.exporter.writer import WeightPlan
-from awq_edge.lm_head import rounded_format
-from awq_edge.plugin.packing import LAYOUT_VERSION
-from awq_edge.recipe import Recipe
-from awq_edge.rope import rope_tables
+from awq_edge.kernels.packing import LAYOUT_VERSION
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.lm_head import rounded_format
+from awq_edge.model.rope import rope_tables
+from awq_edge.recipe.recipes import Recipe
+from awq_edge.runtime.backends.cuda.program import (
+    CudaProgram,
+    DenseLinear,
+    Dtype,
+    Layer,
+    Linear,
+    QuantizedLinear,
+    TensorPlace,
+)
 
 MODEL_FILE, WEIGHTS_FILE = "model.json", "model.weights"
 DTYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16}

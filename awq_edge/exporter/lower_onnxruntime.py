@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import BATCH, CONTEXT, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
@@ -29,7 +28,8 @@ from awq_edge.exporter.onnxruntime_rotation import (
 )
 from awq_edge.exporter.passes import detach
 from awq_edge.exporter.weights import cast
-from awq_edge.recipe import Recipe
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import Recipe
 
 OPSET = 21
 IR_VERSION = 10  # the one that belongs to opset 21

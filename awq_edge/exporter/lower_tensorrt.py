@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.export_checks import (
+from awq_edge.exporter import tensorrt_lowering
+from awq_edge.exporter.canonical import GraphSpec
+from awq_edge.exporter.checks import (
     DECOMPOSED_OPSET,
     FIRST_WITH_LAYERS,
     OLDEST_TENSORRT,
     is_decomposed,
 )
-from awq_edge.exporter import tensorrt_lowering
-from awq_edge.exporter.canonical import GraphSpec
 from awq_edge.exporter.graph import CANONICAL_OPSET, DecoderGraph
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.tensorrt_lowering import Target
-from awq_edge.recipe import Recipe
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import Recipe
 
 IR_VERSION = 11
 TARGET = Target(CANONICAL_OPSET, IR_VERSION, FIRST_WITH_LAYERS)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.exporter import tensorrt_lowering
 from awq_edge.exporter.canonical import GraphSpec
 from awq_edge.exporter.graph import CANONICAL_OPSET, DecoderGraph
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.tensorrt_lowering import Target
-from awq_edge.recipe import Recipe
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import Recipe
 
 IR_VERSION = 11
 # The one that these graphs are built with here; older ones have not been tried.

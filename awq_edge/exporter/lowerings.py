@@ -10,11 +10,11 @@ import importlib
 import pkgutil
 from typing import Protocol, cast
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
 from awq_edge.exporter.canonical import GraphSpec
 from awq_edge.exporter.lowered import Lowered
-from awq_edge.recipe import Recipe
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import Recipe
 
 _PREFIX = "lower_"
 _PACKAGE = __name__.rpartition(".")[0]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
-from awq_edge.containers import SMALLEST_BLOCK, largest_block, matmul_nbits_bits
 from awq_edge.errors import ModelError
 from awq_edge.exporter.weights import (
     FLOAT32,
@@ -30,6 +29,7 @@ from awq_edge.exporter.weights import (
     single_codes,
     two_bits,
 )
+from awq_edge.model.containers import SMALLEST_BLOCK, largest_block, matmul_nbits_bits
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from awq_edge.exporter.weights import (
     single_codes,
     unpack_nibbles,
 )
-from awq_edge.w4a16 import UInt8
+from awq_edge.model.w4a16 import UInt8
 
 _BLOCK_BYTES = 256 << 20  # of a block of transposed codes, one to a byte
 _PIECE_BYTES = 32 << 20  # of what is written of it at a time

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
+from awq_edge.model.checkpoint import Checkpoint
 
 # Of no effect on what is quantized already.
 _CALIBRATION = ("calibration", "samples", "length", "seed", "propagate_error")

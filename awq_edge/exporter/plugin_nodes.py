@@ -1,4 +1,4 @@
-"""The two operators as TensorRT's plugin takes them: `awq_edge/plugin/contract.py`.
+"""The two operators as TensorRT's plugin takes them: `awq_edge/tensorrt/contract.py`.
 
 W4A16Linear, one or several          W4A16Linear in the layout of the kernels
 ... and silu(gate) * up behind       its epilogue
@@ -15,14 +15,14 @@ import onnx_graphsurgeon as gs
 from awq_edge.exporter.graph import DOMAIN, DecoderGraph, GraphBuilder
 from awq_edge.exporter.kernel_weights import kernel_weight
 from awq_edge.exporter.passes import LinearGroup, detach, linear_groups, producer, rewrite
-from awq_edge.plugin.contract import (
+from awq_edge.kernels.interface import LAYOUT_VERSION, Epilogue
+from awq_edge.tensorrt.contract import (
     CACHED_ATTENTION,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
     W4A16_LINEAR,
 )
-from awq_edge.plugin.interface import LAYOUT_VERSION, Epilogue
-from awq_edge.plugin.op_contract import Number, Op
+from awq_edge.tensorrt.op_contract import Number, Op
 
 
 def plugin_linears(work: DecoderGraph, builder: GraphBuilder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import onnx
 
-from awq_edge.plugin.contract import DOMAIN
+from awq_edge.tensorrt.contract import DOMAIN
 
 _NUMERIC = (onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT)
 

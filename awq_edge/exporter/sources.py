@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.artifacts.input_files import open_plain
 from awq_edge.errors import ModelError
 from awq_edge.exporter.weights import (
     BFLOAT16,
@@ -23,9 +23,9 @@ from awq_edge.exporter.weights import (
     Weight,
     pack_nibbles,
 )
-from awq_edge.input_files import open_plain
-from awq_edge.model_files import TensorEntry
-from awq_edge.w4a16 import NumberFormat, quantize
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.files import TensorEntry
+from awq_edge.model.w4a16 import NumberFormat, quantize
 
 _PIECE_BYTES = 32 << 20  # of a piece while it is float32
 _TRANSPOSED_BYTES = 256 << 20  # of a block of columns while it is float32

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from awq_edge.archs import Decoder
-from awq_edge.export_checks import beyond_llama
+from awq_edge.exporter.checks import beyond_llama
+from awq_edge.model.archs import Decoder
 
 # What the canonical graph has no nodes for yet, in the words of `beyond_llama`. A vision-language
 # model's graph takes text; of images, their embeddings (docs/graph.md).

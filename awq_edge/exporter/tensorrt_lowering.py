@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from awq_edge.artifacts import PluginUse
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.artifacts.directories import PluginUse
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import DOMAIN, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
@@ -23,9 +22,10 @@ from awq_edge.exporter.passes import rewrite
 from awq_edge.exporter.plugin_nodes import plugin_attention, plugin_linears
 from awq_edge.exporter.positions import Positions
 from awq_edge.exporter.primitive_nodes import PrimitiveAttention, primitive_functions
-from awq_edge.plugin.contract import PLUGIN_VERSION
-from awq_edge.plugin.interface import LAYOUT_VERSION
-from awq_edge.recipe import Recipe
+from awq_edge.kernels.interface import LAYOUT_VERSION
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import Recipe
+from awq_edge.tensorrt.contract import PLUGIN_VERSION
 
 # The opset of RMSNormalization, RotaryEmbedding and Attention.
 FIRST_WITH_ATTENTION = 23

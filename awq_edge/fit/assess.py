@@ -14,9 +14,9 @@ from awq_edge.fit.models import ModelConfig
 from awq_edge.fit.report import StepPart, Verdict
 from awq_edge.fit.sizes import BundleSizes, Planner
 from awq_edge.fit.steps import PlannedModel, build_step, export_step, run_step
-from awq_edge.group_size import GroupChoice, choose_group_size
-from awq_edge.lm_head import UNQUANTIZED, for_export
-from awq_edge.recipe import Recipe
+from awq_edge.model.group_size import GroupChoice, choose_group_size
+from awq_edge.model.lm_head import UNQUANTIZED, for_export
+from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import KvDtype, PredictedMemory, kv_cache_bytes, predict_memory
 
 # Fewer tokens than this are of no use: a question and a short answer.

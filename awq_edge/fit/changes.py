@@ -14,7 +14,7 @@ from typing import Literal
 
 from awq_edge.fit.assess import SMALLEST_CONTEXT, Assessor, Prediction, Settings
 from awq_edge.fit.report import ChangePart
-from awq_edge.lm_head import UNQUANTIZED
+from awq_edge.model.lm_head import UNQUANTIZED
 
 _LARGEST_GROUP = 128
 

@@ -9,7 +9,7 @@ from awq_edge.device.cpu import describe_cpu, measure_read_bandwidth
 from awq_edge.device.cuda_driver import memory_figures
 from awq_edge.device.system_memory import read_system_memory
 from awq_edge.errors import ConfigError
-from awq_edge.recipe import Recipe
+from awq_edge.recipe.recipes import Recipe
 
 Source = Literal["recipe", "measured", "driver"]
 

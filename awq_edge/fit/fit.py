@@ -24,8 +24,8 @@ from awq_edge.fit.report import (
     StepPart,
     Verdict,
 )
-from awq_edge.lm_head import UNQUANTIZED
-from awq_edge.recipe import Recipe
+from awq_edge.model.lm_head import UNQUANTIZED
+from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import KvDtype, kv_cache_bytes, packing_bytes
 
 

@@ -1,7 +1,7 @@
 """Which linears of a bundle are quantized, and how: as an export would have it, or a config says.
 
 The rules are the quantizer's and the exporter's own: layouts say what they cannot store, and
-`awq_edge.lm_head` what becomes of the output layer.
+`awq_edge.model.lm_head` what becomes of the output layer.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.archs import Config, Decoder, Linear
-from awq_edge.fused_experts import names_in_memory
-from awq_edge.group_size import Coverage, require_groups
-from awq_edge.layouts import choose_layout, layout_of_config, quantization_config
-from awq_edge.lm_head import UNQUANTIZED, output_format, rounded_bits, rounded_format
-from awq_edge.recipe import QuantizationDefaults
-from awq_edge.w4a16 import NumberFormat
+from awq_edge.model.archs import Config, Decoder, Linear
+from awq_edge.model.fused_experts import names_in_memory
+from awq_edge.model.group_size import Coverage, require_groups
+from awq_edge.model.layouts import choose_layout, layout_of_config, quantization_config
+from awq_edge.model.lm_head import UNQUANTIZED, output_format, rounded_bits, rounded_format
+from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.recipe.recipes import QuantizationDefaults
 
 
 @dataclass(frozen=True)

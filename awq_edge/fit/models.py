@@ -11,17 +11,18 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from awq_edge.archs import Config, Decoder, decoder_from_config
-from awq_edge.artifacts import MANIFEST
+from awq_edge._package import DATA
+from awq_edge.artifacts.directories import MANIFEST
+from awq_edge.artifacts.input_files import read_toml
+from awq_edge.artifacts.paths import user_path
 from awq_edge.errors import ArtifactError, ConfigError, ModelError
-from awq_edge.foreign_formats import refuse_foreign
-from awq_edge.input_files import read_toml
-from awq_edge.model_files import ModelFiles, download_config, read_config, resolve_model
-from awq_edge.paths import user_path
-from awq_edge.quantizer.report import REPORT_FILE, read_quantization_report
-from awq_edge.weight_totals import count_parameters
+from awq_edge.model.archs import Config, Decoder, decoder_from_config
+from awq_edge.model.files import ModelFiles, download_config, read_config, resolve_model
+from awq_edge.model.foreign_formats import refuse_foreign
+from awq_edge.model.weight_totals import count_parameters
+from awq_edge.quantizer.report.schema import REPORT_FILE, read_quantization_report
 
-_TABLE = Path(__file__).parents[1] / "data" / "models.toml"
+_TABLE = DATA / "models.toml"
 
 
 class KnownModel(BaseModel):

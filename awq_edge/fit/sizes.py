@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from awq_edge.archs import Decoder
-from awq_edge.export_checks import is_decomposed
+from awq_edge.exporter.checks import is_decomposed
 from awq_edge.fit.formats import Formats
 from awq_edge.fit.weights import Target, TensorSize, WeightSizes
-from awq_edge.recipe import Recipe
-from awq_edge.weight_totals import mean_bytes_per_token, part_bytes
+from awq_edge.model.archs import Decoder
+from awq_edge.model.weight_totals import mean_bytes_per_token, part_bytes
+from awq_edge.recipe.recipes import Recipe
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,21 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.archs import Decoder
-from awq_edge.builder.memory import predict_build, shortage
 from awq_edge.device.system_memory import SystemMemory
 from awq_edge.errors import AwqEdgeError
-from awq_edge.export_checks import check_context, check_model, check_recipe
+from awq_edge.exporter.checks import check_context, check_model, check_recipe
 from awq_edge.fit.device import DeviceFigures
 from awq_edge.fit.formats import Formats, Quantized
 from awq_edge.fit.report import StepPart
-from awq_edge.recipe import Recipe
-from awq_edge.w4a16 import NumberFormat
+from awq_edge.model.archs import Decoder
+from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.recipe.recipes import Recipe
+from awq_edge.tensorrt.builder.memory import predict_build, shortage
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What a checkpoint of a model would be: `awq_edge.export_checks.ExportedModel`, of one layer
+    """What a checkpoint of a model would be: `awq_edge.exporter.checks.ExportedModel`, of one layer
     of each kind. path: how messages call it."""
 
     path: Path

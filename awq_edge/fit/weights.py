@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from awq_edge.archs import Decoder, Linear
-from awq_edge.containers import kernel_bits, largest_block, matmul_nbits_bits
 from awq_edge.fit.formats import Formats, Quantized
-from awq_edge.plugin.packing import BLOCK_CHANNELS, TILE_ROWS
-from awq_edge.weight_totals import Part
+from awq_edge.kernels.packing import BLOCK_CHANNELS, TILE_ROWS
+from awq_edge.model.archs import Decoder, Linear
+from awq_edge.model.containers import kernel_bits, largest_block, matmul_nbits_bits
+from awq_edge.model.weight_totals import Part
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _FLOAT16, _FLOAT32, _INT32 = 2, 4, 4
@@ -24,8 +24,8 @@ Storage = Literal["matmul_nbits", "kernels", "native"]
 
 @dataclass(frozen=True)
 class TensorSize:
-    """One tensor of the weight file; see `awq_edge.weight_totals.Sized`. scale_groups: with the
-    first tensor of a MatMulNBits, the number of its scales."""
+    """One tensor of the weight file; see `awq_edge.model.weight_totals.Sized`. scale_groups: with
+    the first tensor of a MatMulNBits, the number of its scales."""
 
     part: Part
     nbytes: int
@@ -213,7 +213,7 @@ def _matmul_nbits(rows: int, columns: int, quantized: Quantized, target: Target)
 
 
 def _kernels(rows: int, columns: int, quantized: Quantized) -> list[int]:
-    """qweight, scales and zeros in the layout of the kernels (`awq_edge/plugin/packing.py`)."""
+    """qweight, scales and zeros in the layout of the kernels (`awq_edge/kernels/packing.py`)."""
     number_format = quantized.number_format
     container = kernel_bits(number_format.bits)
     tiles, blocks = -(-rows // TILE_ROWS), -(-columns // BLOCK_CHANNELS)

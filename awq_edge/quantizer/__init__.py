@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from awq_edge.quantizer.report import QuantizationReport
+from awq_edge.quantizer.report.schema import QuantizationReport
 
 if TYPE_CHECKING:
     from awq_edge.quantizer.stage import QuantizedCheckpoint, quantize_checkpoint

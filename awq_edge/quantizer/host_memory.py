@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 # Rows of a weight at a time. Fewer would slow the product with G, which is read once for each
-# piece. A multiple of 64, so that a piece is whole blocks of `awq_edge.quantizer.nf4`.
+# piece. A multiple of 64, so that a piece is whole blocks of `awq_edge.quantizer.search.nf4`.
 PIECE_ROWS = 512
 _PIECE_COLUMNS = 512
 

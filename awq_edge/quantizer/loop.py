@@ -22,25 +22,25 @@ from dataclasses import dataclass
 
 import torch
 
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.quantizer.block import BlockOutcome, quantize_block, run_here
-from awq_edge.quantizer.executors import Executor
-from awq_edge.quantizer.host_memory import return_free_memory
-from awq_edge.quantizer.phases import PhaseClock
-from awq_edge.quantizer.report import BlockReport
-from awq_edge.quantizer.resume import BlockStore
-from awq_edge.quantizer.rounding import NumberFormat
-from awq_edge.quantizer.statistics import WeightsOnly
-from awq_edge.quantizer.stream import CalibrationStream
-from awq_edge.quantizer.task import (
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.quantizer.blocks.stream import CalibrationStream
+from awq_edge.quantizer.blocks.task import (
     BlockOptions,
     BlockTask,
     Statistics,
     block_task,
     output_layer_task,
 )
-from awq_edge.quantizer.weights import Tensors, on_demand, read_weights
-from awq_edge.quantizer.writer import restored
+from awq_edge.quantizer.blocks.weights import Tensors, on_demand, read_weights
+from awq_edge.quantizer.blocks.work import BlockOutcome, quantize_block, run_here
+from awq_edge.quantizer.calibration.statistics import WeightsOnly
+from awq_edge.quantizer.checkpoint.resume import BlockStore
+from awq_edge.quantizer.checkpoint.writer import restored
+from awq_edge.quantizer.cluster.executors import Executor
+from awq_edge.quantizer.host_memory import return_free_memory
+from awq_edge.quantizer.phases import PhaseClock
+from awq_edge.quantizer.report.schema import BlockReport
+from awq_edge.quantizer.search.rounding import NumberFormat
 
 # (blocks done, blocks, what is being done)
 Observer = Callable[[int, int, str], None]

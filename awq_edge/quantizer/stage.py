@@ -12,22 +12,42 @@ from typing import cast, get_args
 
 import torch
 
-from awq_edge.artifacts import atomic_directory
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.artifacts.directories import atomic_directory
+from awq_edge.artifacts.outputs import check_output, refuse_existing, require_disk
+from awq_edge.artifacts.paths import is_disk_full
+from awq_edge.artifacts.provenance import source_commit, versions
+from awq_edge.device.torch_device import device_name, torch_device
 from awq_edge.errors import AwqEdgeError, ConfigError, ModelError, ResourceError
-from awq_edge.executor_options import LOCAL, ExecutorOptions
-from awq_edge.group_size import coverage, require_groups
-from awq_edge.layouts import Layout, choose_layout
-from awq_edge.lm_head import output_format
-from awq_edge.model_source import describe_model, hash_weight_files, verify_weights
-from awq_edge.outputs import check_output, refuse_existing, require_disk
-from awq_edge.paths import is_disk_full
-from awq_edge.provenance import source_commit, versions
-from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
-from awq_edge.quantizer.executors import open_executor
-from awq_edge.quantizer.image_calibration import load_image_calibration
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.group_size import coverage, require_groups
+from awq_edge.model.layouts import Layout, choose_layout
+from awq_edge.model.lm_head import output_format
+from awq_edge.model.source import describe_model, hash_weight_files, verify_weights
+from awq_edge.process.staging import workplace
+from awq_edge.quantizer.blocks.stream import CalibrationStream
+from awq_edge.quantizer.blocks.task import BlockOptions, obstacles
+from awq_edge.quantizer.calibration.images import load_image_calibration
+from awq_edge.quantizer.calibration.text import CalibrationSet, load_calibration
+from awq_edge.quantizer.checkpoint.resume import (
+    BlockStore,
+    has_blocks,
+    kept_blocks,
+    resume_key,
+    stored_bytes,
+)
+from awq_edge.quantizer.checkpoint.writer import (
+    CheckpointWriter,
+    checkpoint_bytes,
+    checkpoint_formats,
+    require_finite_outside_blocks,
+    tensors_outside_blocks,
+    write_config,
+)
+from awq_edge.quantizer.cluster.executors import open_executor
+from awq_edge.quantizer.cluster.options import LOCAL, ExecutorOptions
 from awq_edge.quantizer.loop import Observer, quantize_layers
-from awq_edge.quantizer.report import (
+from awq_edge.quantizer.report.page import PAGE_FILE, write_quantization_page
+from awq_edge.quantizer.report.schema import (
     REPORT_FILE,
     BlockReport,
     CalibrationReport,
@@ -38,29 +58,15 @@ from awq_edge.quantizer.report import (
     report_warnings,
     summarise,
 )
-from awq_edge.quantizer.resume import BlockStore, has_blocks, kept_blocks, resume_key, stored_bytes
-from awq_edge.quantizer.rounding import NumberFormat
-from awq_edge.quantizer.stream import CalibrationStream
-from awq_edge.quantizer.task import BlockOptions, obstacles
-from awq_edge.quantizer.writer import (
-    CheckpointWriter,
-    checkpoint_bytes,
-    checkpoint_formats,
-    require_finite_outside_blocks,
-    tensors_outside_blocks,
-    write_config,
-)
-from awq_edge.recipe import Recipe
-from awq_edge.report.quantization_page import PAGE_FILE, write_quantization_page
+from awq_edge.quantizer.search.rounding import NumberFormat
+from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.tokenizer import Tokenizer
-from awq_edge.staging import workplace
-from awq_edge.torch_device import device_name, torch_device
 
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint:
-    """path: directory in one of `awq_edge.layouts`. report: what quantization_report.json says."""
+    """path: directory in one of `awq_edge.model.layouts`. report: quantization_report.json's."""
 
     path: Path
     report: QuantizationReport

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from awq_edge.artifacts.input_files import read_json, read_text
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.input_files import read_json, read_text
 from awq_edge.runtime import template_process
 
 # {"role": "user" | "assistant" | "system", "content": text, a list of parts, or None}, and what

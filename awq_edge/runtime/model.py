@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from awq_edge.artifacts import MANIFEST, Bundle, BundleManifest
-from awq_edge.backends import load_backend, open_session
+from awq_edge.artifacts.directories import MANIFEST, Bundle, BundleManifest
+from awq_edge.artifacts.input_files import read_json
+from awq_edge.artifacts.paths import system_faults, user_path
+from awq_edge.artifacts.sampling_keys import GENERATION_CONFIG, SamplingKeys, default_sampling
 from awq_edge.errors import ArtifactError, ConfigError, ModelError, ResourceError
-from awq_edge.input_files import read_json
-from awq_edge.paths import system_faults, user_path
+from awq_edge.runtime.backends import load_backend, open_session
 from awq_edge.runtime.chat_template import (
     ChatTemplate,
     Message,
@@ -28,7 +29,6 @@ from awq_edge.runtime.sampling import Sampling
 from awq_edge.runtime.session import Session, SessionOptions, check_context
 from awq_edge.runtime.thoughts import ThoughtMarkers, find_markers
 from awq_edge.runtime.tokenizer import Tokenizer, stop_token_ids
-from awq_edge.sampling_keys import GENERATION_CONFIG, SamplingKeys, default_sampling
 
 
 @dataclass(frozen=True)

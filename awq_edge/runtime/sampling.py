@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from awq_edge.artifacts.sampling_keys import SamplingKeys
 from awq_edge.errors import ArtifactError, ConfigError
-from awq_edge.sampling_keys import SamplingKeys
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]

@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from awq_edge._version import __version__
-from awq_edge.artifacts import atomic_file
+from awq_edge.artifacts.directories import atomic_file
+from awq_edge.artifacts.input_files import parse_json, read_text, show, show_path
 from awq_edge.errors import ConfigError
-from awq_edge.input_files import parse_json, read_text, show, show_path
-from awq_edge.validation import describe_errors
+from awq_edge.recipe.validation import describe_errors
 
 # A context of 128,000 tokens is about half a megabyte of text.
 _LARGEST_FILE = 16_000_000

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from awq_edge.artifacts import Bundle
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.device.meter import DeviceMemory
 from awq_edge.errors import ConfigError, ResourceError
 

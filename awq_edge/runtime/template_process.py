@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.runtime import worker_process
+from awq_edge.process import worker_process
 
 # Of one rendering, beside the time. A conversation of a million characters takes milliseconds.
 MEMORY_BYTES = 512 << 20

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from awq_edge.artifacts.text_files import Document
 from awq_edge.errors import ConfigError
 from awq_edge.runtime.chat_template import ChatTemplate, load_chat_template
 from awq_edge.runtime.tokenizer import Tokenizer
-from awq_edge.text_files import Document
 
 _BETWEEN_TEXTS = "\n\n"
 

@@ -9,9 +9,9 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from awq_edge.config_keys import ConfigKeys
+from awq_edge.artifacts.config_keys import ConfigKeys
+from awq_edge.artifacts.input_files import read_json, read_text, show_path, show_text
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.input_files import read_json, read_text, show_path, show_text
 from awq_edge.runtime.tokenizer_limits import GuardedTokenizer, is_plain
 
 # What a decoder writes for bytes that are not (yet) valid UTF-8.

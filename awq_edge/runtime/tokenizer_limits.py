@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from awq_edge.errors import ConfigError
-from awq_edge.runtime import worker_process
+from awq_edge.process import worker_process
 
 _MEMORY_BYTES = 1 << 30
 # Characters of the longest text that a character may become, over all steps.

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge import children
 from awq_edge.device.jetson import Run, read_power_mode
+from awq_edge.process import children
 from awq_edge.sensors.reading import read_text
 
 _GOVERNOR = Path("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

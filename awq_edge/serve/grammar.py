@@ -18,7 +18,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from awq_edge import children
+from awq_edge.process import children
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.session import Float32
 from awq_edge.serve.api_error import ApiError, GrammarError

@@ -14,7 +14,7 @@ from pydantic import (
     ValidationError,
 )
 
-from awq_edge.sampling_keys import MinP, RepetitionPenalty, SamplingKeys, TopK, TopP, off
+from awq_edge.artifacts.sampling_keys import MinP, RepetitionPenalty, SamplingKeys, TopK, TopP, off
 from awq_edge.serve.api_error import ApiError, invalid
 
 MAX_STOPS = 256

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from awq_edge.artifacts.sampling_keys import SamplingKeys
 from awq_edge.runtime.generation import Constraint
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.template_process import warm_up
-from awq_edge.sampling_keys import SamplingKeys
 from awq_edge.serve.engine import Engine
 from awq_edge.serve.grammar import Vocabulary, grammar_of
 from awq_edge.serve.job import Job

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from awq_edge.artifacts.sampling_keys import SamplingKeys
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.runtime.generation import ThoughtRules
 from awq_edge.runtime.model import ChatOptions, Model
 from awq_edge.runtime.sampling import Sampling
-from awq_edge.sampling_keys import SamplingKeys
 from awq_edge.serve.api_error import ApiError, GrammarError, invalid
 from awq_edge.serve.limits import Limits
 from awq_edge.serve.schema import (

@@ -31,7 +31,7 @@ extern "C" {
 
 /* Raised whenever a struct or a function changes; the caller compares it before anything else. */
 #define AWQ_EDGE_ABI_VERSION 1
-/* Raised whenever the packing of qweight, scales or zeros changes; see awq_edge/plugin/packing.py.
+/* Raised whenever the packing of qweight, scales or zeros changes; see awq_edge/kernels/packing.py.
  */
 #define AWQ_EDGE_LAYOUT_VERSION 1
 
@@ -66,7 +66,7 @@ AWQ_EDGE_API const char* awq_edge_architectures(void);
 enum awq_edge_epilogue {
   AWQ_EDGE_EPILOGUE_NONE = 0,
   /* y[m, i] = silu(gate[m, i]) * up[m, i], i < out_features / 2: the rows of the weight were
-   * interleaved by `pack_gate_up` of awq_edge/plugin/packing.py; y is [m, out_features / 2]. */
+   * interleaved by `pack_gate_up` of awq_edge/kernels/packing.py; y is [m, out_features / 2]. */
   AWQ_EDGE_EPILOGUE_SILU_MUL = 1
 };
 

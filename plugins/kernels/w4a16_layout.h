@@ -1,5 +1,5 @@
 // Layout version 1 of a quantized weight: where each code of W [n, k] lies. The same on host and
-// device; awq_edge/plugin/packing.py is the writer.
+// device; awq_edge/kernels/packing.py is the writer.
 //
 // The unit is a block of 16 rows and 128 input channels. One lane of a warp owns the codes that it
 // multiplies: fragment A of mma.m16n8k16, eight k steps long, in 4, 6 or 2 x 8 words. With

@@ -1,4 +1,4 @@
-// The operators, as awq_edge/plugin/contract.py specifies them.
+// The operators, as awq_edge/tensorrt/contract.py specifies them.
 #pragma once
 
 #include "op_contract.h"

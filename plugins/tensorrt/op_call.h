@@ -1,5 +1,5 @@
 // What an operator's plugin asks of the kernel library: tactics, workspace, the call itself.
-// awq_edge/plugin/op_calls.py in C++. Shapes here were checked against the contract already.
+// awq_edge/tensorrt/op_calls.py in C++. Shapes here were checked against the contract already.
 #pragma once
 
 #include <memory>

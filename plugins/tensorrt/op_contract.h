@@ -1,5 +1,5 @@
 // What an operator's contract is made of, and how attributes, shapes and dtypes are checked:
-// awq_edge/plugin/op_contract.py in C++, with the same words where something is refused.
+// awq_edge/tensorrt/op_contract.py in C++, with the same words where something is refused.
 #pragma once
 
 #include <cstdint>

@@ -25,8 +25,8 @@ def _make(folder: Path) -> None:
     from tiny_models import CHAT_TEMPLATE, save_tokenizer
 
     import awq_edge
-    from awq_edge.artifacts import Bundle
-    from awq_edge.recipe import recipe_folder
+    from awq_edge.artifacts.directories import Bundle
+    from awq_edge.recipe.recipes import recipe_folder
     from awq_edge.runtime.saved_conversation import SavedConversation, SavedMessage, save
 
     model = save_random_model(folder / "model", "llama", vocab_size=320)

@@ -22,12 +22,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.artifacts import MANIFEST, Bundle, hash_file
-from awq_edge.cuda_program import read_program
-from awq_edge.engine.lookup import Engine, check
+from awq_edge.artifacts.directories import MANIFEST, Bundle, hash_file
+from awq_edge.artifacts.input_files import read_bytes
 from awq_edge.errors import ArtifactError, AwqEdgeError
-from awq_edge.input_files import read_bytes
 from awq_edge.runtime import saved_conversation
+from awq_edge.runtime.backends.cuda.program import read_program
+from awq_edge.tensorrt.engines.lookup import Engine, check
 
 from .mutations import copy_tree, mutate
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from awq_edge.errors import AwqEdgeError, ConfigError, KeyValueError
-from awq_edge.report.inspect_artifact import inspect_artifact
+from awq_edge.inspect.artifact import inspect_artifact
 
 from .cases import TARGETS, Outcome, run_action
 
@@ -116,9 +116,9 @@ def _hostile_configs() -> list[tuple[str, dict[str, Any]]]:
 def test_a_hostile_config_is_refused_by_its_key(
     names: str, change: dict[str, Any], demo: Path, tmp_path: Path
 ) -> None:
-    from awq_edge.archs import decoder_from_config
-    from awq_edge.checkpoint import Checkpoint
-    from awq_edge.input_files import read_json
+    from awq_edge.artifacts.input_files import read_json
+    from awq_edge.model.archs import decoder_from_config
+    from awq_edge.model.checkpoint import Checkpoint
 
     folder = Path(shutil.copytree(demo, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
@@ -143,7 +143,7 @@ def test_a_hostile_config_is_refused_by_its_key(
 @pytest.mark.parametrize("file", sorted((HOSTILE / "whole").iterdir()), ids=lambda path: path.name)
 def test_a_hostile_file_is_refused(file: Path, demo: Path, tmp_path: Path) -> None:
     """Every file stands for config.json, tokenizer_config.json, a recipe and a conversation."""
-    from awq_edge.input_files import read_json, read_toml
+    from awq_edge.artifacts.input_files import read_json, read_toml
     from awq_edge.runtime import saved_conversation
 
     with pytest.raises(ConfigError, match=file.name.replace(".", r"\.")):

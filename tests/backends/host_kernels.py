@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from awq_edge.plugin.interface import (
+from awq_edge.kernels.interface import (
     COUNTER_BYTES,
     FUNCTIONS,
     AttentionParameters,
@@ -24,8 +24,8 @@ from awq_edge.plugin.interface import (
     Sampling,
     W4A16Weight,
 )
-from awq_edge.plugin.packing import PackedWeight, unpack
-from awq_edge.w4a16 import dequantize
+from awq_edge.kernels.packing import PackedWeight, unpack
+from awq_edge.model.w4a16 import dequantize
 
 Array = np.ndarray[Any, Any]
 # bfloat16 as its bits: NumPy has no such type.
@@ -35,7 +35,7 @@ _STREAM = 0x5EED  # what the device hands out, and every launch has to pass on
 
 
 class HostDevice:
-    """See `awq_edge.backends.cuda.device.Device`. A captured step is run again, as it is."""
+    """See `awq_edge.runtime.backends.cuda.device.Device`. A captured step runs again, as it is."""
 
     torch_device = torch.device("cpu")
     name = "host"
@@ -79,7 +79,7 @@ class HostDevice:
 
 
 class HostKernels:
-    """See `awq_edge.plugin.kernels.KernelLibrary`. calls: names, in order."""
+    """See `awq_edge.kernels.kernels.KernelLibrary`. calls: names, in order."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

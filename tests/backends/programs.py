@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from awq_edge.backends.cuda.device import Device
-from awq_edge.backends.cuda.linears import Kernels
-from awq_edge.backends.cuda.model import CudaModel
+from awq_edge.runtime.backends.cuda.device import Device
+from awq_edge.runtime.backends.cuda.linears import Kernels
+from awq_edge.runtime.backends.cuda.model import CudaModel
 
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "random_program.py"
 CONTEXT = 96

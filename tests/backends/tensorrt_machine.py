@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from awq_edge.artifacts import Bundle, BundleManifest
-from awq_edge.backends.tensorrt.session import TensorrtSession
+from awq_edge.artifacts.directories import Bundle, BundleManifest
 from awq_edge.runtime.session import SessionOptions
+from awq_edge.tensorrt.session.session import TensorrtSession
 
 from .fake_device import FakeLayer
 from .fake_tensorrt import FakeEngine, FakeSource, Range, TinyModel, fake_module

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
-from awq_edge.cuda_program import CudaProgram  # noqa: E402
+from awq_edge.runtime.backends.cuda.program import CudaProgram  # noqa: E402
 
 from .host_kernels import HostDevice, HostKernels  # noqa: E402
 from .programs import HEADS, SHAPE, VARIANTS, Runner, random_program, small_program  # noqa: E402

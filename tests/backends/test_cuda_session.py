@@ -13,15 +13,15 @@ import pytest
 from tiny_models import save_tiny_llama
 
 import awq_edge
-from awq_edge.artifacts import Bundle
-from awq_edge.backends import backend_names, open_session
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError, RuntimeUnavailableError
+from awq_edge.runtime.backends import backend_names, open_session
 from awq_edge.runtime.memory import kv_cache_bytes, predict_memory
 from awq_edge.runtime.session import SessionOptions
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
-from awq_edge.backends.cuda.session import CudaSession  # noqa: E402
+from awq_edge.runtime.backends.cuda.session import CudaSession  # noqa: E402
 
 from .host_kernels import HostDevice, HostKernels  # noqa: E402
 
@@ -126,7 +126,7 @@ def test_logits_at_more_rows_than_are_computed_at_a_time(
 ) -> None:
     expected = opened(bundle).logits(IDS, [0, 3, 4, 5, 31, 32, 59])
     for module in ("model", "session"):
-        monkeypatch.setattr(f"awq_edge.backends.cuda.{module}.LOGITS_ROWS", 2)
+        monkeypatch.setattr(f"awq_edge.runtime.backends.cuda.{module}.LOGITS_ROWS", 2)
     found = opened(bundle).logits(IDS, [0, 3, 4, 5, 31, 32, 59])
     # NumPy's sums depend on the number of rows; rows that change places differ by about 1.
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -151,7 +151,7 @@ def test_memory_that_runs_out_later(bundle: Bundle, monkeypatch: pytest.MonkeyPa
     def fails(*arguments: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB. GPU 0")
 
-    monkeypatch.setattr("awq_edge.backends.cuda.session.load_weights", fails)
+    monkeypatch.setattr("awq_edge.runtime.backends.cuda.session.load_weights", fails)
     with pytest.raises(ResourceError, match=r"ran out while .* was loaded \(CUDA out of memory\)"):
         opened(bundle)
 
@@ -200,8 +200,8 @@ def test_a_run_report_counts_the_memory_of_the_gpu(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """`awq-edge run` from the bundle to its report, with the kernels' interface in NumPy."""
-    import awq_edge.backends.cuda as backend
-    from awq_edge.runtime.run import run
+    import awq_edge.runtime.backends.cuda as backend
+    from awq_edge.run.run import run
 
     monkeypatch.setattr(backend, "CudaDevice", HostDevice)
     monkeypatch.setattr(backend, "load_kernels", HostKernels)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from awq_edge.plugin.tensorrt_module import load_tensorrt
+from awq_edge.tensorrt.module import load_tensorrt
 
 from . import fake_tensorrt as fake
 

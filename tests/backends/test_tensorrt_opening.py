@@ -11,13 +11,13 @@ import pytest
 from tiny_models import save_tiny_llama
 
 import awq_edge
-from awq_edge.artifacts import Bundle, FileEntry
-from awq_edge.backends import backend_names, open_session
-from awq_edge.backends.tensorrt import opening
-from awq_edge.engine import Engine, EngineManifest
-from awq_edge.engine.manifest import BuildFigures
+from awq_edge.artifacts.directories import Bundle, FileEntry
 from awq_edge.errors import ArtifactError, ConfigError, DeviceError, RuntimeUnavailableError
+from awq_edge.runtime.backends import backend_names, open_session
 from awq_edge.runtime.session import SessionOptions
+from awq_edge.tensorrt.engines import Engine, EngineManifest
+from awq_edge.tensorrt.engines.manifest import BuildFigures
+from awq_edge.tensorrt.session import opening
 
 from .fake_device import FakeLayer
 from .fake_tensorrt import FakeEngine, Range, TinyModel, fake_module
@@ -80,11 +80,11 @@ def machine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         here.order.append("deserialize")
         return object(), made
 
-    monkeypatch.setattr("awq_edge.engine.find_engine", find)
-    monkeypatch.setattr("awq_edge.builder.build_engine", build)
-    monkeypatch.setattr("awq_edge.engine.register_plugins", register)
-    monkeypatch.setattr("awq_edge.engine.deserialize", deserialize)
-    monkeypatch.setattr("awq_edge.engine.TensorrtLog", lambda _trt: _Log())
+    monkeypatch.setattr("awq_edge.tensorrt.engines.find_engine", find)
+    monkeypatch.setattr("awq_edge.tensorrt.builder.build_engine", build)
+    monkeypatch.setattr("awq_edge.tensorrt.engines.register_plugins", register)
+    monkeypatch.setattr("awq_edge.tensorrt.engines.deserialize", deserialize)
+    monkeypatch.setattr("awq_edge.tensorrt.engines.TensorrtLog", lambda _trt: _Log())
     monkeypatch.setattr(opening, "compute_capability", lambda: 87)
     monkeypatch.setattr(opening, "choose_layer", lambda: "fake")
     monkeypatch.setattr(opening, "open_layer", lambda: here.layer)
@@ -148,7 +148,7 @@ def test_a_build_that_fails_leaves_nothing(
         raise DeviceError("it cannot be built")
 
     machine.found = False
-    monkeypatch.setattr("awq_edge.builder.build_engine", build)
+    monkeypatch.setattr("awq_edge.tensorrt.builder.build_engine", build)
     with pytest.raises(DeviceError, match="cannot be built"):
         open_session(bundle, SessionOptions())
     assert machine.layer.calls == []
@@ -188,7 +188,7 @@ def test_a_machine_without_tensorrt(
 
 def test_a_run_report_measures_the_gpu(bundle: Bundle, machine: Machine) -> None:
     """`awq-edge run` from the bundle to its report."""
-    from awq_edge.runtime.run import run
+    from awq_edge.run.run import run
 
     report = run(bundle.path, "Once upon a time", max_new_tokens=4, ignore_eos=True)
     assert len(report.result.token_ids) == 4

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from awq_edge.backends.tensorrt.ports import EnginePorts, Profile, pieces
+from awq_edge.tensorrt.session.ports import EnginePorts, Profile, pieces
 
 
 @st.composite

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from awq_edge.backends.tensorrt.contexts import GRAPHS_VARIABLE
-from awq_edge.backends.tensorrt.session import TensorrtSession
 from awq_edge.errors import ConfigError, DeviceError, ResourceError
 from awq_edge.runtime.session import SessionOptions
+from awq_edge.tensorrt.session.contexts import GRAPHS_VARIABLE
+from awq_edge.tensorrt.session.session import TensorrtSession
 
 from .fake_device import FakeLayer
 from .fake_tensorrt import FakeRuntimeCache, Range

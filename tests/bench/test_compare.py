@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from awq_edge.bench.compare import Comparison, compare, verdict_of
 from awq_edge.bench.plan import Cell, Plan
 from awq_edge.bench.rank_test import rank_sum_p_value, smallest_p_value
-from awq_edge.report.bench_report import BenchReport
+from awq_edge.bench.report import BenchReport
 
 from .timed import Clock, TimedSession, report_of
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from awq_edge.bench import report as bench_report
 from awq_edge.bench.compare import ALPHA, MIN_CHANGE
 from awq_edge.bench.plan import GENERATED_LENGTHS, PROMPT_LENGTHS
-from awq_edge.report import bench_report
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "bench.md"
 

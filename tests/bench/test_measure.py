@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from awq_edge.artifacts import Bundle
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.bench.measure import measure
 from awq_edge.bench.plan import Cell, Plan
-from awq_edge.report.bench_report import BenchReport
+from awq_edge.bench.report import BenchReport
 from awq_edge.runtime.memory import kv_cache_bytes
 from awq_edge.sensors.reading import Absent, Reading
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from runtime.fakes import ScriptedSession
 
-from awq_edge.artifacts import Bundle
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.bench.build import build_bench_report
 from awq_edge.bench.measure import Measurement, measure
 from awq_edge.bench.monitor import Monitor
 from awq_edge.bench.plan import Cell, Plan, ids_sha256
-from awq_edge.report.bench_report import BenchReport
+from awq_edge.bench.report import BenchReport
 from awq_edge.runtime.memory import ProcessMemory
 from awq_edge.runtime.model import LoadFigures, Model
 from awq_edge.runtime.session import Float32

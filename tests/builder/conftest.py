@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from engine_bundles import JETPACK_6, JETPACK_7, export_for, tiny_checkpoint
 
-from awq_edge.artifacts import Bundle
-from awq_edge.plugin.kernels import ENVIRONMENT_VARIABLE
+from awq_edge.artifacts.directories import Bundle
+from awq_edge.kernels.kernels import ENVIRONMENT_VARIABLE
 
 FAKE = Path(__file__).with_name("fake")
 VERSIONS = {JETPACK_7: "10.16.2.10", JETPACK_6: "10.3.0.30"}
@@ -72,8 +72,8 @@ def jetson(
         monkeypatch.setenv("FAKE_TENSORRT", fails)
         monkeypatch.setenv("FAKE_TENSORRT_VERSION", version or VERSIONS[recipe])
         monkeypatch.setenv("FAKE_TENSORRT_RECORD", str(tmp_path / "record.json"))
-        monkeypatch.setattr("awq_edge.builder.targets.compute_capability", lambda: 87)
-        monkeypatch.setattr("awq_edge.builder.build.device_name", lambda: "Orin (nvgpu)")
+        monkeypatch.setattr("awq_edge.tensorrt.builder.targets.compute_capability", lambda: 87)
+        monkeypatch.setattr("awq_edge.tensorrt.builder.build.device_name", lambda: "Orin (nvgpu)")
         out = tmp_path / "bundle"
         if not out.exists():
             shutil.copytree(device_bundles[recipe], out)

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from engine_bundles import JETPACK_6, JETPACK_7
 
-from awq_edge.artifacts import MANIFEST
-from awq_edge.builder import BuiltEngine, build_engine, build_engines
-from awq_edge.engine import find_engine
+from awq_edge.artifacts.directories import MANIFEST
 from awq_edge.errors import (
     ArtifactError,
     AwqEdgeError,
@@ -21,6 +19,8 @@ from awq_edge.errors import (
     ResourceError,
     RuntimeUnavailableError,
 )
+from awq_edge.tensorrt.builder import BuiltEngine, build_engine, build_engines
+from awq_edge.tensorrt.engines import find_engine
 
 from .conftest import VERSIONS, Jetson
 
@@ -155,7 +155,7 @@ def test_no_gpu_and_other_gpus_are_refused(jetson: Jetson, monkeypatch: pytest.M
     bundle = jetson(JETPACK_7)
     with pytest.raises(ConfigError, match="builds for the GPU of this machine, SM87; leave"):
         list(build_engines(bundle, targets=["SM89"]))
-    monkeypatch.setattr("awq_edge.builder.targets.compute_capability", lambda: None)
+    monkeypatch.setattr("awq_edge.tensorrt.builder.targets.compute_capability", lambda: None)
     with pytest.raises(RuntimeUnavailableError, match="no NVIDIA GPU is found here; copy"):
         list(build_engines(bundle))
 
@@ -167,7 +167,7 @@ def test_memory_is_compared_before_the_build(
 
     bundle = jetson(JETPACK_7)
     little = SystemMemory(total=8 << 30, available=600 << 20)
-    monkeypatch.setattr("awq_edge.builder.build.read_system_memory", lambda: little)
+    monkeypatch.setattr("awq_edge.tensorrt.builder.build.read_system_memory", lambda: little)
     with pytest.raises(ResourceError, match=r"0\.6 GB are available .* stop the desktop"):
         list(build_engines(bundle))
     assert not (bundle.path / "engines").exists()
@@ -194,9 +194,9 @@ def test_killed_build_leaves_nothing_that_the_next_one_minds(
     monkeypatch.setenv("FAKE_TENSORRT_WAITS", "60")
     script = (
         "import sys; from pathlib import Path\n"
-        "import awq_edge.builder.targets as targets\n"
-        "from awq_edge.artifacts import Bundle\n"
-        "from awq_edge.builder import build_engine\n"
+        "import awq_edge.tensorrt.builder.targets as targets\n"
+        "from awq_edge.artifacts.directories import Bundle\n"
+        "from awq_edge.tensorrt.builder import build_engine\n"
         "targets.compute_capability = lambda: 87\n"
         "bundle = Bundle.open(Path(sys.argv[1]))\n"
         "build_engine(bundle, observer=lambda *told: print(told, flush=True))"

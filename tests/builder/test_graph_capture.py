@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from awq_edge.builder.job import BuildJob
-from awq_edge.builder.worker import _config
-from awq_edge.engine.loading import TensorrtLog
-from awq_edge.plugin.tensorrt_module import load_tensorrt
+from awq_edge.tensorrt.builder.job import BuildJob
+from awq_edge.tensorrt.builder.worker import _config
+from awq_edge.tensorrt.engines.loading import TensorrtLog
+from awq_edge.tensorrt.module import load_tensorrt
 
 
 def test_memory_of_a_run_is_the_sessions() -> None:

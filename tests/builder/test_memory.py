@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from awq_edge.builder.memory import (
+from awq_edge.device.system_memory import SystemMemory
+from awq_edge.errors import ResourceError
+from awq_edge.tensorrt.builder.memory import (
     BuildMemory,
     predict_build,
     require_memory,
 )
-from awq_edge.device.system_memory import SystemMemory
-from awq_edge.errors import ResourceError
 
 GB = 1_000_000_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from awq_edge.builder.progress import PhaseTree
+from awq_edge.tensorrt.builder.progress import PhaseTree
 
 # As TensorRT-RTX 1.7.1 tells a small build; steps of "Building engine" end between the phases.
 ROOT = "Building engine"

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from engine_bundles import JETPACK_6, RTX
 
-from awq_edge.artifacts import MANIFEST, Bundle
+from awq_edge.artifacts.directories import MANIFEST, Bundle
 from awq_edge.device.cuda_driver import compute_capability
-from awq_edge.engine import find_engine
-from awq_edge.plugin.kernels import ENVIRONMENT_VARIABLE
+from awq_edge.kernels.kernels import ENVIRONMENT_VARIABLE
+from awq_edge.tensorrt.engines import find_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 _TIMEOUT_S = 300
@@ -135,10 +135,11 @@ def _loading_says_why(run: Run, bundle: Path, version: str) -> None:
     """TensorRT's own reason, in one line, where no GPU is."""
     done = run(
         "import sys; from pathlib import Path\n"
-        "from awq_edge.artifacts import Bundle\n"
-        "from awq_edge.engine import TensorrtLog, deserialize, find_engine, register_plugins\n"
+        "from awq_edge.artifacts.directories import Bundle\n"
+        "from awq_edge.tensorrt.engines import TensorrtLog, deserialize\n"
+        "from awq_edge.tensorrt.engines import find_engine, register_plugins\n"
         "from awq_edge.errors import RuntimeUnavailableError\n"
-        "from awq_edge.plugin.tensorrt_module import load_tensorrt\n"
+        "from awq_edge.tensorrt.module import load_tensorrt\n"
         "bundle = Bundle.open(Path(sys.argv[1]))\n"
         "engine = find_engine(bundle, 'tensorrt-rtx', sys.argv[2], 'SM86')\n"
         "trt = load_tensorrt('tensorrt_rtx')\n"

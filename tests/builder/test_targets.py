@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from engine_bundles import JETPACK_7, RTX, edit_manifest, export_for
 
-from awq_edge.artifacts import Bundle
-from awq_edge.builder.targets import runtime_of, targets_of
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ConfigError
-from awq_edge.recipe import load_recipe
+from awq_edge.recipe.recipes import load_recipe
+from awq_edge.tensorrt.builder.targets import runtime_of, targets_of
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def test_architecture_that_rtx_has_not_is_refused(rtx: Bundle) -> None:
 
 
 def test_gpu_that_is_here_may_be_tried(rtx: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("awq_edge.builder.targets.compute_capability", lambda: 90)
+    monkeypatch.setattr("awq_edge.tensorrt.builder.targets.compute_capability", lambda: 90)
     assert targets(rtx, "SM90") == ("SM90",)
 
 

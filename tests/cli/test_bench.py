@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from awq_edge.bench.plan import ids_sha256, prompt_ids
+from awq_edge.bench.report import BenchReport
 from awq_edge.errors import ConfigError
-from awq_edge.report.bench_report import BenchReport
 from awq_edge.runtime.tokenizer import Tokenizer
 
 from .conftest import Command
@@ -159,7 +159,7 @@ def test_ctrl_c_keeps_what_was_measured(tiny_bundle: Path, tmp_path: Path) -> No
     """Slowed down, and it says when the first round that counts is over."""
     slow = (
         "import sys, time\n"
-        "from awq_edge.backends.onnxruntime import OnnxRuntimeSession as Session\n"
+        "from awq_edge.runtime.backends.onnxruntime import OnnxRuntimeSession as Session\n"
         "from awq_edge.bench import measure\n"
         "decode, request = Session.decode, measure._request\n"
         "Session.decode = lambda self, token: (time.sleep(0.02), decode(self, token))[1]\n"

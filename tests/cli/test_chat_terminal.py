@@ -24,7 +24,7 @@ _SLOW_MAIN = """
 import fcntl, signal, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that it is this program that Ctrl-C is for
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
-from awq_edge.backends.onnxruntime import OnnxRuntimeSession as Session
+from awq_edge.runtime.backends.onnxruntime import OnnxRuntimeSession as Session
 
 decode = Session.decode
 def slow(self, token_id):

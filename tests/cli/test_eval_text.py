@@ -12,7 +12,7 @@ from tiny_models import TEXT
 import awq_edge
 from awq_edge.errors import ConfigError
 from awq_edge.evaluate.report import evaluate_perplexity
-from awq_edge.quantizer.report import QuantizationReport
+from awq_edge.quantizer.report.schema import QuantizationReport
 
 from .conftest import Command
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from awq_edge.artifacts import Bundle
+from awq_edge.artifacts.directories import Bundle
 
 from .conftest import Command
 

@@ -11,7 +11,7 @@ import pytest
 from awq_edge.doctor.report import DoctorReport
 from awq_edge.fit.models import find_model
 from awq_edge.fit.report import FitReport, FitTable
-from awq_edge.validation import dotted_keys
+from awq_edge.recipe.validation import dotted_keys
 
 from .conftest import Command
 

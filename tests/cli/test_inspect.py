@@ -14,11 +14,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import awq_edge
-from awq_edge.artifacts import Bundle, hash_file
-from awq_edge.report.inspect_artifact import inspect_artifact
-from awq_edge.report.inspection import Inspection
+from awq_edge.artifacts.directories import Bundle, hash_file
+from awq_edge.inspect.artifact import inspect_artifact
+from awq_edge.inspect.schema import Inspection
+from awq_edge.recipe.validation import dotted_keys
 from awq_edge.runtime.memory import kv_cache_bytes
-from awq_edge.validation import dotted_keys
 
 from .conftest import Command, Outcome
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiny_models import TEXT
 
-from awq_edge.recipe import load_recipe
+from awq_edge.recipe.recipes import load_recipe
 
 from .conftest import Command
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge.report.run_report import RunReport
+from awq_edge.run.report import RunReport
 
 from .conftest import Command
 
@@ -162,7 +162,7 @@ def test_ctrl_c_ends_with_the_report_of_what_ran(tiny_bundle: Path, tmp_path: Pa
     """The model is slowed down, so that Ctrl-C meets it in the middle of its text."""
     slow = (
         "import time\n"
-        "from awq_edge.backends.onnxruntime import OnnxRuntimeSession as Session\n"
+        "from awq_edge.runtime.backends.onnxruntime import OnnxRuntimeSession as Session\n"
         "decode = Session.decode\n"
         "Session.decode = lambda self, token: (time.sleep(0.05), decode(self, token))[1]\n"
         "from awq_edge.cli import main; main()\n"

@@ -14,16 +14,17 @@ from .conftest import BareEnvironment
 # Modules that need the [host] extra, or torch of the [cuda] extra; everything else must import on a
 # base install.
 HOST_ONLY = (
-    "awq_edge.backends.cuda",
+    "awq_edge.runtime.backends.cuda",
     "awq_edge.exporter",
     "awq_edge.pipeline",
     "awq_edge.quantizer",
-    "awq_edge.study",
-    "awq_edge.torch_device",
-    "awq_edge.torch_tensors",
+    "awq_edge.device.torch_device",
+    "awq_edge.model.torch_tensors",
     "awq_edge.evaluate.torch_models",
     "awq_edge.evaluate.torch_task_model",
 )
+# Of those packages, the modules that a device imports too.
+BASE_PARTS = ("awq_edge.exporter", "awq_edge.exporter.checks")
 # Modules that need the [eval] extra, and no host package.
 EVAL_ONLY = ("awq_edge.evaluate.harness",)
 # Modules that need the [serve] extra; the rest of awq_edge.serve imports without it.
@@ -32,6 +33,7 @@ SERVE_ONLY = (
     "awq_edge.serve.app",
     "awq_edge.serve.grammar",
     "awq_edge.serve.metrics",
+    "awq_edge.serve.protocol",
     "awq_edge.serve.server",
     "awq_edge.serve.service",
 )
@@ -85,6 +87,8 @@ print(json.dumps(report))
 
 
 def _is_host_only(module: str) -> bool:
+    if module in BASE_PARTS:
+        return False
     return any(module == name or module.startswith(f"{name}.") for name in HOST_ONLY)
 
 

@@ -18,7 +18,7 @@ from plugin.fake_library import FakeLibrary
 
 from .conftest import ROOT, BareEnvironment
 
-LIBRARY = "awq_edge/plugin/lib/libawq_edge_kernels.so"
+LIBRARY = "awq_edge/kernels/lib/libawq_edge_kernels.so"
 NEEDS_GLIBC = """
  0x0000000000000001 (NEEDED)             Shared library: [libc.so.6]
  0x0000000000000001 (NEEDED)             Shared library: [ld-linux-x86-64.so.2]
@@ -91,7 +91,7 @@ def test_library_and_sources_are_found_in_an_installed_wheel(
         [*install, "--no-index", "--no-deps", str(platform_wheel)], check=True, capture_output=True
     )
     script = (
-        "from awq_edge.plugin.kernels import load_kernels\n"
+        "from awq_edge.kernels.kernels import load_kernels\n"
         "library = load_kernels()\n"
         "print(library.path)\n"
         "print(library.path.parents[1] / 'cuda_sources' / 'CMakeLists.txt')\n"
@@ -115,7 +115,7 @@ def test_library_and_sources_are_found_in_an_installed_wheel(
 def test_pure_wheel_builds_from_the_sources_that_it_carries(
     bare: BareEnvironment, tmp_path: Path
 ) -> None:
-    script = "from awq_edge.plugin.build import sources_directory; print(sources_directory())"
+    script = "from awq_edge.kernels.build import sources_directory; print(sources_directory())"
     result = bare.run("python", "-c", script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     folder = Path(result.stdout.strip())
@@ -125,7 +125,7 @@ def test_pure_wheel_builds_from_the_sources_that_it_carries(
         "import os\n"
         "os.environ['AWQ_EDGE_CACHE'] = 'no-cache'\n"
         "os.environ.pop('AWQ_EDGE_KERNELS', None)\n"
-        "from awq_edge.plugin.kernels import load_kernels\n"
+        "from awq_edge.kernels.kernels import load_kernels\n"
         "load_kernels()\n"
     )
     missing = bare.run("python", "-c", lookup, cwd=tmp_path)

@@ -21,13 +21,13 @@ def test_wheel_holds_the_package_the_recipes_and_the_licence(wheel: Path) -> Non
     info = f"awq_edge-{__version__}.dist-info"
     expected = _on_disk("awq_edge") | {f"awq_edge/{name}" for name in _on_disk("recipes")}
     sources = {name.removeprefix("plugins/") for name in _on_disk("plugins")}
-    expected |= {f"awq_edge/plugin/cuda_sources/{name}" for name in sources}
+    expected |= {f"awq_edge/kernels/cuda_sources/{name}" for name in sources}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         licence = archive.read(f"{info}/licenses/LICENSE")
     assert names - {name for name in names if name.startswith(info)} == expected
     assert "awq_edge/recipes/cpu.toml" in names
-    assert "awq_edge/plugin/cuda_sources/kernels/rms_norm.cu" in names
+    assert "awq_edge/kernels/cuda_sources/kernels/rms_norm.cu" in names
     assert wheel.name.endswith("-py3-none-any.whl")
     assert licence == (ROOT / "LICENSE").read_bytes()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from engine_bundles import RTX, export_for, tiny_checkpoint
 
-from awq_edge.artifacts import Bundle
+from awq_edge.artifacts.directories import Bundle
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from engine_bundles import edit_manifest
 
-from awq_edge.artifacts import Bundle
-from awq_edge.builder import build_engines
-from awq_edge.engine import PluginContract, check_contract, register_plugins
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import RuntimeUnavailableError
-from awq_edge.plugin.kernels import ENVIRONMENT_VARIABLE
+from awq_edge.kernels.kernels import ENVIRONMENT_VARIABLE
+from awq_edge.tensorrt.builder import build_engines
+from awq_edge.tensorrt.engines import PluginContract, check_contract, register_plugins
 
 
 def changed(bundle: Bundle, **changes: Any) -> Bundle:

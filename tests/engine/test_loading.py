@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from engine_bundles import make_engine
 
-from awq_edge.artifacts import Bundle
-from awq_edge.engine import Engine, TensorrtLog, deserialize
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import RuntimeUnavailableError
+from awq_edge.tensorrt.engines import Engine, TensorrtLog, deserialize
 
 
 def fake_tensorrt(answer: Any, said: list[tuple[str, str]]) -> ModuleType:

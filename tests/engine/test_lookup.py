@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from engine_bundles import edit_manifest, make_engine
 
-from awq_edge.artifacts import MANIFEST, Bundle
-from awq_edge.engine import Engine, PluginContract, find_engine
-from awq_edge.engine.manifest import ENGINE_FILE
-from awq_edge.engine.places import engine_folders, writable_folder
+from awq_edge.artifacts.directories import MANIFEST, Bundle
 from awq_edge.errors import ArtifactError
+from awq_edge.tensorrt.engines import Engine, PluginContract, find_engine
+from awq_edge.tensorrt.engines.manifest import ENGINE_FILE
+from awq_edge.tensorrt.engines.places import engine_folders, writable_folder
 
 RUNTIME, VERSION, SM = "tensorrt-rtx", "1.7.1.116", "SM89"
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from awq_edge.artifacts import Bundle, TensorPort
-from awq_edge.engine import profiles_of
+from awq_edge.artifacts.directories import Bundle, TensorPort
 from awq_edge.errors import ArtifactError
-from awq_edge.plugin.contract import DECODE_ROWS
+from awq_edge.tensorrt.contract import DECODE_ROWS
+from awq_edge.tensorrt.engines import profiles_of
 
 
 def test_decode_and_prefill_of_a_chunk(bundle: Bundle) -> None:

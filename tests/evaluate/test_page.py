@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from awq_edge.evaluate.divergence_report import DivergenceReport
 from awq_edge.evaluate.report import PerplexityReport
 from awq_edge.evaluate.tasks import TasksReport
-from awq_edge.validation import dotted_keys
+from awq_edge.recipe.validation import dotted_keys
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluate.md"
 REPORTS: dict[str, type[BaseModel]] = {

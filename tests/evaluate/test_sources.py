@@ -14,7 +14,7 @@ import pytest
 import awq_edge
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.report import PerplexityReport, evaluate_perplexity
-from awq_edge.layouts import awq_gemm
+from awq_edge.model.layouts import awq_gemm
 from awq_edge.runtime.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch", reason="needs the [host] extra")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from awq_edge.archs import architectures
-from awq_edge.artifacts import Bundle
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.exporter import export_checkpoint
+from awq_edge.artifacts.directories import Bundle
+from awq_edge.exporter.bundle import export_checkpoint
 from awq_edge.exporter.supported import beyond_llama, unsupported
-from awq_edge.recipe import Recipe, load_recipe
+from awq_edge.model.archs import architectures
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import Recipe, load_recipe
 
 from .models import save_quantized, save_random_model, tiny_decoder
 
@@ -40,7 +40,7 @@ def export(tmp_path: Path) -> Export:
 
 
 def exported_types() -> list[str]:
-    """The architectures of awq_edge/archs that the graph has everything for."""
+    """The architectures of awq_edge/model/archs that the graph has everything for."""
     return [name for name in architectures() if unsupported(tiny_decoder(name)) is None]
 
 

@@ -16,8 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from awq_edge.exporter.graph import DecoderGraph
-from awq_edge.plugin.contract import CACHED_ATTENTION, OPS, W4A16_LINEAR
-from awq_edge.plugin.packing import PackedWeight, unpack
+from awq_edge.kernels.packing import PackedWeight, unpack
+from awq_edge.tensorrt.contract import CACHED_ATTENTION, OPS, W4A16_LINEAR
 
 from . import reference
 from .reference import evaluated_model

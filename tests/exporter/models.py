@@ -17,9 +17,9 @@ from arch_configs import model_class, tiny_config
 from safetensors.numpy import load_file
 from safetensors.torch import save_file as save_tensors
 
-from awq_edge import w4a16
-from awq_edge.archs import Decoder, decoder_from_config
-from awq_edge.layouts import CheckpointFormats, layouts
+from awq_edge.model import w4a16
+from awq_edge.model.archs import Decoder, decoder_from_config
+from awq_edge.model.layouts import CheckpointFormats, layouts
 
 VOCAB = 96
 MAX_POSITIONS = 96
@@ -131,7 +131,7 @@ class Reference:
     """transformers in float32 on the weights that a checkpoint stands for."""
 
     def __init__(self, path: Path) -> None:
-        from awq_edge.checkpoint import Checkpoint
+        from awq_edge.model.checkpoint import Checkpoint
 
         checkpoint = Checkpoint.open(path)
         config = json.loads((path / "config.json").read_text())

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from awq_edge.plugin.tensorrt_module import load_tensorrt
-from awq_edge.plugin.tensorrt_plugin import register
+from awq_edge.tensorrt.module import load_tensorrt
+from awq_edge.tensorrt.plugin import register
 
 
 def main() -> None:

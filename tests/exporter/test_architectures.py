@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awq_edge.backends import open_session
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter.bundle import check_export
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.lowered import lowered_graph
 from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.exporter.writer import WeightPlan
-from awq_edge.recipe import load_recipe
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import load_recipe
+from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
 
 from .conftest import Export, parity_recipe

@@ -18,17 +18,14 @@ import onnx
 import pytest
 
 import awq_edge
-from awq_edge.artifacts import Bundle
-from awq_edge.backends import open_session
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ArtifactError, ConfigError, ModelError, ResourceError
-from awq_edge.exporter import (
-    check_overrides,
-    export_checkpoint,
-    lowering_names,
-    require_lowering,
-)
-from awq_edge.recipe import Recipe, load_recipe
+from awq_edge.exporter.bundle import export_checkpoint
+from awq_edge.exporter.lowerings import lowering_names, require_lowering
+from awq_edge.exporter.overrides import check_overrides
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import Recipe, load_recipe
+from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
 
 from .conftest import Export, parity_recipe
@@ -263,8 +260,8 @@ def test_a_disk_that_fills_up_leaves_nothing(
 _KILLED_EXPORT = """
 import os, signal, sys
 from pathlib import Path
-from awq_edge.exporter import export_checkpoint
-from awq_edge.recipe import load_recipe
+from awq_edge.exporter.bundle import export_checkpoint
+from awq_edge.recipe.recipes import load_recipe
 calls = 0
 def observer(done, total, what):
     global calls

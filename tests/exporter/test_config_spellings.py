@@ -16,8 +16,8 @@ from arch_configs import model_class
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 
-from awq_edge.backends import open_session
 from awq_edge.errors import ModelError
+from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
 
 from .conftest import Export

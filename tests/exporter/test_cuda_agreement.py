@@ -13,7 +13,7 @@ import pytest
 from backends.host_kernels import HostDevice, HostKernels
 
 import awq_edge
-from awq_edge.backends.cuda.session import CudaSession
+from awq_edge.runtime.backends.cuda.session import CudaSession
 from awq_edge.runtime.session import SessionOptions
 
 TOKENS = 600

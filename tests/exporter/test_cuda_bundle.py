@@ -17,14 +17,15 @@ import pytest
 from tiny_models import save_tokenizer
 
 import awq_edge
-from awq_edge.artifacts import Bundle
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.cuda_program import CudaProgram, QuantizedLinear, read_program
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ArtifactError, ConfigError, ModelError
-from awq_edge.exporter import export_checkpoint, kernel_weights
-from awq_edge.plugin.packing import LAYOUT_VERSION, PackedWeight, pack, pack_gate_up, unpack
-from awq_edge.recipe import Recipe, load_recipe
-from awq_edge.w4a16 import NumberFormat, QuantizedWeight, Scheme, quantize
+from awq_edge.exporter import kernel_weights
+from awq_edge.exporter.bundle import export_checkpoint
+from awq_edge.kernels.packing import LAYOUT_VERSION, PackedWeight, pack, pack_gate_up, unpack
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.w4a16 import NumberFormat, QuantizedWeight, Scheme, quantize
+from awq_edge.recipe.recipes import Recipe, load_recipe
+from awq_edge.runtime.backends.cuda.program import CudaProgram, QuantizedLinear, read_program
 
 from .conftest import Export
 from .models import VOCAB, save_quantized, save_random_model
@@ -299,8 +300,8 @@ def test_a_program_of_another_version(llama: Path, export: Export) -> None:
 _KILLED_EXPORT = """
 import os, signal, sys
 from pathlib import Path
-from awq_edge.exporter import export_checkpoint
-from awq_edge.recipe import load_recipe
+from awq_edge.exporter.bundle import export_checkpoint
+from awq_edge.recipe.recipes import load_recipe
 calls = 0
 def observer(done, total, what):
     global calls

@@ -12,7 +12,6 @@ import pytest
 import torch
 from arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.exporter.canonical import (
     GraphSpec,
     build_canonical_graph,
@@ -20,6 +19,7 @@ from awq_edge.exporter.canonical import (
 )
 from awq_edge.exporter.graph import DecoderGraph, to_model
 from awq_edge.exporter.lowerings import require_lowering
+from awq_edge.model.checkpoint import Checkpoint
 
 from .conftest import parity_recipe
 from .models import MAX_POSITIONS, Reference, save_quantized, save_random_model

@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from awq_edge.artifacts import Bundle
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ModelError
-from awq_edge.w4a16 import NumberFormat, Scheme, dequantize
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.w4a16 import NumberFormat, Scheme, dequantize
 
 from .conftest import Export, parity_recipe
 from .models import save_quantized, save_random_model

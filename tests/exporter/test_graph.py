@@ -12,13 +12,13 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from awq_edge.backends import open_session
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import DOMAIN, DecoderGraph, module_path, to_model
 from awq_edge.exporter.lowerings import lowering_names, require_lowering
 from awq_edge.exporter.weights import FLOAT16, FLOAT32, UINT4, UINT8
-from awq_edge.recipe import list_recipes
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import list_recipes
+from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
 
 from .conftest import Export, parity_recipe
@@ -239,8 +239,8 @@ def test_a_head_size_that_onnxruntime_cannot_rotate(tmp_path: Path) -> None:
 
 def test_the_oldest_version_of_a_bundle(tmp_path: Path, llama: Path, export: Export) -> None:
     """Sliding windows are off by one before onnxruntime 1.24."""
-    from awq_edge.backends.onnxruntime import _require_version
     from awq_edge.errors import RuntimeUnavailableError
+    from awq_edge.runtime.backends.onnxruntime import _require_version
 
     plain = export(llama)
     assert plain.manifest.min_runtime_version == "1.23"

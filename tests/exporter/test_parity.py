@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from awq_edge.artifacts import Bundle
-from awq_edge.backends import open_session
-from awq_edge.backends.onnxruntime import _release
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ConfigError, ResourceError
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.runtime.backends import open_session
+from awq_edge.runtime.backends.onnxruntime import _release
 from awq_edge.runtime.session import Session, SessionOptions
 
 from .conftest import Export, parity_recipe
@@ -180,8 +180,8 @@ def test_lm_head_rounded_at_export(bits: int, tied: bool, tmp_path: Path, export
     """The head alone is rounded: the reference gets the same rounded head."""
     import torch
 
-    from awq_edge import w4a16
-    from awq_edge.lm_head import LM_HEAD_GROUP_SIZE, LM_HEAD_SCHEMES
+    from awq_edge.model import w4a16
+    from awq_edge.model.lm_head import LM_HEAD_GROUP_SIZE, LM_HEAD_SCHEMES
 
     source = save_random_model(tmp_path / "model", "llama", tie_word_embeddings=tied)
     bundle = export(source, lm_head_bits=bits)

@@ -10,7 +10,7 @@ import awq_edge
 from awq_edge.errors import ModelError
 from awq_edge.exporter import supported
 from awq_edge.exporter.supported import beyond_llama
-from awq_edge.recipe import load_recipe
+from awq_edge.recipe.recipes import load_recipe
 
 from .conftest import Export, exported_types
 from .models import save_random_model, tiny_decoder

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 import awq_edge
-from awq_edge.artifacts import Bundle
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.exporter.canonical import GraphSpec
 from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.exporter.writer import WeightPlan, write_weights
-from awq_edge.plugin.kernels import ENVIRONMENT_VARIABLE
+from awq_edge.kernels.kernels import ENVIRONMENT_VARIABLE
+from awq_edge.model.checkpoint import Checkpoint
 
 from .conftest import Export
 from .models import MAX_POSITIONS, save_quantized, save_random_model

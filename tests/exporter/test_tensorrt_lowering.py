@@ -14,18 +14,18 @@ import pytest
 from tiny_models import save_tokenizer
 
 import awq_edge
-from awq_edge import w4a16
-from awq_edge.artifacts import Bundle
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.exporter import export_checkpoint
+from awq_edge.exporter.bundle import export_checkpoint
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import DecoderGraph
 from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.exporter.native_nodes import transposed_codes
 from awq_edge.exporter.weights import FLOAT16, INT4, INT8, UINT4, UINT8, Weight, of_array
-from awq_edge.plugin.contract import OPS
-from awq_edge.recipe import load_recipe
+from awq_edge.model import w4a16
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import load_recipe
+from awq_edge.tensorrt.contract import OPS
 
 from .conftest import Export
 from .models import MAX_POSITIONS, save_quantized, save_random_model

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.lowerings import require_lowering
-from awq_edge.recipe import Recipe, load_recipe
-from awq_edge.w4a16 import NumberFormat
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.recipe.recipes import Recipe, load_recipe
 
 from .lowered_session import LoweredSession
 from .models import MAX_POSITIONS, Reference, random_ids, save_quantized, save_random_model

@@ -13,8 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from awq_edge import w4a16
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
 from awq_edge.exporter.sources import Sources
 from awq_edge.exporter.weights import (
@@ -31,7 +29,9 @@ from awq_edge.exporter.weights import (
     single_codes,
     two_bits,
 )
-from awq_edge.layouts import awq_gemm
+from awq_edge.model import w4a16
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.layouts import awq_gemm
 
 from .conftest import Export
 from .models import save_quantized, save_random_model

@@ -14,8 +14,8 @@ import re
 import sys
 from pathlib import Path
 
-from awq_edge.artifacts import Bundle
-from awq_edge.backends import open_session
+from awq_edge.artifacts.directories import Bundle
+from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.session import Session, SessionOptions
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import awq_edge
-from awq_edge.artifacts import Bundle
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ModelError
 from awq_edge.fit.fit import Asked, fit
 from awq_edge.fit.models import find_model
 from awq_edge.fit.sizes import BundleSizes
-from awq_edge.recipe import load_recipe
+from awq_edge.recipe.recipes import load_recipe
 from awq_edge.runtime.memory import packing_bytes, predict_memory, process_bytes
 
 pytest.importorskip("transformers", reason="needs the [host] extra")

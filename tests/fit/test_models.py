@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from awq_edge.archs import decoder_from_config
 from awq_edge.errors import ModelError
 from awq_edge.fit.models import KnownModel, ModelConfig, all_known, find_model, known_models
+from awq_edge.model.archs import decoder_from_config
 
 MODELS = {model.name: model for model in known_models()}
 # Counts that others publish may leave a norm out: two of the OPTs', by 1e-5.

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge.builder.memory import predict_build, require_memory
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.device.system_memory import SystemMemory
 from awq_edge.errors import AwqEdgeError, ResourceError
 from awq_edge.fit.device import DeviceFigures
 from awq_edge.fit.fit import Asked, fit
 from awq_edge.fit.models import ModelConfig, all_known, find_model
 from awq_edge.fit.report import FitReport
-from awq_edge.recipe import Recipe, list_recipes, load_recipe
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe
+from awq_edge.tensorrt.builder.memory import predict_build, require_memory
 
 MODELS = {model.name: model for model in all_known()}
 # Where a recipe takes the memory from the machine: one with plenty.
@@ -65,7 +65,7 @@ def distinct(recipes: list[Recipe]) -> list[Recipe]:
 def test_export_refuses_what_fit_says_it_refuses(name: str, tmp_path: Path) -> None:
     """By `check_export`, which a command asks, on a model of the real size."""
     pytest.importorskip("onnx", reason="needs the [host] extra")
-    from awq_edge.exporter import check_export
+    from awq_edge.exporter.bundle import check_export
 
     model = MODELS[name]
     path = save_without_weights(tmp_path / "model", model)

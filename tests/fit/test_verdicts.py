@@ -16,7 +16,7 @@ from awq_edge.fit.device import DeviceFigures, device_figures
 from awq_edge.fit.fit import Asked, fit, fit_all
 from awq_edge.fit.models import find_model
 from awq_edge.fit.report import FitReport
-from awq_edge.recipe import load_recipe
+from awq_edge.recipe.recipes import load_recipe
 
 GB = 10**9
 LAPTOP, AGX = "rtx-4070-laptop-8gb", "jetson-agx-orin-64gb"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awq_edge.layouts import awq_gemm, compressed_tensors, layouts
-from awq_edge.w4a16 import NumberFormat, Scheme
+from awq_edge.model.layouts import awq_gemm, compressed_tensors, layouts
+from awq_edge.model.w4a16 import NumberFormat, Scheme
 
 torch = pytest.importorskip("torch", reason="needs the [host] extra")
 

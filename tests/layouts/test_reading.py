@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from awq_edge import w4a16
-from awq_edge.archs import decoder_from_config
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
-from awq_edge.layouts import compressed_tensors, layouts, quantization_config
-from awq_edge.layouts.base import StoredConfig
-from awq_edge.w4a16 import NumberFormat, Scheme
+from awq_edge.model import w4a16
+from awq_edge.model.archs import decoder_from_config
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.layouts import compressed_tensors, layouts, quantization_config
+from awq_edge.model.layouts.base import StoredConfig
+from awq_edge.model.w4a16 import NumberFormat, Scheme
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from awq_edge import w4a16
-from awq_edge.archs import decoder_from_config
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
 from awq_edge.fit.fit import Asked, fit
 from awq_edge.fit.models import find_model
-from awq_edge.layouts import awq_gemm, compressed_tensors
-from awq_edge.recipe import load_recipe
-from awq_edge.report.inspect_artifact import inspect_artifact
+from awq_edge.inspect.artifact import inspect_artifact
+from awq_edge.model import w4a16
+from awq_edge.model.archs import decoder_from_config
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.layouts import awq_gemm, compressed_tensors
+from awq_edge.recipe.recipes import load_recipe
 
 from .test_reading import WEIGHTS
 

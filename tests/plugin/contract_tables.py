@@ -5,8 +5,8 @@ python -m tests.plugin.contract_tables      prints them
 
 from __future__ import annotations
 
-from awq_edge.plugin.contract import OPS
-from awq_edge.plugin.op_contract import Attribute, Op, Tensor, number
+from awq_edge.tensorrt.contract import OPS
+from awq_edge.tensorrt.op_contract import Attribute, Op, Tensor, number
 
 
 def tables(op: Op) -> list[str]:

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from awq_edge.errors import AwqEdgeError
-from awq_edge.plugin.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
-from awq_edge.plugin.kernels import KernelLibrary
-from awq_edge.plugin.op_contract import Number
-from awq_edge.plugin.tensorrt_plugin import register
+from awq_edge.kernels.kernels import KernelLibrary
+from awq_edge.tensorrt.contract import PLUGIN_NAMESPACE, PLUGIN_VERSION
+from awq_edge.tensorrt.op_contract import Number
+from awq_edge.tensorrt.plugin import register
 
 from . import stub_tensorrt
 from .stub_tensorrt import DataType, PluginFieldType

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.plugin import interface
+from awq_edge.kernels import interface
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 
-from awq_edge.plugin.op_contract import Number, Op
+from awq_edge.tensorrt.op_contract import Number, Op
 
 _LENGTH = 8
 # Between a string and what follows, and between the type and the bytes of the values.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge.plugin import interface
+from awq_edge.kernels import interface
 
 from .conftest import PLUGINS
 

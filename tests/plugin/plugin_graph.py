@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from awq_edge.plugin.contract import (
+from awq_edge.tensorrt.contract import (
     CACHED_ATTENTION,
     DOMAIN,
     PLUGIN_NAMESPACE,

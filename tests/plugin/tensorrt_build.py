@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from awq_edge.plugin.tensorrt_module import load_tensorrt
-from awq_edge.plugin.tensorrt_plugin import register
+from awq_edge.tensorrt.module import load_tensorrt
+from awq_edge.tensorrt.plugin import register
 
 PROFILES = {"decode": (1, 1), "prefill": (32, 512), "both": (1, 512)}
 

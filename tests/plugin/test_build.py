@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from awq_edge.cli import app
 from awq_edge.errors import ConfigError, RuntimeUnavailableError
-from awq_edge.plugin import build, toolchain
-from awq_edge.plugin.architectures import TARGETS, parse_architecture, select_architectures
-from awq_edge.plugin.build import build_plugins
-from awq_edge.plugin.kernels import FILE_NAME, install_directory
-from awq_edge.plugin.toolchain import find_toolchain
+from awq_edge.kernels import build, toolchain
+from awq_edge.kernels.architectures import TARGETS, parse_architecture, select_architectures
+from awq_edge.kernels.build import build_plugins
+from awq_edge.kernels.kernels import FILE_NAME, install_directory
+from awq_edge.kernels.toolchain import find_toolchain
 
 from .fake_tools import NO_HEADERS, FakeTools
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from awq_edge.errors import KernelError, RuntimeUnavailableError
-from awq_edge.plugin import interface, kernels
-from awq_edge.plugin.architectures import TARGETS
-from awq_edge.plugin.kernels import FILE_NAME, Dtype, KernelLibrary, Sampling, load_kernels
-from awq_edge.plugin.toolchain import Toolchain, find_toolchain
+from awq_edge.kernels import interface, kernels
+from awq_edge.kernels.architectures import TARGETS
+from awq_edge.kernels.kernels import FILE_NAME, Dtype, KernelLibrary, Sampling, load_kernels
+from awq_edge.kernels.toolchain import Toolchain, find_toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "results" / "kernel_resources.json"

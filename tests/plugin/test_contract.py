@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from awq_edge.errors import ConfigError
-from awq_edge.plugin import contract, interface, packing
-from awq_edge.plugin.contract import CACHED_ATTENTION, OPS, W4A16_LINEAR
-from awq_edge.plugin.op_contract import Attribute, Number, Op, Tensor, describe
-from awq_edge.plugin.packing import pack
-from awq_edge.w4a16 import QuantizedWeight
+from awq_edge.kernels import interface, packing
+from awq_edge.kernels.packing import pack
+from awq_edge.model.w4a16 import QuantizedWeight
+from awq_edge.tensorrt import contract
+from awq_edge.tensorrt.contract import CACHED_ATTENTION, OPS, W4A16_LINEAR
+from awq_edge.tensorrt.op_contract import Attribute, Number, Op, Tensor, describe
 
 from .conftest import CppPlugin
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from awq_edge.errors import KernelError, RuntimeUnavailableError
-from awq_edge.plugin import kernels
-from awq_edge.plugin.kernels import FILE_NAME, Sampling, load_kernels, runs_on
+from awq_edge.kernels import kernels
+from awq_edge.kernels.kernels import FILE_NAME, Sampling, load_kernels, runs_on
 
 from .fake_library import FakeLibrary
 
@@ -56,7 +56,7 @@ def test_places_are_searched_in_order(
     (package.parent / "plugins" / "CMakeLists.txt").touch()
     places = [
         package.parent / "build" / "plugins" / FILE_NAME,
-        package / "plugin" / "lib" / FILE_NAME,
+        package / "kernels" / "lib" / FILE_NAME,
         tmp_path / "cache" / "plugins" / FILE_NAME,
     ]
     for place in places:
@@ -100,7 +100,7 @@ def test_a_stale_library_in_the_cache_does_not_hide_the_one_of_the_package(
     stale = FakeLibrary(layout_version=9).build(gcc, kernels.install_directory() / FILE_NAME)
     with pytest.raises(RuntimeUnavailableError, match="layout version 9"):
         load_kernels()
-    good = FakeLibrary().build(gcc, package / "plugin" / "lib" / FILE_NAME)
+    good = FakeLibrary().build(gcc, package / "kernels" / "lib" / FILE_NAME)
     assert load_kernels().path == good
     assert stale.is_file()
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awq_edge.errors import ConfigError
-from awq_edge.plugin.packing import PackedWeight, pack, pack_gate_up, unpack
-from awq_edge.w4a16 import QuantizedWeight
+from awq_edge.kernels.packing import PackedWeight, pack, pack_gate_up, unpack
+from awq_edge.model.w4a16 import QuantizedWeight
 
 
 def random_weight(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge.plugin.contract import CACHED_ATTENTION, OPS, W4A16_LINEAR
-from awq_edge.plugin.interface import COUNTER_BYTES
-from awq_edge.plugin.kernels import load_kernels
-from awq_edge.plugin.op_contract import Number, describe
+from awq_edge.kernels.interface import COUNTER_BYTES
+from awq_edge.kernels.kernels import load_kernels
+from awq_edge.tensorrt.contract import CACHED_ATTENTION, OPS, W4A16_LINEAR
+from awq_edge.tensorrt.op_contract import Number, describe
 
 from .conftest import CppPlugin
 from .drivers import RUNTIME, CppDriver, Driver, Plugin, PythonDriver, Refused
@@ -44,7 +44,7 @@ def setup(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Setup:
-    monkeypatch.setattr("awq_edge.plugin.kernels.compute_capability", lambda device: None)
+    monkeypatch.setattr("awq_edge.kernels.kernels.compute_capability", lambda device: None)
     recording = ctypes.CDLL(str(recording_kernels))
     recording.recording_take.restype = ctypes.c_char_p
     recording.recording_take()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge.plugin.contract import OPS
+from awq_edge.tensorrt.contract import OPS
 
 from .contract_tables import tables
 

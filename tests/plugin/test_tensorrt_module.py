@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from awq_edge.errors import RuntimeUnavailableError
-from awq_edge.plugin import tensorrt_module, tensorrt_plugin
-from awq_edge.plugin.contract import OPS, PLUGIN_VERSION
-from awq_edge.plugin.kernels import load_kernels
+from awq_edge.kernels.kernels import load_kernels
+from awq_edge.tensorrt import module as tensorrt_module
+from awq_edge.tensorrt import plugin as tensorrt_plugin
+from awq_edge.tensorrt.contract import OPS, PLUGIN_VERSION
 
 from . import stub_tensorrt
 
@@ -76,13 +77,13 @@ def test_rtx_imported_too_early_is_refused_before_it_can_end_the_process(tmp_pat
         pytest.skip(reason="needs tensorrt-rtx, which has wheels for Linux on x86-64 and Windows")
     script = (
         "import {first}\n"
-        "from awq_edge.plugin.tensorrt_module import load_tensorrt\n"
+        "from awq_edge.tensorrt.module import load_tensorrt\n"
         "print(load_tensorrt('tensorrt_rtx').__version__)\n"
     )
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "AWQ_EDGE_CACHE": str(tmp_path)}
     for first, status, output in (
-        ("tensorrt_rtx", 1, "call awq_edge.plugin.tensorrt_module.load_tensorrt() instead"),
+        ("tensorrt_rtx", 1, "call awq_edge.tensorrt.module.load_tensorrt() instead"),
         ("sys", 0, "1."),
         ("sys", 0, "1."),  # the links are there now
     ):
@@ -109,7 +110,7 @@ def test_a_link_to_another_installation_is_replaced(tmp_path: Path) -> None:
 def test_registering_twice_changes_nothing(
     recording_kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("awq_edge.plugin.kernels.compute_capability", lambda device: None)
+    monkeypatch.setattr("awq_edge.kernels.kernels.compute_capability", lambda device: None)
     module = stub_tensorrt.make_module()
     tensorrt_plugin.register(module, load_kernels(recording_kernels))
     before = dict(module.get_plugin_registry().creators)

@@ -17,9 +17,9 @@ from typing import Any
 import onnx
 import pytest
 
-from awq_edge.plugin.contract import CACHED_ATTENTION, W4A16_LINEAR
-from awq_edge.plugin.kernels import ENVIRONMENT_VARIABLE
-from awq_edge.plugin.op_contract import Number
+from awq_edge.kernels.kernels import ENVIRONMENT_VARIABLE
+from awq_edge.tensorrt.contract import CACHED_ATTENTION, W4A16_LINEAR
+from awq_edge.tensorrt.op_contract import Number
 
 from .conftest import CppPlugin
 from .plan_fields import fields_of

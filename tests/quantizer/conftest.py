@@ -19,9 +19,9 @@ from arch_configs import (
 )
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from awq_edge.archs import architectures
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.quantizer.weights import read_finite
+from awq_edge.model.archs import architectures
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.quantizer.blocks.weights import read_finite
 
 VOCAB = 128
 # Grouped-query attention, a head size unlike hidden / heads, every bias that a config can ask for.
@@ -103,7 +103,7 @@ def save_model(model: Any, path: Path, **options: Any) -> Path:
 
 @pytest.fixture(scope="session", params=list(architectures()))
 def model_type(request: pytest.FixtureRequest) -> str:
-    """Every architecture of awq_edge/archs."""
+    """Every architecture of awq_edge/model/archs."""
     return str(request.param)
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from arch_configs import in_memory, model_class
 
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.model_files import ModelFiles
-from awq_edge.quantizer.blocks import BlockRunner, relative_change
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.files import ModelFiles
+from awq_edge.quantizer.blocks.runner import BlockRunner, relative_change
 
 from .conftest import build_model, load_block, save_model
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.model_files import resolve_model
-from awq_edge.quantizer.calibration import CalibrationSet, load_calibration
+from awq_edge.model.files import resolve_model
+from awq_edge.quantizer.calibration.text import CalibrationSet, load_calibration
 from awq_edge.runtime.tokenizer import Tokenizer
 
 

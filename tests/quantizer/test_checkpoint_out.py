@@ -14,11 +14,11 @@ from arch_configs import model_class
 from safetensors.numpy import load_file, save_file
 
 import awq_edge
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.w4a16 import dequantize
 from awq_edge.quantizer import QuantizedCheckpoint
-from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
-from awq_edge.w4a16 import dequantize
+from awq_edge.quantizer.search.rounding import NumberFormat, fake_quantize
 
 from .conftest import build_model, save_model
 

@@ -98,7 +98,7 @@ def test_a_model_without_a_tokenizer(whole: Path, tmp_path: Path) -> None:
 def test_a_tied_output_layer_is_counted_once(tmp_path: Path) -> None:
     """Stored in 8 bits it is a weight of its own, and no further parameters."""
     from awq_edge.fit.models import find_model
-    from awq_edge.report.inspect_artifact import inspect_artifact
+    from awq_edge.inspect.artifact import inspect_artifact
 
     path = save_tied_llama(tmp_path / "model")
     expected = inspect_artifact(path).parameters
@@ -135,7 +135,7 @@ def test_errors_that_no_text_survives_are_warned_of(whole: Path, tmp_path: Path)
 
 
 def test_a_perplexity_that_has_doubled_is_warned_of(whole: Path, tmp_path: Path) -> None:
-    from awq_edge.quantizer.report import PerplexityComparison, report_warnings
+    from awq_edge.quantizer.report.schema import PerplexityComparison, report_warnings
 
     report = awq_edge.quantize(whole, tmp_path / "out", method="rtn", bits=8, group_size=32).report
     row = PerplexityComparison(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.evaluate.torch_models import open_torch_source
-from awq_edge.quantizer.blocks import BlockRunner
-from awq_edge.quantizer.report import LinearReport
-from awq_edge.quantizer.rounding import NumberFormat, round_to_nearest
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.quantizer.blocks.runner import BlockRunner
+from awq_edge.quantizer.report.schema import LinearReport
+from awq_edge.quantizer.search.rounding import NumberFormat, round_to_nearest
 
 from .conftest import build_model, load_block, save_model
 from .test_checkpoint_out import logits, quantized, restore
@@ -140,7 +140,7 @@ def test_fused_experts_give_the_same_checkpoint(calibration_text: Path, tmp_path
 def test_errors_of_experts_may_be_propagated(calibration_text: Path, tmp_path: Path) -> None:
     """Later blocks see the stored experts: the second block's statistics are other ones."""
     from awq_edge.quantizer import quantize_checkpoint
-    from awq_edge.recipe import load_recipe
+    from awq_edge.recipe.recipes import load_recipe
 
     model = save_model(build_model("mixtral"), tmp_path / "model")
     recipe = load_recipe("cpu").overridden(

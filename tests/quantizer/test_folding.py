@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from awq_edge.archs import ScaleGroup, decoder_from_config
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.quantizer.blocks import BlockRunner, Tensors, relative_change
-from awq_edge.quantizer.folding import fold, realise_scale, row_scale, tie_channels
+from awq_edge.model.archs import ScaleGroup, decoder_from_config
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.quantizer.blocks.folding import fold, realise_scale, row_scale, tie_channels
+from awq_edge.quantizer.blocks.runner import BlockRunner, Tensors, relative_change
 
 from .conftest import TINY, build_model, load_block, save_model
 

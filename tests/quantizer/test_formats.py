@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError
-from awq_edge.layouts import layouts
-from awq_edge.w4a16 import NumberFormat
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.layouts import layouts
+from awq_edge.model.w4a16 import NumberFormat
 
 from .conftest import build_model, save_model
 from .test_checkpoint_out import logits, quantized, restore

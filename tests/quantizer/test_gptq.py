@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import awq_edge
-from awq_edge.quantizer.gptq import gptq_round, inverse_factor
-from awq_edge.quantizer.rounding import NumberFormat, round_to_nearest
+from awq_edge.quantizer.search.gptq import gptq_round, inverse_factor
+from awq_edge.quantizer.search.rounding import NumberFormat, round_to_nearest
 
 from .conftest import build_model, save_model
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from tiny_models import save_tokenizer
 
-from awq_edge.checkpoint import Checkpoint
-from awq_edge.quantizer.sizes import block_parameters, statistics_bytes
-from awq_edge.recipe import load_recipe
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.quantizer.blocks.sizes import block_parameters, statistics_bytes
+from awq_edge.recipe.recipes import load_recipe
 
 SAMPLES, LENGTH = 4, 256
 # What the matrix libraries take for their own buffers when products grow, and the pieces of rows,

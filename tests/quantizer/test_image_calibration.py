@@ -12,10 +12,10 @@ import pytest
 from arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
 from PIL import Image
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.quantizer.image_calibration import load_image_calibration
-from awq_edge.quantizer.pictures import QUESTION, load_pictures
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.quantizer.calibration.images import load_image_calibration
+from awq_edge.quantizer.calibration.pictures import QUESTION, load_pictures
 from awq_edge.runtime.tokenizer import Tokenizer
 
 from .conftest import build_model, save_model

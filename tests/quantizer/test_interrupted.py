@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import awq_edge
-from awq_edge import artifacts
+from awq_edge.artifacts import directories as artifacts
 from awq_edge.errors import ConfigError, ResourceError
 from awq_edge.quantizer import quantize_checkpoint
-from awq_edge.quantizer.resume import BlockStore
+from awq_edge.quantizer.checkpoint.resume import BlockStore
 
 from .conftest import build_model, save_model
 from .killed_runs import SETTINGS, kill_in, run_and_kill

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import awq_edge
-from awq_edge.quantizer.nf4 import BLOCK, nf4_fake_quantize, nf4_levels
-from awq_edge.quantizer.report import QuantizationReport
+from awq_edge.quantizer.report.schema import QuantizationReport
+from awq_edge.quantizer.search.nf4 import BLOCK, nf4_fake_quantize, nf4_levels
 
 # arXiv 2305.14314, appendix E: the exact values of the data type.
 PUBLISHED = (

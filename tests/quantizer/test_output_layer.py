@@ -13,14 +13,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import awq_edge
-from awq_edge.backends import open_session
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.lm_head import output_format
-from awq_edge.quantizer.task import BlockTask, OutputLayerTask
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.lm_head import output_format
+from awq_edge.model.w4a16 import NumberFormat, dequantize
+from awq_edge.quantizer.blocks.task import BlockTask, OutputLayerTask
+from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
 from awq_edge.runtime.tokenizer import Tokenizer
-from awq_edge.w4a16 import NumberFormat, dequantize
 
 from .conftest import build_model, save_model
 from .test_checkpoint_out import logits, quantized, restore

@@ -14,8 +14,10 @@ import torch
 
 import awq_edge
 from awq_edge.errors import ModelError, ResourceError, RuntimeUnavailableError
-from awq_edge.executor_options import ExecutorOptions
-from awq_edge.quantizer import block, loop, quantize_checkpoint, ray_executor
+from awq_edge.quantizer import loop, quantize_checkpoint
+from awq_edge.quantizer.blocks import work as block
+from awq_edge.quantizer.cluster import ray_executor
+from awq_edge.quantizer.cluster.options import ExecutorOptions
 
 from . import worker_functions
 from .conftest import build_model, save_model

@@ -17,10 +17,10 @@ import torch
 
 import awq_edge
 from awq_edge.errors import ConfigError, RuntimeUnavailableError
-from awq_edge.executor_options import ExecutorOptions
+from awq_edge.process.staging import hold
 from awq_edge.quantizer import quantize_checkpoint
-from awq_edge.quantizer.ray_cluster import remove_abandoned
-from awq_edge.staging import hold
+from awq_edge.quantizer.cluster.options import ExecutorOptions
+from awq_edge.quantizer.cluster.ray_cluster import remove_abandoned
 
 from .conftest import build_model, save_model
 

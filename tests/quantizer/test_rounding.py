@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from awq_edge import w4a16
-from awq_edge.quantizer.rounding import NumberFormat, fake_quantize, round_to_nearest
+from awq_edge.model import w4a16
+from awq_edge.quantizer.search.rounding import NumberFormat, fake_quantize, round_to_nearest
 
 SCHEMES: tuple[w4a16.Scheme, ...] = ("asymmetric", "symmetric")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from awq_edge.quantizer.awq import output_error, search_group
-from awq_edge.quantizer.clipping import search_clips
-from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
-from awq_edge.quantizer.scales import GRID, Member, search_scales
-from awq_edge.quantizer.statistics import InputStatistics
+from awq_edge.quantizer.calibration.statistics import InputStatistics
+from awq_edge.quantizer.search.awq import output_error, search_group
+from awq_edge.quantizer.search.clipping import search_clips
+from awq_edge.quantizer.search.rounding import NumberFormat, fake_quantize
+from awq_edge.quantizer.search.scales import GRID, Member, search_scales
 
 FORMAT = NumberFormat(4, 32, "asymmetric")
 CHANNELS = 128

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from awq_edge.quantizer.shipping import pack, unpack, wire
-from awq_edge.quantizer.statistics import InputStatistics
+from awq_edge.quantizer.calibration.statistics import InputStatistics
+from awq_edge.quantizer.cluster.shipping import pack, unpack, wire
 
 CPU = torch.device("cpu")
 SIZE = 100  # squared: larger than what travels inside the pickle

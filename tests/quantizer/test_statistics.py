@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from awq_edge.quantizer.statistics import InputStatistics, plan_samples
+from awq_edge.quantizer.calibration.statistics import InputStatistics, plan_samples
 
 CPU = torch.device("cpu")
 # float32 sums over a few hundred products.

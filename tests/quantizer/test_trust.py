@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 import awq_edge
 from awq_edge.errors import ModelError
-from awq_edge.quantizer.awq import output_error, search_group
-from awq_edge.quantizer.gptq import gptq_round, inverse_factor
-from awq_edge.quantizer.rounding import NumberFormat, ScaleOverflow, round_to_nearest
-from awq_edge.quantizer.scales import Member
-from awq_edge.quantizer.statistics import InputStatistics
+from awq_edge.quantizer.calibration.statistics import InputStatistics
+from awq_edge.quantizer.search.awq import output_error, search_group
+from awq_edge.quantizer.search.gptq import gptq_round, inverse_factor
+from awq_edge.quantizer.search.rounding import NumberFormat, ScaleOverflow, round_to_nearest
+from awq_edge.quantizer.search.scales import Member
 
 from .conftest import build_model, save_model
 

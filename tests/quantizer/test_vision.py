@@ -12,11 +12,11 @@ import torch
 from arch_configs import in_memory
 from safetensors.torch import load_file, save_file
 
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.errors import ModelError
-from awq_edge.model_files import ModelFiles
-from awq_edge.quantizer.blocks import BlockRunner, relative_change
-from awq_edge.quantizer.calibration import CalibrationSet
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.files import ModelFiles
+from awq_edge.quantizer.blocks.runner import BlockRunner, relative_change
+from awq_edge.quantizer.calibration.text import CalibrationSet
 
 from .conftest import build_model, save_model
 from .test_checkpoint_out import restore
@@ -330,7 +330,7 @@ def test_checkpoints_are_evaluated_on_text(
 
 
 def test_inspect_counts_the_tower(llava: Path, calibration_text: Path, tmp_path: Path) -> None:
-    from awq_edge.report.inspect_model import inspect_model
+    from awq_edge.inspect.model import inspect_model
 
     checkpoint = quantize(llava, tmp_path / "out", calibration_text, method="rtn")
     before, after = (inspect_model(path, hashes=False) for path in (llava, checkpoint.path))

@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from awq_edge import model_files
-from awq_edge.quantizer.safetensors_stream import (
+from awq_edge.model import files as model_files
+from awq_edge.quantizer.checkpoint.safetensors_stream import (
     StreamedTensor,
     tensor_in_file,
     write_safetensors,
 )
-from awq_edge.quantizer.writer import CheckpointWriter
+from awq_edge.quantizer.checkpoint.writer import CheckpointWriter
 
 TYPES = {torch.int64: "I64", torch.float32: "F32"}
 

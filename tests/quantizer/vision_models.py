@@ -11,11 +11,11 @@ import torch
 from arch_configs import IMAGE_TOKEN, model_class
 
 import awq_edge
-from awq_edge.checkpoint import Checkpoint
+from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.quantizer import QuantizedCheckpoint
-from awq_edge.quantizer.calibration import CalibrationSet
-from awq_edge.quantizer.image_calibration import load_image_calibration
-from awq_edge.quantizer.pictures import draw
+from awq_edge.quantizer.calibration.images import load_image_calibration
+from awq_edge.quantizer.calibration.pictures import draw
+from awq_edge.quantizer.calibration.text import CalibrationSet
 
 VISION = ("llava", "qwen2_vl")
 

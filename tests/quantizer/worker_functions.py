@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_edge.errors import ModelError
-from awq_edge.quantizer import block
+from awq_edge.quantizer.blocks import work as block
 
 quantize_block = block.quantize_block
 round_linears = block.round_linears

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from awq_edge.quantizer.report import (
+from awq_edge.quantizer.report.schema import (
     BlockReport,
     CalibrationReport,
     LinearReport,

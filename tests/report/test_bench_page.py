@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from awq_edge.bench.page import bench_page
 from awq_edge.bench.plan import Cell, Plan
+from awq_edge.bench.report import BenchReport, ThrottlingPart
 from awq_edge.bench.table_csv import to_csv
-from awq_edge.report.bench_page import bench_page
-from awq_edge.report.bench_report import BenchReport, ThrottlingPart
 
 from .html_page import Page
 

@@ -11,8 +11,8 @@ from arch_configs import is_vision, model_class, tiny_config
 from safetensors.numpy import load_file
 
 import awq_edge
-from awq_edge.archs import architectures
-from awq_edge.report.inspect_artifact import inspect_artifact
+from awq_edge.inspect.artifact import inspect_artifact
+from awq_edge.model.archs import architectures
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,

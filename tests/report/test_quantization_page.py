@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 
 import awq_edge
-from awq_edge.quantizer.report import LinearReport, Method, QuantizationReport, summarise
-from awq_edge.report.quantization_charts import gain_db
-from awq_edge.report.quantization_page import PAGE_FILE, WORST, quantization_page
+from awq_edge.quantizer.report.charts import gain_db
+from awq_edge.quantizer.report.page import PAGE_FILE, WORST, quantization_page
+from awq_edge.quantizer.report.schema import LinearReport, Method, QuantizationReport, summarise
 
 from .html_page import Page
 from .reports import PERPLEXITY, made_up_report

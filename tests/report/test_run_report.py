@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from awq_edge.cli.run_table import print_report
-from awq_edge.report.run_report import RunReport
+from awq_edge.recipe.validation import dotted_keys
+from awq_edge.run.report import RunReport
+from awq_edge.run.run import DEFAULT_NEW_TOKENS, run
 from awq_edge.runtime.memory import kv_cache_bytes
 from awq_edge.runtime.metrics import WARMUP_STEPS
-from awq_edge.runtime.run import DEFAULT_NEW_TOKENS, run
-from awq_edge.validation import dotted_keys
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "run-report.md"
 
@@ -81,7 +81,7 @@ def test_figures_belong_together(report: RunReport, tiny_bundle: Path) -> None:
 
 
 def test_kv_bytes_are_those_of_the_mean_position(report: RunReport, tiny_bundle: Path) -> None:
-    from awq_edge.artifacts import Bundle
+    from awq_edge.artifacts.directories import Bundle
 
     manifest = Bundle.open(tiny_bundle).manifest
     lengths = [report.request.prompt_tokens + 1 + step for step in range(WARMUP_STEPS, 19)]
@@ -155,7 +155,7 @@ def test_names_with_brackets_are_printed_as_they_are(report: RunReport) -> None:
 
 
 def test_dataclasses_of_memory_and_report_have_the_same_parts() -> None:
-    from awq_edge.report.run_report import PredictedMemoryPart
+    from awq_edge.run.report import PredictedMemoryPart
     from awq_edge.runtime.memory import PredictedMemory
 
     names = {field.name for field in dataclasses.fields(PredictedMemory)} | {"total"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from awq_edge.artifacts import Bundle, BundleManifest
+from awq_edge.artifacts.directories import Bundle, BundleManifest
 from awq_edge.runtime.memory import kv_cache_bytes, predict_memory, read_process_memory
 
 ALLOCATED = 64 << 20

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from awq_edge.artifacts import Bundle
-from awq_edge.backends import backend_names, open_session
-from awq_edge.backends.onnxruntime import OnnxRuntimeSession
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ConfigError, ResourceError, RuntimeUnavailableError
+from awq_edge.runtime.backends import backend_names, open_session
+from awq_edge.runtime.backends.onnxruntime import OnnxRuntimeSession
 from awq_edge.runtime.memory import kv_cache_bytes
 from awq_edge.runtime.session import Session, SessionOptions
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.runtime import template_process, worker_process
+from awq_edge.process import worker_process
+from awq_edge.runtime import template_process
 from awq_edge.runtime.template_process import render
 
 VARIABLES: dict[str, Any] = {"messages": [{"role": "user", "content": "a\nb"}], "x": "a\nb"}

@@ -19,7 +19,7 @@ _MAIN = "from awq_edge.cli import main; main()"
 _SLOW_MAIN = (
     """
 import time
-from awq_edge.backends.onnxruntime import OnnxRuntimeSession as Session
+from awq_edge.runtime.backends.onnxruntime import OnnxRuntimeSession as Session
 
 decode = Session.decode
 def slow(self, token_id):

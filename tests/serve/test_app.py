@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the [serve] extra")
 
+from awq_edge.artifacts.sampling_keys import FALLBACK, SamplingKeys
 from awq_edge.errors import ConfigError, DeviceError
 from awq_edge.runtime.model import Model, load
-from awq_edge.sampling_keys import FALLBACK, SamplingKeys
 from awq_edge.serve.api_error import ApiError
 from awq_edge.serve.app import create_app
 from awq_edge.serve.limits import Limits

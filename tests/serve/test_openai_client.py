@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from awq_edge.artifacts.sampling_keys import FALLBACK
 from awq_edge.runtime.model import load
-from awq_edge.sampling_keys import FALLBACK
 
 from .conftest import RunningServer, StartServer
 

@@ -211,7 +211,8 @@ def test_a_broken_template_is_named_and_completions_go_on(serve: Serve) -> None:
 
 
 def test_a_template_that_never_ends_is_named(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from awq_edge.runtime import template_process, worker_process
+    from awq_edge.process import worker_process
+    from awq_edge.runtime import template_process
 
     monkeypatch.setattr(worker_process, "CPU_SECONDS", 0.3)
     monkeypatch.setattr(template_process, "_pool", template_process.new_pool())

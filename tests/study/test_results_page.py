@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from awq_edge.study.experiments import EXPERIMENTS
-from awq_edge.study.result import StudyReport
-from awq_edge.study.tables import table_of
+from experiments.catalogue import EXPERIMENTS
+from experiments.result import StudyReport
+from experiments.tables import table_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FILES = ("study", "study_fixed-s", "study_propagation")

@@ -12,15 +12,17 @@ import pytest
 import torch
 
 import awq_edge
+from awq_edge.cli import main, run_app
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.report import evaluate_perplexity
-from awq_edge.model_files import resolve_model
-from awq_edge.study.result import StudyReport
-from awq_edge.study.run import markdown, run_study, write_results
-from awq_edge.study.salient import make_salient
-from awq_edge.study.tables import table_of
-from awq_edge.study.treatments import Treatment
-from awq_edge.study.workbench import Calibration, Subject, Text, Workbench
+from awq_edge.model.files import resolve_model
+from experiments.__main__ import app
+from experiments.result import StudyReport
+from experiments.run import markdown, run_study, write_results
+from experiments.salient import make_salient
+from experiments.tables import table_of
+from experiments.treatments import Treatment
+from experiments.workbench import Calibration, Subject, Text, Workbench
 
 MAX_TOKENS = 150
 NAMES = ("fixed-s", "int2", "calibration-domain", "propagation")
@@ -147,12 +149,10 @@ def test_the_command(
     texts: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    from awq_edge.cli import main
-
     def run(*arguments: object) -> None:
-        command = ["awq-edge", "study", *map(str, arguments)]
+        command = ["experiments", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", [*command, "--held-out", str(texts["held_out"])])
-        main()
+        run_app(app)
 
     out, path = tmp_path / "results", tmp_path / "study.json"
     with pytest.raises(SystemExit) as stop:
@@ -210,3 +210,12 @@ def test_the_salient_variant_computes_the_same(study_model: Path, tmp_path: Path
     changed = (norms[0] != norms[1]).sum()
     assert int(changed) == int(128 * 0.02)
     assert resolve_model(str(salient)) == salient
+
+
+def test_the_old_command_says_where_it_went(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["awq-edge", "study", "fixed-s", "--held-out", "x.txt"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "python -m experiments" in capsys.readouterr().err

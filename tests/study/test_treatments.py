@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import awq_edge
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.evaluate.torch_models import dense_weights
-from awq_edge.quantizer.calibration import load_calibration
-from awq_edge.quantizer.rounding import NumberFormat, fake_quantize
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.quantizer.calibration.text import load_calibration
+from awq_edge.quantizer.search.rounding import NumberFormat, fake_quantize
 from awq_edge.runtime.tokenizer import Tokenizer
-from awq_edge.study.recording import RecordedBlock, record, treat_propagating
-from awq_edge.study.treatments import Method, Treatment, channel_count, treat_block
+from experiments.recording import RecordedBlock, record, treat_propagating
+from experiments.treatments import Method, Treatment, channel_count, treat_block
 
 CPU = torch.device("cpu")
 SAMPLES, LENGTH = 4, 64

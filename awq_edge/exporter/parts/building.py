@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from awq_edge.archs import Decoder, Linear
-from awq_edge.archs.base import Architecture
-from awq_edge.checkpoint import Checkpoint
 from awq_edge.exporter.graph import GraphBuilder
 from awq_edge.exporter.sources import Sources
+from awq_edge.model.archs import Decoder, Linear
+from awq_edge.model.archs.base import Architecture
+from awq_edge.model.checkpoint import Checkpoint
 
 INT64 = int(TensorProto.INT64)
 

@@ -18,13 +18,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from awq_edge.archs.base import Experts
-from awq_edge.archs.decoder import MixtureOfExperts
 from awq_edge.exporter.graph import BATCH, SEQUENCE, module_path
 from awq_edge.exporter.parts.building import INT64, Building, parent_of
 from awq_edge.exporter.parts.linears import block_linear, matmul
 from awq_edge.exporter.parts.mlp import activated
 from awq_edge.exporter.weights import FLOAT32
+from awq_edge.model.archs.base import Experts
+from awq_edge.model.archs.decoder import MixtureOfExperts
 
 _BOOL = int(TensorProto.BOOL)
 # Pairs of a token and an expert that it is sent to: batch * sequence * experts_per_token.

@@ -10,7 +10,7 @@ from awq_edge.exporter.parts.building import INT64, Building
 from awq_edge.exporter.parts.linears import matmul, w4a16
 from awq_edge.exporter.parts.norms import norm
 from awq_edge.exporter.weights import FLOAT32
-from awq_edge.lm_head import rounded_format
+from awq_edge.model.lm_head import rounded_format
 
 
 def logits(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from awq_edge.archs.base import Rope
 from awq_edge.exporter.graph import BATCH, SEQUENCE
 from awq_edge.exporter.parts.building import Building
 from awq_edge.exporter.weights import FLOAT32, of_array
-from awq_edge.rope import rope_tables
+from awq_edge.model.archs.base import Rope
+from awq_edge.model.rope import rope_tables
 
 # Cosine and sine.
 Tables = tuple[gs.Constant | None, gs.Constant | None]

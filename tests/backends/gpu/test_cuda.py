@@ -19,10 +19,10 @@ torch = pytest.importorskip("torch", reason="needs torch")
 if not torch.cuda.is_available():
     pytest.skip(reason="there is no NVIDIA GPU", allow_module_level=True)
 
-from awq_edge.artifacts import Bundle  # noqa: E402
-from awq_edge.backends import open_session  # noqa: E402
-from awq_edge.backends.cuda.device import CudaDevice  # noqa: E402
-from awq_edge.plugin.kernels import KernelLibrary, load_kernels  # noqa: E402
+from awq_edge.artifacts.directories import Bundle  # noqa: E402
+from awq_edge.kernels.kernels import KernelLibrary, load_kernels  # noqa: E402
+from awq_edge.runtime.backends import open_session  # noqa: E402
+from awq_edge.runtime.backends.cuda.device import CudaDevice  # noqa: E402
 from awq_edge.runtime.session import SessionOptions  # noqa: E402
 
 from ..host_kernels import HostDevice, HostKernels  # noqa: E402

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 import awq_edge
-from awq_edge.artifacts import Bundle
-from awq_edge.backends import open_session
-from awq_edge.backends.tensorrt.contexts import GRAPHS_VARIABLE
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.device.bandwidth import measure_copy_bandwidth
 from awq_edge.device.buffers import DeviceBuffer, Owned, host_buffer
 from awq_edge.device.cuda_driver import compute_capability
 from awq_edge.device.layer import DeviceLayer, is_installed, open_layer
 from awq_edge.errors import ResourceError
+from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
+from awq_edge.tensorrt.session.contexts import GRAPHS_VARIABLE
 
 CAPABILITY = compute_capability()
 if CAPABILITY is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from awq_edge.plugin.interface import COUNTER_BYTES, AttentionParameters, Dtype
+from awq_edge.kernels.interface import COUNTER_BYTES, AttentionParameters, Dtype
 
 # Half a unit in the last place, relative. The shares and the result are rounded once each, int8
 # values of a prefill too: the output as a whole is off by about that, single elements by a few.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from awq_edge.plugin.kernels import (
+from awq_edge.kernels.kernels import (
     ENVIRONMENT_VARIABLE,
     KernelLibrary,
     candidates,

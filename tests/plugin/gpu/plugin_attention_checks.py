@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from awq_edge.plugin.contract import CACHED_ATTENTION
-from awq_edge.plugin.op_contract import Number
+from awq_edge.tensorrt.contract import CACHED_ATTENTION
+from awq_edge.tensorrt.op_contract import Number
 
 from ..drivers import Driver
 from .plugin_checks import TOLERANCE, TYPES, ones, run

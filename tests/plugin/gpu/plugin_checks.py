@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from awq_edge.plugin.contract import W4A16_LINEAR
-from awq_edge.plugin.op_contract import Number
-from awq_edge.plugin.packing import PackedWeight, pack, pack_gate_up
-from awq_edge.w4a16 import QuantizedWeight
+from awq_edge.kernels.packing import PackedWeight, pack, pack_gate_up
+from awq_edge.model.w4a16 import QuantizedWeight
+from awq_edge.tensorrt.contract import W4A16_LINEAR
+from awq_edge.tensorrt.op_contract import Number
 
 from ..drivers import RUNTIME, Driver, Plugin
 from ..stub_tensorrt import DataType

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from awq_edge.errors import KernelError
-from awq_edge.plugin.interface import COUNTER_BYTES
-from awq_edge.plugin.kernels import load_kernels
+from awq_edge.kernels.interface import COUNTER_BYTES
+from awq_edge.kernels.kernels import load_kernels
 
 torch = pytest.importorskip("torch", reason="needs torch")
 

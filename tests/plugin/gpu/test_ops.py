@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from awq_edge.errors import KernelError
-from awq_edge.plugin.kernels import Dtype, KernelLibrary, Sampling
+from awq_edge.kernels.kernels import Dtype, KernelLibrary, Sampling
 
 from ..sampling_reference import sample as reference_sample
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from awq_edge.plugin.kernels import load_kernels
+from awq_edge.kernels.kernels import load_kernels
 
 from ..drivers import CppDriver, Driver, PythonDriver
 from ..plugin_build import build_host, build_plugin, tensorrt_headers

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from awq_edge.errors import KernelError
-from awq_edge.plugin.interface import Tactic
-from awq_edge.plugin.kernels import load_kernels
-from awq_edge.plugin.packing import PackedWeight, pack, pack_gate_up, unpack
-from awq_edge.w4a16 import QuantizedWeight, dequantize
+from awq_edge.kernels.interface import Tactic
+from awq_edge.kernels.kernels import load_kernels
+from awq_edge.kernels.packing import PackedWeight, pack, pack_gate_up, unpack
+from awq_edge.model.w4a16 import QuantizedWeight, dequantize
 
 torch = pytest.importorskip("torch", reason="needs torch")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from awq_edge.plugin.interface import COUNTER_BYTES, Dtype, Epilogue, W4A16Weight
-from awq_edge.plugin.kernels import KernelLibrary
+from awq_edge.kernels.interface import COUNTER_BYTES, Dtype, Epilogue, W4A16Weight
+from awq_edge.kernels.kernels import KernelLibrary
 
 DTYPES = {torch.float16: Dtype.FLOAT16, torch.bfloat16: Dtype.BFLOAT16}
 

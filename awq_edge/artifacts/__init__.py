@@ -1,0 +1,1 @@
+"""Artefacts on disk: manifests and their one reader, whole files and folders, text from outside."""

@@ -1,0 +1,20 @@
+"""Files that a model, checkpoint or bundle may have beside its weights, by name."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    # of vision-language models: how images become inputs
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+# What the quantizer says about a checkpoint; a bundle keeps it.
+REPORT_FILES = ("quantization_report.json", "quantization_report.html")

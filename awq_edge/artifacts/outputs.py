@@ -1,0 +1,244 @@
+"""What a command may write to: never its own input, never over what this project did not make."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from awq_edge.artifacts.file_names import REPORT_FILES, TOKENIZER_FILES
+from awq_edge.artifacts.paths import system_fault, user_path
+from awq_edge.errors import ConfigError, ResourceError
+from awq_edge.process.staging import is_temporary, temporary_name, visible_entries, workplace
+
+_LARGEST_REPORT = 256_000_000  # bytes; a report of a model with 100,000 experts has a tenth
+_LISTED = 3  # names in a message
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_LIBRARIES = frozenset({"libawq_edge_kernels.so", "libawq_edge_plugin.so", "build.log"})
+_ENGINE = frozenset({"model.engine", "manifest.json"})
+_ENGINES = "engines"
+_RECIPE_KEYS = {"device", "runtime", "quantization", "export"}  # what `recipes show --json` has
+_BUILD_KEYS = {"bundle", "engines"}  # what `build --json` has
+# What other files than reports say of themselves: nothing writes a report over these.
+_NO_REPORTS = frozenset(
+    f"awq-edge-{name}" for name in ("conversation", "bundle", "engine", "cuda-program")
+)
+_REPORT = "quantization_report.json"
+
+
+def check_output(
+    out: Path, *, overwrite: bool, inputs: Mapping[str, str | Path | None], flag: str = "--out"
+) -> None:
+    """Raise ConfigError for an output folder that could not, or must not, be written at the end.
+
+    inputs: what the command reads, by the words for it ("MODEL", "--calibration").
+    """
+    require_apart(out, inputs.items(), flag)
+    refuse_existing(out, overwrite=overwrite)
+    require_writable(out, flag)
+
+
+def require_apart(
+    out: Path, inputs: Iterable[tuple[str, str | Path | None]], flag: str = "--out"
+) -> None:
+    """Raise ConfigError when `out` is, holds or lies in one of `inputs`; those that do not exist,
+    such as a hub id, are passed over. inputs: with the words for each."""
+    real = Path(os.path.realpath(user_path(out, flag)))
+    for what, given in inputs:
+        if given is None or not str(given) or str(given) == "demo":
+            continue
+        source = Path(os.path.realpath(user_path(given, what)))
+        if not source.exists():
+            continue
+        if _same(real, source):
+            raise _not_apart(flag, out, "is", what, given)
+        if any(_same(parent, source) for parent in real.parents):
+            raise _not_apart(flag, out, "lies in", what, given)
+        held = [parent for path in (source, *_targets(source)) for parent in path.parents]
+        if any(_same(real, parent) for parent in held):
+            raise _not_apart(flag, out, "holds", what, given)
+
+
+def _not_apart(flag: str, out: Path, how: str, what: str, given: str | Path) -> ConfigError:
+    return ConfigError(f"{flag} {out} {how} {what} {given}, which is read; choose another {flag}")
+
+
+def _targets(source: Path) -> list[Path]:
+    """The files that the links of an input folder lead to."""
+    found = []
+    if source.is_dir():
+        with contextlib.suppress(OSError):
+            found = [Path(os.path.realpath(e.path)) for e in os.scandir(source) if e.is_symlink()]
+    return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file or folder, also through links and second mounts."""
+    if one == other:
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def refuse_existing(final: Path, *, overwrite: bool) -> None:
+    """Raise ConfigError when `final` holds something that must not be replaced.
+
+    An empty folder is taken. With `overwrite` a folder is replaced in which everything was made by
+    this project.
+    """
+    real = Path(os.path.realpath(final))
+    if os.path.islink(real):
+        raise ConfigError(f"{final} is a link that leads back to itself; choose another --out")
+    try:
+        if not os.path.lexists(real):
+            _refuse_file_above(real, final)
+            return
+        if not real.is_dir():
+            raise ConfigError(f"{final} is a file; give --out the name of a folder")
+        if not visible_entries(real):
+            return
+        foreign = foreign_entries(real)
+    except OSError as error:
+        raise system_fault(error) or error from None
+    if foreign:
+        raise ConfigError(
+            f"{final} exists and holds {_names(foreign)}, which awq-edge did not make: --overwrite "
+            "replaces a checkpoint, a bundle or an engine alone; choose another --out"
+        )
+    if not overwrite:
+        raise ConfigError(f"{final} exists; choose another --out or give --overwrite")
+
+
+def _refuse_file_above(real: Path, final: Path) -> None:
+    for parent in real.parents:
+        if os.path.lexists(parent):
+            if not parent.is_dir():
+                raise ConfigError(f"{final}: {parent} is a file; choose another --out")
+            return
+
+
+def foreign_entries(folder: Path) -> list[str]:
+    """Names in a folder that no command of this project has made there; all of them where it is no
+    checkpoint, bundle, engine or folder of built libraries."""
+    ours = _own_files(folder)
+    foreign = []
+    for root, folders, files in os.walk(folder):
+        inside = Path(root).relative_to(folder)
+        if inside.parts == (_ENGINES,) and ours is not None and _ENGINES in ours:
+            kept = [name for name in folders if not _is_engine(Path(root) / name)]
+            foreign += [str(inside / name) for name in (*kept, *files) if not is_temporary(name)]
+            folders[:] = []
+            continue
+        folders[:] = [name for name in folders if not is_temporary(name)]
+        links = [name for name in folders if (Path(root) / name).is_symlink()]
+        empty = [name for name in folders if name not in links and not os.listdir(f"{root}/{name}")]
+        for name in (*files, *links, *empty):
+            path = (inside / name).as_posix()
+            if not is_temporary(name) and (ours is None or not _is_own(path, ours)):
+                foreign.append(path)
+    return sorted(foreign)
+
+
+def _is_own(path: str, ours: set[str]) -> bool:
+    return path in ours or (_REPORT in ours and bool(_WEIGHTS.fullmatch(path)))
+
+
+def _own_files(folder: Path) -> set[str] | None:
+    """Names that a command of this project has made in a folder, None where it made nothing."""
+    manifest = read_own(folder / "manifest.json", "awq-edge-bundle", "awq-edge-engine")
+    if manifest is not None:
+        files = manifest.get("files")
+        ours = {"manifest.json", *(files if isinstance(files, dict) else ())}
+        return ours | ({_ENGINES} if manifest["format"] == "awq-edge-bundle" else set())
+    if read_own(folder / _REPORT, "awq-edge-quantization-report") is not None:
+        return {"config.json", *TOKENIZER_FILES, *REPORT_FILES}
+    for names in (_LIBRARIES, _ENGINE):  # engines: whose manifest is damaged
+        if any((folder / name).is_file() for name in names if not name.endswith((".log", ".json"))):
+            return set(names)
+    return None
+
+
+def _is_engine(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and not foreign_entries(folder)
+
+
+def read_own(path: Path, *formats: str) -> dict[str, Any] | None:
+    """The JSON object in a file of one of these formats of this project; None for all else."""
+    value = _read_object(path)
+    return value if value is not None and value.get("format") in formats else None
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_REPORT:
+            return None
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def report_kind(path: Path) -> str | None:
+    """The `format` of a report that a command of this project has written, "" where it has none
+    (a recipe, what `build` made); None for any other file, a saved conversation among them."""
+    value = _read_object(path)
+    if value is None:
+        return None
+    kind = str(value.get("format", ""))
+    if kind in _NO_REPORTS:
+        return None
+    if kind.startswith("awq-edge-"):
+        return kind
+    return "" if value.keys() >= _RECIPE_KEYS or value.keys() == _BUILD_KEYS else None
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return ", ".join(listed[:_LISTED]) + more
+
+
+def require_writable(final: Path, flag: str = "--out") -> None:
+    """Raise ConfigError where no folder can be made for `final`. Tried, because permissions do not
+    tell of a read-only file system."""
+    folder, name = workplace(final)
+    existing = existing_parent(folder)
+    probe = existing / temporary_name(name, f"partial-{uuid.uuid4().hex[:8]}")
+    try:
+        if existing == folder and len(os.fsencode(name)) > os.pathconf(folder, "PC_NAME_MAX"):
+            raise ConfigError(f"{flag} {final}: the name is too long; give a shorter one")
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {final}: {existing} cannot be written: {error.strerror}; choose another {flag}"
+        ) from None
+
+
+def existing_parent(folder: Path) -> Path:
+    """The nearest folder that exists, `folder` itself or above it."""
+    real = Path(os.path.realpath(folder))
+    while not real.exists():
+        real = real.parent
+    return real
+
+
+def require_disk(directory: Path, needed: int, what: str, kept: str = "") -> None:
+    """Raise ResourceError when `directory` has fewer than `needed` bytes free.
+
+    kept: what an earlier run has left for this one, in words, or nothing.
+    """
+    free = shutil.disk_usage(existing_parent(directory)).free
+    if free < needed:
+        raise ResourceError(
+            f"{what} needs {needed / 1e6:,.0f} MB in {directory}, {free / 1e6:,.0f} MB are free; "
+            f"free some space or choose another --out{kept}"
+        )

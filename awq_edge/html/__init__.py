@@ -1,0 +1,1 @@
+"""Pages: their templates, figures and charts, whatever report they show."""

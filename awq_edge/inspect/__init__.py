@@ -1,0 +1,1 @@
+"""`awq-edge inspect`: the contents of a folder, from its manifest, config.json and headers."""

@@ -1,0 +1,43 @@
+"""What the quantization report beside weights says about where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from awq_edge.errors import ArtifactError
+from awq_edge.inspect.schema import ProvenancePart
+from awq_edge.quantizer.report.schema import (
+    REPORT_FILE,
+    QuantizationReport,
+    read_quantization_report,
+)
+
+
+def read_report(path: Path) -> tuple[QuantizationReport | None, str | None]:
+    """The quantization report in a directory; and, where there is one that cannot be read, why."""
+    file = path / REPORT_FILE
+    if not file.exists():
+        return None, None
+    try:
+        return read_quantization_report(path), None
+    except ArtifactError as error:
+        return None, str(error)
+
+
+def report_provenance(report: QuantizationReport) -> ProvenancePart:
+    """What a report knows."""
+    drawn = report.calibration
+    calibration = None
+    if drawn is not None:
+        calibration = (
+            f"{drawn.source}: {drawn.samples} sequences of {drawn.length} tokens, seed {drawn.seed}"
+        )
+        if drawn.left_out:
+            calibration += f"; left out of the folder: {', '.join(drawn.left_out)}"
+    return ProvenancePart(
+        model_name=report.model_name,
+        calibration=calibration,
+        versions=report.versions,
+        commit=report.commit,
+        time=report.time,
+    )

@@ -1,0 +1,158 @@
+"""The schema of `awq-edge inspect --json`. docs/inspect.md describes every key; a test holds them
+equal.
+
+Sizes are bytes. None stands for what cannot be told from what is there.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from awq_edge.artifacts.sampling_keys import SamplingKeys
+
+Kind = Literal[
+    "model",
+    "autoawq checkpoint",
+    "compressed-tensors checkpoint",
+    "other checkpoint",
+    "bundle",
+]
+# unchecked: its size agrees, or there is nothing to compare with. The rest is against a manifest.
+FileStatus = Literal["unchecked", "verified", "missing", "resized", "changed", "engine", "unlisted"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArchitecturePart(_Part):
+    """context: tokens that the model can take, of a bundle those it was exported for.
+    tied_embeddings: the embedding is the output layer too."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocab_size: int
+    context: int
+    tied_embeddings: bool | None
+
+
+class QuantizationPart(_Part):
+    """How most linears are quantized. method: what made them, or the format where nobody says."""
+
+    method: str
+    bits: int
+    group_size: int
+    scheme: str
+
+
+class BundlePart(_Part):
+    """What a bundle was exported for; see `awq_edge.artifacts.directories.BundleManifest`."""
+
+    runtime: str
+    min_runtime_version: str | None
+    opset: int | None
+    activation_dtype: str
+    accuracy_level: int | None
+    prefill_chunk: int
+    lm_head_bits: int
+
+
+class SamplingPart(_Part):
+    """What chat and serve draw by, where no flag and no request says otherwise.
+
+    source: bundle (its export), model (generation_config.json), or default: it names none.
+    """
+
+    keys: SamplingKeys
+    source: Literal["bundle", "model", "default"]
+
+
+class WeightPart(_Part):
+    """One part of the model.
+
+    name: embedding, blocks, norms, lm_head, vision (tower and projector), tables (rotary), or
+    other. parameters: of the
+    unquantized model. formats: how many of them are stored how. bytes_per_token: of it that one
+    decode step reads.
+    """
+
+    name: str
+    parameters: int | None
+    formats: dict[str, int | None]
+    bytes: int
+    bits_per_weight: float | None
+    bytes_per_token: int
+
+
+class DtypePart(_Part):
+    """What is stored in one dtype of safetensors."""
+
+    tensors: int
+    bytes: int
+
+
+class ProvenancePart(_Part):
+    """What it was made from and by. source: facts of a bundle's manifest. calibration: in words."""
+
+    model_name: str | None = None
+    calibration: str | None = None
+    versions: dict[str, str] = {}
+    commit: str | None = None
+    time: str | None = None
+    source: dict[str, str] = {}
+
+
+class FilePart(_Part):
+    """One file. size: None where it is missing. sha256: a bundle's as its manifest says."""
+
+    name: str
+    size: int | None
+    sha256: str | None
+    status: FileStatus
+
+
+class Inspection(_Part):
+    """What lies in a directory.
+
+    parameters: of the unquantized model. size: of all files. weight_bytes: of weights in them.
+    bits_per_weight: weight_bytes over all parameters; quantized_bits_per_weight: over those of the
+    quantized linears, with their scales and zero points. weight_bytes_per_token,
+    kv_bytes_per_token: what one decode step reads, the latter for each position in the cache.
+    unquantized: linears that stay as they were, and why. notes: what cannot be told, and why.
+    problems: what is damaged.
+    """
+
+    format: Literal["awq-edge-inspection"] = "awq-edge-inspection"
+    format_version: Literal[1] = 1
+    kind: Kind
+    path: str
+    model_type: str | None
+    architecture: ArchitecturePart | None
+    quantization: QuantizationPart | None
+    bundle: BundlePart | None
+    sampling: SamplingPart | None = None
+    parameters: int | None
+    size: int
+    weight_bytes: int
+    bits_per_weight: float | None
+    quantized_bits_per_weight: float | None
+    weight_bytes_per_token: int | None
+    kv_bytes_per_token: int | None
+    parts: tuple[WeightPart, ...]
+    dtypes: dict[str, DtypePart]
+    unquantized: dict[str, str]
+    provenance: ProvenancePart
+    files: tuple[FilePart, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def bits_per_weight(size: int, parameters: int | None) -> float | None:
+    """size: bytes."""
+    return None if not parameters else 8 * size / parameters

@@ -1,0 +1,1 @@
+"""The kernel library from Python: interface, packing, loading, building, toolchain."""

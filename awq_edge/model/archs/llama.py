@@ -1,0 +1,13 @@
+"""Llama: TinyLlama, Llama 2, Llama 3.x, SmolLM2."""
+
+from __future__ import annotations
+
+from awq_edge.model.archs.base import Architecture
+
+ARCHITECTURE = Architecture(
+    model_type="llama",
+    examples="TinyLlama, Llama 2, Llama 3.x, SmolLM2",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    mlp_bias="mlp_bias",
+)

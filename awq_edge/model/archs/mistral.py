@@ -1,0 +1,13 @@
+"""Mistral 7B, Ministral."""
+
+from __future__ import annotations
+
+from awq_edge.model.archs.base import Architecture
+
+ARCHITECTURE = Architecture(
+    model_type="mistral",
+    examples="Mistral 7B, Ministral",
+    window_rule="all_layers",
+    nullable=("head_dim",),
+    defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+)

@@ -1,0 +1,14 @@
+"""Qwen2, Qwen2.5."""
+
+from __future__ import annotations
+
+from awq_edge.model.archs.base import Architecture
+
+ARCHITECTURE = Architecture(
+    model_type="qwen2",
+    examples="Qwen2, Qwen2.5",
+    qkv_bias=True,
+    window_rule="layer_types",
+    nullable=("num_key_value_heads",),
+    defaults={"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+)

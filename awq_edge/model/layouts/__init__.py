@@ -1,0 +1,96 @@
+"""Layouts: how the quantized weights of a checkpoint lie in its files. One file each, found by
+import.
+
+To add one: write `layouts/<name>.py` with a module constant LAYOUT. Nothing else changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from awq_edge.artifacts.config_keys import ConfigKeys
+from awq_edge.errors import ConfigError
+from awq_edge.model.files import QUANTIZATION_KEYS
+from awq_edge.model.foreign_formats import of_config
+from awq_edge.model.layouts.base import CheckpointFormats, Layout, StoredConfig
+
+__all__ = [
+    "CheckpointFormats",
+    "Layout",
+    "StoredConfig",
+    "choose_layout",
+    "layout_of_config",
+    "layouts",
+    "quantization_config",
+    "without_quantization",
+]
+
+_SHARED = {"base"}
+
+
+@functools.cache
+def layouts() -> dict[str, Layout]:
+    """Every layout of this folder by the name that --format has for it."""
+    found = {}
+    for module_info in pkgutil.iter_modules(__path__):
+        if module_info.name not in _SHARED:
+            layout: Layout = importlib.import_module(f"{__name__}.{module_info.name}").LAYOUT
+            found[layout.name] = layout
+    return dict(sorted(found.items()))
+
+
+def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What config.json says of quantization, None for an unquantized model.
+
+    Of a vision-language model it may lie in text_config, where transformers looks for it too. Early
+    llm-compressor wrote it as `compression_config`, at times one level down; MLX calls it
+    `quantization`. Raises ModelError when it is no object.
+    """
+    top = ConfigKeys(config)
+    for keys in (top, top.table("text_config") or ConfigKeys({})):
+        for key in QUANTIZATION_KEYS:
+            found = keys.table(key)
+            if found is not None and found.values:
+                inner = found.table("quantization_config")
+                return dict(found.values) if inner is None else {**found.values, **inner.values}
+    return None
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without what it says of quantization."""
+    found = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+    if isinstance(found.get("text_config"), Mapping):
+        found["text_config"] = without_quantization(found["text_config"])
+    return found
+
+
+def layout_of_config(quantization: Mapping[str, Any], path: Path) -> Layout:
+    """The layout of a quantization_config. Raises ModelError naming one that is not read here."""
+    foreign = of_config(quantization)
+    if foreign is not None:
+        raise foreign.refusal(path)
+    method = str(quantization.get("quant_method")).lower()
+    found = {layout.quant_method: layout for layout in layouts().values()}
+    return found.get(method, layouts()["awq"])  # what AutoRound packs as AutoAWQ is its layout
+
+
+def choose_layout(name: str, bits: int) -> Layout:
+    """The layout of a new checkpoint. name: "auto" is AutoAWQ's where that holds the bits, and
+    compressed-tensors else. Raises ConfigError where the named one does not."""
+    known = layouts()
+    if name == "auto":
+        return known["awq" if bits in known["awq"].bits else "compressed-tensors"]
+    layout = known[name]
+    if bits not in layout.bits:
+        others = [other.name for other in known.values() if bits in other.bits]
+        held = ", ".join(str(each) for each in layout.bits)
+        raise ConfigError(
+            f"--format {name} holds codes of {held} bits, not {bits}; give --format "
+            f"{' or '.join(others)}, or --bits {held}"
+        )
+    return layout

@@ -1,1 +1,0 @@
-"""The kernels and the TensorRT plugin, seen from Python: packing, binding, op contract."""

@@ -1,0 +1,197 @@
+"""The calibration tokens on their way through the model: hidden states, block after block.
+
+hidden ─► block i, float32 ─┬─► hidden of block i + 1
+                            └─► statistics of its linears' inputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from awq_edge.device.torch_device import tf32_products
+from awq_edge.errors import ModelError
+from awq_edge.model.archs import Decoder
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.quantizer.blocks.folding import fold
+from awq_edge.quantizer.blocks.runner import BlockOnDevice, BlockRunner, relative_change
+from awq_edge.quantizer.blocks.sizes import block_parameters, token_bytes
+from awq_edge.quantizer.blocks.task import BlockOptions, BlockTask, OutputLayerTask
+from awq_edge.quantizer.blocks.weights import Tensors
+from awq_edge.quantizer.calibration.statistics import InputStatistics, plan_samples
+from awq_edge.quantizer.calibration.text import CalibrationSet
+
+Scales = Mapping[str, torch.Tensor]
+
+# Samples that a block runs at a time, by kind of device, at most: enough rows to keep it busy.
+_BATCH = {"cpu": 4, "cuda": 16}
+# On a CPU, activations of a batch share the memory with the block: bytes of them, as a share of the
+# block's in float32, or so many where blocks are small.
+_ACTIVATION_SHARE, _ACTIVATION_BYTES = 0.5, 32 << 20
+_HIDDEN_SHARE = 0.25  # of a GPU's memory that hidden states may keep occupied
+# The folds must not change a block's float32 output. What is left is rounding: 1e-7 per operation
+# times the square root of the thousands of terms in a sum.
+FOLD_TOLERANCE = 1e-4
+_CHECK_TOKENS = 64  # of the first sample, on which the fold is checked
+# One in so many may be sent to another expert: where two are equally wanted, rounding decides.
+_REROUTED_TOKENS = 16
+
+
+class CalibrationStream:
+    """Runs the tasks of a checkpoint on the calibration tokens, in order, each once."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        calibration: CalibrationSet,
+        options: BlockOptions,
+        device: torch.device,
+    ) -> None:
+        """Embed the tokens. Raises ModelError where transformers cannot build the model."""
+        self._checkpoint = checkpoint
+        self._options = options
+        self._device = device
+        self._batch = samples_at_a_time(checkpoint.decoder, calibration.ids.shape[1], device)
+        self._runner = BlockRunner(checkpoint, device)
+        ids = torch.from_numpy(calibration.ids)
+        hidden = self._runner.embed(ids, self._batch, calibration.images)
+        self._hidden = hidden.to(_home(hidden, device))  # float32 [samples, length, hidden]
+        self._tokens = calibration.ids.size
+
+    @property
+    def first_batch(self) -> torch.Tensor:
+        """Hidden states, of which `fold_change` wants a copy from before `observe`."""
+        return self._hidden[: self._batch]
+
+    def observe(self, task: BlockTask, tensors: Tensors) -> dict[str, InputStatistics]:
+        """Run a task's unquantized weights; the statistics by input. The hidden states move on,
+        unless errors are propagated.
+
+        tensors: float32, by name relative to the block. Raises ModelError where an input is not
+        finite.
+        """
+        sizes = {n: tensors[f"{linears[0]}.weight"].shape[1] for n, linears in task.inputs.items()}
+        plan = plan_samples(sizes, self._options.statistics_budget)
+        statistics = {
+            name: InputStatistics(
+                size,
+                self._device,
+                sample_tokens=plan[name],
+                seed=self._options.seed,
+                expected_tokens=int(self._tokens * task.token_share(name)),
+            )
+            for name, size in sizes.items()
+        }
+        if isinstance(task, OutputLayerTask):
+            with self._runner.output_input({name: tensors[name] for name in task.storage}) as norm:
+                for part in torch.split(self._hidden, self._batch):
+                    statistics[task.name].add(norm(part))
+        else:
+            watchers = {task.inputs[name][0]: s.add for name, s in statistics.items()}
+            with self._runner.block(task.layer, tensors) as block, block.watched(watchers):
+                self._forward(block, keep=not self._options.propagate_error)
+        for name, observed in statistics.items():
+            if not observed.is_finite():
+                raise ModelError(
+                    f"{self._checkpoint.path}: the input of '{name}' in {task.title} is not finite "
+                    "on the calibration set; the weights are damaged"
+                )
+        return statistics
+
+    def advance(self, layer: int, tensors: Tensors) -> None:
+        """Run a block with these weights, float32 by name relative to it; hidden states move on."""
+        with self._runner.block(layer, tensors) as block:
+            self._forward(block)
+
+    def fold_change(
+        self, task: BlockTask, tensors: Tensors, scales: Scales, first: torch.Tensor
+    ) -> float:
+        """Relative change of a task's float32 output by its folds. Raises ModelError where that is
+        no rounding.
+
+        tensors: before the folds; the folded ones take their places, so that there is never a
+        second block. scales: by group, float32 [in]. first: `first_batch` as it was.
+        """
+        if isinstance(task, OutputLayerTask):
+            change = self._output_change(task, tensors, scales, first)
+        else:
+            change = self._block_change(task, tensors, scales, first)
+        if not change <= FOLD_TOLERANCE:
+            raise ModelError(
+                f"{task.title}: folding the scales changed its float32 output by {change:.2e} "
+                f"(relative; at most {FOLD_TOLERANCE:.0e}); the scale groups of "
+                f"archs/{task.decoder.model_type}.py do not fit this model"
+            )
+        return change
+
+    def _block_change(
+        self, task: BlockTask, tensors: Tensors, scales: Scales, first: torch.Tensor
+    ) -> float:
+        def output() -> torch.Tensor:
+            # The whole first batch keeps the arguments' shapes; a part of the output is enough.
+            with self._runner.block(task.layer, tensors) as block:
+                return block.run(first, 0)[0, :_CHECK_TOKENS].clone()
+
+        before = output()
+        self._fold(task, tensors, scales)
+        given = first[0, :_CHECK_TOKENS].to(self._device)
+        has_experts = task.decoder.has_experts(task.layer)
+        rerouted = len(given) // _REROUTED_TOKENS if has_experts else 0
+        return relative_change(before - given, output() - given, rerouted)
+
+    def _output_change(
+        self, task: OutputLayerTask, tensors: Tensors, scales: Scales, first: torch.Tensor
+    ) -> float:
+        """Of the output layer's input times s."""
+        if not scales:
+            return 0.0
+
+        def output() -> torch.Tensor:
+            norm = {name: tensors[name] for name in task.storage}
+            with self._runner.output_input(norm) as run:
+                return run(first[:1])
+
+        before = output()
+        self._fold(task, tensors, scales)
+        return relative_change(before, output() * scales[task.name].to(self._device))
+
+    def _fold(self, task: BlockTask, tensors: Tensors, scales: Scales) -> None:
+        for group in task.groups:
+            if group.name in scales:
+                fold(task.decoder, group, scales[group.name].to(self._device), tensors)
+
+    def _forward(self, block: BlockOnDevice, *, keep: bool = True) -> None:
+        """Run the block on the hidden states. keep: its output takes their place.
+
+        With TF32 on a GPU: ten bits of mantissa are what 16-bit inference has. G, the searches and
+        the check of the folds are in float32.
+        """
+        with tf32_products(True):
+            for batch, part in enumerate(torch.split(self._hidden, self._batch)):
+                output = block.run(part, batch)
+                if keep:
+                    part.copy_(output)
+
+
+def samples_at_a_time(decoder: Decoder, length: int, device: torch.device) -> int:
+    """How many samples of so many tokens a block runs at a time."""
+    most = _BATCH[device.type]
+    if device.type == "cuda":
+        return most
+    layers = range(decoder.num_layers)
+    limit = max(
+        _ACTIVATION_BYTES,
+        int(_ACTIVATION_SHARE * 4 * max(block_parameters(decoder, layer) for layer in layers)),
+    )
+    sample = length * max(token_bytes(decoder, layer, length) for layer in layers)
+    return min(most, max(1, limit // sample))
+
+
+def _home(hidden: torch.Tensor, device: torch.device) -> torch.device:
+    """Where the hidden states live between blocks: the device, if they are a small part of it."""
+    if device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        if hidden.nbytes < _HIDDEN_SHARE * total:
+            return device
+    return torch.device("cpu")

@@ -1,0 +1,1 @@
+"""Calibration: texts, pictures, and the statistics that are kept of them."""

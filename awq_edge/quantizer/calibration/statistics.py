@@ -1,0 +1,210 @@
+"""What the quantizer keeps of the calibration inputs of a linear: mean|x| and G = sum x x^T.
+
+With D the error of a weight [out, in], the squared error of the linear's output over all tokens is
+
+    sum over tokens ||D x||^2  =  trace(D G D^T)
+
+so G serves every search, whatever the number of tokens. It is summed over a part of the tokens, at
+least four to a channel: more cost time and change nothing. Where in_features^2 is too large for
+the memory budget, a seeded sample X of tokens stands for it: G ~ X^T X * tokens / samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from awq_edge.device.torch_device import tf32_products
+from awq_edge.quantizer.host_memory import column_pieces, row_pieces
+
+_FLOAT_BYTES = 4
+_SAMPLE_TOKENS = 8192  # of a token sample, at most
+# Tokens that G is summed over: docs/results.md has what fewer and more give.
+_GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL = 16384, 4
+_GOLDEN_RATIO = 0.6180339887498949
+_PANEL = 512  # columns of G that are computed at a time
+
+
+class InputStatistics:
+    """Statistics of one input of `in_features` channels. All float32, on the input's device."""
+
+    def __init__(
+        self,
+        in_features: int,
+        device: torch.device,
+        *,
+        sample_tokens: int | None,
+        seed: int,
+        expected_tokens: int = 0,
+    ) -> None:
+        """sample_tokens: None keeps G; a number keeps that many tokens instead. expected_tokens:
+        about how many will be added; G takes every one of them where they are few."""
+        self.tokens = 0
+        self.device = device
+        enough = max(_GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL * in_features)
+        self._gram_share = min(1.0, enough / max(expected_tokens, 1))
+        self._gram_tokens = 0
+        self._sum_abs = torch.zeros(in_features, device=device)
+        self._gram: torch.Tensor | None = None
+        self._is_mirrored = True
+        self._sample: torch.Tensor | None = None
+        if sample_tokens is None:
+            self._gram = torch.zeros(in_features, in_features, device=device)
+        else:
+            self._sample = torch.zeros(sample_tokens, in_features, device=device)
+            self._keys = torch.full((sample_tokens,), -1.0)
+            self._random = torch.Generator().manual_seed(seed)
+
+    @property
+    def mean_abs(self) -> torch.Tensor:
+        """Mean of |x| per channel: float32 [in]."""
+        return self._sum_abs / max(self.tokens, 1)
+
+    @property
+    def is_sampled(self) -> bool:
+        return self._sample is not None
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Add tokens. inputs: [..., in], any float dtype."""
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        for columns in column_pieces(rows, 1):
+            self._sum_abs[columns] += rows[:, columns].abs().sum(dim=0)
+        if self._sample is not None:
+            self._add_to_sample(rows)
+        elif self._gram_share < 1:
+            self._add_to_gram(rows[self._in_gram(len(rows)).to(rows.device)])
+        else:
+            self._add_to_gram(rows)
+        self.tokens += len(rows)
+
+    def _in_gram(self, count: int) -> torch.Tensor:
+        """Which of the next tokens are in G: int64 indices.
+
+        Multiples of the golden ratio, modulo 1, are even over any stretch of tokens and favour no
+        position of a sequence (the first token of each is unlike all others).
+        """
+        numbers = torch.arange(self.tokens, self.tokens + count, dtype=torch.float64)
+        return ((numbers * _GOLDEN_RATIO) % 1 < self._gram_share).nonzero()[:, 0]
+
+    def _add_to_gram(self, rows: torch.Tensor) -> None:
+        """Add to the lower triangle, panel by panel:
+
+        ┌──┐
+        │##├──┐        # computed        the rest is mirrored when G is read
+        │##│##├──┐
+        │##│##│##│
+        └──┴──┴──┘
+        """
+        assert self._gram is not None
+        self._gram_tokens += len(rows)
+        self._is_mirrored = False
+        transposed = rows.T
+        with tf32_products(False):
+            for begin in range(0, len(self._gram), _PANEL):
+                panel = slice(begin, begin + _PANEL)
+                self._gram[begin:, panel].addmm_(transposed[begin:], rows[:, panel])
+
+    def _whole_gram(self) -> torch.Tensor:
+        """G, both triangles, of all tokens; of those that it was summed over until it is read."""
+        assert self._gram is not None
+        if not self._is_mirrored:
+            for begin in range(0, len(self._gram), _PANEL):
+                end = begin + _PANEL
+                self._gram[begin:end, end:] = self._gram[end:, begin:end].T
+            self._gram *= self.tokens / max(self._gram_tokens, 1)
+            self._gram_tokens = self.tokens
+            self._is_mirrored = True
+        return self._gram
+
+    def _add_to_sample(self, rows: torch.Tensor) -> None:
+        """Keep the rows with the largest random keys: a uniform sample of all rows so far."""
+        assert self._sample is not None
+        keys = torch.cat([self._keys, torch.rand(len(rows), generator=self._random)])
+        kept = torch.topk(keys, len(self._keys)).indices.sort().values
+        old = kept < len(self._keys)
+        fresh = rows[(kept[~old] - len(self._keys)).to(rows.device)]
+        self._sample = torch.cat([self._sample[kept[old].to(rows.device)], fresh])
+        self._keys = keys[kept]
+
+    def errors(self, difference: torch.Tensor) -> torch.Tensor:
+        """Squared output error over all tokens of each row: D G D^T's diagonal, float32 [out].
+
+        difference: D, float32 [out, in].
+        """
+        if self._gram is not None:
+            errors: torch.Tensor = torch.linalg.vecdot(difference @ self._whole_gram(), difference)
+            return errors.clamp_(min=0)
+        rows = self._filled_sample()
+        return (difference @ rows.T).square().sum(dim=1) * (self.tokens / max(len(rows), 1))
+
+    def summed_error(
+        self, weight: torch.Tensor, difference: Callable[[slice], torch.Tensor]
+    ) -> float:
+        """Squared output error over all tokens and rows of a weight [out, in].
+
+        difference: `errors`' D of some rows, float32 [rows, in]. On a CPU it is asked for piece by
+        piece, so that neither D nor D G is ever whole.
+        """
+        errors = [self.errors(difference(rows)) for rows in row_pieces(weight)]
+        return float(torch.cat(errors).sum())
+
+    def diagonal_blocks(self, group_size: int) -> torch.Tensor:
+        """The diagonal blocks of G: float32 [in / group, group, group]."""
+        if self._gram is not None:
+            gram = self._whole_gram()
+            count = len(gram) // group_size
+            blocks = gram.reshape(count, group_size, count, group_size)
+            return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+        rows = self._filled_sample()
+        pieces = rows.reshape(len(rows), -1, group_size).transpose(0, 1)  # [groups, T, group]
+        return pieces.transpose(1, 2) @ pieces * (self.tokens / max(len(rows), 1))
+
+    @property
+    def gram(self) -> torch.Tensor | None:
+        """G, float32 [in, in]; None where a sample of tokens stands for it."""
+        return None if self._gram is None else self._whole_gram()
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self._sum_abs).all())
+
+    def _filled_sample(self) -> torch.Tensor:
+        assert self._sample is not None
+        filled = self._keys >= 0
+        return self._sample if filled.all() else self._sample[filled.to(self._sample.device)]
+
+
+class WeightsOnly:
+    """An input that was not observed: G = 1, so that a linear's error is that of its weights."""
+
+    tokens, is_sampled, gram = 1, False, None
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def summed_error(
+        self, weight: torch.Tensor, difference: Callable[[slice], torch.Tensor]
+    ) -> float:
+        """Squared error of all weights; see `InputStatistics.summed_error`."""
+        return sum(float(difference(rows).square().sum()) for rows in row_pieces(weight))
+
+
+def plan_samples(in_features: Mapping[str, int], budget_bytes: int) -> dict[str, int | None]:
+    """Tokens to sample for each input of a block, None where its G fits the budget.
+
+    From the smallest input to the largest, each may take an even share of what is left: a G that
+    took more would leave the others a sample of a few tokens. in_features: by input. budget_bytes:
+    of the whole block.
+    """
+    plan: dict[str, int | None] = {}
+    left = budget_bytes
+    for index, (name, size) in enumerate(sorted(in_features.items(), key=lambda item: item[1])):
+        gram = size * size * _FLOAT_BYTES
+        share = left // (len(in_features) - index)
+        if gram <= share:
+            plan[name] = None
+            left -= gram
+            continue
+        plan[name] = max(1, min(_SAMPLE_TOKENS, share // (size * _FLOAT_BYTES)))
+        left -= (plan[name] or 0) * size * _FLOAT_BYTES
+    return plan

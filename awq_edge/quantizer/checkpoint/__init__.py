@@ -1,0 +1,1 @@
+"""The checkpoint that is made: finished blocks on disk, shards, config.json."""

@@ -1,0 +1,1 @@
+"""Other machines: the executor on a Ray cluster."""

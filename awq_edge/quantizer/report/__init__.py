@@ -1,0 +1,1 @@
+"""quantization_report.json and its page."""

@@ -1,0 +1,1 @@
+"""The arithmetic of one linear: scales, clips, GPTQ, rounding, NF4."""

@@ -1,0 +1,1 @@
+"""All of TensorRT: op contract, plugin, engines, builder and session."""

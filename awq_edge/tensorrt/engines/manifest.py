@@ -1,0 +1,89 @@
+"""manifest.json of an engine: what it was built with, for and from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from awq_edge.artifacts.config_keys import Positions, TensorSize
+from awq_edge.artifacts.directories import FileEntry, InnerPath, TensorPort
+
+ENGINE_FILE = "model.engine"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShapeRange(_Part):
+    """Shapes of one input in a profile: the smallest, the one tuned for, the largest."""
+
+    min: tuple[TensorSize, ...]
+    opt: tuple[TensorSize, ...]
+    max: tuple[TensorSize, ...]
+
+
+class EngineProfile(_Part):
+    """An optimization profile; its index in the list is TensorRT's.
+
+    min_tokens..max_tokens: tokens of one execution. max_rows: logits positions of one execution, at
+    most. shapes: of every input.
+    """
+
+    name: str
+    min_tokens: Positions
+    max_tokens: Positions
+    max_rows: Positions
+    shapes: dict[str, ShapeRange]
+
+
+class PluginContract(_Part):
+    """What an engine with plugin nodes asks of the machine that runs it.
+
+    plugin_version: of the operators. layout_version: of packed weights. abi_version: of the kernel
+    library's functions. library_sha256: the kernel library that was there when the engine was
+    built; told, not compared: another build of the same contract computes the same.
+    """
+
+    plugin_version: str
+    layout_version: int
+    abi_version: int
+    library_sha256: str
+
+
+class BuildFigures(_Part):
+    """What building took. peak_rss: resident bytes of TensorRT's process at its peak, None where
+    the system does not tell. available_drop: bytes by which the system's available memory fell
+    meanwhile: on a Jetson it has the GPU's part too, and whatever else ran. available_before: bytes
+    available at the start. warnings: TensorRT's, such as tactics that it skipped for want of
+    memory."""
+
+    seconds: float
+    peak_rss: int | None = None
+    available_before: int | None = None
+    available_drop: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class EngineManifest(_Part):
+    """runtime: backend. runtime_version: of TensorRT, complete. sm: "SM89" is compute capability
+    8.9. bundle_sha256: of the bundle's manifest.json, which has the hash of every file. plugin:
+    None for an engine without plugin nodes. inputs, outputs: as in the bundle's graph."""
+
+    format: Literal["awq-edge-engine"] = "awq-edge-engine"
+    format_version: Literal[1] = 1
+    awq_edge_version: str
+    commit: str | None
+    model_name: str
+    runtime: str
+    runtime_version: str
+    sm: str
+    bundle_sha256: str
+    plugin: PluginContract | None
+    profiles: tuple[EngineProfile, ...]
+    inputs: tuple[TensorPort, ...]
+    outputs: tuple[TensorPort, ...]
+    engine: InnerPath = ENGINE_FILE
+    build: BuildFigures
+    files: dict[InnerPath, FileEntry]
