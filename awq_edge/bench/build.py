@@ -182,10 +182,10 @@ def _repeat(timings: Timings) -> RepeatPart:
 
 
 def _percentiles(seconds: list[float]) -> PercentilesPart | None:
-    found = percentiles(seconds)
-    if found is None:
+    summary = percentiles(seconds)
+    if summary is None:
         return None
-    return PercentilesPart(p50=found.p50, p90=found.p90, p99=found.p99, samples=len(seconds))
+    return PercentilesPart(p50=summary.p50, p90=summary.p90, p99=summary.p99, samples=len(seconds))
 
 
 def energy_parts(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> list[EnergyPart]:
@@ -194,7 +194,7 @@ def energy_parts(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> lis
     None for a phase that was over before the sensor's counter had moved often enough: its energy
     would be nothing, or that of the phase before.
     """
-    found: list[EnergyPart] = []
+    parts: list[EnergyPart] = []
     prompt = cell.prompt_tokens * len(repeats)
     generated = (cell.generated_tokens - 1) * len(repeats)
     prefills = [(one.begin, one.first_token) for one in repeats]
@@ -211,7 +211,7 @@ def energy_parts(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> lis
         )
         has_prefill = is_prefill_long and prefill_seconds > 0
         has_decode = is_decode_long and decode_seconds > 0 and generated > 0
-        found.append(
+        parts.append(
             EnergyPart(
                 sensor=name,
                 covers=what,
@@ -222,7 +222,7 @@ def energy_parts(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> lis
                 decode_seconds=decode_seconds,
             )
         )
-    return found
+    return parts
 
 
 def _seconds(phase: Sequence[tuple[Sample, Sample]]) -> float:

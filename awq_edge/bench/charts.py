@@ -24,7 +24,7 @@ def speed_chart(report: BenchReport) -> str | None:
         x = [_mean_position(cell) for cell in decoding]
         spreads = [cell.decode for cell in decoding if cell.decode is not None]
         roof = [cell.bandwidth.roofline_tokens_per_second for cell in decoding]
-        found = [
+        curves = [
             Line(
                 x,
                 [one.median for one in spreads],
@@ -34,8 +34,8 @@ def speed_chart(report: BenchReport) -> str | None:
         ]
         known = [value for value in roof if value is not None]
         if known and len(known) == len(roof):
-            found.append(Line(x, known, "base", dash="dashed"))
-        return found
+            curves.append(Line(x, known, "base", dash="dashed"))
+        return curves
 
     return _by_generated(
         report, lines, "speed", "Decode, tokens per second, by context", "tokens/s"
@@ -102,11 +102,11 @@ def latency_chart(report: BenchReport) -> str | None:
         y = [100 * (number + 1) / len(steps) for number in numbers]
         lines.append([Line(x, y, "series")])
         assert cell.tpot is not None  # chosen above
-        found = {50: cell.tpot.p50, 90: cell.tpot.p90, 99: cell.tpot.p99}
+        latencies = {50: cell.tpot.p50, 90: cell.tpot.p90, 99: cell.tpot.p99}
         marks.append(
             [
                 Mark(s * 1e3, share, "disc", "other", f"p{share}: {s * 1e3:.2f} ms")
-                for share, s in found.items()
+                for share, s in latencies.items()
             ]
         )
     return panels(

@@ -53,10 +53,10 @@ def bench(
     machine's. Raises what `load` raises, and ConfigError for lengths that do not fit.
     """
     check_numbers(warmup, repeats, seed, sample_interval)
-    found = find_sensors() if sensors is None else sensors
-    monitor = _monitor(found, sample_interval)
+    sensors = find_sensors() if sensors is None else sensors
+    monitor = _monitor(sensors, sample_interval)
     with contextlib.ExitStack() as stack:
-        stack.callback(found.close)
+        stack.callback(sensors.close)
         # Loading is in the memory over time, and clocks are first looked at when all is idle.
         watching = stack.enter_context(contextlib.ExitStack())
         watching.enter_context(monitor)
@@ -89,7 +89,7 @@ def bench(
             prompt_sha256=ids_sha256(prompt),
             after=after,
             device_bandwidth=bandwidth,
-            absent=found.absent,
+            absent=sensors.absent,
             power_modes=read_power_modes(),
         )
 

@@ -67,10 +67,10 @@ def _row(cell: CellPart) -> list[float | int | None]:
 
 
 def _energies(cell: CellPart, sensors: list[str]) -> list[float | None]:
-    found = {part.sensor: part for part in cell.energy}
+    by_sensor = {part.sensor: part for part in cell.energy}
     values: list[float | None] = []
     for sensor in sensors:
-        part = found.get(sensor)
+        part = by_sensor.get(sensor)
         values.append(part.joules_per_prompt_token if part else None)
         values.append(part.joules_per_generated_token if part else None)
     return values

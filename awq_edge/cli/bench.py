@@ -148,12 +148,12 @@ def compare(
     if min_change < 0:
         raise ConfigError(f"--min-change {min_change}: must be 0 or more")
     target = JsonTarget(json_to, [before, after])
-    found = compare_reports(
+    comparison = compare_reports(
         read_bench_report(before), read_bench_report(after), alpha=alpha, min_change=min_change
     )
-    print_comparison(found, target.console())
-    target.write(found.model_dump_json(indent=1))
-    if fail_on_regression and found.regressions:
+    print_comparison(comparison, target.console())
+    target.write(comparison.model_dump_json(indent=1))
+    if fail_on_regression and comparison.regressions:
         raise typer.Exit(1)
 
 

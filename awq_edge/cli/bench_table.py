@@ -42,7 +42,7 @@ def print_bench(report: BenchReport, console: Console) -> None:
         console.print(note, style="bold", soft_wrap=True)
 
 
-def print_comparison(found: Comparison, console: Console) -> None:
+def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print what changed, then what else was not the same."""
     table = Table(box=None, pad_edge=False)
     table.add_column("prompt + new", style="bold", no_wrap=True)
@@ -50,25 +50,25 @@ def print_comparison(found: Comparison, console: Console) -> None:
     for name in ("before", "after", "change", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
-    for change in found.changes:
+    for change in comparison.changes:
         table.add_row(*_change(change))
     console.print(table)
     console.print()
     console.print(
-        f"better or worse: rank test at {found.alpha:g}, and medians that differ by "
-        f"{found.min_change:.0%} or more",
+        f"better or worse: rank test at {comparison.alpha:g}, and medians that differ by "
+        f"{comparison.min_change:.0%} or more",
         soft_wrap=True,
     )
-    for peak in found.peaks:
-        if abs(peak.after - peak.before) >= found.min_change * max(peak.before, 1):
+    for peak in comparison.peaks:
+        if abs(peak.after - peak.before) >= comparison.min_change * max(peak.before, 1):
             console.print(
                 f"peak, {peak.what.replace('_', '-')}, {peak.prompt_tokens} + "
                 f"{peak.generated_tokens}: {_megabytes(peak.before)} -> {_megabytes(peak.after)}",
                 soft_wrap=True,
             )
-    for one in found.differences:
+    for one in comparison.differences:
         console.print(f"{one.what}: {one.before} -> {one.after}", soft_wrap=True)
-    for where, cells in (("first", found.only_before), ("second", found.only_after)):
+    for where, cells in (("first", comparison.only_before), ("second", comparison.only_after)):
         for prompt, generated in cells:
             console.print(f"{prompt} + {generated}: in the {where} report only")
 

@@ -34,18 +34,18 @@ class History:
 
     def entries(self) -> list[str]:
         """The oldest first; lines that are no JSON strings are left out."""
-        found: list[str] = []
+        kept: list[str] = []
         if self._path is None or not self._path.is_file():
-            return found
+            return kept
         with contextlib.suppress(OSError, UnicodeDecodeError):
             for line in self._path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError, RecursionError):
                     entry = json.loads(line)
                     if isinstance(entry, str) and _can_be_called_back(entry):
-                        found.append(entry)
-        if len(found) > 2 * _ENTRIES:
-            self._shorten(found[-_ENTRIES:])
-        return found[-_ENTRIES:]
+                        kept.append(entry)
+        if len(kept) > 2 * _ENTRIES:
+            self._shorten(kept[-_ENTRIES:])
+        return kept[-_ENTRIES:]
 
     def add(self, entry: str) -> bool:
         """Append an entry, at once: two chats may write into one file. Gives whether it is one

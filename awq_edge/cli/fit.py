@@ -77,8 +77,8 @@ def fit(
         "quantization.scheme": scheme,
     }
 
-    def changed(found: Recipe) -> Recipe:
-        return found.overridden(overrides)
+    def changed(recipe: Recipe) -> Recipe:
+        return recipe.overridden(overrides)
 
     if all_devices:
         if recipe is not None:

@@ -47,22 +47,22 @@ def inspect(
 
     target = JsonTarget(json_to, [directory])
     path = resolve_model(directory) if directory == "demo" else user_path(directory, "DIRECTORY")
-    found = inspect_artifact(path, hashes=hashes, verify=verify)
+    inspection = inspect_artifact(path, hashes=hashes, verify=verify)
     console = target.console()
-    print_inspection(found, console, hashes=hashes or verify)
-    target.write(found.model_dump_json(indent=2))
+    print_inspection(inspection, console, hashes=hashes or verify)
+    target.write(inspection.model_dump_json(indent=2))
     if html is not None:
         _write_page(path, html)
         console.print(f"written: {html}", soft_wrap=True)
-    if found.problems:
-        raise ArtifactError(_damage(found))
+    if inspection.problems:
+        raise ArtifactError(_damage(inspection))
 
 
-def _damage(found: Inspection) -> str:
+def _damage(inspection: Inspection) -> str:
     """What is wrong in one line."""
-    if found.kind != "bundle":
-        return "; ".join(found.problems)
-    return f"{found.path}: {'; '.join(found.problems)}; copy or export it again"
+    if inspection.kind != "bundle":
+        return "; ".join(inspection.problems)
+    return f"{inspection.path}: {'; '.join(inspection.problems)}; copy or export it again"
 
 
 def _write_page(path: Path, html: Path) -> None:

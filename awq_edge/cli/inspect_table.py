@@ -12,34 +12,36 @@ from awq_edge.inspect.schema import Inspection, WeightPart
 _PIPE_WIDTH = 160  # columns where there is no terminal to ask: no row is broken
 
 
-def print_inspection(found: Inspection, console: Console, *, hashes: bool) -> None:
+def print_inspection(inspection: Inspection, console: Console, *, hashes: bool) -> None:
     """Print it: what it is, its parts, what decoding reads, where it comes from, its files."""
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    for line in _what(found):
+    for line in _what(inspection):
         console.print(line, soft_wrap=True)
-    if found.parts:
+    if inspection.parts:
         console.print()
-        console.print(_parts(found))
-    if found.dtypes:
+        console.print(_parts(inspection))
+    if inspection.dtypes:
         console.print()
-        console.print(_dtypes(found))
+        console.print(_dtypes(inspection))
     console.print()
-    console.print(_facts(found))
+    console.print(_facts(inspection))
     console.print()
-    console.print(_files(found, hashes))
-    for note in found.notes:
+    console.print(_files(inspection, hashes))
+    for note in inspection.notes:
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def _what(found: Inspection) -> list[str]:
-    name = found.provenance.model_name
+def _what(inspection: Inspection) -> list[str]:
+    name = inspection.provenance.model_name
     about = [name] if name else []
-    about.append(found.model_type or "unknown model_type")
-    if found.parameters:
-        about.append(f"{_count(found.parameters)} parameters")
-    lines = [f"{found.kind} {found.path}: {', '.join(about)}; {_size(found.size)} on disk"]
-    sizes = found.architecture
+    about.append(inspection.model_type or "unknown model_type")
+    if inspection.parameters:
+        about.append(f"{_count(inspection.parameters)} parameters")
+    lines = [
+        f"{inspection.kind} {inspection.path}: {', '.join(about)}; {_size(inspection.size)} on disk"
+    ]
+    sizes = inspection.architecture
     if sizes is not None:
         lines.append(
             f"{sizes.layers} blocks, hidden size {sizes.hidden_size}, {sizes.heads} heads of "
@@ -49,14 +51,14 @@ def _what(found: Inspection) -> list[str]:
     return lines
 
 
-def _parts(found: Inspection) -> Table:
+def _parts(inspection: Inspection) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("part", style="bold", no_wrap=True)
     table.add_column("weights are")
     for heading in ("parameters", "size", "bits a weight", "read a token"):
         table.add_column(heading, justify="right", no_wrap=True)
-    shared = not any(part.name == "lm_head" for part in found.parts)
-    for part in found.parts:
+    shared = not any(part.name == "lm_head" for part in inspection.parts)
+    for part in inspection.parts:
         table.add_row(
             part.name,
             _formats(part) + (", lm_head too" if part.name == "embedding" and shared else ""),
@@ -68,10 +70,12 @@ def _parts(found: Inspection) -> Table:
     table.add_row(
         "all",
         "",
-        "-" if found.parameters is None else f"{found.parameters:,}",
-        _size(found.weight_bytes),
-        _bits(found.bits_per_weight),
-        "-" if found.weight_bytes_per_token is None else _size(found.weight_bytes_per_token),
+        "-" if inspection.parameters is None else f"{inspection.parameters:,}",
+        _size(inspection.weight_bytes),
+        _bits(inspection.bits_per_weight),
+        "-"
+        if inspection.weight_bytes_per_token is None
+        else _size(inspection.weight_bytes_per_token),
         style="bold",
     )
     return table
@@ -87,35 +91,35 @@ def _formats(part: WeightPart) -> str:
     )
 
 
-def _dtypes(found: Inspection) -> Table:
+def _dtypes(inspection: Inspection) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("dtype", style="bold", no_wrap=True)
     table.add_column("tensors", justify="right")
     table.add_column("size", justify="right")
-    for name, dtype in found.dtypes.items():
+    for name, dtype in inspection.dtypes.items():
         table.add_row(name, f"{dtype.tensors:,}", _size(dtype.bytes))
     return table
 
 
-def _facts(found: Inspection) -> Table:
+def _facts(inspection: Inspection) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    how, made = found.quantization, found.provenance
+    how, made = inspection.quantization, inspection.provenance
     if how is not None:
         table.add_row(
             "quantization", f"{how.method}, {how.bits}-bit, group {how.group_size}, {how.scheme}"
         )
-    if found.quantized_bits_per_weight is not None:
-        bits = _bits(found.quantized_bits_per_weight)
+    if inspection.quantized_bits_per_weight is not None:
+        bits = _bits(inspection.quantized_bits_per_weight)
         table.add_row("quantized linears", f"{bits} bits a weight, with scales and zero points")
-    if found.kv_bytes_per_token is not None:
-        dtype = "16 bits" if found.bundle is None else found.bundle.activation_dtype
-        table.add_row("KV cache", f"{found.kv_bytes_per_token:,} bytes a token ({dtype})")
-    for reason, count in Counter(found.unquantized.values()).items():
+    if inspection.kv_bytes_per_token is not None:
+        dtype = "16 bits" if inspection.bundle is None else inspection.bundle.activation_dtype
+        table.add_row("KV cache", f"{inspection.kv_bytes_per_token:,} bytes a token ({dtype})")
+    for reason, count in Counter(inspection.unquantized.values()).items():
         table.add_row("unquantized", f"{count:,} linears: {reason}")
-    if found.bundle is not None:
-        target = found.bundle
+    if inspection.bundle is not None:
+        target = inspection.bundle
         newest = f" {target.min_runtime_version} or later" if target.min_runtime_version else ""
         opset = "" if target.opset is None else f", opset {target.opset}"
         level = target.accuracy_level
@@ -125,9 +129,9 @@ def _facts(found: Inspection) -> Table:
             f"{target.runtime}{newest}{opset}, {target.activation_dtype}{accuracy}, prefill chunk "
             f"{target.prefill_chunk}",
         )
-    if found.sampling is not None:
+    if inspection.sampling is not None:
         of = {"bundle": "the bundle's", "model": "the model's", "default": "it names none"}
-        drawn = f"{found.sampling.keys} ({of[found.sampling.source]})"
+        drawn = f"{inspection.sampling.keys} ({of[inspection.sampling.source]})"
         table.add_row("chat and serve draw", drawn)
     if made.calibration:
         table.add_row("calibration", made.calibration)
@@ -142,16 +146,16 @@ def _facts(found: Inspection) -> Table:
     return table
 
 
-def _files(found: Inspection, hashes: bool) -> Table:
+def _files(inspection: Inspection, hashes: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("file", style="bold", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
-    checked = any(file.status != "unchecked" for file in found.files)
+    checked = any(file.status != "unchecked" for file in inspection.files)
     if checked:
         table.add_column("", no_wrap=True)
     if hashes:
         table.add_column("sha256", overflow="fold")
-    for file in found.files:
+    for file in inspection.files:
         row = [file.name, "-" if file.size is None else f"{file.size:,}"]
         if checked:
             row.append("" if file.status == "unchecked" else file.status)

@@ -56,10 +56,10 @@ def compute_capability(device: int = 0) -> int | None:
 
 def compute_capabilities() -> tuple[int, ...]:
     """Of every GPU of this machine, in the driver's order; empty where there is none."""
-    found: list[int] = []
-    while (capability := compute_capability(len(found))) is not None:
-        found.append(capability)
-    return tuple(found)
+    capabilities: list[int] = []
+    while (capability := compute_capability(len(capabilities))) is not None:
+        capabilities.append(capability)
+    return tuple(capabilities)
 
 
 @dataclass(frozen=True)

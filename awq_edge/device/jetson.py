@@ -62,8 +62,8 @@ class JetsonLinux:
         numbers = tuple(int(part) for part in self.release.split("."))
         if numbers[0] > _NEWEST:
             return None
-        found = [version for first, version in _JETSON_LINUX if first <= numbers]
-        return jetpack_of(found[-1]) if found else None
+        versions = [version for first, version in _JETSON_LINUX if first <= numbers]
+        return jetpack_of(versions[-1]) if versions else None
 
 
 def jetpack_of(version: str) -> JetPack | None:
@@ -112,8 +112,8 @@ def read_modules(root: Path = Path("/")) -> tuple[str, ...]:
     NVIDIA's entries first: the first entry may be a maker of carriers' own. The carrier's are among
     them; with Super or without, a module has one number."""
     entries = sorted(read_compatible(root), key=lambda each: not each.startswith("nvidia,"))
-    found = [number for each in entries for number in re.findall(r"p\d{4}-\d{4}", each)]
-    return tuple(dict.fromkeys(found))
+    part_numbers = [number for each in entries for number in re.findall(r"p\d{4}-\d{4}", each)]
+    return tuple(dict.fromkeys(part_numbers))
 
 
 def read_board(root: Path = Path("/")) -> str | None:

@@ -129,8 +129,8 @@ def on_board(recipe: Recipe) -> str:
 
 def is_before_orin_s_jetpack(machine: Machine) -> bool:
     """Whether this is a Jetson whose JetPack is older than what any recipe is for."""
-    found = jetpack(machine)
-    return on_jetson(machine) and found is not None and found.major < _OLDEST_JETPACK
+    installed = jetpack(machine)
+    return on_jetson(machine) and installed is not None and installed.major < _OLDEST_JETPACK
 
 
 def other_jetpack(recipe: Recipe) -> str:
@@ -149,9 +149,9 @@ def newer_cuda(machine: Machine, recipe: Recipe) -> str:
     return other_jetpack(recipe) if on_jetson(machine) else driver(machine, old=True)
 
 
-def newer_jetpack(machine: Machine, found: JetPack | None) -> str:
+def newer_jetpack(machine: Machine, installed: JetPack | None) -> str:
     """From a JetPack that is too old to one that is not."""
-    if found is not None and found.major == 6:
+    if installed is not None and installed.major == 6:
         steps = (
             f"sed -i 's/ r36\\.[0-9]* / r36.4 /' {_APT_SOURCE}",
             "apt update",

@@ -55,20 +55,20 @@ def jetpack_release(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             needed_for="to compare JetPack",
         )  # fmt: skip
         return
-    found = f"{read_board(machine.root) or 'a Jetson'}: Jetson Linux {release.release}, "
+    words = f"{read_board(machine.root) or 'a Jetson'}: Jetson Linux {release.release}, "
     package = None if in_container(machine) else read_jetpack_package(machine.root)
     known = f"JetPack {installed.version}" if installed is not None else "JetPack not known"
-    found += (
+    words += (
         f"JetPack {package}"
         if package
         else f"of {known}"
         + (" (of the host)" if in_container(machine) else ", nvidia-jetpack is not installed")
     )
-    yield _jetpack(machine, recipe, installed, found, has_package=package is not None)
+    yield _jetpack(machine, recipe, installed, words, has_package=package is not None)
 
 
 def _jetpack(
-    machine: Machine, recipe: Recipe, installed: JetPack | None, found: str, *, has_package: bool
+    machine: Machine, recipe: Recipe, installed: JetPack | None, words: str, *, has_package: bool
 ) -> DoctorRow:
     """The packages of what is installed against those that the recipe is for."""
     wanted = recipe.runtime.jetpack
@@ -84,10 +84,10 @@ def _jetpack(
             fix=fix if needed else "",
         )
 
-    of_recipe = f"{found}; recipe {recipe.name} is for {wanted}"
+    of_recipe = f"{words}; recipe {recipe.name} is for {wanted}"
     if installed is not None and installed.major < _OLDEST_JETPACK:
         return lacking(
-            f"{found}; the oldest that a recipe is for is 6.1",
+            f"{words}; the oldest that a recipe is for is 6.1",
             fixes.newer_jetpack(machine, installed),
         )
     if installed is not None and wanted is not None:
@@ -101,16 +101,16 @@ def _jetpack(
             )
     has_tensorrt = machine.has_module("tensorrt") or recipe.runtime.backend != "tensorrt"
     if not has_package and not has_tensorrt and not in_container(machine):
-        return lacking(found, fixes.jetson_packages(machine))
-    return DoctorRow(check="JetPack", status="ok", found=found)
+        return lacking(words, fixes.jetson_packages(machine))
+    return DoctorRow(check="JetPack", status="ok", found=words)
 
 
 def gpu(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """The GPU and its driver, and whether it is the recipe's."""
     needed = recipe.runtime.backend in _ON_GPU
     driver = _driver(machine)
-    found = machine.gpu()
-    if found is None:
+    device = machine.gpu()
+    if device is None:
         yield DoctorRow(
             check="GPU and driver",
             status="missing" if needed else "optional",
@@ -119,8 +119,8 @@ def gpu(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             fix=_gpu_fix(machine, recipe) if needed else "",
         )
         return
-    capability = f"{found.compute_capability // 10}.{found.compute_capability % 10}"
-    words = f"{found.name}, compute capability {capability}, {found.memory / 1e9:.1f} GB"
+    capability = f"{device.compute_capability // 10}.{device.compute_capability % 10}"
+    words = f"{device.name}, compute capability {capability}, {device.memory / 1e9:.1f} GB"
     words += f", driver {driver}" if driver else ""
     wanted = recipe.device.compute_capability
     if wanted is not None and wanted != capability:
@@ -130,7 +130,7 @@ def gpu(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             found=f"{words}; recipe {recipe.name} is for {wanted}",
             needed_for="run",
             fix="awq-edge recipes  # and export for the one of this GPU"
-            if found.compute_capability >= OLDEST
+            if device.compute_capability >= OLDEST
             else f"--recipe cpu: the kernels need compute capability {dotted(OLDEST)} or newer",
         )
         return
@@ -164,8 +164,8 @@ def _no_gpu(machine: Machine, driver: str | None) -> str:
 
 def cuda(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """What the driver supports against what the recipe's packages are made for; and a compiler."""
-    wanted, found = recipe.runtime.cuda_version, machine.gpu()
-    supported = None if found is None else found.cuda
+    wanted, device = recipe.runtime.cuda_version, machine.gpu()
+    supported = None if device is None else device.cuda
     if supported is not None:
         old = wanted is not None and _release(supported)[:1] < _release(wanted)[:1]
         yield DoctorRow(

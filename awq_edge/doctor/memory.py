@@ -25,91 +25,93 @@ def installed_memory(machine: Machine) -> int:
 
 def memory(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """What can be had now, and on a Jetson what the recipe expects to be left for a model."""
-    found = read_system_memory(machine.root)
-    if found is None:
+    system = read_system_memory(machine.root)
+    if system is None:
         yield DoctorRow(check="memory", status="optional", found="the system does not tell")
         return
     is_jetson = recipe.device.kind == "jetson" and on_jetson(machine)
-    free = found.pinnable if is_jetson else found.available
-    words = f"{_gigabytes(free)} of {_gigabytes(found.total)} available"
-    words += ", as this container's limit has it" if found.limited else ""
+    free = system.pinnable if is_jetson else system.available
+    words = f"{_gigabytes(free)} of {_gigabytes(system.total)} available"
+    words += ", as this container's limit has it" if system.limited else ""
     expected = recipe.device.usable_memory_bytes
     if expected is not None:  # of a module with less than the recipe's
-        expected = min(expected, max(0, found.installed - recipe.device.system_reserved_bytes))
+        expected = min(expected, max(0, system.installed - recipe.device.system_reserved_bytes))
     if is_jetson and expected is not None and free < expected:
         yield DoctorRow(
             check="memory",
             status="warning",
             found=f"{words}; the recipe expects {_gigabytes(expected)} for a model",
             needed_for="build, run",
-            fix=_free_memory(machine, found),
+            fix=_free_memory(machine, system),
         )
-    elif is_jetson and expected is not None and free - found.cached < expected:
+    elif is_jetson and expected is not None and free - system.cached < expected:
         yield DoctorRow(
             check="memory",
             status="ok",
-            found=f"{words}, {_gigabytes(found.cached)} of it page cache: if an allocation for the "
-            f"GPU fails, {fixes.on_host(machine, 'sysctl vm.drop_caches=1')}",
+            found=f"{words}, {_gigabytes(system.cached)} of it page cache: if an allocation for "
+            f"the GPU fails, {fixes.on_host(machine, 'sysctl vm.drop_caches=1')}",
         )
     else:
         yield DoctorRow(check="memory", status="ok", found=words)
     if is_jetson:
-        yield _swap(machine, found)
-    if found.cma_total:
-        low = found.cma_free < found.cma_total // 2
+        yield _swap(machine, system)
+    if system.cma_total:
+        low = system.cma_free < system.cma_total // 2
         yield DoctorRow(
             check="CMA",
             status="warning" if low else "ok",
-            found=f"{_megabytes(found.cma_free)} of {_megabytes(found.cma_total)} free; not among "
-            "the available",
+            found=f"{_megabytes(system.cma_free)} of {_megabytes(system.cma_total)} free; not "
+            "among the available",
             needed_for="build, run" if low else "",
             fix="close what uses the camera or the video decoder" if low else "",
         )
-    if found.nvmap is not None:
-        used = f"{_megabytes(found.nvmap)} allocated for the GPU and other engines"
+    if system.nvmap is not None:
+        used = f"{_megabytes(system.nvmap)} allocated for the GPU and other engines"
         yield DoctorRow(check="NvMap", status="ok", found=used)
 
 
-def _free_memory(machine: Machine, found: SystemMemory) -> str:
+def _free_memory(machine: Machine, system: SystemMemory) -> str:
     """What has the memory, as far as it can be seen."""
-    if found.limited:
+    if system.limited:
         return "give the container more: docker run --memory, or none of that flag"
     desktop = (machine.run(["systemctl", "is-active", "display-manager.service"]) or "").strip()
     if desktop == "active":
         return fixes.as_root(machine, "systemctl isolate multi-user.target") + "  # the desktop"
-    if found.compressed_swap:
+    if system.compressed_swap:
         stop = fixes.on_host(machine, "systemctl disable --now nvzramconfig")
         return f"{stop}  # swap in compressed memory; and close other programs"
     return "close other programs: `ps aux --sort=-rss | head` shows the largest"
 
 
-def _swap(machine: Machine, found: SystemMemory) -> DoctorRow:
+def _swap(machine: Machine, system: SystemMemory) -> DoctorRow:
     """Building an engine takes more than the board has; half of it may be swapped out to a disk."""
-    wanted = found.total // 2
-    little = found.swap < wanted
-    words = f"{_gigabytes(found.swap)} free"
-    if found.compressed_swap:
-        words += f" on disks; {_gigabytes(found.compressed_swap)} in compressed memory do not count"
+    wanted = system.total // 2
+    little = system.swap < wanted
+    words = f"{_gigabytes(system.swap)} free"
+    if system.compressed_swap:
+        words += (
+            f" on disks; {_gigabytes(system.compressed_swap)} in compressed memory do not count"
+        )
     return DoctorRow(
         check="swap",
         status="warning" if little else "ok",
         found=words,
         needed_for="build" if little else "",
-        fix=_make_swap(machine, found, wanted) if little else "",
+        fix=_make_swap(machine, system, wanted) if little else "",
     )
 
 
-def _make_swap(machine: Machine, found: SystemMemory, wanted: int) -> str:
+def _make_swap(machine: Machine, system: SystemMemory, wanted: int) -> str:
     """A file for what is missing, as large as the disk allows, that replaces none."""
     if in_container(machine):
         return "on the container's host: `awq-edge doctor` there has the command, by its disk"
-    missing = -(-(wanted - found.swap) // _GIB)
+    missing = -(-(wanted - system.swap) // _GIB)
     room = int((machine.free_disk(machine.root) - _SPARE_DISK) // _GIB)
     if room < missing:
         return f"free {missing - room} GiB of the system's disk for a swap file of {missing} GiB"
     names = ("/swapfile", "/swapfile-awq-edge", "/swapfile-awq-edge-2")
     name = next((n for n in names if not (machine.root / n.lstrip("/")).exists()), names[-1])
-    stop = ("systemctl disable --now nvzramconfig",) if found.compressed_swap else ()
+    stop = ("systemctl disable --now nvzramconfig",) if system.compressed_swap else ()
     make = (f"fallocate -l {missing}G {name}", f"chmod 600 {name}", f"mkswap {name}")
     return fixes.as_root(machine, *stop, *make, f"swapon {name}")
 

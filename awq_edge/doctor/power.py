@@ -55,12 +55,12 @@ def _performance(machine: Machine) -> str:
 
 def _power_mode(machine: Machine, mode: str, recipe: Recipe) -> DoctorRow:
     known = {each.name: each for each in recipe.device.power_modes}
-    found, fastest = known.get(mode), recipe.device.memory_bandwidth
-    slow = found is not None and fastest is not None and found.memory_bandwidth < fastest
+    spec, fastest = known.get(mode), recipe.device.memory_bandwidth
+    slow = spec is not None and fastest is not None and spec.memory_bandwidth < fastest
     words = mode
-    if slow and found is not None and fastest is not None:
+    if slow and spec is not None and fastest is not None:
         words += (
-            f": memory at {found.memory_bandwidth / 1e9:.0f} GB/s, "
+            f": memory at {spec.memory_bandwidth / 1e9:.0f} GB/s, "
             f"{fastest / 1e9:.0f} in the fastest mode"
         )
     return DoctorRow(
@@ -91,11 +91,11 @@ def _supply(machine: Machine) -> str | None:
         supplies = sorted(folder.iterdir())
     except OSError:
         return None
-    found = []
+    online_states = []
     for supply in supplies:
         folder = supply.relative_to(machine.root)
         kind = (machine.read(str(folder / "type")) or "").strip()
         online = machine.read(str(folder / "online"))
         if online is not None and kind not in ("Battery", "UPS"):  # a mouse has a battery too
-            found.append("0" if online.strip() == "0" else "1")
-    return max(found, default=None)  # one port of several is enough
+            online_states.append("0" if online.strip() == "0" else "1")
+    return max(online_states, default=None)  # one port of several is enough

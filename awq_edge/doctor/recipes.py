@@ -25,9 +25,9 @@ def choose_recipe(machine: Machine, name: str | None) -> tuple[Recipe, str]:
             recipe, reason = choose_recipe(machine, None)
             return recipe, f"{error}; instead: {reason}"
     if on_jetson(machine):
-        found = _of_jetson(machine)
-        if found is not None:
-            return found
+        of_module = _of_jetson(machine)
+        if of_module is not None:
+            return of_module
     gpu = machine.gpu()
     if gpu is None:
         return load_recipe("cpu"), "no NVIDIA GPU is found"

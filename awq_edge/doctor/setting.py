@@ -53,26 +53,26 @@ def on_jetson(machine: Machine) -> bool:
     """Whether this is a Jetson, or a container on one that shows as much as the GPU's name."""
     if is_jetson(machine.root):
         return True
-    found = machine.gpu()
-    return found is not None and found.name in _BUILT_IN_GPUS
+    gpu = machine.gpu()
+    return gpu is not None and gpu.name in _BUILT_IN_GPUS
 
 
 def jetpack(machine: Machine) -> JetPack | None:
     """Of a Jetson: by its package, in a container or without it by Jetson Linux. None elsewhere,
     and for one not known."""
     package = None if in_container(machine) else read_jetpack_package(machine.root)
-    found = None if package is None else jetpack_of(package)
+    installed = None if package is None else jetpack_of(package)
     release = read_release(machine.root)
     of_release = None if release is None else release.jetpack
-    if found is None or (of_release is not None and of_release.major != found.major):
+    if installed is None or (of_release is not None and of_release.major != installed.major):
         return of_release  # a package that is left of an update is not what runs
-    return found
+    return installed
 
 
 def cuda_major(machine: Machine, fallback: str | None) -> int | None:
     """The CUDA that this machine's driver has, else JetPack's, else `fallback`'s ("13.2")."""
-    found, installed = machine.gpu(), jetpack(machine)
-    known = (found and found.cuda) or (installed and installed.cuda) or fallback
+    gpu, installed = machine.gpu(), jetpack(machine)
+    known = (gpu and gpu.cuda) or (installed and installed.cuda) or fallback
     return None if known is None else int(known.partition(".")[0])
 
 
@@ -83,14 +83,14 @@ def pci_gpus(machine: Machine) -> list[PciGpu]:
         devices = sorted(folder.iterdir())
     except OSError:
         return []
-    found = []
+    gpus = []
     for device in devices:
         if _text(device / "vendor") == _NVIDIA and _text(device / "class").startswith(_DISPLAY):
             driver = device / "driver"
             name = driver.readlink().name if driver.is_symlink() else None
             asleep = _text(device / "power/runtime_status") == "suspended"
-            found.append(PciGpu(device.name, name, asleep))
-    return found
+            gpus.append(PciGpu(device.name, name, asleep))
+    return gpus
 
 
 def distribution(machine: Machine) -> str:

@@ -64,7 +64,7 @@ def device_layer(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     version is CUDA's: one that is newer than the driver's CUDA does not start."""
     needed = recipe.runtime.backend in _ON_TENSORRT
     supported = cuda_major(machine, None)
-    found, usable = [], False
+    packages, usable = [], False
     for name, distribution, module in _LAYERS:
         if not machine.has_module(module):
             continue
@@ -73,12 +73,12 @@ def device_layer(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         newer = supported is not None and major is not None and int(major[0]) > supported
         usable |= not newer
         words = f"{name} {version}".strip()
-        found.append(f"{words}, and the driver's CUDA is {supported}" if newer else words)
+        packages.append(f"{words}, and the driver's CUDA is {supported}" if newer else words)
     fixed = usable or not needed
     yield DoctorRow(
         check="CUDA from Python",
         status="ok" if usable else "missing" if needed else "optional",
-        found=", ".join(found) or "neither cuda-python nor pycuda",
+        found=", ".join(packages) or "neither cuda-python nor pycuda",
         needed_for="" if usable else "run" if needed else "recipes with TensorRT",
         fix="" if fixed else _device_layer_fix(machine, recipe),
     )

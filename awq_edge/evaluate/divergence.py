@@ -143,11 +143,11 @@ def check_same_vocabulary(target: LogitsSource, reference: LogitsSource) -> None
             f"{names} have vocabularies of {target.vocab_size} and {reference.vocab_size} tokens; "
             "compare models of one vocabulary"
         )
-    mine, theirs = target.tokenizer.vocabulary(), reference.tokenizer.vocabulary()
-    if mine != theirs:
-        token, _ = min(mine.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
+    ours, theirs = target.tokenizer.vocabulary(), reference.tokenizer.vocabulary()
+    if ours != theirs:
+        token, _ = min(ours.items() ^ theirs.items(), key=lambda item: (item[1], item[0]))
         raise ConfigError(
-            f"{names} have different tokenizers: {token!r} is token {mine.get(token, 'none')} and "
+            f"{names} have different tokenizers: {token!r} is token {ours.get(token, 'none')} and "
             f"{theirs.get(token, 'none')}; compare models of one tokenizer"
         )
 
@@ -156,23 +156,23 @@ def _paired(
     first: Iterator[Float32], second: Iterator[Float32]
 ) -> Iterator[tuple[Float32, Float32]]:
     """The rows of two sources side by side, a few at a time, however each cuts its blocks."""
-    mine: Float32 | None = None
+    ours: Float32 | None = None
     theirs: Float32 | None = None
     while True:
-        if mine is None or not len(mine):
-            mine = next(first, None)
+        if ours is None or not len(ours):
+            ours = next(first, None)
         if theirs is None or not len(theirs):
             theirs = next(second, None)
-        if mine is None or theirs is None:
-            assert mine is theirs, "two sources gave different numbers of rows"
+        if ours is None or theirs is None:
+            assert ours is theirs, "two sources gave different numbers of rows"
             return
-        count = min(len(mine), len(theirs), _ROWS)
-        yield mine[:count], theirs[:count]
-        mine, theirs = mine[count:], theirs[count:]
+        count = min(len(ours), len(theirs), _ROWS)
+        yield ours[:count], theirs[:count]
+        ours, theirs = ours[count:], theirs[count:]
 
 
 def _largest(logits: Float32) -> Int64:
     """Ids of the five largest logits of each row, in no order: int64 [rows, 5 or vocab]."""
     count = min(_TOP, logits.shape[1])
-    found: Int64 = np.argpartition(logits, -count, axis=1)[:, -count:]
-    return found
+    largest: Int64 = np.argpartition(logits, -count, axis=1)[:, -count:]
+    return largest

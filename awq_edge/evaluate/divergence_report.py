@@ -138,26 +138,26 @@ def _measure(
             "differ); compare models of one tokenizer"
         )
     start = time.perf_counter()
-    found = divergence(
+    result = divergence(
         target, reference, whole.first(max_tokens), window=window, stride=stride, progress=progress
     )
     seconds = time.perf_counter() - start
-    ratio = found.perplexity / found.reference_perplexity
-    ratio_error = standard_error(found.nll - found.reference_nll)
+    ratio = result.perplexity / result.reference_perplexity
+    ratio_error = standard_error(result.nll - result.reference_nll)
     return DivergenceReport(
-        kl=_kl_part(found),
-        top1_agreement=float(found.same_top1.mean()),
-        top5_overlap=float(found.shared_top5.mean()),
-        perplexity=found.perplexity,
-        reference_perplexity=found.reference_perplexity,
+        kl=_kl_part(result),
+        top1_agreement=float(result.same_top1.mean()),
+        top5_overlap=float(result.shared_top5.mean()),
+        perplexity=result.perplexity,
+        reference_perplexity=result.reference_perplexity,
         perplexity_ratio=ratio,
         # d exp(x) = exp(x) dx, with x the mean difference of the log-likelihoods
         perplexity_ratio_standard_error=None if ratio_error is None else ratio * ratio_error,
-        tokens=len(found.kl),
+        tokens=len(result.kl),
         window=window,
         stride=stride,
         seconds=seconds,
-        tokens_per_second=len(found.kl) / seconds,
+        tokens_per_second=len(result.kl) / seconds,
         model=target.info,
         reference=reference.info,
         text=text.info(whole),
@@ -166,15 +166,15 @@ def _measure(
     )
 
 
-def _kl_part(found: Divergence) -> KlPart:
-    p50, p95, p99 = (float(value) for value in np.percentile(found.kl, (50, 95, 99)))
+def _kl_part(result: Divergence) -> KlPart:
+    p50, p95, p99 = (float(value) for value in np.percentile(result.kl, (50, 95, 99)))
     return KlPart(
-        mean=float(found.kl.mean()),
-        standard_error=standard_error(found.kl),
+        mean=float(result.kl.mean()),
+        standard_error=standard_error(result.kl),
         p50=p50,
         p95=p95,
         p99=p99,
-        max=float(found.kl.max()),
+        max=float(result.kl.max()),
     )
 
 

@@ -85,8 +85,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
         self, requests: Sequence[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, is_greedy) of each (context, continuation)."""
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return found
+        likelihoods: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return likelihoods
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = True
@@ -109,8 +109,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
                 asked.append(Continuation(tuple(context), tuple(tokens)))
                 owners.append(owner)
         totals = [0.0] * len(requests)
-        for owner, found in zip(owners, self._likelihoods(asked), strict=True):
-            totals[owner] += found.log_likelihood
+        for owner, likelihood in zip(owners, self._likelihoods(asked), strict=True):
+            totals[owner] += likelihood.log_likelihood
         return totals
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
@@ -159,7 +159,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         asked = [self._continuation(context, tokens) for _, context, tokens in requests]
-        return [(found.log_likelihood, found.is_greedy) for found in self._likelihoods(asked)]
+        return [
+            (likelihood.log_likelihood, likelihood.is_greedy)
+            for likelihood in self._likelihoods(asked)
+        ]
 
     def _continuation(self, context: list[int], tokens: list[int]) -> Continuation:
         """The last ids that fit; the model does not read the very last one."""
@@ -176,11 +179,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
         return Continuation(tuple(context[-room:]), tuple(tokens))
 
     def _likelihoods(self, asked: Sequence[Continuation]) -> list[Likelihood]:
-        found: dict[int, Likelihood] = {}
+        likelihoods: dict[int, Likelihood] = {}
         for index, one in self._model.likelihoods(asked):
-            found[index] = one
-            self._report(len(found), len(asked), "likelihoods")
-        return [found[index] for index in range(len(asked))]
+            likelihoods[index] = one
+            self._report(len(likelihoods), len(asked), "likelihoods")
+        return [likelihoods[index] for index in range(len(asked))]
 
     def _request(self, context: str, settings: dict[str, Any], *, seed: int) -> Request:
         """What a generate_until request asks for. Raises ConfigError for a setting that this

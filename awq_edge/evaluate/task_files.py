@@ -21,12 +21,12 @@ def load_tasks(
     Raises ConfigError for a name that is no task, a task that runs code unless
     allow_code_execution, and one whose file or data cannot be loaded.
     """
-    manager, found = _find(names, include_path)
-    unsafe = sorted({part.name for part in _parts(manager, found) if part.unsafe})
+    manager, registered = _find(names, include_path)
+    unsafe = sorted({part.name for part in _parts(manager, registered) if part.unsafe})
     if unsafe and not allow_code_execution:
         raise _code_refused(unsafe)
     try:
-        loaded: dict[str, Any] = manager.load(found)
+        loaded: dict[str, Any] = manager.load(registered)
     except Exception as error:  # of any kind: data sets, YAML, and the tasks' own Python code
         text = " ".join(str(error).split())
         raise ConfigError(
@@ -50,25 +50,25 @@ def _find(names: Sequence[str], include_path: Path | None) -> tuple[Any, list[st
             raise ConfigError(f"--include-path {include_path}: is not a directory")
         # Reading the harness's 14,000 files takes many seconds: only where they are needed.
         local = TaskManager(include_path=str(include_path), include_defaults=False)
-        found = [local.match_tasks([name]) for name in names]
-        parts = {part.name for part in _parts(local, _once(found))}
-        if all(found) and parts <= set(local.all_tasks):
-            return local, _once(found)
+        matches = [local.match_tasks([name]) for name in names]
+        parts = {part.name for part in _parts(local, _once(matches))}
+        if all(matches) and parts <= set(local.all_tasks):
+            return local, _once(matches)
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
-    found = [manager.match_tasks([name]) for name in names]
-    for name, matches in zip(names, found, strict=True):
-        if not matches:
+    matches = [manager.match_tasks([name]) for name in names]
+    for name, of_name in zip(names, matches, strict=True):
+        if not of_name:
             close = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(close)}? " if close else ""
             raise ConfigError(
                 f"--tasks {name}: lm-eval has no such task; {hint}its own tasks are in the folder "
                 "lm_eval/tasks, yours in --include-path DIR"
             )
-    return manager, _once(found)
+    return manager, _once(matches)
 
 
-def _once(found: Sequence[Sequence[str]]) -> list[str]:
-    return list(dict.fromkeys(name for matches in found for name in matches))
+def _once(matches: Sequence[Sequence[str]]) -> list[str]:
+    return list(dict.fromkeys(name for of_name in matches for name in of_name))
 
 
 @dataclass(frozen=True)

@@ -133,11 +133,11 @@ def evaluate_tasks(
             if apply_chat_template:
                 harness.require_chat_template()
             start = time.perf_counter()
-            found = _run(harness, loaded, limit, apply_chat_template, allow_code_execution)
+            raw = _run(harness, loaded, limit, apply_chat_template, allow_code_execution)
             seconds = time.perf_counter() - start
             return TasksReport(
                 tasks=tuple(names),
-                results=_results(found, loaded),
+                results=_results(raw, loaded),
                 limit=limit,
                 num_fewshot=num_fewshot,
                 chat_template=apply_chat_template,
@@ -214,20 +214,20 @@ def _run(
         ) from error
 
 
-def _results(found: Any, loaded: dict[str, Any]) -> tuple[TaskResult, ...]:
+def _results(raw: Any, loaded: dict[str, Any]) -> tuple[TaskResult, ...]:
     groups = set(loaded.get("groups", {}))
     results = []
-    for name, figures in found["results"].items():
-        version = found["versions"].get(name)
+    for name, figures in raw["results"].items():
+        version = raw["versions"].get(name)
         results.append(
             TaskResult(
                 name=name,
                 kind="group" if name in groups else "task",
                 version=None if version is None else str(version),
-                n_shot=found["n-shot"].get(name),
+                n_shot=raw["n-shot"].get(name),
                 samples=int(figures.get("sample_len", 0)),
-                samples_available=found["n-samples"].get(name, {}).get("original"),
-                metrics=_metrics(figures, found["higher_is_better"].get(name, {})),
+                samples_available=raw["n-samples"].get(name, {}).get("original"),
+                metrics=_metrics(figures, raw["higher_is_better"].get(name, {})),
             )
         )
     return tuple(results)

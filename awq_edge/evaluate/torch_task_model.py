@@ -161,7 +161,7 @@ def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
 
 def _eos_token_ids(config: Any) -> tuple[int, ...]:
     """Ids that config.json says end a text."""
-    found = getattr(config.get_text_config(), "eos_token_id", None)
-    if found is None:
+    token_ids = getattr(config.get_text_config(), "eos_token_id", None)
+    if token_ids is None:
         return ()
-    return (found,) if isinstance(found, int) else tuple(found)
+    return (token_ids,) if isinstance(token_ids, int) else tuple(token_ids)

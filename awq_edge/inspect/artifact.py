@@ -41,10 +41,10 @@ def inspect_artifact(path: Path, *, hashes: bool = False, verify: bool = False) 
     return _with_sampling(path, inspect_model(path, hashes=hashes))
 
 
-def _with_sampling(path: Path, found: Inspection) -> Inspection:
+def _with_sampling(path: Path, inspection: Inspection) -> Inspection:
     """With what chat and serve draw by; where that cannot be told, a note says why."""
     bundle = None
-    if found.kind == "bundle":
+    if inspection.kind == "bundle":
         bundle = Bundle.open(path, verify=False).manifest.sampling
     source: Literal["bundle", "model", "default"] = "bundle"
     keys = bundle
@@ -54,7 +54,7 @@ def _with_sampling(path: Path, found: Inspection) -> Inspection:
             keys = sampling_of(read_json(file), file) if file.exists() else None
         except ModelError as error:
             note = f"how chat and serve draw is not known: {error}"
-            return found.model_copy(update={"notes": (*found.notes, note)})
+            return inspection.model_copy(update={"notes": (*inspection.notes, note)})
         source = "default" if keys is None else "model"
     part = SamplingPart(keys=keys or FALLBACK, source=source)
-    return found.model_copy(update={"sampling": part})
+    return inspection.model_copy(update={"sampling": part})

@@ -114,15 +114,15 @@ def _parameters(decoder: Decoder) -> dict[str, int]:
     its kernel reads, but no further parameters.
     """
     arch = decoder.architecture
-    found = {"embedding": 0, "blocks": 0, "lm_head": 0}
+    counts = {"embedding": 0, "blocks": 0, "lm_head": 0}
     for name, shape in decoder.weight_shapes().items():
         part = "blocks"
         if not name.startswith(f"{arch.layers}."):
             part = "embedding" if name == f"{arch.embedding}.weight" else "lm_head"
-        found[part] += math.prod(shape)
+        counts[part] += math.prod(shape)
     if decoder.tied_embeddings:
-        found["lm_head"] += found["embedding"]
-    return found
+        counts["lm_head"] += counts["embedding"]
+    return counts
 
 
 def _part(manifest: BundleManifest, name: str, parameters: int | None) -> WeightPart:

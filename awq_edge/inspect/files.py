@@ -31,10 +31,10 @@ def compare_files(
     Sizes are always compared. verify: read every file and compare its sha256 too, whatever was
     checked before.
     """
-    found, problems = [], []
+    files, problems = [], []
     for name, entry in manifest.items():
         part, problem = _compare(directory, name, entry, verify)
-        found.append(part)
+        files.append(part)
         if problem is not None:
             problems.append(problem)
     for path in _files(directory):
@@ -43,8 +43,8 @@ def compare_files(
             part = FilePart(
                 name=name, size=path.stat().st_size, sha256=None, status=_unlisted_status(name)
             )
-            found.append(part)
-    return tuple(found), tuple(problems)
+            files.append(part)
+    return tuple(files), tuple(problems)
 
 
 def _unlisted_status(name: str) -> FileStatus:

@@ -140,15 +140,15 @@ class _Weights:
 
     def parts(self) -> Iterator[WeightPart]:
         """The parts that there are."""
-        for name, found in self._sums.items():
-            if found.bytes:
+        for name, sums in self._sums.items():
+            if sums.bytes:
                 yield WeightPart(
                     name=name,
-                    parameters=found.parameters or None,
-                    formats=found.formats,
-                    bytes=found.bytes,
-                    bits_per_weight=bits_per_weight(found.bytes, found.parameters),
-                    bytes_per_token=found.bytes_per_token,
+                    parameters=sums.parameters or None,
+                    formats=sums.formats,
+                    bytes=sums.bytes,
+                    bits_per_weight=bits_per_weight(sums.bytes, sums.parameters),
+                    bytes_per_token=sums.bytes_per_token,
                 )
 
     def quantized_bits(self) -> float | None:
@@ -181,20 +181,20 @@ class _Weights:
         """Count one weight of the unquantized model. Returns the tensors that stand for it."""
         tensors = self._tensors(name)
         size = sum(self._entries[tensor].size for tensor in tensors)
-        found, parameters = self._sums[self._part(name, shape)], math.prod(shape)
-        found.parameters += parameters
-        found.bytes += size
-        found.bytes_per_token += self._read_per_token(name, shape, size)
+        sums, parameters = self._sums[self._part(name, shape)], math.prod(shape)
+        sums.parameters += parameters
+        sums.bytes += size
+        sums.bytes_per_token += self._read_per_token(name, shape, size)
         stored = self._format(name)
-        found.formats[stored] = (found.formats.get(stored) or 0) + parameters
+        sums.formats[stored] = (sums.formats.get(stored) or 0) + parameters
         return set(tensors)
 
     def _add_kept(self, entry: TensorEntry) -> None:
         """Count a tensor of a vision tower or projector, which a decode step does not read."""
-        found, parameters = self._sums["vision"], math.prod(entry.shape)
-        found.parameters += parameters
-        found.bytes += entry.size
-        found.formats[entry.dtype] = (found.formats.get(entry.dtype) or 0) + parameters
+        sums, parameters = self._sums["vision"], math.prod(entry.shape)
+        sums.parameters += parameters
+        sums.bytes += entry.size
+        sums.formats[entry.dtype] = (sums.formats.get(entry.dtype) or 0) + parameters
 
     def _tensors(self, name: str) -> list[str]:
         linear = name.removesuffix(".weight")
@@ -235,10 +235,10 @@ class _Weights:
 
 def _by_module(entries: Mapping[str, TensorEntry]) -> dict[str, list[str]]:
     """Names of tensors by what stands before the last dot."""
-    found: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
     for name in entries:
-        found.setdefault(name.rpartition(".")[0], []).append(name)
-    return found
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    return modules
 
 
 def _kind(config: Mapping[str, Any]) -> Kind:
@@ -248,11 +248,14 @@ def _kind(config: Mapping[str, Any]) -> Kind:
 
 
 def _quantization(checkpoint: Checkpoint) -> QuantizationPart | None:
-    found = checkpoint.quantization
-    if found is None:
+    quantization = checkpoint.quantization
+    if quantization is None:
         return None
     return QuantizationPart(
-        method=found.method, bits=found.bits, group_size=found.group_size, scheme=found.scheme
+        method=quantization.method,
+        bits=quantization.bits,
+        group_size=quantization.group_size,
+        scheme=quantization.scheme,
     )
 
 

@@ -131,9 +131,9 @@ class ChatTemplate:
         """What is written behind an answer before the next question; "" where that is not known."""
         talk = [("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)]
         text = self._tried(talk, parts=self._traits.parts)
-        _, found, behind = text.rpartition(_ANSWER)
-        end, next_found, _ = behind.partition(_NEXT)
-        return end if found and next_found else ""
+        _, answer, behind = text.rpartition(_ANSWER)
+        end, question, _ = behind.partition(_NEXT)
+        return end if answer and question else ""
 
     @functools.cached_property
     def _traits(self) -> _Traits:
@@ -291,9 +291,9 @@ def _reaches(words: str, text: str) -> bool:
     if words.strip() in text or json.dumps(words.strip(), ensure_ascii=False)[1:-1] in text:
         return True
     # A template may change blanks or take a switch such as /no_think out.
-    each = words.split()
-    found = sum(word in text for word in each)
-    return 2 * found > len(each) and sum(map(len, each)) < 2 * len(text)
+    user_words = words.split()
+    present = sum(word in text for word in user_words)
+    return 2 * present > len(user_words) and sum(map(len, user_words)) < 2 * len(text)
 
 
 def _common(first: str, second: str) -> int:

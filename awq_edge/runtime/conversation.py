@@ -27,7 +27,7 @@ from awq_edge.runtime.generation import (
 from awq_edge.runtime.model import ChatOptions, Model
 from awq_edge.runtime.sampling import Sampling
 from awq_edge.runtime.saved_conversation import SavedConversation, SavedMessage
-from awq_edge.runtime.thoughts import TextPiece
+from awq_edge.runtime.thoughts import TextDelta
 
 # Tokens of the context that are kept free for an answer, unless its limit asks for fewer.
 _ANSWER_ROOM = 128
@@ -288,7 +288,7 @@ class Turn:
         with contextlib.closing(self.pieces()) as pieces:
             yield from (piece.text for piece in pieces if not piece.thought)
 
-    def pieces(self) -> Generator[TextPiece, None, None]:
+    def pieces(self) -> Generator[TextDelta, None, None]:
         """Thoughts and answer as they come."""
         try:
             yield from self._stream.pieces()

@@ -19,7 +19,7 @@ from awq_edge.runtime.session import Float32, Session
 from awq_edge.runtime.thoughts import (
     AnswerConstraint,
     HeldText,
-    TextPiece,
+    TextDelta,
     ThoughtMarkers,
     ThoughtSplitter,
     overlap,
@@ -248,7 +248,7 @@ class TextStream:
     def __iter__(self) -> Iterator[str]:
         return self._answers
 
-    def pieces(self) -> Iterator[TextPiece]:
+    def pieces(self) -> Iterator[TextDelta]:
         """Thoughts and answer as they come."""
         return self._pieces
 
@@ -297,7 +297,7 @@ class TextStream:
                 if not piece.thought:
                     yield piece.text
 
-    def _run(self) -> Generator[TextPiece, None, None]:
+    def _run(self) -> Generator[TextDelta, None, None]:
         # Left early, the loop ends its `finally` (the total time) here and not at some later time.
         with contextlib.closing(self._loop.tokens()) as tokens:
             for token in tokens:
@@ -313,25 +313,25 @@ class TextStream:
             yield from self._give(piece)
         yield from self._answered(self._stops.flush())
 
-    def _split(self, text: str, *, special: bool = False) -> Iterator[TextPiece]:
+    def _split(self, text: str, *, special: bool = False) -> Iterator[TextDelta]:
         """What has become certain with the text of a token."""
         self._written.append(text)
         splitter = self._splitter
         if splitter is None:
-            yield from self._give(TextPiece(text), special=special)
+            yield from self._give(TextDelta(text), special=special)
             return
         before = splitter.state
         pieces = splitter.push(text, special=special)
         if "thoughts" in (before, splitter.state):
             self._thought_tokens = len(self._ids)
         if special and before == "answer":  # it may belong to a stop string
-            pieces = [TextPiece(text)]
+            pieces = [TextDelta(text)]
         for piece in pieces:
             # What follows the thoughts within one token is not what a constraint made.
             if piece.thought or before != "thoughts" or self._request.constraint is None:
                 yield from self._give(piece, special=special)
 
-    def _give(self, piece: TextPiece, *, special: bool = False) -> Iterator[TextPiece]:
+    def _give(self, piece: TextDelta, *, special: bool = False) -> Iterator[TextDelta]:
         if piece.thought:
             self._thoughts.append(piece.text)
             yield piece
@@ -341,10 +341,10 @@ class TextStream:
                 self._answer_begin = max(thoughts, len(self._ids) - 1) if thoughts else 0
             yield from self._answered(self._stops.push(piece.text, special=special))
 
-    def _answered(self, text: str) -> Iterator[TextPiece]:
+    def _answered(self, text: str) -> Iterator[TextDelta]:
         if text:
             self._answer.append(text)
-            yield TextPiece(text)
+            yield TextDelta(text)
 
 
 class StopStrings:

@@ -143,5 +143,5 @@ def _largest(logits: Float32, count: int) -> Int64:
     else:
         ids = np.arange(len(logits))
     order = np.argsort(-logits[ids], kind="stable")
-    found: Int64 = ids[order][:count].astype(np.int64)
-    return found
+    largest: Int64 = ids[order][:count].astype(np.int64)
+    return largest

@@ -39,9 +39,11 @@ def tokenize(documents: Sequence[Document], tokenizer: Tokenizer) -> TokenizedTe
     template = _template(documents, tokenizer)
 
     def add(text: str) -> None:
-        found = tokenizer.encode(text, add_special_tokens=False)
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
         # A text that was written with it: once is enough.
-        ids.extend(found[len(prefix) :] if prefix and found[: len(prefix)] == prefix else found)
+        ids.extend(
+            token_ids[len(prefix) :] if prefix and token_ids[: len(prefix)] == prefix else token_ids
+        )
 
     for document in documents:
         if document.text is not None:

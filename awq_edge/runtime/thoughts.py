@@ -52,7 +52,7 @@ _LONGEST_HEADER = 200  # characters of a role, a channel's name and its recipien
 
 
 @dataclass(frozen=True)
-class TextPiece:
+class TextDelta:
     """A piece of what a model says. thought: it belongs to the thoughts."""
 
     text: str
@@ -95,11 +95,11 @@ class ThoughtSplitter(Protocol):
         """Whether a marker came that ends the answer."""
         ...
 
-    def push(self, text: str, *, special: bool = False) -> list[TextPiece]:
+    def push(self, text: str, *, special: bool = False) -> list[TextDelta]:
         """What is certain now. special: the text of a special token, which is never given out."""
         ...
 
-    def flush(self) -> list[TextPiece]:
+    def flush(self) -> list[TextDelta]:
         """What was held back, when the text has ended."""
         ...
 
@@ -168,8 +168,8 @@ class _PairSplitter:
     def ended(self) -> bool:
         return self._ended
 
-    def push(self, text: str, *, special: bool = False) -> list[TextPiece]:
-        pieces: list[TextPiece] = []
+    def push(self, text: str, *, special: bool = False) -> list[TextDelta]:
+        pieces: list[TextDelta] = []
         if self._ended:
             return pieces
         self._held.append(text, special)
@@ -182,13 +182,13 @@ class _PairSplitter:
         shown = self._held.take(len(self._unwrapped()))
         if self.ended:
             self._held.take(len(self._held.text))
-        return [*pieces, TextPiece(shown)] if shown else pieces
+        return [*pieces, TextDelta(shown)] if shown else pieces
 
-    def flush(self) -> list[TextPiece]:
+    def flush(self) -> list[TextDelta]:
         thought = self._state == "thoughts"
         text = self._held.take(len(self._held.text))
         text = text.rstrip() if thought or self._wrapped else text
-        return [TextPiece(text, thought)] if text else []
+        return [TextDelta(text, thought)] if text else []
 
     def _begun(self) -> bool:
         """Whether the answer behind the thoughts has begun; its wrapper is no part of it."""
@@ -225,7 +225,7 @@ class _PairSplitter:
             self._state, self._fresh = "answer", False
         return self._state != "undecided"
 
-    def _closed(self, pieces: list[TextPiece]) -> bool:
+    def _closed(self, pieces: list[TextDelta]) -> bool:
         """Give out what are thoughts; whether they have ended."""
         held, opening, closing = self._held, self._markers.opening, self._markers.closing
         if self._fresh:
@@ -240,7 +240,7 @@ class _PairSplitter:
         # Blanks before the closing marker belong to it.
         end = len(held.text) - overlap(held.text, closing) if place < 0 else place
         if text := held.take(len(held.text[:end].rstrip())):
-            pieces.append(TextPiece(text, thought=True))
+            pieces.append(TextDelta(text, thought=True))
         if place < 0:
             return False
         held.strip_left()
@@ -269,8 +269,8 @@ class _ChannelSplitter:
     def ended(self) -> bool:
         return self._ended
 
-    def push(self, text: str, *, special: bool = False) -> list[TextPiece]:
-        held, pieces = self._held, list[TextPiece]()
+    def push(self, text: str, *, special: bool = False) -> list[TextDelta]:
+        held, pieces = self._held, list[TextDelta]()
         held.append(text, special)
         while match := _CHANNEL_TOKEN.search(held.text):
             self._text(held.take(match.start()), pieces)
@@ -280,11 +280,11 @@ class _ChannelSplitter:
         self._text(held.take(rest), pieces)
         return pieces
 
-    def flush(self) -> list[TextPiece]:
-        pieces: list[TextPiece] = []
+    def flush(self) -> list[TextDelta]:
+        pieces: list[TextDelta] = []
         self._text(self._held.take(len(self._held.text)), pieces)
         if self._state == "undecided" and self._header:
-            pieces.append(TextPiece(self._header))
+            pieces.append(TextDelta(self._header))
         return pieces
 
     def _marker(self, marker: str) -> None:
@@ -297,18 +297,18 @@ class _ChannelSplitter:
         else:
             self._header = ""
 
-    def _text(self, text: str, pieces: list[TextPiece]) -> None:
+    def _text(self, text: str, pieces: list[TextDelta]) -> None:
         if self._ended or not text:
             return
         if self._header is None:
-            pieces.append(TextPiece(text, self._state == "thoughts"))
+            pieces.append(TextDelta(text, self._state == "thoughts"))
             return
         self._header += text
         if self._state == "undecided" and (
             "\n" in self._header or len(self._header) > _LONGEST_HEADER
         ):
             # A model that does not keep to the form: all of it is the answer.
-            pieces.append(TextPiece(self._header))
+            pieces.append(TextDelta(self._header))
             self._state, self._header = "answer", None
 
 

@@ -120,8 +120,8 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of one token by its text, or None."""
-        found: int | None = self._backend.token_to_id(token)
-        return found
+        token_id: int | None = self._backend.token_to_id(token)
+        return token_id
 
     def special_ids(self) -> frozenset[int]:
         """Ids that stand for no text: beginning and end of a text, of a turn, padding."""
@@ -311,7 +311,7 @@ def _add_tokens(
 
 def _special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Texts of bos_token, eos_token and the like; a token is a string or {"content": string}."""
-    found: dict[str, str] = {}
+    special_tokens: dict[str, str] = {}
     map_file, config_file = directory / "special_tokens_map.json", "tokenizer_config.json"
     for keys in (
         ConfigKeys(_optional_json(map_file), str(map_file)),
@@ -321,7 +321,7 @@ def _special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str
             if isinstance(keys.values.get(name), dict):
                 token = keys.table(name)
                 assert token is not None
-                found[name] = token.text("content")
+                special_tokens[name] = token.text("content")
             elif name in keys:
-                found[name] = keys.text(name)
-    return found
+                special_tokens[name] = keys.text(name)
+    return special_tokens

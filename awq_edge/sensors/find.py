@@ -31,7 +31,7 @@ class Sensors:
 def find_sensors(root: Path = Path("/"), *, nvml: Any = None) -> Sensors:
     """The sensors of this machine. root: where its /sys lies. nvml: instead of the driver's
     library."""
-    found: list[Sensor | Absent] = [
+    results: list[Sensor | Absent] = [
         _find_gpu(nvml),
         find_ina3221(root),
         find_rapl(root),
@@ -39,8 +39,8 @@ def find_sensors(root: Path = Path("/"), *, nvml: Any = None) -> Sensors:
         find_cpu_clocks(root),
     ]
     return Sensors(
-        present=tuple(one for one in found if not isinstance(one, Absent)),
-        absent=tuple(one for one in found if isinstance(one, Absent)),
+        present=tuple(one for one in results if not isinstance(one, Absent)),
+        absent=tuple(one for one in results if isinstance(one, Absent)),
     )
 
 

@@ -71,12 +71,12 @@ class NvmlSensor:
         self._library.nvmlShutdown()
 
     def _clocks(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+        hertz: dict[str, int] = {}
         for name, kind in _CLOCKS.items():
             value = ctypes.c_uint()  # MHz
             if self._ask("nvmlDeviceGetClockInfo", kind, ctypes.byref(value)):
-                found[f"gpu {name}"] = value.value * 1_000_000
-        return found
+                hertz[f"gpu {name}"] = value.value * 1_000_000
+        return hertz
 
     def _throttled(self) -> tuple[str, ...]:
         # The older name of the same call: drivers before 535.

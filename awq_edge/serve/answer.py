@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from awq_edge.runtime.generation import Generation
 from awq_edge.serve.api_error import as_api_error
-from awq_edge.serve.job import Event, Failed, Finished, Job, Piece, ScoredToken
+from awq_edge.serve.job import AnswerDelta, Event, Failed, Finished, Job, ScoredToken
 from awq_edge.serve.responses import Answer, to_json
 from awq_edge.serve.service import Service
 from awq_edge.serve.task import Task
@@ -33,7 +33,7 @@ async def respond(service: Service, request: Request, task: Task) -> Response:
 
     def deliver(event: Event) -> None:
         # Nobody reads the pieces of an answer that comes whole, but their tokens' scores.
-        if task.stream or not isinstance(event, Piece) or event.tokens:
+        if task.stream or not isinstance(event, AnswerDelta) or event.tokens:
             try:
                 loop.call_soon_threadsafe(events.put_nowait, event)
             except RuntimeError:  # the loop is closed: the server has ended
@@ -104,7 +104,7 @@ async def _events(
         yield event(answer.chunk(None, first=True))
     while True:
         item = await events.get()
-        if isinstance(item, Piece):
+        if isinstance(item, AnswerDelta):
             yield event(answer.chunk(item.text, item.tokens, thought=item.thought))
         elif isinstance(item, Failed):
             yield event(as_api_error(item.error).body())

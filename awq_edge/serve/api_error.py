@@ -50,10 +50,10 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Headers of the answer."""
-        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
-            found["WWW-Authenticate"] = "Bearer"
-        return found
+            headers["WWW-Authenticate"] = "Bearer"
+        return headers
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:

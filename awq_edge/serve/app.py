@@ -154,9 +154,9 @@ def _add_error_handlers(app: FastAPI) -> None:
             text = f"there is no {request.url.path[:100]}; there are {', '.join(_ROUTES)}"
         else:
             text = f"{request.method} {request.url.path[:100]}: {getattr(error, 'detail', '')}"
-        found = answer(ApiError(status, text))
-        found.headers.update(getattr(error, "headers", None) or {})  # of 405: Allow
-        return found
+        response = answer(ApiError(status, text))
+        response.headers.update(getattr(error, "headers", None) or {})  # of 405: Allow
+        return response
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)

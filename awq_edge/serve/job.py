@@ -25,7 +25,7 @@ class ScoredToken:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerDelta:
     """Text as it comes. tokens: those it is made of, where log-probabilities were asked for.
 
     thought: it belongs to the thoughts before the answer.
@@ -51,7 +51,7 @@ class Failed:
     error: BaseException
 
 
-Event = Piece | Finished | Failed
+Event = AnswerDelta | Finished | Failed
 
 
 class Job:

@@ -13,7 +13,6 @@ from awq_edge.artifacts.sampling_keys import SamplingKeys
 from awq_edge.runtime.generation import Constraint
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.template_process import warm_up
-from awq_edge.serve.engine import Engine
 from awq_edge.serve.grammar import Vocabulary, grammar_of
 from awq_edge.serve.job import Job
 from awq_edge.serve.limits import Limits
@@ -21,6 +20,7 @@ from awq_edge.serve.metrics import Metrics
 from awq_edge.serve.scheduler import Scheduler
 from awq_edge.serve.schema import ChatRequest, CompletionRequest
 from awq_edge.serve.task import Task, TaskSettings, chat_task, completion_task
+from awq_edge.serve.worker import Worker
 
 # Jobs in a row that a defect ended, after which /health says that something is wrong.
 _CRASHES = 3
@@ -55,8 +55,8 @@ class Service:
         self._local = local
         self._key = None if api_key is None else api_key.encode("utf-8")
         self.metrics = Metrics(lambda: self.scheduler.state(), model.session.memory)
-        engine = Engine(model, _LazyVocabulary(model), self.metrics)
-        self.scheduler: Scheduler[Job] = Scheduler(engine, limits.max_queue)
+        worker = Worker(model, _LazyVocabulary(model), self.metrics)
+        self.scheduler: Scheduler[Job] = Scheduler(worker, limits.max_queue)
 
     def start(self) -> None:
         self.scheduler.start()

@@ -121,7 +121,7 @@ class OnnxRuntimeSession(SessionBase):
         """Append ids; logits at some: float32 [len(positions), vocab]. See `Session`."""
         self._require(ids)
         wanted = check_positions(positions, len(ids))
-        found = np.empty((len(wanted), self._vocab_size), dtype=np.float32)
+        logits = np.empty((len(wanted), self._vocab_size), dtype=np.float32)
         for start in range(0, len(ids), self._prefill_chunk):
             chunk = ids[start : start + self._prefill_chunk]
             begin, end = np.searchsorted(wanted, [start, start + len(chunk)])
@@ -130,12 +130,12 @@ class OnnxRuntimeSession(SessionBase):
                 continue
             here = wanted[None, begin:end] - start
             if self._last_logits.dtype == np.float32:
-                self._execute(chunk, here, found[None, begin:end])
+                self._execute(chunk, here, logits[None, begin:end])
             else:
                 part = np.empty((1, end - begin, self._vocab_size), self._last_logits.dtype)
                 self._execute(chunk, here, part)
-                found[begin:end] = part[0]
-        return found
+                logits[begin:end] = part[0]
+        return logits
 
     def copy_cache(self) -> CacheCopy:
         """The filled positions of every layer. See `Session`."""
@@ -260,11 +260,11 @@ def _load(bundle: Bundle, threads: int) -> ort.InferenceSession:
 
 def _check_ports(bundle: Bundle, session: ort.InferenceSession) -> None:
     """Raise ArtifactError when the graph's inputs and outputs are not the manifest's."""
-    for kind, found, ports in (
+    for kind, graph_ports, ports in (
         ("inputs", session.get_inputs(), bundle.manifest.inputs),
         ("outputs", session.get_outputs(), bundle.manifest.outputs),
     ):
-        names, wanted = {port.name for port in found}, {port.name for port in ports}
+        names, wanted = {port.name for port in graph_ports}, {port.name for port in ports}
         if names != wanted:
             raise ArtifactError(
                 f"{bundle.path / bundle.manifest.graph}: its {kind} differ from the manifest's in "

@@ -57,7 +57,7 @@ class TensorPlace(_Part):
 class QuantizedLinear(_Part):
     """A linear of awq_edge_w4a16_linear. The strings are names of tensors, in the layout of the
     kernels (`awq_edge.kernels.packing`). zeros: None where all are 2**(bits-1). gate_up: its rows
-    are those of a gate and an up projection, woven, and its outputs silu(gate) * up."""
+    are those of a gate and an up projection, interleaved, and its outputs silu(gate) * up."""
 
     kind: Literal["w4a16"] = "w4a16"
     bits: Bits

@@ -131,12 +131,12 @@ class CudaSession(SessionBase):
         """Append ids; logits at some: float32 [len(positions), vocab]. See `Session`."""
         self._require(ids)
         wanted = check_positions(positions, len(ids))
-        found = np.empty((len(wanted), self._vocab_size), dtype=np.float32)
+        logits = np.empty((len(wanted), self._vocab_size), dtype=np.float32)
         for start in range(0, len(ids), self._prefill_chunk):
             chunk = ids[start : start + self._prefill_chunk]
             begin, end = np.searchsorted(wanted, [start, start + len(chunk)])
-            self._run(chunk, (wanted[begin:end] - start).tolist(), found[begin:end])
-        return found
+            self._run(chunk, (wanted[begin:end] - start).tolist(), logits[begin:end])
+        return logits
 
     def greedy(self, token_id: int, count: int) -> list[int]:
         """Append an id and the `count` - 1 likeliest ids after it; returns the `count` likeliest
@@ -226,8 +226,8 @@ class CudaSession(SessionBase):
         self._require_model().state.copy_(self._host_state, non_blocking=True)
 
     def _row(self, row: int) -> Float32:
-        found: Float32 = self._host_logits[row].numpy()
-        return found
+        row_logits: Float32 = self._host_logits[row].numpy()
+        return row_logits
 
     def _require_model(self) -> CudaModel:
         assert self._model is not None, "_require refuses a closed session"

@@ -12,13 +12,13 @@ from awq_edge.runtime.logprobs import TokenLogprobs
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.session import SessionMemory
 from awq_edge.serve.api_error import GrammarError, invalid
-from awq_edge.serve.job import Failed, Finished, Job, Piece, ScoredToken
+from awq_edge.serve.job import AnswerDelta, Failed, Finished, Job, ScoredToken
 from awq_edge.serve.kept_cache import KeptCache
 from awq_edge.serve.scheduler import ClosedError, Outcome
 
 
 class Tokens(Protocol):
-    """What the engine needs of a vocabulary: `awq_edge.serve.grammar.Vocabulary`."""
+    """The vocabulary, as the worker needs it: `awq_edge.serve.grammar.Vocabulary`."""
 
     def token_bytes(self, token_id: int) -> bytes: ...
 
@@ -33,8 +33,8 @@ class Recorder(Protocol):
     def finished(self, generation: Generation, memory: SessionMemory, kept: int) -> None: ...
 
 
-class Engine:
-    """`engine(job)` runs it to its end. For one thread only: sessions are not safe for more."""
+class Worker:
+    """`worker(job)` runs a job to its end; for one thread only, as sessions are."""
 
     def __init__(self, model: Model, tokens: Tokens, recorder: Recorder) -> None:
         self._model = model
@@ -74,7 +74,7 @@ class Engine:
         scores = _Scores(self._tokens)
         for piece in stream.pieces():
             tokens = () if piece.thought else scores.new(stream)
-            job.deliver(Piece(piece.text, tokens, piece.thought))
+            job.deliver(AnswerDelta(piece.text, tokens, piece.thought))
         generation = stream.result
         # Before the client is told, who may look at once; and by the thread that owns the session.
         self._recorder.finished(generation, self._model.session.memory, self._kept.nbytes)
@@ -98,25 +98,25 @@ class _Scores:
     def new(self, stream: TextStream, *, final: bool = False) -> Sequence[ScoredToken]:
         """Those whose text came since the last call; none that lie behind a stop string's
         beginning. final: those too whose text adds nothing."""
-        found: list[ScoredToken] = []
+        tokens: list[ScoredToken] = []
         result = stream.result if stream.logprobs else None
         cut = None
         if result is not None and result.stop_string is not None:
             cut = len(result.text.encode("utf-8"))
         out = 0 if result is None else len(result.text.encode("utf-8"))
         if stream.answer_begin is None:
-            return found
+            return tokens
         self._given = max(self._given, stream.answer_begin)
         for scored in stream.logprobs[self._given :]:
             if not final and self._size >= out:
                 break  # it may be the beginning of a stop string
             self._given += 1
             if cut is None or self._size < cut:
-                found.append(self._scored(scored))
+                tokens.append(self._scored(scored))
             data = self._tokens.token_bytes(scored.token_id)
             self._size += len(data)
             self._offset += len(self._decoder.decode(data))
-        return found
+        return tokens
 
     def _scored(self, scored: TokenLogprobs) -> ScoredToken:
         data = self._tokens.token_bytes
