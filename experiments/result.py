@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Literal
+
+from awq_edge.artifacts.schema import Manifest, Record
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Difference(_Part):
+class Difference(Record):
     """Of two perplexities of the same tokens. standard_error: over windows, of value."""
 
     value: float
     standard_error: float
 
 
-class Measurement(_Part):
+class Measurement(Record):
     """perplexity of `tokens` tokens. gap: to the unquantized model."""
 
     perplexity: float
@@ -24,7 +22,7 @@ class Measurement(_Part):
     gap: Difference
 
 
-class ScaleEffect(_Part):
+class ScaleEffect(Record):
     """What one s for the salient channels does to the groups (the paper's table 2).
 
     changed_groups: share of groups whose scale D' is not the D of s = 1. scale_ratio: mean D'/D.
@@ -42,7 +40,7 @@ class ScaleEffect(_Part):
     activation_peaks: tuple[float, float]
 
 
-class CalibrationInfo(_Part):
+class CalibrationInfo(Record):
     """What a row was calibrated on. source: a file's name, or "packaged"."""
 
     source: str
@@ -50,7 +48,7 @@ class CalibrationInfo(_Part):
     seed: int
 
 
-class Row(_Part):
+class Row(Record):
     """One measured model.
 
     model: the variant. bits, group_size (None: a whole row), share, s, seed: see
@@ -74,7 +72,7 @@ class Row(_Part):
     differences: dict[str, Difference] = {}
 
 
-class ExperimentResult(_Part):
+class ExperimentResult(Record):
     """seconds: wall-clock; an experiment reuses what those before it measured."""
 
     name: str
@@ -82,18 +80,18 @@ class ExperimentResult(_Part):
     rows: tuple[Row, ...]
 
 
-class SourceInfo(_Part):
+class SourceInfo(Record):
     """A text that was scored. name: of its file."""
 
     name: str
     sha256: str
 
 
-class StudyReport(_Part):
+class StudyReport(Manifest):
     """The whole file. window, stride, max_tokens: tokens. seconds, cpu_seconds: of the process."""
 
-    format: str = "awq-edge-study"
-    format_version: int = 1
+    format: Literal["awq-edge-study"] = "awq-edge-study"
+    format_version: Literal[1] = 1
     model: str
     held_out: SourceInfo
     text: SourceInfo | None

@@ -6,10 +6,9 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict
 
 from awq_edge.artifacts.config_keys import ConfigKeys
 from awq_edge.artifacts.input_files import (
@@ -17,11 +16,11 @@ from awq_edge.artifacts.input_files import (
     open_plain,
     parse_json,
     parse_json_value,
-    parse_model,
     read_json,
     read_toml,
     show,
 )
+from awq_edge.artifacts.schema import Manifest, parse_manifest
 from awq_edge.errors import ArtifactError, ConfigError, ModelError
 
 REFUSED_JSON = [
@@ -112,16 +111,16 @@ def test_toml_is_held_to_the_same(text: str, message: str, tmp_path: Path) -> No
 
 
 def test_models_take_types_as_they_are_written() -> None:
-    class Part(BaseModel):
-        model_config = ConfigDict(extra="forbid")
+    class Part(Manifest):
+        noun = "a part"
 
+        format: Literal["part"] = "part"
+        format_version: Literal[3] = 3
         size: int
         names: tuple[str, ...] = ()
 
     def parse(text: str) -> Part:
-        return parse_model(
-            Part, text, "p.json", what="a part", fix="make it again", error=ArtifactError
-        )
+        return parse_manifest(Part, text, "p.json")
 
     assert parse('{"size": 3, "names": ["a"]}').names == ("a",)
     for text in ('{"size": true}', '{"size": "3"}', '{"size": 3.0}', '{"size": null}'):
@@ -129,6 +128,10 @@ def test_models_take_types_as_they_are_written() -> None:
             parse(text)
     with pytest.raises(ArtifactError, match=r"\(a\\x1b\[2J: Extra"):
         parse('{"size": 3, "a\\u001b[2J": 1}')
+    with pytest.raises(ArtifactError, match=r"is not a part \(format: 'else', not 'part'\)"):
+        parse('{"format": "else", "format_version": 4, "sizes": 3}')
+    with pytest.raises(ArtifactError, match=r"format_version 4, this awq-edge \(.*\) reads 3"):
+        parse('{"format_version": 4, "sizes": 3}')
 
 
 def test_values_are_shown_on_one_clean_line() -> None:

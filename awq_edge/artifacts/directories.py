@@ -9,9 +9,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from awq_edge.artifacts.config_keys import (
     MAX_CHANNELS,
@@ -27,10 +27,11 @@ from awq_edge.artifacts.config_keys import (
     TensorSize,
     TokenId,
 )
-from awq_edge.artifacts.input_files import open_plain, parse_model, read_bytes, show
+from awq_edge.artifacts.input_files import open_plain, show
 from awq_edge.artifacts.outputs import refuse_existing
 from awq_edge.artifacts.paths import inner_path, is_disk_full, leaves, system_faults
 from awq_edge.artifacts.sampling_keys import SamplingKeys
+from awq_edge.artifacts.schema import Manifest, Record, read_manifest
 from awq_edge.artifacts.verified import is_verified, remember
 from awq_edge.errors import ArtifactError, ResourceError
 from awq_edge.process.staging import flush, publish, sweep, temporary, workplace
@@ -43,33 +44,27 @@ _CHUNK = 1 << 20  # bytes read at a time when hashing
 Form = Literal["plugin", "native"]
 
 
-class FileEntry(BaseModel):
+class FileEntry(Record):
     """size: bytes. sha256: hexadecimal."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: ByteCount
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class TensorPort(BaseModel):
+class TensorPort(Record):
     """One input or output of the graph. shape: integers, or names of dimensions that vary."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     dtype: str
     shape: Annotated[tuple[TensorSize | str, ...], Field(max_length=8)]
 
 
-class PluginUse(BaseModel):
+class PluginUse(Record):
     """What a graph asks of the TensorRT plugin (`awq_edge/tensorrt/contract.py`).
 
     ops: the operators that it has nodes of. version: of the operators' contract. layout_version:
     of the packing of the weights. attributes: by operator and name, every value that occurs.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ops: tuple[str, ...]
     version: str
@@ -77,7 +72,7 @@ class PluginUse(BaseModel):
     attributes: dict[str, dict[str, tuple[int | float, ...]]] = {}
 
 
-class BundleManifest(BaseModel):
+class BundleManifest(Manifest):
     """manifest.json of a bundle: what the runtime must know before it opens the graph.
 
     *_bytes: what each part occupies in the weight file. context: tokens the KV cache holds.
@@ -91,7 +86,8 @@ class BundleManifest(BaseModel):
     the bundle is of before. source: what the bundle was made from.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    noun: ClassVar[str] = "a valid bundle manifest"
+    remedy: ClassVar[str] = "export the bundle again with this version"
 
     format: Literal["awq-edge-bundle"] = "awq-edge-bundle"
     format_version: Literal[1] = 1
@@ -163,14 +159,7 @@ class Bundle:
             raise ArtifactError(
                 f"{path} has no {MANIFEST}: it is not a bundle made by `awq-edge export`"
             )
-        manifest = parse_model(
-            BundleManifest,
-            read_bytes(manifest_path, error=ArtifactError),
-            str(manifest_path),
-            what="a valid bundle manifest",
-            fix="export the bundle again with this version",
-            error=ArtifactError,
-        )
+        manifest = read_manifest(BundleManifest, manifest_path)
         _check_sizes(manifest_path, manifest)
         require_inside(path, manifest.files)
         if verify:
@@ -180,7 +169,7 @@ class Bundle:
 
 def _check_sizes(path: Path, manifest: BundleManifest) -> None:
     """Raise ArtifactError where a manifest contradicts itself."""
-    remedy = "export the bundle again with this version"
+    remedy = manifest.remedy
     for key in ("graph", "weights"):
         name = getattr(manifest, key)
         if name not in manifest.files:

@@ -17,4 +17,5 @@ TOKENIZER_FILES = (
     "video_preprocessor_config.json",
 )
 # What the quantizer says about a checkpoint; a bundle keeps it.
-REPORT_FILES = ("quantization_report.json", "quantization_report.html")
+QUANTIZATION_REPORT = "quantization_report.json"
+REPORT_FILES = (QUANTIZATION_REPORT, "quantization_report.html")

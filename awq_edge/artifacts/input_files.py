@@ -22,9 +22,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, BinaryIO
 
 from awq_edge.errors import AwqEdgeError, ModelError
 from awq_edge.terminal_text import one_line
@@ -41,8 +39,6 @@ MAX_TOML_BYTES = 1_000_000
 MAX_DEPTH = 64
 _MAX_SHOWN = 80  # characters of a value in a message
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def open_plain(path: Path, error: type[AwqEdgeError] = ModelError) -> BinaryIO:
@@ -159,35 +155,6 @@ def read_toml(path: Path, *, error: type[AwqEdgeError]) -> dict[str, Any]:
     if key is not None:
         raise error(f"{source}: {key} is NaN or infinite; give a finite number")
     return value
-
-
-def parse_model(
-    model: type[ModelT],
-    data: bytes | str,
-    source: str,
-    *,
-    what: str,
-    fix: str,
-    error: type[AwqEdgeError],
-) -> ModelT:
-    """A pydantic model from JSON, types as written: true is no integer, "1" no number.
-
-    what: the words for what it should be ("a valid bundle manifest"). fix: what to do about it.
-    Raises `error` with the key that is wrong.
-    """
-    try:
-        text = data if isinstance(data, str) else decode(data, source, error)
-        parse_json(text, source, error)
-    except error as problem:
-        raise error(f"{problem}; {fix}") from None
-    try:
-        return model.model_validate_json(text, strict=True)
-    except ValidationError as problem:
-        first = problem.errors(include_url=False)[0]
-        place = ".".join(show_text(str(part)) for part in first["loc"])
-        raise error(
-            f"{source} is not {what} ({place or 'top level'}: {show_text(first['msg'])}); {fix}"
-        ) from None
 
 
 def show(value: object) -> str:

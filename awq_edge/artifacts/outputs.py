@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from awq_edge.artifacts.file_names import REPORT_FILES, TOKENIZER_FILES
+from awq_edge.artifacts.file_names import QUANTIZATION_REPORT, REPORT_FILES, TOKENIZER_FILES
+from awq_edge.artifacts.input_files import read_json
 from awq_edge.artifacts.paths import system_fault, user_path
 from awq_edge.errors import ConfigError, ResourceError
 from awq_edge.process.staging import is_temporary, temporary_name, visible_entries, workplace
@@ -29,7 +29,6 @@ _BUILD_KEYS = {"bundle", "engines"}  # what `build --json` has
 _NO_REPORTS = frozenset(
     f"awq-edge-{name}" for name in ("conversation", "bundle", "engine", "cuda-program")
 )
-_REPORT = "quantization_report.json"
 
 
 def check_output(
@@ -148,7 +147,7 @@ def foreign_entries(folder: Path) -> list[str]:
 
 
 def _is_own(path: str, ours: set[str]) -> bool:
-    return path in ours or (_REPORT in ours and bool(_WEIGHTS.fullmatch(path)))
+    return path in ours or (QUANTIZATION_REPORT in ours and bool(_WEIGHTS.fullmatch(path)))
 
 
 def _own_files(folder: Path) -> set[str] | None:
@@ -158,7 +157,7 @@ def _own_files(folder: Path) -> set[str] | None:
         files = manifest.get("files")
         ours = {"manifest.json", *(files if isinstance(files, dict) else ())}
         return ours | ({_ENGINES} if manifest["format"] == "awq-edge-bundle" else set())
-    if read_own(folder / _REPORT, "awq-edge-quantization-report") is not None:
+    if read_own(folder / QUANTIZATION_REPORT, "awq-edge-quantization-report") is not None:
         return {"config.json", *TOKENIZER_FILES, *REPORT_FILES}
     for names in (_LIBRARIES, _ENGINE):  # engines: whose manifest is damaged
         if any((folder / name).is_file() for name in names if not name.endswith((".log", ".json"))):
@@ -178,12 +177,9 @@ def read_own(path: Path, *formats: str) -> dict[str, Any] | None:
 
 def _read_object(path: Path) -> dict[str, Any] | None:
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_REPORT:
-            return None
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json(path, limit=_LARGEST_REPORT, error=ConfigError)
+    except ConfigError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def report_kind(path: Path) -> str | None:

@@ -12,8 +12,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
+from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError, ModelError
 
 GENERATION_CONFIG = "generation_config.json"
@@ -47,11 +48,9 @@ MinP = Annotated[float, Field(ge=0, le=1), off(-1, means=0.0)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10), off(0, -1, means=1.0)]
 
 
-class SamplingKeys(BaseModel):
+class SamplingKeys(Record, strict=True):
     """Some of the keys of `Sampling`; None: not said. top_p 0 and top_k -1, which clients send
     for "off", are taken as 1 and 0."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     temperature: Temperature | None = None
     top_k: TopK | None = None

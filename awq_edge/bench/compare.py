@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.bench.build import OTHERS_LIMIT
 from awq_edge.bench.rank_test import rank_sum_p_value, smallest_p_value
 from awq_edge.bench.report import BenchReport, CellPart, RepeatPart
@@ -32,11 +31,7 @@ Verdict = Literal["better", "worse", "unchanged", "too few repeats"]
 Metric = Literal["prefill_tokens_per_second", "decode_tokens_per_second", "ttft", "tpot"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ChangePart(_Part):
+class ChangePart(Record):
     """One metric of one cell. before, after: medians of the repeats, tokens/s or seconds. change:
     after / before - 1. p_value: of the rank test."""
 
@@ -51,7 +46,7 @@ class ChangePart(_Part):
     verdict: Verdict
 
 
-class PeakChangePart(_Part):
+class PeakChangePart(Record):
     """Peak memory of one cell, bytes: one value a measurement, so there is no verdict on it."""
 
     prompt_tokens: int
@@ -61,7 +56,7 @@ class PeakChangePart(_Part):
     after: int
 
 
-class DifferencePart(_Part):
+class DifferencePart(Record):
     """Something that was not the same in both measurements."""
 
     what: str
@@ -69,7 +64,7 @@ class DifferencePart(_Part):
     after: str
 
 
-class Comparison(_Part):
+class Comparison(Manifest):
     """Two bench reports side by side. differences: of what was measured, and where. only_before,
     only_after: cells (prompt and generated tokens) that the other report lacks."""
 

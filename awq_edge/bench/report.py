@@ -7,12 +7,9 @@ measured here.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from awq_edge.artifacts.input_files import parse_model, read_bytes
-from awq_edge.errors import ArtifactError
+from awq_edge.artifacts.schema import Manifest, Record, read_manifest
 from awq_edge.run.report import (
     BandwidthPart,
     BundlePart,
@@ -22,11 +19,7 @@ from awq_edge.run.report import (
 )
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PlanPart(_Part):
+class PlanPart(Record):
     """What was wanted. batch: sequences at a time; a session runs one. prompt_sha256: of the ids of
     the longest prompt, int64; shorter ones are its beginning. context: positions of the cache."""
 
@@ -43,7 +36,7 @@ class PlanPart(_Part):
     sample_interval: float
 
 
-class PercentilesPart(_Part):
+class PercentilesPart(Record):
     """Seconds, over `samples` measurements."""
 
     p50: float
@@ -52,7 +45,7 @@ class PercentilesPart(_Part):
     samples: int
 
 
-class RepeatPart(_Part):
+class RepeatPart(Record):
     """One request. prefill: seconds of all chunks. steps: seconds of each decode step, the first
     ones, which are warm-up, included. Of the steps that count: decode_tokens_per_second, their
     number over their sum, with what interrupted them; tpot, their median, without."""
@@ -66,7 +59,7 @@ class RepeatPart(_Part):
     total: float
 
 
-class EnergyPart(_Part):
+class EnergyPart(Record):
     """What one sensor measured during the repeats of a cell, gross: what the device takes when idle
     is in it. The first token counts as prefill. seconds: that the windows of decoding lasted."""
 
@@ -79,7 +72,7 @@ class EnergyPart(_Part):
     decode_seconds: float
 
 
-class PeakPart(_Part):
+class PeakPart(Record):
     """The most that samples saw during the repeats of a cell, bytes."""
 
     anonymous: int | None
@@ -87,7 +80,7 @@ class PeakPart(_Part):
     device: int | None
 
 
-class CellPart(_Part):
+class CellPart(Record):
     """One pair of lengths. prefill, decode: tokens/s, one value a repeat. ttft: one value a repeat.
     tpot: every step that counts, of all repeats. bandwidth: at decode's median. others: share of
     the CPUs that other processes took meanwhile."""
@@ -106,7 +99,7 @@ class CellPart(_Part):
     repeats: tuple[RepeatPart, ...]
 
 
-class SamplePart(_Part):
+class SamplePart(Record):
     """Memory at one moment, bytes. time: seconds since just before the bundle was loaded."""
 
     time: float
@@ -115,7 +108,7 @@ class SamplePart(_Part):
     device: int | None
 
 
-class SensorPart(_Part):
+class SensorPart(Record):
     """A sensor and what its figures are of; of one that is absent, the reason."""
 
     name: str
@@ -123,7 +116,7 @@ class SensorPart(_Part):
     absent: str | None
 
 
-class ClockPart(_Part):
+class ClockPart(Record):
     """Hz, before and after the measurement, and the extremes of all samples."""
 
     name: str
@@ -133,7 +126,7 @@ class ClockPart(_Part):
     highest: int
 
 
-class ThrottlingPart(_Part):
+class ThrottlingPart(Record):
     """reasons: samples in which each held clocks down. events: by how much counters grew."""
 
     samples: int
@@ -146,9 +139,12 @@ class ThrottlingPart(_Part):
         return bool(self.reasons) or any(self.events.values())
 
 
-class BenchReport(_Part):
+class BenchReport(Manifest):
     """What one `awq-edge bench` measured. manifest_sha256: of the bundle's manifest.json, which has
     the hashes of all its files. notes: what a reader should know, in words."""
+
+    noun: ClassVar[str] = "a bench report of this version"
+    remedy: ClassVar[str] = "make it with `awq-edge bench BUNDLE --json FILE`"
 
     format: Literal["awq-edge-bench-report"] = "awq-edge-bench-report"
     format_version: Literal[1] = 1
@@ -171,11 +167,4 @@ class BenchReport(_Part):
 
 def read_bench_report(path: Path) -> BenchReport:
     """A report from its file. Raises ArtifactError when it is not one of this version."""
-    return parse_model(
-        BenchReport,
-        read_bytes(path, error=ArtifactError),
-        str(path),
-        what="a bench report of this version",
-        fix="make it with `awq-edge bench BUNDLE --json FILE`",
-        error=ArtifactError,
-    )
+    return read_manifest(BenchReport, path)

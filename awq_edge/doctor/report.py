@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from awq_edge.artifacts.schema import Manifest, Record
 
 # ok. missing: a step that the recipe needs does not work without it. warning: works, but worse.
 # optional: not there, and the recipe does not need it. failed: the check itself raised.
 Status = Literal["ok", "missing", "warning", "optional", "failed"]
 
 
-class DoctorRow(BaseModel):
+class DoctorRow(Record):
     """check: what was looked at. found: what was there. needed_for: the step, or "" for all. fix:
     the command that mends it, "" where there is nothing to mend."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     check: str
     status: Status
@@ -24,11 +22,9 @@ class DoctorRow(BaseModel):
     fix: str = ""
 
 
-class DoctorReport(BaseModel):
+class DoctorReport(Manifest):
     """recipe: that the rows were held against, recipe_reason: why that one. ready: nothing that it
     needs is missing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["awq-edge-doctor"] = "awq-edge-doctor"
     format_version: Literal[1] = 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from awq_edge.artifacts.provenance import source_commit, versions
+from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.errors import ConfigError
 from awq_edge.evaluate.divergence import Divergence, Float64, check_same_vocabulary, divergence
 from awq_edge.evaluate.perplexity import (
@@ -22,11 +23,7 @@ from awq_edge.evaluate.sources import LogitsSource, SourceInfo, is_bundle, open_
 from awq_edge.evaluate.text import Text, TextInfo, read_text
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class KlPart(_Part):
+class KlPart(Record):
     """KL(reference || target) of the scored tokens, in nats.
 
     standard_error: of the mean, the tokens taken as independent; None where there is only one.
@@ -40,7 +37,7 @@ class KlPart(_Part):
     max: float
 
 
-class DivergenceReport(_Part):
+class DivergenceReport(Manifest):
     """What `--json` writes.
 
     top1_agreement: share of tokens before which both models hold the same token likeliest.
@@ -50,8 +47,8 @@ class DivergenceReport(_Part):
     alone, without loading.
     """
 
-    format: str = "awq-edge-divergence"
-    format_version: int = 2
+    format: Literal["awq-edge-divergence"] = "awq-edge-divergence"
+    format_version: Literal[2] = 2
     kl: KlPart
     top1_agreement: float
     top5_overlap: float

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-
-from pydantic import BaseModel, ConfigDict
+from typing import Literal
 
 from awq_edge.artifacts.provenance import source_commit, versions
+from awq_edge.artifacts.schema import Manifest
 from awq_edge.evaluate.perplexity import (
     DEFAULT_WINDOW,
     Progress,
@@ -22,7 +22,7 @@ from awq_edge.evaluate.text import Text, TextInfo, read_text
 from awq_edge.runtime.text_tokens import TokenizedText
 
 
-class PerplexityReport(BaseModel):
+class PerplexityReport(Manifest):
     """What `--json` writes.
 
     perplexity: exp(nll / tokens). nll: nats, the sum over `tokens` scored tokens. bits_per_byte:
@@ -30,10 +30,8 @@ class PerplexityReport(BaseModel):
     window, stride: tokens. seconds: scoring alone, without loading.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: str = "awq-edge-perplexity"
-    format_version: int = 2
+    format: Literal["awq-edge-perplexity"] = "awq-edge-perplexity"
+    format_version: Literal[2] = 2
     perplexity: float
     nll: float
     tokens: int

@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from awq_edge.artifacts.directories import MANIFEST, Bundle
 from awq_edge.artifacts.paths import user_path
+from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError
 from awq_edge.model.files import ModelFiles, resolve_model
 from awq_edge.model.foreign_formats import refuse_foreign
@@ -26,15 +26,13 @@ from awq_edge.runtime.tokenizer import Tokenizer
 Float32 = npt.NDArray[np.float32]
 
 
-class SourceInfo(BaseModel):
+class SourceInfo(Record):
     """What computes the logits.
 
     kind: what was given. runtime: what ran it. dtype: of the activations. accuracy_level: of
     MatMulNBits, None elsewhere. method, bits, group_size, scheme: how the weights were quantized,
     None where they were not.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["bundle", "checkpoint", "model"]
     path: str

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.provenance import source_commit, versions
+from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.evaluate.sources import SourceInfo
 from awq_edge.evaluate.task_model import TaskModel, open_task_model
@@ -27,11 +27,7 @@ DEFAULT_SEED = 1234
 _BOOTSTRAP = 1000
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MetricPart(_Part):
+class MetricPart(Record):
     """One metric. filter: how the answer was extracted, "none" where it was not. standard_error:
     None where the metric has none or one sample was evaluated."""
 
@@ -42,7 +38,7 @@ class MetricPart(_Part):
     higher_is_better: bool | None
 
 
-class TaskResult(_Part):
+class TaskResult(Record):
     """One task, or a group with the mean of its tasks. version: of the task's definition. n_shot:
     examples in the prompt. samples: documents evaluated. samples_available: of the task's split,
     None for a group."""
@@ -56,7 +52,7 @@ class TaskResult(_Part):
     metrics: tuple[MetricPart, ...]
 
 
-class TasksReport(_Part):
+class TasksReport(Manifest):
     """What `--json` writes.
 
     tasks: as asked for. limit, num_fewshot: as given, None for the tasks' own. context: tokens of
@@ -64,8 +60,8 @@ class TasksReport(_Part):
     harness's. seconds: evaluation, without loading.
     """
 
-    format: str = "awq-edge-tasks"
-    format_version: int = 1
+    format: Literal["awq-edge-tasks"] = "awq-edge-tasks"
+    format_version: Literal[1] = 1
     tasks: tuple[str, ...]
     results: tuple[TaskResult, ...]
     limit: int | None

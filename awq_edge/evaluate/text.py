@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from awq_edge.artifacts.schema import Record
 from awq_edge.artifacts.text_files import TextFile, read_text_file
 from awq_edge.runtime.text_tokens import TokenizedText, tokenize
 from awq_edge.runtime.tokenizer import Tokenizer
 
 
-class TextInfo(BaseModel):
+class TextInfo(Record):
     """The text that was scored. bytes: of the file. documents: in it. tokens: of the whole text,
     without `prefix`. prefix: token ids that stand before each window, most often BOS or none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     sha256: str

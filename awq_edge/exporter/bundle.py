@@ -21,6 +21,7 @@ from awq_edge.artifacts.directories import (
     atomic_directory,
     hash_file,
 )
+from awq_edge.artifacts.file_names import QUANTIZATION_REPORT
 from awq_edge.artifacts.outputs import check_output, require_disk
 from awq_edge.artifacts.provenance import source_commit
 from awq_edge.artifacts.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
@@ -302,7 +303,7 @@ def _source(checkpoint: Checkpoint) -> dict[str, str]:
     }
     if checkpoint.path.parent.name == "snapshots":
         facts["revision"] = checkpoint.path.name
-    report = checkpoint.path / "quantization_report.json"
+    report = checkpoint.path / QUANTIZATION_REPORT
     if report.exists():
         facts["quantization_report_sha256"] = hash_file(report).sha256
     return facts

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from awq_edge._package import DATA
 from awq_edge.artifacts.directories import MANIFEST
 from awq_edge.artifacts.input_files import read_toml
 from awq_edge.artifacts.paths import user_path
+from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ArtifactError, ConfigError, ModelError
 from awq_edge.model.archs import Config, Decoder, decoder_from_config
 from awq_edge.model.files import ModelFiles, download_config, read_config, resolve_model
@@ -25,12 +24,10 @@ from awq_edge.quantizer.report.schema import REPORT_FILE, read_quantization_repo
 _TABLE = DATA / "models.toml"
 
 
-class KnownModel(BaseModel):
+class KnownModel(Record):
     """One entry of the shipped table. config: the keys that sizes follow from. nulls: those that
     are null in it, which TOML cannot say. source: of the config. parameters: as published, by
     parameters_source."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     hub_ids: tuple[str, ...]

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.fit.device import Source
 
 Verdict = Literal["fits", "tight", "with_swap", "refused", "does_not_fit"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelPart(_Part):
+class ModelPart(Record):
     """source: where the config is from. parameters: of the unquantized model."""
 
     name: str
@@ -25,7 +20,7 @@ class ModelPart(_Part):
     max_positions: int
 
 
-class SettingsPart(_Part):
+class SettingsPart(Record):
     """What was predicted for. bits: of most weights of the blocks, 16 for unquantized.
     kv_cache_dtype: what the cache is really in."""
 
@@ -41,7 +36,7 @@ class SettingsPart(_Part):
     prefill_chunk: int
 
 
-class PredictedPart(_Part):
+class PredictedPart(Record):
     """Bytes, as in the run report."""
 
     weights: int
@@ -51,7 +46,7 @@ class PredictedPart(_Part):
     total: int
 
 
-class DevicePart(_Part):
+class DevicePart(Record):
     """Bytes and bytes/s. usable_bytes: beside the system."""
 
     recipe: str
@@ -65,7 +60,7 @@ class DevicePart(_Part):
     bandwidth_source: Source | None
 
 
-class RooflinePart(_Part):
+class RooflinePart(Record):
     """Tokens/s that reading the memory allows, with an empty cache and with a full one of
     `context` tokens."""
 
@@ -74,7 +69,7 @@ class RooflinePart(_Part):
     context: int
 
 
-class PowerModePart(_Part):
+class PowerModePart(Record):
     """A power mode that slows the memory. roofline_empty: tokens/s."""
 
     name: str
@@ -83,7 +78,7 @@ class PowerModePart(_Part):
     roofline_empty: float
 
 
-class StepPart(_Part):
+class StepPart(Record):
     """A step behind the prediction. takes_it: it would not refuse. words: why it refuses and what
     it would need, or what it takes. swap_bytes: on a disk, that a build on the board needs."""
 
@@ -93,7 +88,7 @@ class StepPart(_Part):
     swap_bytes: int = 0
 
 
-class ChangePart(_Part):
+class ChangePart(Record):
     """One way to need less. options: of the command line. total_bytes: predicted, with the change.
     makes_it_fit: the asked context then fits. available: a runtime here has it. quality: what it
     costs there."""
@@ -107,7 +102,7 @@ class ChangePart(_Part):
     quality: str
 
 
-class FitReport(_Part):
+class FitReport(Manifest):
     """verdict: see docs/fit.md. steps: what stands behind it, in order. max_context: the longest
     that fits, 0 for none. max_context_limit: what ends it. free_bytes: usable less predicted,
     negative where it is short. bytes_per_token: of weights. changes: in the order of their cost in
@@ -136,7 +131,7 @@ class FitReport(_Part):
     notes: tuple[str, ...]
 
 
-class FitCell(_Part):
+class FitCell(Record):
     """One model on one device. reason: of a step that refuses, or of the swap that it needs.
     roofline_tokens_per_s: with an empty cache."""
 
@@ -150,7 +145,7 @@ class FitCell(_Part):
     roofline_tokens_per_s: float | None
 
 
-class FitTable(_Part):
+class FitTable(Manifest):
     """`awq-edge fit --all`. cells: model by model, recipe by recipe. skipped: recipes whose memory
     this machine would have to tell, and why it does not."""
 

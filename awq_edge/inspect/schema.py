@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from awq_edge.artifacts.sampling_keys import SamplingKeys
+from awq_edge.artifacts.schema import Manifest, Record
 
 Kind = Literal[
     "model",
@@ -23,11 +22,7 @@ Kind = Literal[
 FileStatus = Literal["unchecked", "verified", "missing", "resized", "changed", "engine", "unlisted"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ArchitecturePart(_Part):
+class ArchitecturePart(Record):
     """context: tokens that the model can take, of a bundle those it was exported for.
     tied_embeddings: the embedding is the output layer too."""
 
@@ -42,7 +37,7 @@ class ArchitecturePart(_Part):
     tied_embeddings: bool | None
 
 
-class QuantizationPart(_Part):
+class QuantizationPart(Record):
     """How most linears are quantized. method: what made them, or the format where nobody says."""
 
     method: str
@@ -51,7 +46,7 @@ class QuantizationPart(_Part):
     scheme: str
 
 
-class BundlePart(_Part):
+class BundlePart(Record):
     """What a bundle was exported for; see `awq_edge.artifacts.directories.BundleManifest`."""
 
     runtime: str
@@ -63,7 +58,7 @@ class BundlePart(_Part):
     lm_head_bits: int
 
 
-class SamplingPart(_Part):
+class SamplingPart(Record):
     """What chat and serve draw by, where no flag and no request says otherwise.
 
     source: bundle (its export), model (generation_config.json), or default: it names none.
@@ -73,7 +68,7 @@ class SamplingPart(_Part):
     source: Literal["bundle", "model", "default"]
 
 
-class WeightPart(_Part):
+class WeightPart(Record):
     """One part of the model.
 
     name: embedding, blocks, norms, lm_head, vision (tower and projector), tables (rotary), or
@@ -90,14 +85,14 @@ class WeightPart(_Part):
     bytes_per_token: int
 
 
-class DtypePart(_Part):
+class DtypePart(Record):
     """What is stored in one dtype of safetensors."""
 
     tensors: int
     bytes: int
 
 
-class ProvenancePart(_Part):
+class ProvenancePart(Record):
     """What it was made from and by. source: facts of a bundle's manifest. calibration: in words."""
 
     model_name: str | None = None
@@ -108,7 +103,7 @@ class ProvenancePart(_Part):
     source: dict[str, str] = {}
 
 
-class FilePart(_Part):
+class FilePart(Record):
     """One file. size: None where it is missing. sha256: a bundle's as its manifest says."""
 
     name: str
@@ -117,7 +112,7 @@ class FilePart(_Part):
     status: FileStatus
 
 
-class Inspection(_Part):
+class Inspection(Manifest):
     """What lies in a directory.
 
     parameters: of the unquantized model. size: of all files. weight_bytes: of weights in them.

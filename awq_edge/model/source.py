@@ -8,26 +8,25 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from awq_edge.artifacts.directories import FileEntry, hash_file, verify_files
+from awq_edge.artifacts.file_names import QUANTIZATION_REPORT
 from awq_edge.artifacts.outputs import read_own
+from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ArtifactError
 from awq_edge.model.checkpoint import Checkpoint
 
-_REPORT = "quantization_report.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class ModelSource(BaseModel):
+class ModelSource(Record):
     """The model at the beginning of the chain.
 
     name: as it was given: a directory, a hub id or "demo". path: where it lay, links followed.
     revision: the commit on the hub, of a model in the hub's cache. config_sha256: of config.json.
     weights: every weight file by name.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     path: str
@@ -83,7 +82,7 @@ def bundle_source(checkpoint: Checkpoint, name: str | None, *, kept: bool) -> di
     """
     source = reported_source(checkpoint.path)
     found = (source or describe_model(checkpoint, name)).facts()
-    report = checkpoint.path / _REPORT
+    report = checkpoint.path / QUANTIZATION_REPORT
     if report.is_file():
         found["quantization_report_sha256"] = hash_file(report).sha256
     if source is not None and kept:
@@ -94,7 +93,7 @@ def bundle_source(checkpoint: Checkpoint, name: str | None, *, kept: bool) -> di
 
 def reported_source(path: Path) -> ModelSource | None:
     """What the quantization report in a directory says that its weights were made from."""
-    report = read_own(path / _REPORT, "awq-edge-quantization-report") or {}
+    report = read_own(path / QUANTIZATION_REPORT, "awq-edge-quantization-report") or {}
     try:
         return ModelSource.model_validate(report.get("source"))
     except ValidationError:
@@ -107,7 +106,7 @@ def verify_weights(checkpoint: Checkpoint) -> None:
     Raises ArtifactError naming the first file that differs, is missing or was added.
     """
     path = checkpoint.path
-    report = read_own(path / _REPORT, "awq-edge-quantization-report") or {}
+    report = read_own(path / QUANTIZATION_REPORT, "awq-edge-quantization-report") or {}
     hashes = report.get("weights")
     if not hashes:  # made by another tool, or an earlier version
         return
@@ -116,13 +115,13 @@ def verify_weights(checkpoint: Checkpoint) -> None:
         expected = {name: FileEntry.model_validate(entry) for name, entry in hashes.items()}
     except (ValidationError, AttributeError):
         raise ArtifactError(
-            f"{path / _REPORT}: `weights` are no hashes of files; {remedy}"
+            f"{path / QUANTIZATION_REPORT}: `weights` are no hashes of files; {remedy}"
         ) from None
     found = {file.relative_to(path).as_posix() for file in weight_files(checkpoint)}
     for name in sorted(found ^ expected.keys()):
         how = "is not in" if name in found else "is missing, but named in"
-        raise ArtifactError(f"{path / name} {how} {_REPORT}; {remedy}")
-    verify_files(path, expected, record=_REPORT, remedy=remedy)
+        raise ArtifactError(f"{path / name} {how} {QUANTIZATION_REPORT}; {remedy}")
+    verify_files(path, expected, record=QUANTIZATION_REPORT, remedy=remedy)
 
 
 def _hash_weights(file: Path) -> FileEntry:

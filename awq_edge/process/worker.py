@@ -145,7 +145,7 @@ def _environment() -> jinja2.Environment:
     class GenerationBlock(Extension):
         """{% generation %}...{% endgeneration %}: marks an answer for training; kept here."""
 
-        tags = {"generation"}  # noqa: RUF012 - the attribute jinja2 declares
+        tags = {"generation"}
 
         def parse(self, parser: Parser) -> list[Node]:
             next(parser.stream)

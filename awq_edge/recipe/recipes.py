@@ -16,9 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     ValidationError,
@@ -28,6 +26,7 @@ from pydantic import (
 from awq_edge._package import PACKAGE
 from awq_edge.artifacts.input_files import read_toml
 from awq_edge.artifacts.paths import user_path
+from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError
 from awq_edge.recipe.units import format_bandwidth, format_size, parse_bandwidth, parse_size
 from awq_edge.recipe.validation import describe_errors, dotted_keys, show, unknown_key
@@ -87,8 +86,8 @@ DetectableBandwidth = Annotated[
 PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class _Part(Record, strict=True):
+    """A table of a recipe."""
 
 
 class PowerMode(_Part):

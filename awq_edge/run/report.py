@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from awq_edge.artifacts.schema import Manifest, Record
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BundlePart(_Part):
+class BundlePart(Record):
     """What ran. commit: of the awq-edge that exported it. context: what it was exported for."""
 
     path: str
@@ -32,7 +28,7 @@ class BundlePart(_Part):
     commit: str | None
 
 
-class RequestPart(_Part):
+class RequestPart(Record):
     """What was asked for. seed: the one used, given or drawn. max_new_tokens: None without a
     limit. context: positions of the KV cache of this run."""
 
@@ -51,7 +47,7 @@ class RequestPart(_Part):
     context: int
 
 
-class ResultPart(_Part):
+class ResultPart(Record):
     """What came out. token_ids: generated, without the stop token. thoughts: of a reasoning model,
     before the text; thought_tokens: how many of the tokens they are."""
 
@@ -64,7 +60,7 @@ class ResultPart(_Part):
     thought_tokens: int = 0
 
 
-class SpreadPart(_Part):
+class SpreadPart(Record):
     """Median, 10th and 90th percentile over `samples` measurements."""
 
     median: float
@@ -73,7 +69,7 @@ class SpreadPart(_Part):
     samples: int
 
 
-class LatencyPart(_Part):
+class LatencyPart(Record):
     """Seconds. load: hashes checked and session opened. ttft: from the request to the first token.
     tpot: of the decode steps after the warm-up. total: the request from its arrival to its end."""
 
@@ -88,7 +84,7 @@ class LatencyPart(_Part):
     total: float
 
 
-class ThroughputPart(_Part):
+class ThroughputPart(Record):
     """Tokens/s. prefill: one sample a chunk. decode: one sample a step after `warmup_steps`."""
 
     prefill: SpreadPart | None
@@ -96,7 +92,7 @@ class ThroughputPart(_Part):
     warmup_steps: int
 
 
-class BandwidthPart(_Part):
+class BandwidthPart(Record):
     """Memory traffic of decoding. bytes_per_token: weights and, at the mean position, KV cache.
 
     achieved: bytes_per_token over the median TPOT. device: what the device can do, from the recipe
@@ -113,7 +109,7 @@ class BandwidthPart(_Part):
     roofline_tokens_per_second: float | None
 
 
-class PredictedMemoryPart(_Part):
+class PredictedMemoryPart(Record):
     """Bytes, from the manifest alone."""
 
     weights: int
@@ -123,7 +119,7 @@ class PredictedMemoryPart(_Part):
     total: int
 
 
-class MeasuredMemoryPart(_Part):
+class MeasuredMemoryPart(Record):
     """Bytes of resident memory of this process. loaded: what loading added, weights and KV cache.
 
     anonymous: allocations, which must fit. file_backed: mapped files, which the system may drop.
@@ -146,7 +142,7 @@ class MeasuredMemoryPart(_Part):
     nvmap: int | None
 
 
-class MemoryPart(_Part):
+class MemoryPart(Record):
     """The memory fit. peak_over_predicted: measured peak / predicted total. loaded_over_predicted:
     measured loaded / predicted weights + KV cache; on a GPU, weights and KV cache there, and no
     peak, unless the whole GPU was measured: then what its use grew by, against what is predicted
@@ -159,7 +155,7 @@ class MemoryPart(_Part):
     device: int | None
 
 
-class EnvironmentPart(_Part):
+class EnvironmentPart(Record):
     """Where it ran. commit: of the awq-edge that ran it. time: ISO 8601, UTC."""
 
     backend: str
@@ -174,7 +170,7 @@ class EnvironmentPart(_Part):
     time: str
 
 
-class RunReport(_Part):
+class RunReport(Manifest):
     """What one `awq-edge run` did and took."""
 
     format: Literal["awq-edge-run-report"] = "awq-edge-run-report"

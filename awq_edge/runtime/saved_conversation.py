@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import model_validator
 
 from awq_edge._version import __version__
 from awq_edge.artifacts.directories import atomic_file
-from awq_edge.artifacts.input_files import parse_json, read_text, show, show_path
+from awq_edge.artifacts.outputs import read_own
+from awq_edge.artifacts.schema import Manifest, Record, read_manifest
 from awq_edge.errors import ConfigError
-from awq_edge.recipe.validation import describe_errors
 
 # A context of 128,000 tokens is about half a megabyte of text.
 _LARGEST_FILE = 16_000_000
+_FORMAT = "awq-edge-conversation"
 
 
-class SavedMessage(BaseModel):
+class SavedMessage(Record, strict=True):
     """One message, as chat templates see it. reasoning_content: the thoughts before an answer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     role: Literal["system", "user", "assistant"]
     content: str
     reasoning_content: str | None = None
 
 
-class SavedConversation(BaseModel):
+class SavedConversation(Manifest):
     """model_name: whose answers these are. dropped_turns: that are not in it, in files of versions
     that forgot what the context had no room for. messages: a system prompt or none, then questions
     and answers in turns."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    noun: ClassVar[str] = "a saved conversation"
+    remedy: ClassVar[str] = "/save makes one, in the version that is to read it"
+    version_key: ClassVar[str] = "schema_version"
 
     format: Literal["awq-edge-conversation"] = "awq-edge-conversation"
     schema_version: Literal[1] = 1
@@ -72,30 +73,12 @@ def save(path: Path, conversation: SavedConversation, *, replace: bool = False) 
 
 def read(path: Path) -> SavedConversation:
     """Raises ConfigError for what cannot be read, or is not a conversation of this version."""
-    text = _text(path)
-    data = parse_json(text, show_path(path), ConfigError)
-    if data.get("format") != "awq-edge-conversation":
-        raise ConfigError(f"{path} is no saved conversation; /save makes one")
-    version = data.get("schema_version")
-    if version != 1:
-        raise ConfigError(
-            f"{path} has schema_version {show(version)}, this awq-edge ({__version__}) reads 1; "
-            f"use the version that wrote it ({show(data.get('awq_edge_version'))})"
-        )
-    try:
-        return SavedConversation.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        keys = list(SavedConversation.model_fields)
-        raise ConfigError(f"{path}: {describe_errors(error, SavedConversation, keys)}") from None
-
-
-def _text(path: Path) -> str:
-    return read_text(path, limit=_LARGEST_FILE, error=ConfigError)
+    return read_manifest(SavedConversation, path, limit=_LARGEST_FILE, error=ConfigError)
 
 
 def _require_replaceable(path: Path, conversation: SavedConversation, replace: bool) -> None:
     """Raise ConfigError where something would be lost that is in the file."""
-    if not _is_conversation(path):
+    if read_own(path, _FORMAT) is None:
         raise ConfigError(f"{path} is there and is no saved conversation; choose another name")
     if replace:
         return
@@ -113,11 +96,3 @@ def _require_replaceable(path: Path, conversation: SavedConversation, replace: b
 
 def _turns_of(conversation: SavedConversation) -> list[tuple[str, str]]:
     return [(m.role, m.content) for m in conversation.messages if m.role != "system"]
-
-
-def _is_conversation(path: Path) -> bool:
-    try:
-        data = parse_json(_text(path), show_path(path), ConfigError)
-        return bool(data.get("format") == "awq-edge-conversation")
-    except ConfigError:
-        return False

@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
 )
 
 from awq_edge.artifacts.sampling_keys import MinP, RepetitionPenalty, SamplingKeys, TopK, TopP, off
+from awq_edge.artifacts.schema import Record
 from awq_edge.serve.api_error import ApiError, invalid
 
 MAX_STOPS = 256
@@ -74,8 +73,8 @@ _EMPTY_IN_MESSAGE = ("audio", "function_call", "images", "tool_call_id", "tool_c
 _WITHOUT_EFFECT_IN_PART = ("annotations", "cache_control", "id", "logprobs")
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+class _Body(Record, strict=True):
+    """An object of a request."""
 
 
 class StreamOptions(_Body):

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from awq_edge.artifacts.directories import MANIFEST, Bundle, hash_file
-from awq_edge.artifacts.input_files import read_bytes
-from awq_edge.errors import ArtifactError, AwqEdgeError
+from awq_edge.artifacts.schema import read_manifest
+from awq_edge.errors import AwqEdgeError
 from awq_edge.runtime import saved_conversation
-from awq_edge.runtime.backends.cuda.program import read_program
+from awq_edge.runtime.backends.cuda.program import CudaProgram
 from awq_edge.tensorrt.engines.lookup import Engine, check
 
 from .mutations import copy_tree, mutate
@@ -78,7 +78,7 @@ def _cli(*arguments: str) -> Action:
 def _read_program(folder: Path, out: Path) -> None:
     manifest = Bundle.open(folder, verify=False).manifest
     path = folder / manifest.graph
-    program = read_program(read_bytes(path, error=ArtifactError), str(path))
+    program = read_manifest(CudaProgram, path)
     program.check_sizes(str(path), manifest)
 
 

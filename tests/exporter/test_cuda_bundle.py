@@ -18,6 +18,7 @@ from tiny_models import save_tokenizer
 
 import awq_edge
 from awq_edge.artifacts.directories import Bundle
+from awq_edge.artifacts.schema import parse_manifest, read_manifest
 from awq_edge.errors import ArtifactError, ConfigError, ModelError
 from awq_edge.exporter import kernel_weights
 from awq_edge.exporter.bundle import export_checkpoint
@@ -25,7 +26,7 @@ from awq_edge.kernels.packing import LAYOUT_VERSION, PackedWeight, pack, pack_ga
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat, QuantizedWeight, Scheme, quantize
 from awq_edge.recipe.recipes import Recipe, load_recipe
-from awq_edge.runtime.backends.cuda.program import CudaProgram, QuantizedLinear, read_program
+from awq_edge.runtime.backends.cuda.program import CudaProgram, QuantizedLinear
 
 from .conftest import Export
 from .models import VOCAB, save_quantized, save_random_model
@@ -43,7 +44,7 @@ class Opened:
 
     def __init__(self, bundle: Bundle) -> None:
         path = bundle.path / bundle.manifest.graph
-        self.program: CudaProgram = read_program(path.read_bytes(), str(path))
+        self.program: CudaProgram = read_manifest(CudaProgram, path)
         self.data = (bundle.path / bundle.manifest.weights).read_bytes()
 
     def tensor(self, name: str) -> np.ndarray:
@@ -294,7 +295,7 @@ def test_a_program_of_another_version(llama: Path, export: Export) -> None:
     for key, value in (("format_version", 2), ("depth", 3), ("layers", [{}])):
         data = json.dumps(program | {key: value}).encode()
         with pytest.raises(ArtifactError, match=rf"model\.json is not a program .*\({key}.*again"):
-            read_program(data, str(path))
+            parse_manifest(CudaProgram, data, str(path))
 
 
 _KILLED_EXPORT = """

@@ -100,8 +100,8 @@ def test_a_save_that_fails_leaves_what_was_there(
     ("change", "words"),
     [
         ({"schema_version": 2}, "has schema_version 2, this awq-edge"),
-        ({"format": "x"}, "is no saved conversation"),
-        ({"extra": 1}, 'unknown key "extra"'),
+        ({"format": "x"}, "is not a saved conversation"),
+        ({"extra": 1}, "(extra: Extra inputs"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "they are user"),
         ({"messages": [{"role": "assistant", "content": "Hi"}] * 2}, "in turns"),
         ({"messages": [{"role": "user", "content": 5}]}, "content"),

@@ -62,7 +62,7 @@ class AwqGemm(Layout):
     description = "awq (version gemm)"
     bits = (BITS,)
     mixed = False
-    integers = {"qweight": ("I32",), "qzeros": ("I32",)}  # noqa: RUF012 - never written to
+    integers = {"qweight": ("I32",), "qzeros": ("I32",)}
 
     def obstacle(
         self, out_features: int, in_features: int, number_format: NumberFormat

@@ -68,7 +68,7 @@ class CompressedTensors(Layout):
     description = f"compressed-tensors ({FORMAT})"
     bits = (2, 3, 4, 8)
     mixed = True
-    integers = {  # noqa: RUF012 - never written to
+    integers = {
         "weight_packed": ("I32",),
         "weight_zero_point": ("I32", "I8"),
         "weight_shape": ("I64", "I32"),

@@ -10,18 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import ClassVar, Literal
 
 from awq_edge.artifacts.directories import FileEntry
-from awq_edge.artifacts.input_files import parse_model, read_bytes
+from awq_edge.artifacts.file_names import QUANTIZATION_REPORT
+from awq_edge.artifacts.input_files import read_bytes
+from awq_edge.artifacts.schema import Manifest, Record, parse_manifest
 from awq_edge.errors import ArtifactError
 from awq_edge.model.group_size import Coverage
 from awq_edge.model.source import ModelSource
 
 Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
-REPORT_FILE = "quantization_report.json"
+REPORT_FILE = QUANTIZATION_REPORT
 _MAX_BYTES = 200_000_000  # 400 bytes a linear; a model of many experts has 50,000
 # Relative squared error of the linears of a block, their mean. In SmolLM2-135M, whose 30 blocks add
 # up their errors, 0.009 is half as much perplexity again, 0.04 five times as much, and 0.07 noise
@@ -31,11 +31,7 @@ PERPLEXITY_LIMIT = 2.0
 PACKAGED = "packaged"  # the name of the calibration text that comes with the package
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LinearReport(_Part):
+class LinearReport(Record):
     """One linear.
 
     group: its scale group, None where no scales are searched. exponent: a of s = mean|x|^a, None
@@ -61,7 +57,7 @@ class LinearReport(_Part):
     nf4_sqnr_db: float | None = None
 
 
-class BlockReport(_Part):
+class BlockReport(Record):
     """One decoder block. fold_change: relative change of the block's float32 output by the folds.
     sampled_inputs: inputs whose statistics are a token sample instead of G. silent_inputs: those
     that no calibration token reached (experts that were never chosen)."""
@@ -75,7 +71,7 @@ class BlockReport(_Part):
     linears: tuple[LinearReport, ...]
 
 
-class OutputLayerReport(_Part):
+class OutputLayerReport(Record):
     """The output layer. tied: it was the embedding of the model, stored once; None in reports that
     do not say so. block: its errors and times, as if it were one more block."""
 
@@ -87,7 +83,7 @@ class OutputLayerReport(_Part):
     block: BlockReport
 
 
-class CalibrationFile(_Part):
+class CalibrationFile(Record):
     """A file that was read. name: without its folder. sha256, bytes: of what was read of it, from
     its beginning; of a hub data set, of its rows as JSON. documents: in that. whole: it was the
     whole file."""
@@ -99,7 +95,7 @@ class CalibrationFile(_Part):
     whole: bool
 
 
-class CalibrationReport(_Part):
+class CalibrationReport(Record):
     """source: in words. files: what was read. left_out: files of a folder that were not read, by
     name, with the reason. sha256: of the token ids, int64 little-endian, and of the pixels behind
     them. image_samples, image_tokens: samples with an image, and the tokens that images have in
@@ -116,7 +112,7 @@ class CalibrationReport(_Part):
     sha256: str
 
 
-class SummaryReport(_Part):
+class SummaryReport(Record):
     """Means over the quantized linears of the blocks, in dB, and how many linears, and weights of
     them, there are; older reports do not say how many weights."""
 
@@ -129,7 +125,7 @@ class SummaryReport(_Part):
     mean_nf4_sqnr_db: float | None = None
 
 
-class PerplexityComparison(_Part):
+class PerplexityComparison(Record):
     """Perplexity of one text under the model as it was and as it is in the checkpoint.
 
     text: as given. text_sha256: of the file. tokens: scored. window, stride: tokens. dtype: of the
@@ -146,7 +142,7 @@ class PerplexityComparison(_Part):
     quantized: float
 
 
-class QuantizationReport(_Part):
+class QuantizationReport(Manifest):
     """The whole file.
 
     layout: name of the checkpoint's, see `awq_edge.model.layouts`. lm_head: None where it stays in
@@ -160,6 +156,9 @@ class QuantizationReport(_Part):
     perplexities: empty where no text was given to evaluate. notes: choices that differ from what
     the recipe says. warnings: see `report_warnings`.
     """
+
+    noun: ClassVar[str] = "a valid report"
+    remedy: ClassVar[str] = "quantize the model again"
 
     format: Literal["awq-edge-quantization-report"] = "awq-edge-quantization-report"
     format_version: Literal[1] = 1
@@ -262,11 +261,5 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def read_quantization_report(directory: Path) -> QuantizationReport:
     """The report of a checkpoint or bundle. Raises ArtifactError when it is not one."""
-    return parse_model(
-        QuantizationReport,
-        read_bytes(directory / REPORT_FILE, limit=_MAX_BYTES, error=ArtifactError),
-        REPORT_FILE,
-        what="a valid report",
-        fix="quantize the model again",
-        error=ArtifactError,
-    )
+    data = read_bytes(directory / REPORT_FILE, limit=_MAX_BYTES, error=ArtifactError)
+    return parse_manifest(QuantizationReport, data, REPORT_FILE)

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from awq_edge.artifacts.directories import TensorPort
+from awq_edge.artifacts.schema import Record
 from awq_edge.tensorrt.engines.manifest import EngineProfile
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BuildJob(_Message):
+class BuildJob(Record):
     """module: TensorRT's Python module. graph: path of the ONNX file. engine: path to write. sm:
     "SM89". aliasing: a node says that its output is its input's memory. timing_cache: path, of
     TensorRT on the device only. workspace_bytes: of the builder, None for its own choice."""
@@ -32,7 +27,7 @@ class BuildJob(_Message):
     workspace_bytes: int | None
 
 
-class Progress(_Message):
+class Progress(Record):
     """fraction: of the whole build, 0 to 1. phase: TensorRT's name of what is being done."""
 
     kind: Literal["progress"] = "progress"
@@ -40,7 +35,7 @@ class Progress(_Message):
     phase: str
 
 
-class Finished(_Message):
+class Finished(Record):
     """peak_rss: bytes of the process at its peak. warnings: TensorRT's."""
 
     kind: Literal["finished"] = "finished"
@@ -49,7 +44,7 @@ class Finished(_Message):
     warnings: tuple[str, ...]
 
 
-class Failed(_Message):
+class Failed(Record):
     """error: name of a class of awq_edge.errors."""
 
     kind: Literal["failed"] = "failed"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from awq_edge.artifacts.directories import MANIFEST, Bundle, require_inside, verify_files
-from awq_edge.artifacts.input_files import parse_model, read_bytes
+from awq_edge.artifacts.schema import read_manifest
 from awq_edge.errors import ArtifactError
 from awq_edge.kernels.interface import ABI_VERSION, LAYOUT_VERSION
 from awq_edge.tensorrt.contract import PLUGIN_VERSION
@@ -36,14 +36,7 @@ class Engine:
         file = path / MANIFEST
         if not file.exists():
             raise ArtifactError(f"{path} has no {MANIFEST}; {_again(path)}")
-        manifest = parse_model(
-            EngineManifest,
-            read_bytes(file, error=ArtifactError),
-            str(file),
-            what="a valid engine manifest",
-            fix=_again(path),
-            error=ArtifactError,
-        )
+        manifest = read_manifest(EngineManifest, file, remedy=_again(path))
         require_inside(path, manifest.files)
         return cls(path, manifest)
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import ClassVar, Literal
 
 from awq_edge.artifacts.config_keys import Positions, TensorSize
 from awq_edge.artifacts.directories import FileEntry, InnerPath, TensorPort
+from awq_edge.artifacts.schema import Manifest, Record
 
 ENGINE_FILE = "model.engine"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ShapeRange(_Part):
+class ShapeRange(Record):
     """Shapes of one input in a profile: the smallest, the one tuned for, the largest."""
 
     min: tuple[TensorSize, ...]
@@ -24,7 +19,7 @@ class ShapeRange(_Part):
     max: tuple[TensorSize, ...]
 
 
-class EngineProfile(_Part):
+class EngineProfile(Record):
     """An optimization profile; its index in the list is TensorRT's.
 
     min_tokens..max_tokens: tokens of one execution. max_rows: logits positions of one execution, at
@@ -38,7 +33,7 @@ class EngineProfile(_Part):
     shapes: dict[str, ShapeRange]
 
 
-class PluginContract(_Part):
+class PluginContract(Record):
     """What an engine with plugin nodes asks of the machine that runs it.
 
     plugin_version: of the operators. layout_version: of packed weights. abi_version: of the kernel
@@ -52,7 +47,7 @@ class PluginContract(_Part):
     library_sha256: str
 
 
-class BuildFigures(_Part):
+class BuildFigures(Record):
     """What building took. peak_rss: resident bytes of TensorRT's process at its peak, None where
     the system does not tell. available_drop: bytes by which the system's available memory fell
     meanwhile: on a Jetson it has the GPU's part too, and whatever else ran. available_before: bytes
@@ -66,10 +61,13 @@ class BuildFigures(_Part):
     warnings: tuple[str, ...] = ()
 
 
-class EngineManifest(_Part):
+class EngineManifest(Manifest):
     """runtime: backend. runtime_version: of TensorRT, complete. sm: "SM89" is compute capability
     8.9. bundle_sha256: of the bundle's manifest.json, which has the hash of every file. plugin:
     None for an engine without plugin nodes. inputs, outputs: as in the bundle's graph."""
+
+    noun: ClassVar[str] = "a valid engine manifest"
+    remedy: ClassVar[str] = "build the engine again"
 
     format: Literal["awq-edge-engine"] = "awq-edge-engine"
     format_version: Literal[1] = 1

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from awq_edge.artifacts.config_keys import (
     MAX_LAYERS,
@@ -29,7 +29,8 @@ from awq_edge.artifacts.config_keys import (
     TensorSize,
 )
 from awq_edge.artifacts.directories import BundleManifest
-from awq_edge.artifacts.input_files import parse_model, show
+from awq_edge.artifacts.input_files import show
+from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.errors import ArtifactError
 
 Dtype = Literal["float16", "bfloat16", "float32", "int32"]
@@ -38,11 +39,7 @@ Features = Annotated[int, Field(ge=1, le=MAX_VOCABULARY)]
 ITEM_BYTES: dict[Dtype, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4}
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorPlace(_Part):
+class TensorPlace(Record):
     """A tensor of the weight file: C order, little endian, `offset` bytes from its beginning."""
 
     dtype: Dtype
@@ -54,7 +51,7 @@ class TensorPlace(_Part):
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-class QuantizedLinear(_Part):
+class QuantizedLinear(Record):
     """A linear of awq_edge_w4a16_linear. The strings are names of tensors, in the layout of the
     kernels (`awq_edge.kernels.packing`). zeros: None where all are 2**(bits-1). gate_up: its rows
     are those of a gate and an up projection, interleaved, and its outputs silu(gate) * up."""
@@ -76,7 +73,7 @@ class QuantizedLinear(_Part):
         return [name for name in names if name is not None]
 
 
-class DenseLinear(_Part):
+class DenseLinear(Record):
     """An unquantized linear: weight [out, in] and bias [out], names of tensors in the type of the
     activations."""
 
@@ -94,7 +91,7 @@ class DenseLinear(_Part):
 Linear = Annotated[QuantizedLinear | DenseLinear, Field(discriminator="kind")]
 
 
-class Layer(_Part):
+class Layer(Record):
     """One decoder block. Norms are names of tensors.
 
     qkv: one linear of all three, or three where their formats differ. gate_up: one linear of both,
@@ -113,13 +110,16 @@ class Layer(_Part):
     mlp_out: Linear
 
 
-class CudaProgram(_Part):
+class CudaProgram(Manifest):
     """A decoder for the cuda runtime.
 
     layout_version: of the quantized tensors. context: positions of the rotary tables. cosine, sine:
     float32 [context, rotary_size / 2]. embedding: [vocab, hidden]. attention_scale: multiplies
     q k^T. The strings are names of tensors.
     """
+
+    noun: ClassVar[str] = "a program of this version"
+    remedy: ClassVar[str] = "export the bundle again"
 
     format: Literal["awq-edge-cuda-program"] = "awq-edge-cuda-program"
     format_version: Literal[1] = 1
@@ -176,18 +176,3 @@ class CudaProgram(_Part):
             linears += [*layer.qkv, layer.attention_out, *layer.gate_up, layer.mlp_out]
         for linear in linears:
             yield from linear.tensor_names()
-
-
-def read_program(data: bytes, source: str) -> CudaProgram:
-    """The program of a model.json. source: its path, for the error.
-
-    Raises ArtifactError when it is not one, or one of another version.
-    """
-    return parse_model(
-        CudaProgram,
-        data,
-        source,
-        what="a program of this version",
-        fix="export the bundle again",
-        error=ArtifactError,
-    )

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from awq_edge.artifacts.directories import Bundle
-from awq_edge.artifacts.input_files import read_bytes
+from awq_edge.artifacts.schema import read_manifest
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 from awq_edge.kernels.packing import LAYOUT_VERSION
 from awq_edge.runtime.backends.cuda.device import Device
 from awq_edge.runtime.backends.cuda.linears import Kernels
 from awq_edge.runtime.backends.cuda.model import CudaModel
-from awq_edge.runtime.backends.cuda.program import read_program
+from awq_edge.runtime.backends.cuda.program import CudaProgram
 from awq_edge.runtime.backends.cuda.weights import load_weights
 from awq_edge.runtime.memory import CUDA_LOGITS_ROWS as LOGITS_ROWS
 from awq_edge.runtime.memory import kv_cache_bytes
@@ -53,7 +53,7 @@ class CudaSession(SessionBase):
             )
         manifest = bundle.manifest
         path = bundle.path / manifest.graph
-        program = read_program(read_bytes(path, error=ArtifactError), str(path))
+        program = read_manifest(CudaProgram, path)
         program.check_sizes(str(path), manifest)
         if program.layout_version != LAYOUT_VERSION:
             raise ArtifactError(
