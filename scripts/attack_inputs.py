@@ -18,12 +18,12 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from attacks.artifacts import make_artifacts
-from attacks.cases import TARGETS, Outcome, run_case
+from tests.attacks.artifacts import make_artifacts
+from tests.attacks.cases import TARGETS, Outcome, run_case
 
 _SAMPLE = 40  # every one of so many cases is a process of its own, not a fork
 

@@ -29,8 +29,8 @@ from awq_edge.artifacts.directories import atomic_file
 from awq_edge.kernels.interface import Tactic
 from awq_edge.kernels.kernels import load_kernels
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "plugin"))
-from gpu.w4a16_cases import (
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.kernels.gpu.w4a16_cases import (
     Linear,
     Runner,
     random_linear,

@@ -4,7 +4,7 @@
 
 Compiles the kernels in build/plugins unless that has been done for these very sources, there or by
 another checkout, which leaves its result in awq-edge's cache; the tests
-(tests/plugin/test_compiled.py) do the same. AWQ_EDGE_TEST_ARCHITECTURES=86,90 compiles for those
+(tests/kernels/test_compiled.py) do the same. AWQ_EDGE_TEST_ARCHITECTURES=86,90 compiles for those
 alone, into a folder of their own.
 """
 

@@ -72,9 +72,9 @@ PAGES_ELSEWHERE = {
 }
 # Python that is no session of its own, and what runs it.
 PYTHON_ELSEWHERE = {
-    "docs/add-a-backend.md": "files of a backend; tests/test_docs_run.py does not build one",
+    "docs/add-a-backend.md": "files of a backend; tests/docs/test_docs_run.py does not build one",
     "docs/add-an-architecture.md": "a file of awq_edge/model/archs/, which is there",
-    "docs/how-awq-works.md": "tests/test_how_awq_works.py",
+    "docs/how-awq-works.md": "tests/docs/test_how_awq_works.py",
     "docs/plugin.md": "needs TensorRT",
 }
 _PROGRAMS = ("awq-edge ", "python ", "curl ", "echo ", "scripts/", "mkdir ")

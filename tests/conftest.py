@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tiny_models import save_tiny_llama
+
+from tests.tiny_models import save_tiny_llama
 
 # CI repeats the same cases for the same code; elsewhere every run looks at new ones. No example
 # has a time limit: other tests run at the same time.

@@ -7,7 +7,7 @@
 //   find_id       the id of that rank
 //
 // Everything is integers (sampling_math.h), so a sum is the same in any order and the result is
-// that of the reference in tests/plugin/sampling_reference.py, bit by bit.
+// that of the reference in tests/kernels/sampling_reference.py, bit by bit.
 #include "sampling.h"
 
 #include "arrival.cuh"

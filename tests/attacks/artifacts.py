@@ -8,26 +8,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parents[1]
-ROOT = TESTS.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_artifacts(folder: Path) -> None:
     """Make all of them below `folder`, in a process of its own: what it loads (torch) has threads,
     and the caller is to be forked."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "attacks.artifacts", folder], cwd=TESTS, check=True)
+    subprocess.run([sys.executable, "-m", "tests.attacks.artifacts", folder], cwd=ROOT, check=True)
 
 
 def _make(folder: Path) -> None:
-    from engine_bundles import make_engine
-    from exporter.models import save_quantized, save_random_model
-    from tiny_models import CHAT_TEMPLATE, save_tokenizer
-
     import awq_edge
     from awq_edge.artifacts.directories import Bundle
     from awq_edge.recipe.recipes import recipe_folder
     from awq_edge.runtime.saved_conversation import SavedConversation, SavedMessage, save
+    from tests.exporter.models import save_quantized, save_random_model
+    from tests.tensorrt.engine_bundles import make_engine
+    from tests.tiny_models import CHAT_TEMPLATE, save_tokenizer
 
     model = save_random_model(folder / "model", "llama", vocab_size=320)
     save_tokenizer(model, chat=True)

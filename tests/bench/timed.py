@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runtime.fakes import ScriptedSession
-
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.bench.build import build_bench_report
 from awq_edge.bench.measure import Measurement, measure
@@ -20,6 +18,7 @@ from awq_edge.runtime.session import Float32
 from awq_edge.runtime.tokenizer import Tokenizer
 from awq_edge.sensors.power_mode import PowerModes
 from awq_edge.sensors.reading import Absent, Reading
+from tests.runtime.fakes import ScriptedSession
 
 OTHERS = 0.75
 MEMORY = ProcessMemory(rss=300, peak_rss=400, anonymous=200, file_backed=100)

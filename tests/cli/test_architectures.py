@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_models import TEXT, save_tokenizer
+
+from tests.tiny_models import TEXT, save_tokenizer
 
 from .conftest import Command
 
@@ -18,7 +19,7 @@ def test_quantize_export_run_eval(
     model_type: str, awq_edge_command: Command, tmp_path: Path
 ) -> None:
     """The bundle's perplexity is that of the checkpoint in transformers."""
-    from exporter.models import save_random_model
+    from tests.exporter.models import save_random_model
 
     model, checkpoint, bundle = (tmp_path / name for name in ("model", "checkpoint", "bundle"))
     save_tokenizer(save_random_model(model, model_type, **SIZES))

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_models import TEXT
 
 from awq_edge.evaluate.divergence_report import DivergenceReport
 from awq_edge.evaluate.report import PerplexityReport
 from awq_edge.evaluate.tasks import TasksReport
+from tests.tiny_models import TEXT
 
 from .conftest import Command
 

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_models import TEXT
 
 import awq_edge
 from awq_edge.errors import ConfigError
 from awq_edge.evaluate.report import evaluate_perplexity
 from awq_edge.quantizer.report.schema import QuantizationReport
+from tests.tiny_models import TEXT
 
 from .conftest import Command
 

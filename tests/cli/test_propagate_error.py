@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_models import TEXT
-
 from awq_edge.recipe.recipes import load_recipe
+from tests.tiny_models import TEXT
 
 from .conftest import Command
 

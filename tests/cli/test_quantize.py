@@ -15,9 +15,10 @@ pytest.importorskip("transformers", reason="needs the [host] extra")
 def experts(tmp_path: Path) -> Path:
     """A tiny model with more experts than a few tokens reach."""
     import torch
-    from arch_configs import tiny_config
-    from tiny_models import save_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tests.arch_configs import tiny_config
+    from tests.tiny_models import save_tokenizer
 
     path = save_tokenizer(tmp_path / "model", merges=False)
     sizes = {

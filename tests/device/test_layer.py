@@ -254,7 +254,7 @@ def test_functions_that_cuda_python_is_asked_for_exist() -> None:
 def test_the_real_package_on_a_machine_without_a_gpu() -> None:
     pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
     if compute_capability() is not None:
-        pytest.skip(reason="there is a GPU: tests/backends/gpu")
+        pytest.skip(reason="there is a GPU: tests/runtime/backends/gpu")
     with pytest.raises(RuntimeUnavailableError, match=r"NVIDIA (driver|GPU) here.*\(CUDA error"):
         open_layer("cuda-python")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from backends.fake_device import FakeLayer
 
 from awq_edge.device import meter
 from awq_edge.device.meter import MemoryMeter
 from awq_edge.device.system_memory import SystemMemory, read_system_memory
+from tests.device.fake_device import FakeLayer
 
 KB, GB = 1024, 10**9
 MEMINFO = """MemTotal:        7802312 kB

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
-from plugin.fake_library import FakeLibrary
+
+from tests.kernels.fake_library import FakeLibrary
 
 from .conftest import ROOT, BareEnvironment
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import TEXT
 
 import awq_edge
+from tests.tiny_models import TEXT
 
 GROUP_SIZE = 32
 

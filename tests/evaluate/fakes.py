@@ -8,12 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from tiny_models import EOS
 
 from awq_edge.evaluate.sources import Float32, SourceInfo
 from awq_edge.evaluate.task_model import Continuation, Likelihood
 from awq_edge.runtime.generation import Request, StopStrings
 from awq_edge.runtime.tokenizer import Tokenizer
+from tests.tiny_models import EOS
 
 VOCAB = 11
 

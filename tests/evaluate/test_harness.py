@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import BOS, EOS, IM_END, TEXT, save_tokenizer
 
 from awq_edge.errors import ConfigError, ModelError, ResourceError
 from awq_edge.evaluate.task_model import Continuation
 from awq_edge.runtime.sampling import Sampling
+from tests.tiny_models import BOS, EOS, IM_END, TEXT, save_tokenizer
 
 from .fakes import ScriptedTaskModel
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import EOS, TEXT
 
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.task_model import (
@@ -21,6 +20,7 @@ from awq_edge.evaluate.task_model import (
 from awq_edge.runtime.generation import Request
 from awq_edge.runtime.sampling import Sampling
 from awq_edge.runtime.tokenizer import Tokenizer
+from tests.tiny_models import EOS, TEXT
 
 torch = pytest.importorskip("torch", reason="needs the [host] extra")
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import TEXT, save_tokenizer
 
 from awq_edge.errors import ConfigError
 from awq_edge.evaluate import tasks as tasks_module
 from awq_edge.evaluate.tasks import MetricPart, TaskResult, TasksReport, evaluate_tasks
 from awq_edge.runtime.tokenizer import Tokenizer
+from tests.tiny_models import TEXT, save_tokenizer
 
 from .fakes import ScriptedTaskModel
 
@@ -113,22 +112,6 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> TaskFolder:
     folder.add(ANSWER, documents)
     folder.add(ROLLING, documents)
     return folder
-
-
-@pytest.fixture
-def evaluate_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The library `evaluate` under its name, which is the name of the folder of these tests too."""
-
-    def loaded() -> list[str]:
-        return [name for name in sys.modules if name.partition(".")[0] == "evaluate"]
-
-    for name in loaded():
-        monkeypatch.delitem(sys.modules, name)
-    own = str(Path(__file__).resolve().parents[1])
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != own])
-    yield
-    for name in loaded():
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -315,7 +298,6 @@ class CodeEval(evaluate.Metric):
 """
 
 
-@pytest.mark.usefixtures("evaluate_library")
 def test_mbpp_as_the_harness_defines_it(
     scripted: Any, folder: TaskFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from arch_configs import model_class, tiny_config
 from safetensors.numpy import load_file
 from safetensors.torch import save_file as save_tensors
 
 from awq_edge.model import w4a16
 from awq_edge.model.archs import Decoder, decoder_from_config
 from awq_edge.model.layouts import CheckpointFormats, layouts
+from tests.arch_configs import model_class, tiny_config
 
 VOCAB = 96
 MAX_POSITIONS = 96

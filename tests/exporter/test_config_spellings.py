@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arch_configs import model_class
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 
 from awq_edge.errors import ModelError
 from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
+from tests.arch_configs import model_class
 
 from .conftest import Export
 from .models import TINY, random_ids, save_random_model

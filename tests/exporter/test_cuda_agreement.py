@@ -1,7 +1,7 @@
 """The demo model's bundle for runtime cuda, with the kernels' interface in NumPy, against
 onnxruntime: float16 activations change neither what is likeliest nor the perplexity.
 
-The same figures from the kernels themselves: tests/backends/gpu/test_cuda.py.
+The same figures from the kernels themselves: tests/runtime/backends/gpu/test_cuda.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backends.host_kernels import HostDevice, HostKernels
 
 import awq_edge
 from awq_edge.runtime.backends.cuda.session import CudaSession
 from awq_edge.runtime.session import SessionOptions
+from tests.runtime.backends.host_kernels import HostDevice, HostKernels
 
 TOKENS = 600
 LEAST_AGREEMENT = 0.99

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import save_tokenizer
 
 import awq_edge
 from awq_edge.artifacts.directories import Bundle
@@ -27,6 +26,7 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat, QuantizedWeight, Scheme, quantize
 from awq_edge.recipe.recipes import Recipe, load_recipe
 from awq_edge.runtime.backends.cuda.program import CudaProgram, QuantizedLinear
+from tests.tiny_models import save_tokenizer
 
 from .conftest import Export
 from .models import VOCAB, save_quantized, save_random_model

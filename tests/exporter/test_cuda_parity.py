@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends.host_kernels import HostDevice, HostKernels
 
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.runtime.backends.cuda.session import CudaSession
 from awq_edge.runtime.session import SessionOptions
+from tests.runtime.backends.host_kernels import HostDevice, HostKernels
 
 from .conftest import Export, plain_types
 from .models import Reference, random_ids, save_quantized, save_random_model

@@ -10,7 +10,6 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
 
 from awq_edge.exporter.canonical import (
     GraphSpec,
@@ -20,6 +19,7 @@ from awq_edge.exporter.canonical import (
 from awq_edge.exporter.graph import DecoderGraph, to_model
 from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.model.checkpoint import Checkpoint
+from tests.arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
 
 from .conftest import parity_recipe
 from .models import MAX_POSITIONS, Reference, save_quantized, save_random_model

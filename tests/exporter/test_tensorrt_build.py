@@ -43,7 +43,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     kernels."""
     import shutil
 
-    from plugin.plugin_build import build_recording_kernels
+    from tests.tensorrt.plugin_build import build_recording_kernels
 
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip(reason="needs tensorrt-rtx, which has wheels for Linux on x86-64 and Windows")

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from tiny_models import save_tokenizer
 
 import awq_edge
 from awq_edge.artifacts.directories import Bundle
@@ -26,6 +25,7 @@ from awq_edge.model import w4a16
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import load_recipe
 from awq_edge.tensorrt.contract import OPS
+from tests.tiny_models import save_tokenizer
 
 from .conftest import Export
 from .models import MAX_POSITIONS, save_quantized, save_random_model

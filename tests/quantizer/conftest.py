@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from arch_configs import (
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+from awq_edge.model.archs import architectures
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.quantizer.blocks.weights import read_finite
+from tests.arch_configs import (
     AFTER_IMAGE,
     BEFORE_IMAGE,
     IMAGE_TOKEN,
@@ -17,11 +22,6 @@ from arch_configs import (
     model_class,
     tiny_config,
 )
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-
-from awq_edge.model.archs import architectures
-from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.quantizer.blocks.weights import read_finite
 
 VOCAB = 128
 # Grouped-query attention, a head size unlike hidden / heads, every bias that a config can ask for.

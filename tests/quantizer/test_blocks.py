@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from arch_configs import in_memory, model_class
 
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles
 from awq_edge.quantizer.blocks.runner import BlockRunner, relative_change
+from tests.arch_configs import in_memory, model_class
 
 from .conftest import build_model, load_block, save_model
 

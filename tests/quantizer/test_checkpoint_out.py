@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arch_configs import model_class
 from safetensors.numpy import load_file, save_file
 
 import awq_edge
@@ -19,6 +18,7 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import dequantize
 from awq_edge.quantizer import QuantizedCheckpoint
 from awq_edge.quantizer.search.rounding import NumberFormat, fake_quantize
+from tests.arch_configs import model_class
 
 from .conftest import build_model, save_model
 

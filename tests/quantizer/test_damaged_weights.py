@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_models import save_tiny_llama
 
 import awq_edge
 from awq_edge.errors import ModelError
+from tests.tiny_models import save_tiny_llama
 
 SMALL = {"group_size": 32, "samples": 4, "length": 16}
 

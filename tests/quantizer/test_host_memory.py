@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_tokenizer
 
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.quantizer.blocks.sizes import block_parameters, statistics_bytes
 from awq_edge.recipe.recipes import load_recipe
+from tests.tiny_models import save_tokenizer
 
 SAMPLES, LENGTH = 4, 256
 # What the matrix libraries take for their own buffers when products grow, and the pieces of rows,

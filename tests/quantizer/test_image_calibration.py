@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
 from PIL import Image
 
 from awq_edge.errors import ConfigError, ModelError
@@ -17,6 +16,7 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.quantizer.calibration.images import load_image_calibration
 from awq_edge.quantizer.calibration.pictures import QUESTION, load_pictures
 from awq_edge.runtime.tokenizer import Tokenizer
+from tests.arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
 
 from .conftest import build_model, save_model
 from .vision_models import drawn, picture_folder, quantize

@@ -30,7 +30,7 @@ RAY = ExecutorOptions("ray")
 MACHINE_LOST_SECONDS = 60
 # For worker_functions.py, and for this package where it is not installed.
 WORKER_PATH = [
-    str(Path(__file__).parents[1]),
+    str(Path(__file__).parents[2]),
     str(Path(awq_edge.__file__).parents[1]),
 ]
 

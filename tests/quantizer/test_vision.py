@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from arch_configs import in_memory
 from safetensors.torch import load_file, save_file
 
 from awq_edge.errors import ModelError
@@ -17,6 +16,7 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles
 from awq_edge.quantizer.blocks.runner import BlockRunner, relative_change
 from awq_edge.quantizer.calibration.text import CalibrationSet
+from tests.arch_configs import in_memory
 
 from .conftest import build_model, save_model
 from .test_checkpoint_out import restore

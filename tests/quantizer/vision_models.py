@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from arch_configs import IMAGE_TOKEN, model_class
 
 import awq_edge
 from awq_edge.model.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from awq_edge.quantizer import QuantizedCheckpoint
 from awq_edge.quantizer.calibration.images import load_image_calibration
 from awq_edge.quantizer.calibration.pictures import draw
 from awq_edge.quantizer.calibration.text import CalibrationSet
+from tests.arch_configs import IMAGE_TOKEN, model_class
 
 VISION = ("llava", "qwen2_vl")
 

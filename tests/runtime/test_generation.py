@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import EOS, save_tokenizer
 
 from awq_edge.errors import ConfigError
 from awq_edge.runtime.generation import Request, StopStrings, TextStream
 from awq_edge.runtime.sampling import Sampling
 from awq_edge.runtime.tokenizer import Tokenizer
+from tests.tiny_models import EOS, save_tokenizer
 
 from .fakes import scripted
 

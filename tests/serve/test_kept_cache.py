@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runtime.fakes import ScriptedSession
 
 from awq_edge.runtime.generation import Request, TokenLoop
 from awq_edge.runtime.model import load
 from awq_edge.runtime.session import CacheCopy
 from awq_edge.serve.kept_cache import KeptCache
+from tests.runtime.fakes import ScriptedSession
 
 CONVERSATION = list(range(1, 201))
 TITLE = [*range(1, 7), *range(50, 150)]  # begins as the conversation does

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import save_tokenizer
+
+from tests.tiny_models import save_tokenizer
 
 WORDS = "the river runs past an old house where nobody has lived since the long winter of snow"
 

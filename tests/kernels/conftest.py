@@ -1,0 +1,5 @@
+"""Fixtures of the kernel tests."""
+
+from tests import compilers
+
+gcc, gxx = compilers.gcc, compilers.gxx

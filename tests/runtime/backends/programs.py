@@ -1,0 +1,121 @@
+"""Small random programs in every form, and a runner that drives a model of one on any device."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from awq_edge.runtime.backends.cuda.device import Device
+from awq_edge.runtime.backends.cuda.linears import Kernels
+from awq_edge.runtime.backends.cuda.model import CudaModel
+
+_SCRIPT = Path(__file__).parents[3] / "scripts" / "random_program.py"
+CONTEXT = 96
+MAX_ROWS = 32
+
+
+def random_program() -> Any:
+    """scripts/random_program.py as a module; the test is skipped where it is not there."""
+    if not _SCRIPT.exists():
+        pytest.skip(reason="scripts/ is not beside the tests")
+    spec = importlib.util.spec_from_file_location("random_program", _SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["random_program"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# Sizes that end within a tile and a block; grouped-query attention.
+SHAPE = {
+    "vocab_size": 200,
+    "hidden_size": 192,
+    "intermediate_size": 320,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_size": 64,
+    "context": CONTEXT,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "4 bits": {"group_size": 64},
+    "3 bits": {"bits": 3, "group_size": 32},
+    "8 bits, symmetric": {"bits": 8, "group_size": 64, "scheme": "symmetric"},
+    "bias, head norms": {"group_size": 32, "bias": True, "head_norms": True},
+    "window": {"group_size": 32, "window": 7},
+    "apart": {"group_size": 64, "merged": False, "bias": True},
+    "dense": {"dense": True, "lm_head_bits": 16, "bias": True},
+    "dense, apart": {"dense": True, "merged": False, "lm_head_bits": 4},
+    "bfloat16": {"group_size": 64, "dtype": "bfloat16"},
+}
+HEADS: dict[str, dict[str, int]] = {
+    "head size 32": {"head_size": 32},
+    "head size 96": {"head_size": 96},
+    "head size 128, 8 to 1": {"head_size": 128, "num_heads": 8, "num_kv_heads": 1},
+    "head size 256": {"head_size": 256, "num_heads": 2, "num_kv_heads": 2},
+}
+
+
+def small_program(
+    sizes: dict[str, int] | None = None, **variant: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A program and its tensors on the host."""
+    script = random_program()
+    made = script.Variant(**variant)
+    program = script.random_program(script.Shape(**(SHAPE | (sizes or {}))), made)
+    block = torch.zeros(program.weight_bytes, dtype=torch.uint8)
+    return program, script.fill_quantized(program, block, made.scheme)
+
+
+class Runner:
+    """A model of a program on a device."""
+
+    def __init__(
+        self, program: Any, tensors: dict[str, torch.Tensor], device: Device, kernels: Kernels
+    ) -> None:
+        self.device = device
+        with device.scope():
+            # Each on a block of its own, as the allocator aligns them.
+            own = {name: tensor.to(device.torch_device) for name, tensor in tensors.items()}
+            self.model = CudaModel(
+                program, own, kernels, device, context=CONTEXT, max_rows=MAX_ROWS
+            )
+            device.synchronize()
+        self.replay = device.capture(self.model.step)
+        self.length = 0
+
+    def prefill(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits after each id: float32 [len(ids), vocab]."""
+        model, found = self.model, []
+        for start in range(0, len(ids), MAX_ROWS):
+            chunk = ids[start : start + MAX_ROWS]
+            with self.device.scope():
+                model.state[0] = self.length
+                model.ids[: len(chunk)] = torch.tensor(chunk)
+                model.wanted[: len(chunk)] = torch.arange(len(chunk))
+                model.run(len(chunk))
+                model.row_logits(len(chunk))
+                self.device.synchronize()
+                found.append(model.logits32[: len(chunk)].cpu().numpy().copy())
+            self.length += len(chunk)
+        return np.concatenate(found)
+
+    def step(self, token: int, *, replayed: bool = True) -> np.ndarray:
+        """Logits after one more id: float32 [vocab]."""
+        with self.device.scope():
+            self.model.state.copy_(torch.tensor([self.length, 0, token, 0]))
+            if replayed:
+                self.replay()
+            else:
+                self.model.step()
+            self.device.synchronize()
+            self.length += 1
+            found: np.ndarray = self.model.logits32[0].cpu().numpy().copy()
+        return found
