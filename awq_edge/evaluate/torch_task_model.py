@@ -141,7 +141,7 @@ class _Answer:
             return _PADDING
         self._tokens += 1
         self.text += self._stops.push(self._decoder.push(token))
-        if self._stops.found is not None:
+        if self._stops.matched is not None:
             self.done = True
         elif self._tokens == self.request.max_new_tokens:
             self._end()

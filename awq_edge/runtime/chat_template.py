@@ -1,9 +1,9 @@
 """Chat templates: Jinja programs that come with a model, from messages to the model's text.
 
-A template is rendered by a process of its own (`template_process`), and compiled with its first
-use: what does not need it is not disturbed by a broken one. What templates differ in is found by
-rendering a small conversation: whether they want a message's content as a text or as parts, whether
-they have a place for a system message, and what they end an answer with.
+A template is rendered by a process of its own (`template_process`), and compiled when it is first
+used: a broken one disturbs no other work. The traits of a template are found by rendering a small
+conversation: whether a message's content is a text or parts, whether a system message has a place,
+and the text that ends an answer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Traits:
-    """parts: contents must be lists of parts. system: system messages have a place."""
+    """The traits of a template.
+
+    parts: contents must be lists of parts.
+    system: system messages have a place.
+    """
 
     parts: bool
     system: bool
@@ -51,7 +55,9 @@ class ChatTemplate:
     def __init__(
         self, source: str, special_tokens: Mapping[str, str], *, unread: str | None = None
     ) -> None:
-        """special_tokens: texts by name ("bos_token"). unread: why there is no source."""
+        """special_tokens: texts by name ("bos_token").
+        unread: the reason why there is no source.
+        """
         self.source = source
         self._unread = unread
         self._special_tokens = dict(special_tokens)
@@ -59,14 +65,15 @@ class ChatTemplate:
         self._failed: ConfigError | ModelError | None = None
 
     def check(self) -> None:
-        """Raises ModelError where it is no Jinja, ConfigError where it cannot be compiled."""
+        """Raise ModelError where the template is no Jinja, ConfigError where it cannot be
+        compiled."""
         if self._unread is not None:
             raise ModelError(self._unread)
         template_process.render(self.source, None)
 
     def check_words(self) -> None:
-        """Raises what `render` raises for every message: a template that is broken, never ends or
-        leaves out what is said."""
+        """Raise what `render` raises for every message: the template is broken, never ends or omits
+        messages."""
         self._traits  # noqa: B018
 
     def render(
@@ -79,11 +86,11 @@ class ChatTemplate:
     ) -> str:
         """The text that the model was trained to see for this conversation.
 
-        add_generation_prompt: begin the answer's turn. continue_final_message: end inside the last
-        message instead, which is an answer's beginning. variables: what else the template knows
-        (enable_thinking, reasoning_effort). Raises ConfigError with the template's own words where
-        it refuses (roles must alternate), and where it leaves out what a user says; ModelError
-        where it is broken.
+        add_generation_prompt: begin the answer's turn.
+        continue_final_message: end inside the last message instead, which is an answer's beginning.
+        variables: further variables of the template (enable_thinking, reasoning_effort).
+        Raises ConfigError with the template's own words where it refuses (roles must alternate),
+        and where it omits a user's words; ModelError where it is broken.
         """
         made = [_as_text(message) for message in messages]
         if continue_final_message:
@@ -109,7 +116,7 @@ class ChatTemplate:
         return _cut(text) if continue_final_message else text
 
     def beginning(self, text: str, messages: Sequence[Message], **options: Any) -> str:
-        """What of the answer's turn is in a rendered text. options: those of its rendering."""
+        """The beginning of the answer's turn in a rendered text. options: of the rendering."""
         last = str(_as_text(messages[-1])["content"]).strip() if messages else ""
         continued = bool(options.get("continue_final_message"))
         shorter = {**options, "continue_final_message": False, "add_generation_prompt": False}
@@ -128,7 +135,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def turn_end(self) -> str:
-        """What is written behind an answer before the next question; "" where that is not known."""
+        """The text between an answer and the next question; "" where it is not known."""
         talk = [("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)]
         text = self._tried(talk, parts=self._traits.parts)
         _, answer, behind = text.rpartition(_ANSWER)
@@ -137,7 +144,8 @@ class ChatTemplate:
 
     @functools.cached_property
     def _traits(self) -> _Traits:
-        """Raises ModelError where the template is broken, ConfigError where it loses words."""
+        """The template's traits. Raises ModelError where it is broken, ConfigError where it omits
+        words."""
         if self._failed is not None:  # which may have taken its time to find out
             raise self._failed
         try:
@@ -180,7 +188,7 @@ class ChatTemplate:
             return ""
 
     def _without_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """System messages put before the first user's words."""
+        """The messages with the system's put before the first user's words."""
         system = [m for m in messages if m.get("role") == "system"]
         rest = [m for m in messages if m.get("role") != "system"]
         texts = [m["content"] for m in system if isinstance(m["content"], str)]
@@ -287,7 +295,7 @@ def _as_parts(message: Message) -> dict[str, Any]:
 
 
 def _reaches(words: str, text: str) -> bool:
-    """Whether a user's words are in a prompt: as they are, written as JSON, or most of them."""
+    """True if a prompt has a user's words: as they are, written as JSON, or most of them."""
     if words.strip() in text or json.dumps(words.strip(), ensure_ascii=False)[1:-1] in text:
         return True
     # A template may change blanks or take a switch such as /no_think out.
@@ -297,7 +305,7 @@ def _reaches(words: str, text: str) -> bool:
 
 
 def _common(first: str, second: str) -> int:
-    """Characters that two texts begin with in common."""
+    """The number of characters that both texts begin with."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2

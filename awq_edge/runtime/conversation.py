@@ -1,4 +1,4 @@
-"""A chat over one session: the history stays in the KV cache, each turn prefills only what is new.
+"""A chat over one session: the KV cache keeps the history, each turn prefills only its new ids.
 
     ids in the cache:  [prompt of turn 1][answer 1] | [new text: end of answer 1, question 2, ...]
                        └──────────── kept ─────────┘ └─ encoded and prefilled at turn 2 ─────────┘
@@ -35,7 +35,7 @@ _ANSWER_ROOM = 128
 
 @dataclass(frozen=True)
 class _Said:
-    """The conversation so far: its text as rendered, and the ids that stand for it."""
+    """The conversation so far: its rendered text, and the ids of it."""
 
     text: str
     ids: tuple[int, ...]
@@ -43,7 +43,7 @@ class _Said:
 
 @dataclass(frozen=True)
 class _Question:
-    """A message with what goes before it. dropped: the oldest turns, which left no room."""
+    """A message with the conversation before it. dropped: the number of oldest turns left out."""
 
     messages: list[Message]
     text: str
@@ -64,10 +64,10 @@ class Conversation:
         stop: tuple[str, ...] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> None:
-        """max_new_tokens: of one answer; None means until the model stops or the context ends.
-        variables: what the chat template knows beside the messages.
+        """Raises ConfigError for a system prompt where the model has no chat template.
 
-        Raises ConfigError for a system prompt where the model has no chat template.
+        max_new_tokens: of one answer; None means until the model stops or the context ends.
+        variables: of the chat template, beside the messages.
         """
         self._model = model
         self._require_template(system)
@@ -96,8 +96,8 @@ class Conversation:
         return self._system
 
     def set_system(self, text: str | None) -> None:
-        """Go on with another system prompt, or without one: the whole conversation is computed
-        again with the next message. Raises ConfigError where the model has no chat template."""
+        """Go on with another system prompt, or without one: the next message prefills the whole
+        conversation again. Raises ConfigError where the model has no chat template."""
         self._require_template(text)
         self._system = text
         prompt: list[Message] = [] if text is None else [{"role": "system", "content": text}]
@@ -106,7 +106,7 @@ class Conversation:
         self._said = None
 
     def take_back(self) -> str:
-        """Forget the last question and its answer; gives the question.
+        """Forget the last question and its answer; returns the question.
 
         Raises ConfigError where there is none.
         """
@@ -126,8 +126,8 @@ class Conversation:
     def ask(self, text: str, cancelled: Callable[[], bool] | None = None) -> Turn:
         """Send a message; iterate the result for the answer's text as it comes.
 
-        Where the context is full the oldest turns are dropped: `dropped_turns` counts them.
-        Raises ResourceError when the message alone does not fit the context.
+        Where the context is full the oldest turns are dropped: `dropped_turns` counts them. Raises
+        ResourceError when the message alone does not fit the context.
         """
         if not text.strip():
             raise ConfigError("the message is empty")
@@ -150,7 +150,7 @@ class Conversation:
         return Turn(self, question, stream)
 
     def saved(self) -> SavedConversation:
-        """The conversation so far, to be written to a file: what the context dropped too."""
+        """The conversation so far, to be written to a file, dropped turns included."""
         return SavedConversation(
             model_name=self._model.manifest.model_name,
             dropped_turns=self._lost_turns,
@@ -158,11 +158,12 @@ class Conversation:
         )
 
     def restore(self, saved: SavedConversation, cancelled: Callable[[], bool] | None = None) -> int:
-        """Go on with a saved conversation; gives the tokens of it that are in the KV cache now.
+        """Go on with a saved conversation; returns the number of its tokens that are in the KV
+        cache now.
 
-        Its system prompt, or its lack of one, takes the place of this one's. Where it does not fit
-        the context its oldest turns are dropped. Raises ConfigError and ResourceError where the
-        model cannot have it; this conversation is then what it was.
+        Its system prompt, or its lack of one, replaces the present one. Where it does not fit the
+        context its oldest turns are dropped. Raises ConfigError and ResourceError where the model
+        cannot continue it; the present conversation is then unchanged.
         """
         messages: list[Message] = [m.model_dump(exclude_none=True) for m in saved.messages]
         system = next((m["content"] for m in messages if m["role"] == "system"), None)
@@ -180,7 +181,8 @@ class Conversation:
         return self._model.session.past_length
 
     def _history(self, messages: list[Message]) -> tuple[list[int], list[Message], int]:
-        """Ids of a conversation that waits for a message, what is kept of it, turns dropped."""
+        """Ids of a conversation that waits for a message, the messages kept of it, the turns
+        dropped."""
         context = self._model.session.context
         template, tokenizer = self._model.chat_template, self._model.tokenizer
         first = 1 if messages and messages[0]["role"] == "system" else 0
@@ -246,7 +248,8 @@ class Conversation:
         return ThoughtRules(markers, beginning)
 
     def _encode(self, messages: list[Message]) -> tuple[str, list[int]]:
-        """The rendered conversation and its ids, built on cached ones where these begin it."""
+        """The rendered conversation and its ids, which continue the cached ones where these begin
+        it."""
         tokenizer = self._model.tokenizer
         chat = self._model.chat_template is not None
         rendered = self._model.render(messages, self._options) if chat else _continued(messages)
@@ -297,7 +300,7 @@ class Turn:
 
     @property
     def result(self) -> Generation:
-        """What was generated so far; final when the iteration has ended."""
+        """The generation so far; final when the iteration has ended."""
         return self._stream.result
 
 

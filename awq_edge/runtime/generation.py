@@ -35,10 +35,13 @@ FinishReason = Literal["stop", "length", "context", "cancelled"]
 class Generation:
     """The outcome of one request.
 
-    text: the answer. ids: what the model generated, without the stop token. seed: the one that
-    repeats it. prompt_ids: everything before the answer. thoughts: what a reasoning model wrote
-    before it, without markers. thought_tokens: ids of them, markers included. written: thoughts,
-    markers and answer as the model wrote them.
+    text: the answer.
+    ids: the generated ids, without the stop token.
+    seed: repeats the generation.
+    prompt_ids: everything before the answer.
+    thoughts: a reasoning model's text before the answer, without markers.
+    thought_tokens: number of their ids, markers included.
+    written: thoughts, markers and answer as the model wrote them.
     """
 
     text: str
@@ -55,33 +58,40 @@ class Generation:
 
 @dataclass(frozen=True)
 class ThoughtRules:
-    """How thoughts are told from the answer. beginning: what of the answer's turn is in the
-    prompt."""
+    """The rules that tell thoughts from the answer.
+
+    beginning: of the answer's turn, in the prompt.
+    """
 
     markers: ThoughtMarkers
     beginning: str = ""
 
 
 class Constraint(Protocol):
-    """What may come next, one answer long: a grammar, for example. Has a state; used once."""
+    """A restriction of the next token, for one answer: a grammar, for example. Has a state; used
+    once."""
 
     def mask(self, logits: Float32) -> Float32:
         """A copy of logits, float32 [vocab], with -inf where a token must not come."""
         ...
 
     def accept(self, token_id: int) -> bool:
-        """Go on behind a token that was chosen; whether the answer is complete with it."""
+        """Advance behind a chosen token; True if the answer is complete with it."""
         ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. max_new_tokens: None means until a stop or the end of the context.
+    """One generation's prompt, sampling and limits.
 
-    stop: texts that end the answer, not part of it; one may name special tokens. stop_token_ids:
-    ids that do. cancelled: asked before every execution of the graph. constraint: restricts every
-    token of the answer. top_logprobs: log-probabilities of every token and of as many of the
-    likeliest; None: of none. thoughts: None where all of the text is the answer.
+    max_new_tokens: None means until a stop or the end of the context.
+    stop: texts that end the answer, not part of it; one may name special tokens.
+    stop_token_ids: ids that end it.
+    cancelled: asked before every execution of the graph.
+    constraint: restricts every token of the answer.
+    top_logprobs: also give log-probabilities of every token and of this many likeliest; None: of
+        none.
+    thoughts: None where all of the text is the answer.
     """
 
     prompt_ids: Sequence[int]
@@ -118,7 +128,9 @@ class TokenLoop:
         started: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """started: clock() of the request, for TTFT; now when it is not given. clock: seconds."""
+        """started: clock() of the request, for TTFT; default: now.
+        clock: seconds.
+        """
         self._session = session
         self._request = request
         self._clock = clock
@@ -168,7 +180,7 @@ class TokenLoop:
             timings.steps.append(self._clock() - start)
 
     def _choose(self, logits: Float32) -> tuple[int, TokenLogprobs | None]:
-        """The next token, and its log-probabilities where they were asked for."""
+        """The next token, and its log-probabilities where the request asked for them."""
         request = self._request
         allowed = logits if request.constraint is None else request.constraint.mask(logits)
         token = self.sampler.choose(allowed)
@@ -177,7 +189,8 @@ class TokenLoop:
         return token, token_logprobs(logits, token, request.top_logprobs)
 
     def _prefill(self) -> Float32 | None:
-        """Logits after the prompt; None when cancelled. What the cache holds already is kept."""
+        """Logits after the prompt; None when cancelled. Ids that the KV cache holds are not run
+        again."""
         session, ids = self._session, self._request.prompt_ids
         # The last id is always run: its logits are needed.
         kept = min(common_prefix(session.cached_ids, ids), len(ids) - 1)
@@ -198,9 +211,9 @@ class TokenLoop:
 
 
 class TextStream:
-    """The text of one generation, piece by piece; `result` once the iteration has ended.
+    """The text of one generation, delta by delta; `result` once the iteration has ended.
 
-    Iterated, it gives the answer; `pieces` gives the thoughts too.
+    Iteration gives the answer; `pieces` gives the thoughts too.
     """
 
     def __init__(
@@ -254,7 +267,7 @@ class TextStream:
 
     @property
     def logprobs(self) -> list[TokenLogprobs]:
-        """Of every token generated so far, where the request asked for them."""
+        """Log-probabilities of every token generated so far, where the request asked for them."""
         return self._loop.logprobs
 
     @property
@@ -264,14 +277,14 @@ class TextStream:
 
     @property
     def result(self) -> Generation:
-        """What was generated so far; final when the iteration has ended."""
+        """The generation so far; final when the iteration has ended."""
         loop = self._loop
         return Generation(
             text="".join(self._answer),
             ids=tuple(self._ids),
             prompt_ids=tuple(self._request.prompt_ids),
             finish_reason="stop" if self._ended else loop.finish_reason,
-            stop_string=self._stops.found,
+            stop_string=self._stops.matched,
             seed=loop.sampler.seed,
             timings=loop.timings,
             thoughts="".join(self._thoughts),
@@ -287,9 +300,9 @@ class TextStream:
 
     @property
     def _ended(self) -> bool:
-        """Whether the text itself says that it is over."""
+        """True if the text itself says that it is over."""
         ended = self._splitter is not None and self._splitter.ended
-        return ended or self._stops.found is not None
+        return ended or self._stops.matched is not None
 
     def _without_thoughts(self) -> Iterator[str]:
         with contextlib.closing(self._pieces):
@@ -314,7 +327,7 @@ class TextStream:
         yield from self._answered(self._stops.flush())
 
     def _split(self, text: str, *, special: bool = False) -> Iterator[TextDelta]:
-        """What has become certain with the text of a token."""
+        """The text that a token made certain."""
         self._written.append(text)
         splitter = self._splitter
         if splitter is None:
@@ -353,37 +366,34 @@ class StopStrings:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = HeldText()
-        self.found: str | None = None
+        self.matched: str | None = None
 
     def push(self, piece: str, *, special: bool = False) -> str:
         """The text that is certain not to belong to a stop string.
 
-        The stop that is complete first wins, of several the longest: so the outcome does not
-        depend on how the text is cut into pieces. special: the text of a special token, which
-        counts for the stops and is not given out.
+        The stop that is complete first wins, of several the longest: so the outcome does not depend
+        on how the text is cut into pieces.
+
+        special: the text of a special token, which counts for the stops and is not given out.
         """
-        if self.found is not None:
+        if self.matched is not None:
             return ""
         self._held.append(piece, special)
         text = self._held.text
         places = [(text.find(stop), stop) for stop in self._stops]
         hits = [(place + len(stop), place, stop) for place, stop in places if place >= 0]
         if hits:
-            _, place, self.found = min(hits)
+            _, place, self.matched = min(hits)
             return self._held.take(place)
         held = max((overlap(text, stop) for stop in self._stops), default=0)
         return self._held.take(len(text) - held)
 
     def flush(self) -> str:
-        """What was held back, when the text has ended."""
-        return "" if self.found is not None else self._held.take(len(self._held.text))
+        """The text held back, when the stream has ended."""
+        return "" if self.matched is not None else self._held.take(len(self._held.text))
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Ids that two sequences begin with in common."""
-    count = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    """The number of ids that both sequences begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))

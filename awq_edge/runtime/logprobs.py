@@ -12,8 +12,11 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """One generated token. logprob: natural logarithm of its probability. top: the likeliest ids
-    at its place with theirs, likeliest first, equal ones by id."""
+    """One generated token.
+
+    logprob: natural logarithm of its probability.
+    top: the likeliest ids at its place with their logprobs, likeliest first, equal ones by id.
+    """
 
     token_id: int
     logprob: float
@@ -21,7 +24,11 @@ class TokenLogprobs:
 
 
 def token_logprobs(logits: Float32, token_id: int, top: int) -> TokenLogprobs:
-    """logits: float32 [vocab]. top: how many of the likeliest to name; 0 names none."""
+    """Log-probabilities of one token and its likeliest alternatives.
+
+    logits: float32 [vocab].
+    top: the number of alternatives.
+    """
     shifted = logits.astype(np.float64) - float(logits.max())
     logprobs = shifted - np.log(np.exp(shifted).sum())  # [vocab]
     top = min(top, len(logits))

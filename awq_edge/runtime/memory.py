@@ -52,8 +52,8 @@ _KV_SCALE_BYTES = 4
 
 
 class ModelSizes(Protocol):
-    """What a prediction needs of a model for one runtime. BundleManifest has it; its docstring says
-    what the fields mean."""
+    """Sizes of a model for one runtime, for predictions. `BundleManifest` has them; its docstring
+    describes the fields."""
 
     @property
     def runtime(self) -> str: ...
@@ -124,7 +124,7 @@ def kv_cache_bytes(sizes: ModelSizes, context: int, kv_dtype: KvDtype = "float16
 def predict_memory(
     sizes: ModelSizes, context: int, kv_dtype: KvDtype = "float16"
 ) -> PredictedMemory:
-    """What one sequence of up to `context` tokens needs. context: positions of the KV cache."""
+    """The memory for one sequence of up to `context` tokens. context: positions of the KV cache."""
     # TensorRT's own plan of its activations is not known before a build; ours is the nearest.
     on_gpu = sizes.runtime in ("cuda", "tensorrt", "tensorrt-rtx")
     activations = _cuda_activations if on_gpu else _graph_activations
@@ -137,7 +137,7 @@ def predict_memory(
 
 
 def packing_bytes(sizes: ModelSizes) -> int:
-    """Bytes that a runtime holds beside the weights of the file, to compute with them."""
+    """Bytes of weights that a runtime holds in another layout, beside those of the file."""
     if sizes.runtime != "onnxruntime":
         return 0
     per_scale = _PACKED_INT8_BYTES if sizes.accuracy_level == _INT8_LEVEL else 0
@@ -157,9 +157,9 @@ def _graph_bytes(sizes: ModelSizes) -> int:
 
 
 def _cuda_activations(sizes: ModelSizes, context: int) -> int:
-    """The buffers of the cuda backend, and an estimate for TensorRT: of one chunk, and of the rows
-    of logits that are computed at a time, in 16 bits and in 32. What kernels split their work with
-    is not in it: it depends on the GPU."""
+    """The buffers of the cuda backend, and an estimate for TensorRT: of one chunk, and of the
+    logits rows computed at a time, in 16 bits and in 32. The kernels' split-k workspace, which
+    depends on the GPU, is not included."""
     chunk = min(sizes.prefill_chunk, context)
     per_token = (
         3 * sizes.hidden_size  # residual, branch, normed
@@ -172,8 +172,8 @@ def _cuda_activations(sizes: ModelSizes, context: int) -> int:
 
 
 def _graph_activations(sizes: ModelSizes, context: int) -> int:
-    """Those of one prefill chunk that are alive at the same time, at the FFN; and the attention
-    scores of every head over the context."""
+    """The activations of one prefill chunk that are alive at the same time, at the FFN; and the
+    attention scores of every head over the context."""
     dtype = sizes.activation_dtype
     chunk = min(sizes.prefill_chunk, context)
     per_token = (

@@ -26,7 +26,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Seconds."""
+    """Percentiles of times, in seconds."""
 
     p50: float
     p90: float
@@ -36,10 +36,12 @@ class Percentiles:
 
 @dataclass
 class Timings:
-    """What a token loop measured, as it happened.
+    """Times of one generation, as the token loop measured them.
 
-    chunks: (tokens, seconds) of every prefill execution. steps: seconds of every decode step with
-    its sampling. ttft: seconds, None when no token came. total: seconds of the whole request.
+    chunks: (tokens, seconds) of every prefill execution.
+    steps: seconds of every decode step with its sampling.
+    ttft: seconds, None when no token came.
+    total: seconds of the whole request.
     """
 
     prompt_tokens: int = 0
@@ -61,8 +63,8 @@ class Timings:
 
     @property
     def prefill_tokens_per_second(self) -> Spread | None:
-        """Over the chunks of full size: a short last one is slower by nature. The first counts as
-        warm-up when there are at least three."""
+        """Prefill throughput over the chunks of full size: a short last one is slower by nature.
+        The first counts as warm-up when there are at least three."""
         size = max((tokens for tokens, _ in self.chunks), default=0)
         rates = [tokens / seconds for tokens, seconds in self.chunks if tokens == size]
         return spread(rates[1:] if len(rates) > 2 else rates)
@@ -78,7 +80,7 @@ class Timings:
 
 
 def spread(values: list[float]) -> Spread | None:
-    """Median and percentiles of `values`, or None of nothing."""
+    """Median and percentiles of `values`; None if there are none."""
     if not values:
         return None
     p10, median, p90 = np.percentile(values, [10, 50, 90])
@@ -86,7 +88,7 @@ def spread(values: list[float]) -> Spread | None:
 
 
 def percentiles(seconds: list[float]) -> Percentiles | None:
-    """Percentiles of some times, linear between two of them; None of nothing."""
+    """Percentiles of times, linear between neighbours; None if there are none."""
     if not seconds:
         return None
     return Percentiles(*(float(value) for value in np.percentile(seconds, [50, 90, 95, 99])))

@@ -33,8 +33,8 @@ from awq_edge.runtime.tokenizer import Tokenizer, stop_token_ids
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """What loading cost. Seconds: checking the files' hashes, and opening the session with its
-    tokenizer and library. Memory of the process before and after the session alone."""
+    """The cost of loading: seconds to check the files' hashes and to open the session with its
+    tokenizer and library; the process's memory before and after the session alone."""
 
     verify_seconds: float
     session_seconds: float
@@ -47,12 +47,12 @@ _MARK = re.compile(r"<[^<>\s]{2,40}>")  # what ends a turn, as a text
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """How messages become a prompt.
+    """Options of turning messages into a prompt.
 
-    variables: what the chat template knows beside the messages, by name (enable_thinking).
-    continue_final_message: go on with a last message of the assistant; None: where there is one
-    and add_generation_prompt is not asked for. add_generation_prompt: begin the answer's turn;
-    None: unless a message is continued.
+    variables: of the chat template, beside the messages, by name (enable_thinking).
+    continue_final_message: go on with a last message of the assistant; None: where there is one and
+        add_generation_prompt is not asked for.
+    add_generation_prompt: begin the answer's turn; None: unless a message is continued.
     """
 
     variables: Mapping[str, Any] | None = None
@@ -79,7 +79,7 @@ class ChatOptions:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model reads, and how its thoughts are told from its answer."""
+    """A prompt's ids, and the rules that tell the model's thoughts from its answer."""
 
     text: str
     ids: list[int]
@@ -105,9 +105,9 @@ class Model:
 
     @functools.cached_property
     def stop_token_ids(self) -> frozenset[int]:
-        """Ids that end an answer: those that files name, and what the chat template ends one with.
+        """Ids that end an answer: those that the files name, and the chat template's end of a turn.
 
-        A template that is broken has none.
+        A broken template adds none.
         """
         ids = stop_token_ids(self.tokenizer, self.bundle.manifest.eos_token_ids)
         end = self.tokenizer.leading_added_token(self._turn_end)
@@ -115,8 +115,8 @@ class Model:
 
     @functools.cached_property
     def turn_end_texts(self) -> tuple[str, ...]:
-        """What the chat template ends an answer with where no token stands for it, <|im_end|> in a
-        model that was never given that token: a stop text of chats."""
+        """Texts that end a chat's answer where no token stands for the template's end of a turn, as
+        <|im_end|> in a model that never got that token."""
         mark = _MARK.match(self._turn_end)
         if mark is None or self.tokenizer.leading_added_token(self._turn_end) is not None:
             return ()
@@ -124,7 +124,7 @@ class Model:
 
     @functools.cached_property
     def _turn_end(self) -> str:
-        """What the chat template writes behind an answer; "" where that is not known."""
+        """The chat template's text after an answer; "" where it is not known."""
         markers = self.thought_markers
         if self.chat_template is None or (markers is not None and markers.channels):
             return ""  # what ends a turn of gpt-oss also ends its thoughts
@@ -135,7 +135,7 @@ class Model:
 
     @functools.cached_property
     def thought_markers(self) -> ThoughtMarkers | None:
-        """What the model writes around its thoughts; None where it has none."""
+        """The markers around the model's thoughts; None where it has none."""
         if self.chat_template is None:
             return None
         return find_markers(self.chat_template.source, self.tokenizer.added_texts())
@@ -146,9 +146,9 @@ class Model:
 
     @functools.cached_property
     def sampling(self) -> SamplingKeys:
-        """What chat and serve draw by: the bundle's set, the model's, or the project's.
+        """The sampling keys of chat and serve: the bundle's, the model's, or the project's.
 
-        Raises ModelError where the model's cannot be.
+        Raises ModelError where the model's are impossible.
         """
         path = self.bundle.path / GENERATION_CONFIG
         return default_sampling(
@@ -172,9 +172,9 @@ class Model:
     def chat_prompt(
         self, messages: Sequence[Message], options: ChatOptions | None = None
     ) -> Prompt:
-        """Messages through the chat template, whether they fit the context or not.
+        """The prompt of a conversation, whether it fits the context or not.
 
-        Raises what `render` raises.
+        Raises the errors of `render`.
         """
         rendering = (options or ChatOptions()).rendering(messages)
         template = self._require_template()
@@ -230,9 +230,12 @@ class Model:
     ) -> Generation:
         """The model's continuation of a text, or its answer to messages.
 
-        Greedy unless temperature is above 0 (the rest: `Sampling`). max_new_tokens: None generates
-        to a stop or the end of the context. stop_token_ids: beside the model's own. chat: of
-        messages. Raises ConfigError and ResourceError on bad input.
+        Greedy unless temperature is above 0 (the other parameters: `Sampling`).
+
+        max_new_tokens: None generates to a stop or the end of the context.
+        stop_token_ids: beside the model's own.
+        chat: options for messages.
+        Raises ConfigError and ResourceError on bad input.
         """
         return self.stream(
             prompt,
@@ -267,11 +270,11 @@ class Model:
         reuse_cache: bool = False,
         cancelled: Callable[[], bool] | None = None,
     ) -> TextStream:
-        """As `generate`, in pieces of text as they come; `.result` of the stream at its end.
+        """`generate` as a stream of text; the stream's `result` is complete at its end.
 
-        Thoughts are in `.pieces()` and in the result.
+        Thoughts are in `pieces()` and in the result.
 
-        reuse_cache: keep the part of the KV cache that the prompt shares with what ran before.
+        reuse_cache: keep the part of the KV cache that the prompt shares with the sequence before.
         cancelled: asked before every execution; True ends the stream.
         """
         started = time.perf_counter()
@@ -342,12 +345,13 @@ def load(
 ) -> Model:
     """Open a bundle and load it into the backend of its runtime.
 
-    context: tokens of the KV cache, at most what the bundle was exported for, which is the
-    default. threads: CPU threads; default: the physical cores. verify: compare the files with the
-    manifest's hashes. chat_template: a file in place of the model's own. observer: called while an
-    engine is built first: (part done, a word). Raises ArtifactError for what is not a sound
-    bundle, RuntimeUnavailableError when this machine cannot execute it, ConfigError for impossible
-    options, ResourceError when memory runs out.
+    context: tokens of the KV cache, at most the bundle's, which is the default.
+    threads: CPU threads; default: the physical cores.
+    verify: compare the files with the manifest's hashes.
+    chat_template: a file in place of the model's own.
+    observer: called while an engine is built first: (part done, a word).
+    Raises ArtifactError for an unsound bundle, RuntimeUnavailableError when this machine cannot
+    execute it, ConfigError for impossible options, ResourceError when memory runs out.
     """
     directory = user_path(path, "BUNDLE")
     _refuse_models(directory, str(path))

@@ -22,13 +22,16 @@ _TOP_P_CANDIDATES = 256
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. The filters apply in this order, as in transformers' generate.
+    """Parameters of sampling. The filters apply in this order, as in transformers' generate.
 
     repetition_penalty: divides the positive logits, multiplies the negative ones, of tokens that
-    occurred (Keskar et al. 2019, arXiv 1909.05858); 1 is none. temperature: 0 is greedy.
-    top_k: keep the k most probable; 0 keeps all. top_p: keep the fewest most probable whose
-    probabilities sum to top_p (Holtzman et al. 2020, arXiv 1904.09751). min_p: keep those with at
-    least min_p times the highest probability. seed: None draws one, see `Sampler.seed`.
+        occurred (Keskar et al. 2019, arXiv 1909.05858); 1 is none.
+    temperature: 0 is greedy.
+    top_k: keep the k most probable; 0 keeps all.
+    top_p: keep the fewest most probable whose probabilities sum to top_p (Holtzman et al. 2020,
+        arXiv 1904.09751).
+    min_p: keep those with at least min_p times the highest probability.
+    seed: None draws one, see `Sampler.seed`.
     """
 
     temperature: float = 0.0
@@ -40,7 +43,7 @@ class Sampling:
 
     @classmethod
     def of(cls, keys: SamplingKeys, seed: int | None = None) -> Sampling:
-        """What the keys ask for; those that they do not say are off."""
+        """The sampling that the keys ask for; filters that they do not name are off."""
         return cls(**keys.given(), seed=seed)
 
     def __post_init__(self) -> None:
@@ -74,7 +77,7 @@ class Sampler:
         self._seen: set[int] = set()
 
     def observe(self, ids: list[int]) -> None:
-        """Tell which tokens are in the context, for the repetition penalty."""
+        """Count the context's tokens, for the repetition penalty."""
         if self.sampling.repetition_penalty != 1:
             self._seen.update(ids)
 

@@ -1,4 +1,4 @@
-"""A conversation as a JSON file: what `/save` of `awq-edge chat` writes and `/load` reads."""
+"""A conversation as a JSON file: written by `/save` of `awq-edge chat`, read by `/load`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,13 @@ class SavedMessage(Record, strict=True):
 
 
 class SavedConversation(Manifest):
-    """model_name: whose answers these are. dropped_turns: that are not in it, in files of versions
-    that forgot what the context had no room for. messages: a system prompt or none, then questions
-    and answers in turns."""
+    """A conversation between a user and a model.
+
+    model_name: of the model that answered.
+    dropped_turns: turns missing from the file, in versions that forgot what the context had no room
+        for.
+    messages: a system prompt or none, then questions and answers alternately.
+    """
 
     noun: ClassVar[str] = "a saved conversation"
     remedy: ClassVar[str] = "/save makes one, in the version that is to read it"
@@ -55,10 +59,10 @@ class SavedConversation(Manifest):
 
 
 def save(path: Path, conversation: SavedConversation, *, replace: bool = False) -> None:
-    """Write it whole or not at all, readable for its owner alone.
+    """Write a conversation whole or not at all, readable for its owner alone.
 
-    A file that is there is replaced only if it is a conversation that this one goes on with, or
-    with `replace` any conversation. Raises ConfigError.
+    A file that is there is replaced only if it is a conversation that this one continues, or with
+    `replace` any conversation. Raises ConfigError.
     """
     try:
         if path.exists():
@@ -72,12 +76,13 @@ def save(path: Path, conversation: SavedConversation, *, replace: bool = False) 
 
 
 def read(path: Path) -> SavedConversation:
-    """Raises ConfigError for what cannot be read, or is not a conversation of this version."""
+    """The conversation of a file. Raises ConfigError for one that cannot be read, or of no known
+    version."""
     return read_manifest(SavedConversation, path, limit=_LARGEST_FILE, error=ConfigError)
 
 
 def _require_replaceable(path: Path, conversation: SavedConversation, replace: bool) -> None:
-    """Raise ConfigError where something would be lost that is in the file."""
+    """Raise ConfigError where a message of the file would be lost."""
     if read_own(path, _FORMAT) is None:
         raise ConfigError(f"{path} is there and is no saved conversation; choose another name")
     if replace:

@@ -1,7 +1,7 @@
-"""The protocol that every backend implements, and the one place that opens a backend.
+"""The protocol that every backend implements, and the bookkeeping that its sessions share.
 
-A session executes one bundle for one sequence at a time. Its KV cache holds `context` positions,
-of which the first `past_length` are filled:
+A session executes one bundle for one sequence at a time. Its KV cache holds `context` positions, of
+which the first `past_length` are filled:
 
     prefill(ids)   appends ids, gives the logits after the last one
     decode(id)     appends one id, gives the logits after it
@@ -27,9 +27,10 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a bundle is opened. None means the backend's or the bundle's own choice.
+    """Options of opening a bundle. None means the backend's or the bundle's own choice.
 
-    context: positions of the KV cache, at most the bundle's. threads: CPU threads that compute.
+    context: positions of the KV cache, at most the bundle's.
+    threads: CPU threads that compute.
     observer: called while an engine is built first, with the part that is done and a word.
     """
 
@@ -40,7 +41,11 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What executes the model. versions: of the libraries, by name. device: in words."""
+    """The libraries and the device that execute the model.
+
+    versions: of the libraries, by name.
+    device: in words.
+    """
 
     backend: str
     device: str
@@ -52,9 +57,9 @@ class SessionInfo:
 class SessionMemory:
     """Bytes that a session allocated for itself; None where the backend does not know them.
 
-    workspace: activations and the scratch memory of kernels. device: bytes of the GPU that all of
-    it lies on; None where that is the process's own memory. measured: what the whole GPU had in
-    use, where the backend measures that.
+    workspace: activations and the scratch memory of kernels.
+    device: bytes of the GPU that hold all of it; None where that is the process's own memory.
+    measured: bytes in use on the whole GPU, where the backend measures them.
     """
 
     kv_cache: int
@@ -73,8 +78,11 @@ class SessionMemory:
 
 @dataclass(frozen=True)
 class CacheCopy:
-    """The filled part of a KV cache in the host's memory. ids: those that it stands for. parts: the
-    backend's own arrays, by name."""
+    """The filled part of a KV cache in the host's memory.
+
+    ids: the tokens of its positions.
+    parts: the backend's own arrays, by name.
+    """
 
     ids: tuple[int, ...]
     parts: Mapping[str, npt.NDArray[Any]]
@@ -117,7 +125,8 @@ class Session(Protocol):
         ...
 
     def measure_bandwidth(self) -> float | None:
-        """Bytes/s that the memory can do which decoding reads; None where it cannot be measured."""
+        """Bandwidth, in bytes/s, of the memory that decoding reads; None where it cannot be
+        measured."""
         ...
 
     def prefill(self, ids: Sequence[int]) -> Float32:
@@ -135,8 +144,8 @@ class Session(Protocol):
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> Float32:
         """Append ids; logits at some of them: float32 [len(positions), vocab], a fresh array.
 
-        positions: indices into `ids`, increasing. Only these are computed, so a long text costs
-        no more memory than what is asked for: call it with one piece after the other.
+        positions: indices into `ids`, increasing. Only these are computed, so a long text costs no
+            more memory than the rows asked for: call it with one part after the other.
         """
         ...
 
@@ -149,14 +158,14 @@ class Session(Protocol):
         ...
 
     def copy_cache(self) -> CacheCopy | None:
-        """What the cache holds, to be put back by `restore_cache`; None where a backend cannot.
+        """A copy of the KV cache for `restore_cache`; None where a backend cannot copy.
 
         Raises ResourceError or MemoryError where there is no memory for it.
         """
         ...
 
     def restore_cache(self, copy: CacheCopy) -> None:
-        """Hold what a copy of this session's cache has, and nothing else."""
+        """Replace the KV cache with a copy made by this session."""
         ...
 
     def close(self) -> None:
@@ -165,7 +174,8 @@ class Session(Protocol):
 
 
 class SessionBase:
-    """The bookkeeping that sessions share: what is filled, what fits, use as a context manager."""
+    """Bookkeeping that sessions share: filled positions, room in the context, use as a context
+    manager."""
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         manifest = bundle.manifest
@@ -208,7 +218,7 @@ class SessionBase:
         self._ids.clear()
 
     def copy_cache(self) -> CacheCopy | None:
-        """See `Session`; a backend that can has both methods of its own."""
+        """See `Session`; a backend that can copy overrides both methods."""
         return None
 
     def restore_cache(self, copy: CacheCopy) -> None:
@@ -250,7 +260,7 @@ class SessionBase:
 
 
 def check_context(bundle: Bundle, context: int | None) -> int:
-    """The context to use. Raises ConfigError when it is not within what was exported."""
+    """The context to use. Raises ConfigError when it is not within the bundle's."""
     exported = bundle.manifest.context
     if context is None:
         return exported
@@ -265,7 +275,7 @@ def check_context(bundle: Bundle, context: int | None) -> int:
 
 
 def check_positions(positions: Sequence[int], count: int) -> npt.NDArray[np.int64]:
-    """Wanted positions as an array. Raises ConfigError unless they increase within 0..count-1."""
+    """The positions as an array. Raises ConfigError unless they increase within 0..count-1."""
     wanted = np.asarray(positions, dtype=np.int64).reshape(-1)
     if len(wanted) and (wanted[0] < 0 or wanted[-1] >= count or (np.diff(wanted) <= 0).any()):
         raise ConfigError(

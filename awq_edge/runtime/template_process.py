@@ -1,7 +1,7 @@
 """Chat templates rendered by processes that are ended when a template takes too much.
 
-A process is started with the first template and kept: rendering then costs less than a
-millisecond. One that had to be ended is replaced at the next request.
+A process is started with the first template and kept: rendering then costs less than a millisecond.
+A process that had to be ended is replaced at the next request.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def render(source: str, variables: Mapping[str, Any] | None) -> str:
 
 
 def warm_up() -> None:
-    """Start a process that will be needed, without waiting for it."""
+    """Start a process for later, without waiting for it."""
     _pool.warm_up()
 
 
 def new_pool() -> worker_process.WorkerPool:
-    """Processes that render templates, started when they are needed."""
+    """Processes that render templates, each started when it is needed."""
     return worker_process.WorkerPool(
         lambda: {
             "memory_bytes": MEMORY_BYTES,

@@ -1,4 +1,4 @@
-"""Documents as token ids, with what the tokenizer puts before a text kept apart."""
+"""Documents as token ids, with the prefix that the tokenizer adds to a text held separately."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ _BETWEEN_TEXTS = "\n\n"
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """prefix: token ids that the tokenizer puts before a text, most often one BOS or none. ids: of
-    the text, without them."""
+    """A text's ids.
+
+    prefix: ids that the tokenizer adds before a text, most often one BOS or none.
+    ids: of the text, without the prefix.
+    """
 
     prefix: tuple[int, ...]
     ids: tuple[int, ...]
@@ -63,7 +66,7 @@ def tokenize(documents: Sequence[Document], tokenizer: Tokenizer) -> TokenizedTe
 
 
 def _template(documents: Sequence[Document], tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template where a conversation needs it."""
+    """The chat template, where a conversation needs it; else None."""
     conversation = next((document for document in documents if document.messages), None)
     if conversation is None:
         return None

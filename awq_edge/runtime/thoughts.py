@@ -1,11 +1,11 @@
-"""Thoughts of a reasoning model, told apart from its answer while the text comes.
+"""Thoughts of a reasoning model, separated from its answer while the text comes.
 
     <think> 2 + 2 ... </think>   The answer is 4.
             └── thoughts ─┘      └─── answer ───┘
 
-Which markers a model has is read from its chat template and its added tokens. Where the template
-opens the thoughts itself, the text begins inside them. Markers count at the beginning of an answer
-alone: one that the model writes later, or that a user wrote, is text.
+A model's markers are read from its chat template and its added tokens. Where the template opens the
+thoughts itself, the text begins inside them. Markers count at the beginning of an answer alone: one
+that the model writes later, or that a user wrote, is text.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _LONGEST_HEADER = 200  # characters of a role, a channel's name and its recipien
 
 @dataclass(frozen=True)
 class TextDelta:
-    """A piece of what a model says. thought: it belongs to the thoughts."""
+    """A part of a model's text. thought: it belongs to the thoughts."""
 
     text: str
     thought: bool = False
@@ -61,9 +61,10 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class ThoughtMarkers:
-    """What a model writes around its thoughts; `channels`: gpt-oss's form in place of a pair.
+    """The markers around a model's thoughts.
 
-    wrapper: what it may write around the answer behind them.
+    channels: gpt-oss's form in place of a pair.
+    wrapper: markers that may surround the answer.
     """
 
     opening: str
@@ -73,41 +74,44 @@ class ThoughtMarkers:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Every text that is looked for."""
+        """All marker texts."""
         if self.channels:
             return _CHANNEL_TOKENS
         return (self.opening, self.closing, *(self.wrapper or ()))
 
     def splitter(self, beginning: str) -> ThoughtSplitter:
-        """A splitter of the text behind `beginning`, which is what of the answer's turn is in the
-        prompt: what the template opens the turn with, and the text of an answer to be continued."""
+        """A splitter of the text after `beginning`, the beginning of the answer's turn in the
+        prompt: the template's opening of the turn, and the text of an answer to be continued."""
         return _ChannelSplitter(beginning) if self.channels else _PairSplitter(self, beginning)
 
 
 class ThoughtSplitter(Protocol):
-    """Takes a text in any pieces; gives out thoughts and answer, without markers."""
+    """Splits a text, in any pieces, into thoughts and answer, without markers."""
 
     @property
     def state(self) -> State: ...
 
     @property
     def ended(self) -> bool:
-        """Whether a marker came that ends the answer."""
+        """True if a marker came that ends the answer."""
         ...
 
     def push(self, text: str, *, special: bool = False) -> list[TextDelta]:
-        """What is certain now. special: the text of a special token, which is never given out."""
+        """The deltas that are certain now.
+
+        special: the text of a special token, which is never given out.
+        """
         ...
 
     def flush(self) -> list[TextDelta]:
-        """What was held back, when the text has ended."""
+        """The deltas held back, when the text has ended."""
         ...
 
 
 def find_markers(source: str, added_tokens: Collection[str]) -> ThoughtMarkers | None:
     """The markers of a model by its template's source, else by its added tokens; None: it has none.
 
-    A template that names one marker of a pair is enough: many open or cut the thoughts alone.
+    One marker of a pair in the template is enough: many open or cut the thoughts alone.
     """
     if _CHANNEL in source and _MESSAGE in source:
         return ThoughtMarkers(_CHANNEL, "", channels=True)
@@ -122,7 +126,7 @@ def find_markers(source: str, added_tokens: Collection[str]) -> ThoughtMarkers |
 
 
 class HeldText:
-    """Text that is not given out yet; characters of special tokens are marked."""
+    """Text that is held back; characters of special tokens are marked."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -133,7 +137,7 @@ class HeldText:
         self._special += [special] * len(text)
 
     def take(self, count: int) -> str:
-        """Remove the first characters; those of them that are shown."""
+        """Remove the first characters; returns those of ordinary tokens."""
         taken, special = self.text[:count], self._special[:count]
         self.text, self._special = self.text[count:], self._special[count:]
         return "".join(c for c, hidden in zip(taken, special, strict=True) if not hidden)
@@ -191,7 +195,7 @@ class _PairSplitter:
         return [TextDelta(text, thought)] if text else []
 
     def _begun(self) -> bool:
-        """Whether the answer behind the thoughts has begun; its wrapper is no part of it."""
+        """True if the answer after the thoughts has begun; its wrapper is no part of it."""
         held, wrapper = self._held, self._markers.wrapper
         held.strip_left()
         if wrapper is not None and not self._wrapped:
@@ -205,7 +209,7 @@ class _PairSplitter:
         return not self._fresh
 
     def _unwrapped(self) -> str:
-        """What is held of the answer and is certain not to belong to the end of its wrapper."""
+        """The held text that is certain not to belong to the end of the answer's wrapper."""
         text, wrapper = self._held.text, self._markers.wrapper
         if not self._wrapped or wrapper is None:
             return text
@@ -215,7 +219,7 @@ class _PairSplitter:
         return text[:end].rstrip()
 
     def _opened(self) -> bool:
-        """Whether it is certain what the text begins with."""
+        """True if it is certain what the text begins with."""
         opening, begin = self._markers.opening, self._held.text.lstrip()
         if begin.startswith(opening):
             self._held.strip_left()
@@ -226,7 +230,7 @@ class _PairSplitter:
         return self._state != "undecided"
 
     def _closed(self, pieces: list[TextDelta]) -> bool:
-        """Give out what are thoughts; whether they have ended."""
+        """Give out the thoughts; True if they have ended."""
         held, opening, closing = self._held, self._markers.opening, self._markers.closing
         if self._fresh:
             held.strip_left()
@@ -313,10 +317,10 @@ class _ChannelSplitter:
 
 
 class AnswerConstraint:
-    """Implements `Constraint`: one that begins behind the thoughts.
+    """A constraint that begins after the thoughts; implements `Constraint`.
 
-    Where it is undecided whether there will be any, their opening marker is allowed beside what
-    the constraint allows. Thoughts are free, but do not end the whole.
+    While thoughts may still come, their opening marker is allowed beside the tokens that the
+    constraint allows. Thoughts are free, but do not end the generation.
     """
 
     def __init__(

@@ -74,15 +74,16 @@ class Tokenizer:
         return dict(self._backend.get_vocab(with_added_tokens=True))
 
     def to_json(self) -> str:
-        """The text of tokenizer.json as used here: without truncation and padding."""
+        """The text of tokenizer.json as it is used: without truncation and padding."""
         return str(self._backend.to_str())
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; with add_special_tokens, as the model expects a text to begin.
+        """Token ids of `text`;
 
-        A text that a chat template made has its special tokens already: a BOS that it begins with
-        is not doubled. Raises ConfigError for a text that is no Unicode (what Python makes of
-        undecodable arguments).
+        add_special_tokens: with those that the model expects around a text.
+
+        A text that a chat template made has its special tokens already: its BOS is not doubled.
+        Raises ConfigError for a text that is no Unicode (Python's form of undecodable arguments).
         """
         try:
             text.encode("utf-8")
@@ -151,7 +152,7 @@ class Tokenizer:
         return frozenset(token.content for token in added.values())
 
     def starts_with_special_token(self, text: str) -> bool:
-        """Whether the tokenizer splits `text` behind an added token at its very beginning."""
+        """True if the tokenizer splits `text` after an added token at its very beginning."""
         tokens = self._backend.get_added_tokens_decoder().values()
         return any(text.startswith(token.content) for token in tokens)
 
@@ -171,12 +172,13 @@ class Tokenizer:
 
 
 class TokenStream:
-    """Incremental detokenization: the pieces join to what decoding everything at once gives.
+    """Incremental detokenization: the pieces join to the text that decoding everything at once
+    gives.
 
-    A piece is held back while it ends inside a UTF-8 character, up to a limit. Each
-    step decodes a window that begins with text already given out, because what a token's text is
-    depends on its neighbours (the space before a word, byte tokens). Bytes that are no UTF-8 at
-    all come out as U+FFFD, not always as many as when everything is decoded at once.
+    A piece is held back while it ends inside a UTF-8 character, up to a limit. Each step decodes a
+    window that begins with text already given out, because a token's text depends on its neighbours
+    (the space before a word, byte tokens). Bytes that are no UTF-8 at all come out as U+FFFD, not
+    always as many as when everything is decoded at once.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int]) -> None:
@@ -209,7 +211,7 @@ class TokenStream:
         return piece
 
     def flush(self) -> str:
-        """What was held back at the end of the text, invalid bytes as U+FFFD."""
+        """The text held back, at the end of the stream; invalid bytes as U+FFFD."""
         text = self._tokenizer.decode(self._window)
         piece = text[len(self._shown) :]
         self._shown, self._known = text, len(self._window)
@@ -239,7 +241,7 @@ def stop_token_ids(tokenizer: Tokenizer, manifest_ids: Iterable[int]) -> frozens
 
 
 def _read_backend(path: Path) -> Backend:
-    """The tokenizer of a tokenizer.json. Raises ModelError when it is none."""
+    """The tokenizer of a tokenizer.json. Raises ModelError when the file holds none."""
     text = read_text(path, limit=_MAX_BYTES)
     try:
         return Backend.from_str(text)
@@ -261,10 +263,10 @@ def _add_tokens(
     config: Mapping[str, Any],
     special_tokens: Mapping[str, str],
 ) -> None:
-    """Tokens that tokenizer_config.json, added_tokens.json or the named special tokens have and
-    tokenizer.json has not, in the order of their ids, as transformers adds them.
+    """Add tokens that tokenizer_config.json, added_tokens.json or the named special tokens have and
+    tokenizer.json lacks, in the order of their ids, as transformers adds them.
 
-    Raises ModelError where one gets another id than its file says.
+    Raises ModelError where a token gets another id than its file says.
     """
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     special = set(special_tokens.values())

@@ -1,8 +1,8 @@
-"""Whether a tokenizer.json can be trusted to end, and a process for one that cannot.
+"""A check that a tokenizer.json ends, and a process with limits for one that may not.
 
-Almost every tokenizer is a pipeline of steps whose time and output grow with the text alone. What
-may grow faster is found in its JSON: a replacement that makes a text longer, a regular expression
-in which a repetition repeats, a step that is not known. Such a tokenizer works too, in a process
+Almost every tokenizer is a pipeline of steps whose time and output grow with the text alone. Steps
+that may grow faster are found in its JSON: a replacement that makes a text longer, a regular
+expression in which a repetition repeats, an unknown step. Such a tokenizer works too, in a process
 that has limits.
 """
 
@@ -49,12 +49,12 @@ class GuardedTokenizer:
         )
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Raises ConfigError where it is ended or fails."""
+        """Token ids of a text. Raises ConfigError where the process is ended or fails."""
         ids: list[int] = self._ask({"encode": text, "special": add_special_tokens})["ids"]
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """Raises ConfigError where it is ended or fails."""
+        """The text of ids. Raises ConfigError where the process is ended or fails."""
         return str(self._ask({"decode": list(ids), "special": not skip_special_tokens})["text"])
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class GuardedTokenizer:
 
 
 def is_plain(backend: Tokenizer) -> bool:
-    """Whether time and output of a tokenizer grow with the text alone."""
+    """True if time and output of a tokenizer grow with the text alone."""
     growth = {"normalizer": 1.0, "decoder": 1.0}
     count = 0
     for part in _PARTS:
@@ -97,7 +97,8 @@ def _steps(part: object) -> Iterator[Mapping[str, Any]]:
 
 
 def _growth(step: Mapping[str, Any]) -> float | None:
-    """By what a step makes a text longer; None where that, or its time, is not bounded."""
+    """The factor by which a step makes a text longer; None where it, or the step's time, is
+    unbounded."""
     kind = step.get("type")
     if kind in _PLAIN:
         return 1.0
@@ -120,7 +121,7 @@ def _growth(step: Mapping[str, Any]) -> float | None:
 
 
 def _is_short_template(step: Mapping[str, Any]) -> bool:
-    """Whether the text itself stands in it once."""
+    """True if the text itself stands in the template once."""
     single = step.get("single")
     pieces = single if isinstance(single, list) else []
     texts = sum(1 for piece in pieces if isinstance(piece, dict) and "Sequence" in piece)
@@ -128,7 +129,7 @@ def _is_short_template(step: Mapping[str, Any]) -> bool:
 
 
 def _is_plain_expression(expression: str) -> bool:
-    """Whether no repetition repeats what has several ways to match, and no alternative has many.
+    """True if no repetition repeats what has several ways to match, and no alternative has many.
 
     (a+)+ or (a|a)* takes time that doubles with each character; a back reference may too.
     """

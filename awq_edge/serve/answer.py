@@ -24,9 +24,10 @@ _DONE = "[DONE]"
 
 
 async def respond(service: Service, request: Request, task: Task) -> Response:
-    """Queue the task; its answer, or a stream of it. Raises ApiError where the queue is full.
+    """Queue the task and give its answer, whole or as a stream.
 
-    A client that goes away cancels it, waiting or running.
+    A client that goes away cancels its job, waiting or running. Raises ApiError where the queue is
+    full.
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event] = asyncio.Queue()
@@ -56,12 +57,12 @@ async def respond(service: Service, request: Request, task: Task) -> Response:
 
 
 def _client(request: Request) -> str:
-    """Who takes turns in the queue: the address that the connection comes from."""
+    """The client that the queue counts: the address that the connection comes from."""
     return request.client.host if request.client is not None else "local"
 
 
 async def _whole(request: Request, events: asyncio.Queue[Event], answer: Answer) -> Response:
-    """The answer at its end, or nothing as soon as the client has gone."""
+    """The answer at its end, or an empty response as soon as the client has gone."""
     collected = asyncio.create_task(_collect(events))
     gone = asyncio.create_task(_disconnect(request))
     try:
@@ -76,7 +77,7 @@ async def _whole(request: Request, events: asyncio.Queue[Event], answer: Answer)
 
 
 async def _collect(events: asyncio.Queue[Event]) -> tuple[Generation, list[ScoredToken]]:
-    """Raises ApiError where the worker failed."""
+    """The generation and its scored tokens. Raises ApiError where the worker failed."""
     tokens: list[ScoredToken] = []
     while True:
         event = await events.get()
@@ -95,7 +96,7 @@ async def _disconnect(request: Request) -> None:
 async def _events(
     events: asyncio.Queue[Event], answer: Answer, task: Task
 ) -> AsyncIterator[ServerSentEvent]:
-    """The data of a stream. An error behind its beginning is an event of its own, the last."""
+    """The data of a stream. An error after its beginning is the stream's last event."""
 
     def event(body: object) -> ServerSentEvent:
         return ServerSentEvent(to_json(body))
@@ -119,7 +120,7 @@ async def _events(
 
 
 class _Stream(EventSourceResponse):
-    """Server-sent events; however the response ends, its job does too."""
+    """Server-sent events; however the response ends, its job ends too."""
 
     def __init__(self, content: AsyncIterator[ServerSentEvent], service: Service, job: Job) -> None:
         super().__init__(content, send_timeout=service.limits.send_seconds, sep="\n")

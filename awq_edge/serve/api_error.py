@@ -14,9 +14,11 @@ class GrammarError(ConfigError):
 
 
 class ApiError(Exception):
-    """An answer that is an error. param: the parameter of the request that it is about.
+    """An answer that is an error.
 
-    code: a word for programs. retry_after: seconds.
+    param: the parameter of the request at fault.
+    code: a word for programs.
+    retry_after: seconds.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class ApiError(Exception):
         return "server_error" if self.status >= 500 else "invalid_request_error"
 
     def body(self) -> dict[str, object]:
-        """The JSON of it."""
+        """The JSON body."""
         # A lone surrogate, which JSON can name, is no UTF-8.
         message = " ".join(str(self).split()).encode("utf-8", "backslashreplace").decode()
         error = {"message": message, "type": self.kind, "param": self.param, "code": self.code}
@@ -62,8 +64,8 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of an exception. Of a defect, nothing but that there is one: what went
-    wrong is in the server's log."""
+    """The error that a client receives for an exception; of a defect only that there is one, its
+    details are in the server's log."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFullError):

@@ -32,7 +32,11 @@ _ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "
 def create_app(
     service: Service, started: int, connections: Callable[[], int] = lambda: 0
 ) -> ASGIApp:
-    """started: seconds since 1970, the `created` of the model. connections: open ones, now."""
+    """The server's routes.
+
+    started: seconds since 1970, the `created` of the model.
+    connections: the number of open ones.
+    """
     app = FastAPI(title="awq-edge", version=__version__, openapi_url=None, redirect_slashes=False)
     _add_error_handlers(app)
     card = {
@@ -100,7 +104,8 @@ def _authorize(service: Service, request: Request) -> None:
 
 
 def _require_model(service: Service, name: str) -> None:
-    """Where a model is asked about by its name: of a request any name is taken, there is one."""
+    """Raise ApiError where a path names another model. A request's body may name any: there is
+    one."""
     if name != service.model_name:
         raise ApiError(
             404,
@@ -111,7 +116,8 @@ def _require_model(service: Service, name: str) -> None:
 
 
 async def _read_body(service: Service, request: Request) -> bytes:
-    """Raises ApiError for what is not JSON by its header, too long, or does not come."""
+    """The body. Raises ApiError where its header is not JSON, it is too long, or it does not
+    come."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # Another type can be sent by any web page to a server of this machine.
@@ -168,8 +174,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 class _Front:
-    """What holds for every route: who may ask, one slash more at the end of a path, and that a
-    connection whose body was not read to its end is closed behind the answer."""
+    """The rules of every route: who may ask, one slash more at the end of a path, and that a
+    connection whose body was not read to its end is closed after the answer."""
 
     def __init__(self, app: ASGIApp, service: Service, connections: Callable[[], int]) -> None:
         self._app = app

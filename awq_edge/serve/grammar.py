@@ -77,9 +77,9 @@ def grammar_of(schema: dict[str, object]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _trial(grammar: str) -> str:
-    """What is wrong with a grammar; nothing where it compiles in time. Takes 0.1 s.
+    """The reason why a grammar cannot be used; "" where it compiles in time. Takes 0.1 s.
 
-    Raises ApiError where others' grammars keep it from being tried.
+    Raises ApiError where other requests' grammars keep it from being tried.
     """
     if not _trials.acquire(timeout=_TRIAL_WAIT_SECONDS):
         raise ApiError(
@@ -102,15 +102,15 @@ def _trial(grammar: str) -> str:
 
 
 def _without_state(reason: str) -> str:
-    """llguidance's words without the dump of its state."""
+    """llguidance's reason without the dump of its state."""
     return " ".join(reason.partition("\n<state>")[0].split())
 
 
 class Vocabulary:
-    """The model's tokens as llguidance has them: their bytes, and grammars over them."""
+    """The model's tokens as llguidance needs them: their bytes, and grammars over them."""
 
     def __init__(self, model: Model) -> None:
-        """Takes a second or two and 100 MB for a vocabulary of 128,000."""
+        """Loading takes a second or two and 100 MB for a vocabulary of 128,000."""
         self._size = model.session.vocab_size
         stops = sorted(model.stop_token_ids)
         self._tokenizer = LLTokenizer(
@@ -120,11 +120,11 @@ class Vocabulary:
         )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds to a text; of a special one, its name."""
+        """The bytes that a token adds to a text; of a special token, its name."""
         return self._tokenizer.decode_bytes([token_id])
 
     def constraint(self, grammar: str) -> GrammarConstraint:
-        """The grammar at the beginning of an answer."""
+        """The state of a grammar at the beginning of an answer."""
         return GrammarConstraint(self._tokenizer, grammar, self._size)
 
 
@@ -139,7 +139,7 @@ class GrammarConstraint:
         self._vocab_size = vocab_size
 
     def mask(self, logits: Float32) -> Float32:
-        """Raises GrammarError where no token of the vocabulary goes on."""
+        """Mask the tokens that the grammar excludes. Raises GrammarError where all are excluded."""
         fill_next_token_bitmask(self._matcher, self._bits)
         self._check()
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]

@@ -1,4 +1,4 @@
-"""One accepted request on its way through the queue, and what the worker tells of it."""
+"""One accepted request on its way through the queue, and the worker's events about it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from awq_edge.serve.task import Task
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A token's text and log-probabilities. offset: characters of the answer before it.
+    """A token's text and log-probabilities.
 
+    offset: characters of the answer before it.
     top: the likeliest tokens at its place, as (bytes, log-probability).
     """
 
@@ -26,9 +27,10 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class AnswerDelta:
-    """Text as it comes. tokens: those it is made of, where log-probabilities were asked for.
+    """Text as it comes.
 
-    thought: it belongs to the thoughts before the answer.
+    tokens: its tokens, where log-probabilities were asked for.
+    thought: the text belongs to the thoughts before the answer.
     """
 
     text: str
@@ -38,7 +40,7 @@ class AnswerDelta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer. tokens: those that no piece had."""
+    """The end of an answer. tokens: the tokens that no delta had."""
 
     generation: Generation
     tokens: Sequence[ScoredToken] = ()
@@ -46,7 +48,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """There is no answer, or no more of it."""
+    """The end of a job without an answer, or without the rest of it."""
 
     error: BaseException
 
@@ -55,7 +57,7 @@ Event = AnswerDelta | Finished | Failed
 
 
 class Job:
-    """Implements `Schedulable`. deliver: called by the worker with each event, in order."""
+    """A request in the queue; implements `Schedulable`. deliver: receives each event, in order."""
 
     def __init__(self, client: str, task: Task, deliver: Callable[[Event], None]) -> None:
         self.task = task

@@ -1,9 +1,9 @@
-"""The KV cache of one conversation more than the session holds.
+"""A second conversation's KV cache, beside the session's.
 
 A client asks for a title, tags or a summary after each message of a conversation. Such a request
 shares a few tokens with the conversation and would take its place in the cache, so that the next
-message computes everything again. Therefore what a foreign request would throw away is copied
-first, and comes back with the request that goes on with it:
+message prefills everything again. Therefore the positions that a foreign request would overwrite
+are copied first, and restored for the request that continues them:
 
     session   [conversation, 691 tokens]      title request: 6 of them are the same
     kept      [conversation]                  session  [title]
@@ -41,7 +41,8 @@ class KeptCache:
         return 0 if self._kept is None else self._kept.nbytes
 
     def prepare(self, ids: Sequence[int]) -> None:
-        """Put into the session what the request goes on with, and keep what it would throw away."""
+        """Restore the positions that the prompt continues, and keep those that it would
+        overwrite."""
         kept, session = self._kept, self._session
         here = common_prefix(session.cached_ids, ids)
         there = 0 if kept is None else common_prefix(kept.ids, ids)

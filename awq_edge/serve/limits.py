@@ -1,4 +1,4 @@
-"""What one request, one client and all of them together may take."""
+"""Limits of one request, one client and all of them together."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from awq_edge.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """max_queue: requests that wait for the one that runs, see `Scheduler`. max_new_tokens: of one
-    answer; None: the context is the limit. max_body: bytes of a request. body_seconds: for a
-    request to arrive. send_seconds: for a client to take a piece of a stream. shutdown_seconds: for
-    accepted requests to finish. spare_connections: beyond those that wait.
+    """The server's limits.
+
+    max_queue: requests that wait for the running one, see `Scheduler`.
+    max_new_tokens: of one answer; None: the context is the limit.
+    max_body: bytes of a request.
+    body_seconds: for a request to arrive.
+    send_seconds: for a client to take a part of a stream.
+    shutdown_seconds: for accepted requests to finish.
+    spare_connections: beyond those that wait.
     """
 
     max_queue: int = 64
@@ -25,7 +30,7 @@ class Limits:
 
     @property
     def max_connections(self) -> int:
-        """More than what can wait and run, so that a full queue says so instead of the socket."""
+        """More connections than can wait and run, so that a full queue answers, not the socket."""
         return 2 * self.max_queue + self.spare_connections
 
     def __post_init__(self) -> None:

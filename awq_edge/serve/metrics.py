@@ -1,4 +1,4 @@
-"""What /metrics shows, in Prometheus' text format. docs/serve.md lists every name."""
+"""The figures of /metrics, in Prometheus' text format. docs/serve.md lists every name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Metrics:
     """Counters of one server. Safe for use from the worker and the event loop."""
 
     def __init__(self, state: Callable[[], SchedulerState], memory: SessionMemory) -> None:
-        """state: asked whenever the metrics are read. memory: of the session so far."""
+        """state: called at every scrape.
+        memory: the session's, until `finished` tells a newer one.
+        """
         self._registry = CollectorRegistry()
         counter = self._counter
         self._requests = Counter(
@@ -53,8 +55,11 @@ class Metrics:
         self._queue.observe(queue_seconds)
 
     def finished(self, generation: Generation, memory: SessionMemory, kept: int) -> None:
-        """A job has ended, or was cancelled on its way. memory: of the session, now. kept: bytes
-        of the copy of another conversation's cache."""
+        """A job has ended, or was cancelled on its way.
+
+        memory: the session's.
+        kept: bytes of the copy of another conversation's KV cache.
+        """
         self._memory, self._kept = memory, kept
         timings = generation.timings
         self._prompt.inc(timings.prompt_tokens)

@@ -64,13 +64,13 @@ class Http1Protocol(H11Protocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, where an answer can be sent still, and end the connection."""
+        """Answer malformed HTTP, where an answer can still be sent, and end the connection."""
         error = sys.exc_info()[1]
         hint = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         self._refuse(ApiError(hint, f"this is no valid HTTP/1.1 request: {error or msg}"))
 
     def shutdown(self) -> None:
-        """An idle connection is closed at once, one that is answered behind its answer."""
+        """Close an idle connection at once, an active one after its answer."""
         super().shutdown()
         if self._lingering.is_closing():
             self._lingering.end()
@@ -114,7 +114,8 @@ class Http1Protocol(H11Protocol):
 
 
 class _Lingering:
-    """A transport whose `close` lets the other side take what was written before it is cut off."""
+    """A transport whose `close` lets the client read the answer before the connection is cut
+    off."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -129,7 +130,7 @@ class _Lingering:
         return self._timer is not None or self._transport.is_closing()
 
     def close(self) -> None:
-        """Say that nothing more comes; cut off when the other side does too, or after a while."""
+        """Send the end of the stream; cut off when the client does too, or after a while."""
         if self.is_closing():
             return
         self._timer = self._loop.call_later(_LINGER_SECONDS, self.end)
@@ -138,7 +139,7 @@ class _Lingering:
         self._transport.resume_reading()
 
     def discard(self, size: int) -> None:
-        """Count bytes that came behind `close`; too many of them end the connection."""
+        """Count bytes that came after `close`; too many of them end the connection."""
         self._left -= size
         if self._left < 0:
             self.end()

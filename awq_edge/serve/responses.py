@@ -31,7 +31,7 @@ _LEAST_LOGPROB = -9999.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What all chunks of one answer share. logprobs: whether they were asked for."""
+    """The fields that all chunks of one answer share. logprobs: asked for by the request."""
 
     api: Api
     model: str
@@ -64,8 +64,11 @@ class Answer:
         first: bool = False,
         thought: bool = False,
     ) -> dict[str, Any]:
-        """A piece of a stream. first: the chunk of a chat that names the role. thought: the text
-        is no part of the answer."""
+        """A part of a stream.
+
+        first: the chunk of a chat that names the role.
+        thought: the text is no part of the answer.
+        """
         choice: dict[str, Any] = {
             "index": 0,
             "logprobs": self._logprobs(tokens) if tokens else None,
@@ -99,7 +102,7 @@ class Answer:
 
 
 def usage(generation: Generation) -> dict[str, Any]:
-    """Counts of tokens. cached_tokens: of the prompt, those whose keys and values were there."""
+    """Counts of tokens. cached_tokens: prompt tokens whose keys and values were in the KV cache."""
     timings = generation.timings
     counts: dict[str, Any] = {
         "prompt_tokens": timings.prompt_tokens,
@@ -130,7 +133,7 @@ def _completion_logprobs(tokens: Sequence[ScoredToken]) -> dict[str, Any]:
 
 
 def _alternatives(token: ScoredToken) -> list[tuple[bytes, float]]:
-    """The likeliest tokens and the chosen one, the least likely first: of two with one text, the
+    """The likeliest tokens and the chosen one, the least likely first: where two have one text, the
     likelier stays."""
     if not token.top:
         return []
@@ -151,7 +154,7 @@ def _chat_logprobs(tokens: Sequence[ScoredToken]) -> dict[str, Any]:
 
 
 def _text(data: bytes) -> str:
-    """A token's text; one that is a part of a character, as the API writes it: bytes:\\xe2."""
+    r"""A token's text; part of a character as the API writes it: bytes:\xe2."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

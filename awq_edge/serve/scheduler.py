@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Schedulable(Protocol):
-    """What the scheduler knows of a job. client: whose turn it takes."""
+    """A job, as the scheduler sees it. client: whose turn it takes."""
 
     @property
     def client(self) -> str: ...
@@ -49,7 +49,7 @@ class Schedulable(Protocol):
 
 
 class QueueFullError(Exception):
-    """No room. retry_after: whole seconds after which to ask again."""
+    """The queue is full. retry_after: whole seconds after which to ask again."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
         super().__init__(f"{waiting} requests are waiting already")
@@ -62,9 +62,11 @@ class ClosedError(Exception):
 
 @dataclass(frozen=True)
 class SchedulerState:
-    """A moment's counts. refused: jobs that found the queue full or closed, not submitted.
+    """Counts of the jobs at one moment.
 
-    crashes_in_row: of the last jobs, those whose execution raised."""
+    refused: jobs that met a full or closed queue, not among the submitted.
+    crashes_in_row: the last jobs whose execution raised.
+    """
 
     queued: int
     running: int
@@ -85,11 +87,14 @@ J = TypeVar("J", bound=Schedulable)
 
 
 class Scheduler(Generic[J]):
-    """Runs `execute(job)` in one thread of its own. What it raises fails the job, and is a
-    defect: it should tell of expected failures itself, and return "failed"."""
+    """One thread that runs `execute(job)` for each job.
+
+    An exception of `execute` fails the job and counts as a defect: expected failures are told to
+    the client by `execute`, which then returns "failed".
+    """
 
     def __init__(self, execute: Callable[[J], Outcome], max_queue: int) -> None:
-        """max_queue: jobs that wait; the running one, and newcomers beyond it, are not counted."""
+        """max_queue: jobs that wait, without the running one and the newcomers' share."""
         self._execute = execute
         self._max_queue = max_queue
         self._condition = threading.Condition()
@@ -120,7 +125,7 @@ class Scheduler(Generic[J]):
 
     def cancel(self, job: J) -> None:
         """End a job whose answer nobody wants: a queued one leaves the queue, a running one stops
-        at its next step. Nothing happens to one that has ended."""
+        at its next step, one that has ended is left alone."""
         with self._condition:
             job.cancelled.set()
             waiting = self._turns.get(job.client)
@@ -133,13 +138,13 @@ class Scheduler(Generic[J]):
             self._condition.notify_all()
 
     def close(self) -> None:
-        """Refuse new jobs; those that were accepted go on."""
+        """Refuse new jobs; accepted ones go on."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
 
     def wait_idle(self, seconds: float) -> bool:
-        """Wait until nothing is queued or running; whether that came in time."""
+        """Wait until nothing is queued or running; False where it took longer."""
         with self._condition:
             return self._condition.wait_for(lambda: self._state().idle, seconds)
 
@@ -157,7 +162,7 @@ class Scheduler(Generic[J]):
             job.fail(ClosedError("the server is shutting down"))
 
     def stop(self, seconds: float) -> bool:
-        """Abandon everything and end the thread; whether it ended in time."""
+        """Abandon everything and end the thread; False where it took longer."""
         self.abandon()
         with self._condition:
             self._stopped = True
@@ -184,7 +189,7 @@ class Scheduler(Generic[J]):
         return sum(map(len, self._turns.values()))
 
     def _room(self, client: str) -> int:
-        """How many may wait for this client's next job to be taken."""
+        """The queue's length below which this client's next job is accepted."""
         newcomers = 0 if client in self._turns else self._max_queue // _NEWCOMERS_SHARE
         idle = self._running is None  # the worker takes one at once
         return self._max_queue + newcomers + idle

@@ -1,4 +1,5 @@
-"""Request bodies: what is taken, and what is refused where ignoring it would change the answer."""
+"""Request bodies: the parameters that are accepted, and those that are refused because ignoring
+them would change the answer."""
 
 from __future__ import annotations
 
@@ -78,14 +79,19 @@ class _Body(Record, strict=True):
 
 
 class StreamOptions(_Body):
-    """include_usage: a last chunk with the counts of tokens. include_obfuscation: has no effect."""
+    """Options of a stream.
+
+    include_usage: a last chunk with the counts of tokens.
+    include_obfuscation: has no effect.
+    """
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
 class JsonSchema(_Body):
-    """name, description and strict have no effect: the schema is always kept to."""
+    """The schema of an answer; name, description and strict have no effect: it is always
+    followed."""
 
     name: str
     schema_: dict[str, Any] = Field(alias="schema", default_factory=dict)
@@ -94,7 +100,7 @@ class JsonSchema(_Body):
 
 
 class ResponseFormat(_Body):
-    """What the answer must be: text, any JSON object, or JSON of a schema."""
+    """The form of the answer: text, any JSON object, or JSON of a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -105,7 +111,7 @@ def _false_is_none(value: object) -> object:
 
 
 def _texts(value: object) -> object:
-    """A text alone, as the list that it is short for: there is one form to check."""
+    """A single text as the list of one that it stands for."""
     if isinstance(value, str):
         return [value]
     if value is not None and not isinstance(value, list):
@@ -114,7 +120,7 @@ def _texts(value: object) -> object:
 
 
 def _parts(value: object) -> object:
-    """A content as the list of parts that a text alone is short for."""
+    """A text content as the list of parts that it stands for."""
     if isinstance(value, str):
         return [{"type": "text", "text": value}]
     if value is not None and not isinstance(value, list):
@@ -139,7 +145,7 @@ MaxTokens = Annotated[Tokens | None, off(-1, means=UNLIMITED_TOKENS)]
 
 
 class GenerationRequest(_Body):
-    """What both APIs have. top_k, min_p and repetition_penalty are not OpenAI's."""
+    """The parameters of both APIs. top_k, min_p and repetition_penalty are not OpenAI's."""
 
     model: str | None = None
     max_tokens: MaxTokens = None
@@ -159,12 +165,12 @@ class GenerationRequest(_Body):
     stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS)] | None = None
 
     def sampling(self) -> SamplingKeys:
-        """The keys that this request says itself."""
+        """The sampling keys that the request itself sets."""
         return SamplingKeys(**{key: getattr(self, key) for key in SamplingKeys.model_fields})
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions. prompt: a text or token ids; sent also as a list of one of these."""
+    """POST /v1/completions. prompt: a text or token ids, or a list of one of these."""
 
     prompt: str | list[int]
     logprobs: Annotated[
@@ -174,14 +180,17 @@ class CompletionRequest(GenerationRequest):
 
 
 class TextPart(_Body):
-    """A piece of a message's content. A refusal is the text of one."""
+    """A part of a message's content. A refusal is the text of one."""
 
     type: Literal["text", "refusal"]
     text: str
 
 
 class ChatMessage(_Body):
-    """One message. developer is another word for system. refusal: said instead of a content."""
+    """One message. developer is another word for system.
+
+    refusal: stands in place of the content.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[TextPart] | None, BeforeValidator(_parts)] = None
@@ -190,7 +199,7 @@ class ChatMessage(_Body):
     reasoning: str | None = None  # another server's name of the same
 
     def plain(self) -> dict[str, str]:
-        """As chat templates have messages."""
+        """The message as chat templates read it."""
         role = "system" if self.role == "developer" else self.role
         # Glued together, parts would make words that nobody said.
         text = "\n".join(part.text for part in self.content or ()) or self.refusal or ""
@@ -200,10 +209,11 @@ class ChatMessage(_Body):
 
 
 class ChatRequest(GenerationRequest):
-    """POST /v1/chat/completions. max_completion_tokens: max_tokens by its newer name.
+    """POST /v1/chat/completions.
 
-    chat_template_kwargs, and two of them by names of their own, are what the chat template knows
-    beside the messages. continue_final_message, add_generation_prompt: see `ChatOptions`.
+    max_completion_tokens: max_tokens by its newer name.
+    chat_template_kwargs: variables of the chat template, of which two have keys of their own.
+    continue_final_message, add_generation_prompt: see `ChatOptions`.
     """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -217,7 +227,7 @@ class ChatRequest(GenerationRequest):
     add_generation_prompt: bool | None = None
 
     def variables(self) -> dict[str, Any]:
-        """What this request tells the chat template."""
+        """The request's variables for the chat template."""
         named: dict[str, Any] = {
             "enable_thinking": self.enable_thinking,
             "reasoning_effort": self.reasoning_effort,
@@ -232,7 +242,7 @@ R = TypeVar("R", bound=GenerationRequest)
 
 
 def parse(body: bytes, model: type[R]) -> R:
-    """The request in a body. Raises ApiError, status 400, that names what is wrong with it."""
+    """The request in a body. Raises ApiError, status 400, that names the fault."""
     try:
         data = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -255,7 +265,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _without_neutral(data: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that ask for something. Raises ApiError for what is not built."""
+    """The parameters that ask for something. Raises ApiError for one that is not built."""
     for name, values in _NEUTRAL.items():
         value = data.get(name)
         if value is not None and value not in values:
@@ -270,7 +280,7 @@ def _without_neutral(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt(prompt: object) -> object:
-    """A text or token ids, also of a list of one of these. Raises ApiError for anything else."""
+    """A text or token ids, also from a list of one. Raises ApiError for anything else."""
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
         if len(prompt) > 1:
             raise _unsupported(
@@ -295,7 +305,8 @@ def _prompt(prompt: object) -> object:
 
 
 def _message(message: object, index: int) -> object:
-    """A message with what has a meaning here. Raises ApiError for tools, images and the like."""
+    """A message with the keys that have a meaning here. Raises ApiError for tools, images and the
+    like."""
     if not isinstance(message, dict):
         return message
     where, role = f"messages[{index}]", message.get("role")
@@ -318,7 +329,8 @@ def _message(message: object, index: int) -> object:
 
 
 def _content_part(part: object, where: str) -> object:
-    """A part of a content, what has a meaning of it. Raises ApiError for what is no text."""
+    """A part of a content, with the keys that have a meaning. Raises ApiError where it is no
+    text."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, dict):
@@ -341,8 +353,8 @@ def _unsupported(message: str, param: str) -> ApiError:
 
 
 def _refusal(error: ValidationError) -> ApiError:
-    """The first error in words. There are no unions in the models but with None, so that the
-    place which pydantic names is the request's own."""
+    """The first error in words. The models have no unions but with None, so that pydantic's place
+    is the request's own."""
     detail = error.errors(include_url=False, include_context=False)[0]
     where = ""
     for part in detail["loc"]:
@@ -359,6 +371,6 @@ def _refusal(error: ValidationError) -> ApiError:
 
 
 def _shown(value: object) -> str:
-    """A value of the request in an error, cut where it is long."""
+    """A value of the request, shortened for an error."""
     shown = json.dumps(value, default=str, ensure_ascii=True)
     return shown if len(shown) <= 80 else shown[:77] + "..."

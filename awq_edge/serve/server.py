@@ -66,7 +66,7 @@ def _binding_failed(host: str, port: int, error: OSError) -> str:
 
 
 def is_loopback(sock: socket.socket) -> bool:
-    """Whether only programs of this machine can connect."""
+    """True if only programs of this machine can connect."""
     return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
 
 
@@ -77,9 +77,10 @@ def address(sock: socket.socket) -> str:
 
 
 def serve(service: Service, sock: socket.socket, say: Callable[[str], None]) -> bool:
-    """Answer requests until a signal ends it. say: is told of each stage, in a line.
+    """Answer requests until a signal ends the server; True if the worker has ended, so that the
+    model may be closed.
 
-    Gives whether the worker has ended, so that the model may be closed.
+    say: receives a line at each stage.
     """
     app = create_app(
         service,
@@ -125,7 +126,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's own, which would raise the signal again behind a graceful end."""
+        """uvicorn's handlers, without its raising the signal again after a graceful end."""
         handled = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in handled}
         try:
@@ -145,7 +146,8 @@ class _Server(uvicorn.Server):
         self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        """uvicorn goes on meanwhile: it would close its socket, where this answers with 503."""
+        """Drain the queue while uvicorn goes on: it would close its socket, this answers with
+        503."""
         try:
             scheduler, seconds = self._service.scheduler, self._service.limits.shutdown_seconds
             scheduler.close()

@@ -40,10 +40,13 @@ class Service:
         sampling: SamplingKeys | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
-        """model_name: what clients call the model; default: its name in the manifest. local: only
-        programs of this machine can connect. sampling: keys in the place of the bundle's own, each
-        by itself. variables: what the chat template knows beside the messages. Raises ModelError
-        for a bundle whose own keys cannot be."""
+        """Raises ModelError for a bundle whose own sampling keys cannot be.
+
+        model_name: the name that clients use; default: the manifest's.
+        local: only programs of this machine can connect.
+        sampling: keys in place of the bundle's, each by itself.
+        variables: of the chat template, beside the messages.
+        """
         self.model = model
         self.limits = limits
         self.model_name = model_name or model.manifest.model_name
@@ -62,11 +65,11 @@ class Service:
         self.scheduler.start()
 
     def stop(self, seconds: float) -> bool:
-        """End the worker; whether that came in time (then the model may be closed)."""
+        """End the worker; True if it ended in time (then the model may be closed)."""
         return self.scheduler.stop(seconds)
 
     def authorized(self, header: str | None) -> bool:
-        """Whether an Authorization header has the key. Compared in constant time."""
+        """True if an Authorization header has the key. Compared in constant time."""
         if self._key is None:
             return True
         scheme, _, given = (header or "").partition(" ")
@@ -74,9 +77,10 @@ class Service:
         return same and scheme.lower() == "bearer"
 
     def host_allowed(self, header: str | None) -> bool:
-        """Whether a Host header may come from a client that means this server.
+        """True if a Host header may come from a client that means this server.
 
-        header: None where there is none, which no browser sends: HTTP/1.0 has no need of it.
+        header: None where it is missing, which only HTTP/1.0 may do and no browser does.
+
         Without a key, a web page whose name was made to point at this machine could use the model
         from its reader's browser. Such a page sends its own name; addresses and localhost are ours.
         """
@@ -93,15 +97,15 @@ class Service:
         return True
 
     def completion_task(self, request: CompletionRequest) -> Task:
-        """Raises ApiError."""
+        """The task of a request. Raises ApiError."""
         return completion_task(self.model, request, self._settings)
 
     def chat_task(self, request: ChatRequest) -> Task:
-        """Raises ApiError."""
+        """The task of a request. Raises ApiError."""
         return chat_task(self.model, request, self._settings)
 
     def health(self) -> tuple[bool, dict[str, object]]:
-        """Whether requests will be served, and what is said of it."""
+        """True if requests will be served, and the body of /health."""
         state = self.scheduler.state()
         status = "ok"
         if state.closed:
@@ -118,7 +122,7 @@ class Service:
 
 
 class _LazyVocabulary:
-    """Implements `Tokens`: made with the first answer that needs it, as most need none."""
+    """A `Vocabulary` made for the first answer that needs it: most need none."""
 
     def __init__(self, model: Model) -> None:
         self._model = model

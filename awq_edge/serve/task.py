@@ -31,10 +31,13 @@ _COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True)
 class Task:
-    """One generation. max_new_tokens: None means to the end of the context.
+    """One generation.
 
-    grammar: of the answer, as `grammar_of` made it. top_logprobs: None where none were asked for.
-    stop_token_ids: beside the model's own. thoughts: how they are told from the answer.
+    max_new_tokens: None: to the end of the context.
+    grammar: of the answer, made by `grammar_of`.
+    top_logprobs: None where none were asked for.
+    stop_token_ids: beside the model's own.
+    thoughts: how they are told from the answer.
     """
 
     api: Api
@@ -52,9 +55,10 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What all requests of one server share. sampling: of a request that says no key of it.
+    """Settings that all requests of one server share.
 
-    variables: what the chat template knows, each unless a request says it.
+    sampling: keys that a request may replace.
+    variables: of the chat template, which a request may replace.
     """
 
     limits: Limits
@@ -64,7 +68,7 @@ class TaskSettings:
 
 
 def completion_task(model: Model, request: CompletionRequest, settings: TaskSettings) -> Task:
-    """Raises ApiError."""
+    """The task of a completion. Raises ApiError."""
     prompt = request.prompt
     if isinstance(prompt, str):
         ids = _encode(model, prompt, request.add_special_tokens is not False)
@@ -83,7 +87,7 @@ def completion_task(model: Model, request: CompletionRequest, settings: TaskSett
 
 
 def chat_task(model: Model, request: ChatRequest, settings: TaskSettings) -> Task:
-    """Raises ApiError."""
+    """The task of a chat. Raises ApiError."""
     if model.chat_template is None:
         raise invalid(
             "this model has no chat template (it is not a chat model); use /v1/completions",
@@ -146,7 +150,7 @@ def _task(
 def _fitting(
     model: Model, api: Api, ids: list[int], wanted: int | None, limits: Limits
 ) -> int | None:
-    """Tokens to generate at most: what was asked for, cut to the limit and to the room that the
+    """Tokens to generate at most: the request's number, cut to the limit and to the room that the
     prompt leaves. Raises ApiError where it leaves none."""
     param = "messages" if api == "chat" else "prompt"
     if not ids:

@@ -26,7 +26,7 @@ class Tokens(Protocol):
 
 
 class Recorder(Protocol):
-    """Who is told of each generation: the metrics."""
+    """The receiver of each generation's figures: the metrics."""
 
     def started(self, queue_seconds: float) -> None: ...
 
@@ -87,7 +87,7 @@ class Worker:
 
 
 class _Scores:
-    """The tokens of a stream's answer with their bytes and places, each given out once."""
+    """The scored tokens of a stream's answer, each given out once."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
@@ -96,8 +96,11 @@ class _Scores:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def new(self, stream: TextStream, *, final: bool = False) -> Sequence[ScoredToken]:
-        """Those whose text came since the last call; none that lie behind a stop string's
-        beginning. final: those too whose text adds nothing."""
+        """The tokens whose text came since the last call, none behind the beginning of a stop
+        string.
+
+        final: also the tokens whose text adds nothing.
+        """
         tokens: list[ScoredToken] = []
         result = stream.result if stream.logprobs else None
         cut = None

@@ -116,11 +116,11 @@ def test_stop_strings_are_their_definition(stops: tuple[str, ...], pieces: list[
     shown = "".join(finder.push(piece) for piece in pieces) + finder.flush()
     ends = [end for end in range(len(text) + 1) if text[:end].endswith(stops)]
     if not ends:
-        assert (shown, finder.found) == (text, None)
+        assert (shown, finder.matched) == (text, None)
         return
     complete = [stop for stop in stops if text[: ends[0]].endswith(stop)]
-    assert finder.found == max(complete, key=len)
-    assert shown == text[: ends[0] - len(finder.found)]
+    assert finder.matched == max(complete, key=len)
+    assert shown == text[: ends[0] - len(finder.matched)]
 
 
 @given(pieces=st.lists(st.text("abc", max_size=4), max_size=8))
@@ -131,7 +131,7 @@ def test_no_more_is_held_back_than_may_become_a_stop(pieces: list[str]) -> None:
     for piece in pieces:
         text += piece
         shown += finder.push(piece)
-        if finder.found is not None:
+        if finder.matched is not None:
             return
         held = text[len(shown) :]
         assert stop.startswith(held) and len(held) < len(stop)

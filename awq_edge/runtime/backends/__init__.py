@@ -1,8 +1,8 @@
 """Backends, one file each, found by import.
 
 To add one: write `backends/<name>.py`, or a package of that name, where <name> is the bundle's
-`runtime` with `-` as `_`. It imports its library at the top and has
-`open_session(bundle, options) -> Session`. Nothing else changes.
+`runtime` with `-` as `_`. It imports its library at the top and defines `open_session(bundle,
+options) -> Session`; docs/add-a-backend.md has the whole list.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["backend_names", "load_backend", "open_session", "ways_out"]
 
 
 def backend_names() -> tuple[str, ...]:
-    """The runtimes that have a backend here, whether or not this machine can execute them."""
+    """The runtimes that have a backend, whether or not this machine can execute them."""
     return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)))
 
 

@@ -160,10 +160,12 @@ class OnnxRuntimeSession(SessionBase):
     def _execute(
         self, ids: Sequence[int], positions: npt.NDArray[np.int64], out: npt.NDArray[Any]
     ) -> None:
-        """Append ids with one run of the graph. out: [1, P, vocab], written.
+        """Append ids with one run of the graph.
 
-        The rows that make whole groups are behind them, where the next run writes over their keys
-        and values, or, at the end of the context, the ids before, which are computed again.
+        out: [1, P, vocab], written.
+
+        Rows that fill the last group come after the ids, where the next run overwrites their keys
+        and values, or, at the end of the context, are the ids before, computed again.
         """
         assert self._session is not None
         past, extra = len(self._ids), -len(ids) % _ROW_GROUP
@@ -196,7 +198,7 @@ class OnnxRuntimeSession(SessionBase):
         positions: npt.NDArray[np.int64],
         logits: npt.NDArray[Any],
     ) -> None:
-        """Bind what changes from run to run. The arrays must outlive the run."""
+        """Bind the arrays that change from run to run. They must outlive the run."""
         _bind(binding.bind_input, "input_ids", input_ids)
         _bind(binding.bind_input, "logits_positions", positions)
         _bind(binding.bind_output, "logits", logits)
@@ -344,8 +346,8 @@ def _is_memory_error(error: Exception) -> bool:
 def _allocate_cache(
     layers: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Keys and values by name: "0.key". Every page is touched: memory that is not there shows
-    now and not in the middle of an answer."""
+    """Keys and values by name: "0.key". Every page is touched, so that missing memory shows now and
+    not in the middle of an answer."""
     cache = {}
     size = 2 * layers * math.prod(shape) * dtype.itemsize
     system = read_system_memory()

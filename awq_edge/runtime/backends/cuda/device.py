@@ -15,7 +15,7 @@ _ELSEWHERE = "run it on a machine that has one, or export with --runtime onnxrun
 
 
 class Device(Protocol):
-    """Where tensors lie and work is queued."""
+    """Memory for tensors, and a stream that executes the work queued on it."""
 
     @property
     def torch_device(self) -> torch.device: ...
@@ -25,30 +25,31 @@ class Device(Protocol):
 
     @property
     def stream(self) -> int:
-        """Address of the cudaStream_t that kernels are launched on, within `scope`."""
+        """Address of the cudaStream_t for kernels launched within `scope`."""
         ...
 
     def scope(self) -> contextlib.AbstractContextManager[None]:
-        """Work that is queued inside goes to the device's stream."""
+        """A scope whose work is queued on the device's stream."""
         ...
 
     def host_tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Zeros on the host that the device copies from and to without a detour."""
+        """Zeros in pinned host memory, which the device copies from and to directly."""
         ...
 
     def synchronize(self) -> None:
-        """Wait for what was queued."""
+        """Wait for the queued work."""
         ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run `work` once, and return what queues the same work again, at the cost of one launch.
+        """Run `work` once, and return a call that queues the same work again, at the cost of one
+        launch.
 
         work: the same kernels on the same addresses every time; no copies from the host.
         """
         ...
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of the device's memory that are free, and all of them."""
+        """Bytes of the device's memory: free, and all."""
         ...
 
     def copy_bandwidth(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Linears that are ready to run: y = x W^T (+ b), or silu(gate) * up of both."""
+"""Linears ready to run: y = x W^T (+ b), or silu(gate) * up of both."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def ready_linear(
 
 
 class _W4A16:
-    """awq_edge_w4a16_linear. out_features: of y, half of the weight's for a gate and an up."""
+    """awq_edge_w4a16_linear. out_features: of y; for a gate and an up projection half of the
+    weight's."""
 
     def __init__(
         self,

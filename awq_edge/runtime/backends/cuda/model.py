@@ -26,8 +26,9 @@ class CudaModel:
     """A program with its weights, one KV cache and buffers for passes of up to `max_rows` tokens.
 
     Every method queues work and returns; call them within the device's scope.
-    past_length: int64 [1], on the device; what is there when a pass runs counts.
-    token: int64 [1], what `step` runs on. ids: int64 [max_rows], what `run` runs on.
+
+    past_length: int64 [1], on the device; a pass reads it when it runs. token: int64 [1], the input
+    of `step`. ids: int64 [max_rows], the input of `run`.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class CudaModel:
         self.logits32[:1].copy_(self.logits[:1])
 
     def greedy_step(self) -> None:
-        """Append `token`, and put the likeliest next one in its place."""
+        """Append `token`, and replace it with the likeliest next token."""
         self._pass(self.token, 1)
         self._head(self._buffers.branch, self._buffers.residual, 1)
         self._call(
@@ -136,7 +137,8 @@ class CudaModel:
         )
 
     def _attention_parameters(self, layer: Layer, index: int) -> AttentionParameters:
-        """What stays the same from call to call of one layer, but for q, k and v."""
+        """The attention parameters of one layer that no call changes: all but the addresses of q, k
+        and v."""
         program = self._program
         keys, values = self.cache[index]
         return AttentionParameters(
@@ -254,7 +256,7 @@ class CudaModel:
         return torch.zeros((rows, size), dtype=self._dtype, device=self._device.torch_device)
 
     def _zeroed_workspace(self, max_rows: int) -> torch.Tensor:
-        """One workspace for all calls: they run one after the other."""
+        """One workspace for all calls, which run one after the other."""
         kernels = self._kernels
         sizes = [COUNTER_BYTES, self._lm_head.workspace_bytes(LOGITS_ROWS)]
         sizes.append(kernels.size("awq_edge_sample_workspace", 1, self._program.vocab_size))
@@ -268,8 +270,11 @@ class CudaModel:
 
 @dataclass(frozen=True)
 class _PlacedLayer:
-    """A layer with its weights. qkv_outputs: where each linear of `qkv` writes. attention: complete
-    but for the number of tokens."""
+    """A layer with its weights on the device.
+
+    qkv_outputs: the output address of each linear of `qkv`.
+    attention: complete but for the number of tokens.
+    """
 
     attention_norm: torch.Tensor
     qkv: list[ReadyLinear]
@@ -292,7 +297,7 @@ class _QkvPlaces:
 
 
 class _Buffers:
-    """Activations of up to `rows` tokens. Those that are never in use together share memory."""
+    """Activations of up to `rows` tokens. Buffers that are never in use together share memory."""
 
     def __init__(
         self, program: CudaProgram, dtype: torch.dtype, device: torch.device, rows: int

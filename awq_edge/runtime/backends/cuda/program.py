@@ -52,9 +52,12 @@ class TensorPlace(Record):
 
 
 class QuantizedLinear(Record):
-    """A linear of awq_edge_w4a16_linear. The strings are names of tensors, in the layout of the
-    kernels (`awq_edge.kernels.packing`). zeros: None where all are 2**(bits-1). gate_up: its rows
-    are those of a gate and an up projection, interleaved, and its outputs silu(gate) * up."""
+    """A linear of awq_edge_w4a16_linear. Strings name tensors in the layout of the kernels
+    (`awq_edge.kernels.packing`).
+
+    zeros: None where all are 2**(bits-1).
+    gate_up: the rows of a gate and an up projection alternate, and the outputs are silu(gate) * up.
+    """
 
     kind: Literal["w4a16"] = "w4a16"
     bits: Bits
@@ -68,7 +71,7 @@ class QuantizedLinear(Record):
     bias: str | None = None
 
     def tensor_names(self) -> list[str]:
-        """The tensors that there are."""
+        """The names of the linear's tensors."""
         names = (self.qweight, self.scales, self.zeros, self.bias)
         return [name for name in names if name is not None]
 
@@ -84,7 +87,7 @@ class DenseLinear(Record):
     bias: str | None = None
 
     def tensor_names(self) -> list[str]:
-        """The tensors that there are."""
+        """The names of the linear's tensors."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
@@ -94,9 +97,9 @@ Linear = Annotated[QuantizedLinear | DenseLinear, Field(discriminator="kind")]
 class Layer(Record):
     """One decoder block. Norms are names of tensors.
 
-    qkv: one linear of all three, or three where their formats differ. gate_up: one linear of both,
-    quantized with `gate_up` set or dense; or two. window: positions that a query sees, itself
-    included; None for all.
+    qkv: one linear of all three, or three where their formats differ.
+    gate_up: one linear of both, quantized with `gate_up` set or dense; or two.
+    window: positions that a query sees, itself included; None for all.
     """
 
     attention_norm: str
@@ -111,11 +114,13 @@ class Layer(Record):
 
 
 class CudaProgram(Manifest):
-    """A decoder for the cuda runtime.
+    """A decoder for the cuda runtime. Strings are names of tensors.
 
-    layout_version: of the quantized tensors. context: positions of the rotary tables. cosine, sine:
-    float32 [context, rotary_size / 2]. embedding: [vocab, hidden]. attention_scale: multiplies
-    q k^T. The strings are names of tensors.
+    layout_version: of the quantized tensors.
+    context: positions of the rotary tables.
+    cosine, sine: float32 [context, rotary_size / 2].
+    embedding: [vocab, hidden].
+    attention_scale: multiplies q k^T.
     """
 
     noun: ClassVar[str] = "a program of this version"
@@ -149,8 +154,11 @@ class CudaProgram(Manifest):
         return max((place.offset + place.nbytes for place in self.tensors.values()), default=0)
 
     def check_sizes(self, source: str, manifest: BundleManifest) -> None:
-        """Raise ArtifactError where the program is not of the manifest's sizes, or names a tensor
-        that it has not. source: its path."""
+        """Raise ArtifactError where the program's sizes differ from the manifest's, or it names a
+        tensor that `tensors` lacks.
+
+        source: its path.
+        """
         fix = "export the bundle again"
         for name in ("vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_size"):
             ours, theirs = getattr(self, name), getattr(manifest, name)

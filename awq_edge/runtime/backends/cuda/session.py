@@ -142,8 +142,7 @@ class CudaSession(SessionBase):
         """Append an id and the `count` - 1 likeliest ids after it; returns the `count` likeliest
         ids, of which the last is not appended.
 
-        As `decode` with the largest logit of each step, but nothing waits for the host between
-        steps.
+        The ids are those that `decode` and argmax give, but the host waits once, not at every step.
         """
         if count < 1:
             raise ConfigError(f"count is {count}; it must be 1 or more")
@@ -200,7 +199,7 @@ class CudaSession(SessionBase):
     def _run(self, ids: Sequence[int], wanted: list[int], out: Float32 | None = None) -> None:
         """Append ids, at most a chunk, and compute the logits at `wanted` of them.
 
-        out: [len(wanted), vocab], written; without it they stay in the host buffer.
+        out: [len(wanted), vocab], written; None leaves the logits in the host buffer.
         """
         model, count = self._require_model(), len(ids)
         with self._device.scope(), _memory_errors("the model ran"):
@@ -221,7 +220,7 @@ class CudaSession(SessionBase):
         self._ids.extend(ids)
 
     def _set_state(self, token_id: int) -> None:
-        """past_length and token, to the device. The host buffer is free: every call waits."""
+        """Copy past_length and token to the device. The host buffer is free: every call waits."""
         self._host_state[0], self._host_state[2] = len(self._ids), token_id
         self._require_model().state.copy_(self._host_state, non_blocking=True)
 
@@ -245,7 +244,7 @@ def _require_memory(device: Device, needed: int, context: int) -> None:
 
 @contextmanager
 def _memory_errors(when: str) -> Iterator[None]:
-    """ResourceError where the device's memory runs out."""
+    """Turn torch's out-of-memory errors into ResourceError. when: names the work."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:

@@ -23,9 +23,9 @@ def load_weights(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The tensors of a weight file on a device, as views of one block of memory.
 
-    Returns the block (uint8) and the tensors by name. Nothing but a piece of the file is in host
-    memory at a time, and that belongs to the system's cache. Raises ArtifactError when the file is
-    shorter than the program says.
+    Returns the block (uint8) and the tensors by name. Only a part of the file at a time is in host
+    memory, in the system's cache. Raises ArtifactError when the file is shorter than the program
+    says.
     """
     size = path.stat().st_size
     if size < program.weight_bytes:
