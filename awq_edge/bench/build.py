@@ -1,4 +1,4 @@
-"""From what was measured to its report."""
+"""The report of a measurement."""
 
 from __future__ import annotations
 
@@ -58,8 +58,11 @@ def build_bench_report(
     absent: Sequence[Absent],
     power_modes: PowerModes,
 ) -> BenchReport:
-    """The report of a measurement. after: this process's memory at its end. device_bandwidth:
-    bytes/s. Raises KeyboardInterrupt when no repeat of any cell is complete."""
+    """The report of a measurement. Raises KeyboardInterrupt when no repeat of any cell is complete.
+
+    after: this process's memory at the end.
+    device_bandwidth: bytes/s.
+    """
     measured = {cell: repeats for cell, repeats in measurement.repeats.items() if repeats}
     if not measured:
         raise KeyboardInterrupt
@@ -128,7 +131,7 @@ def _notes(
 
 
 def _is_short(cell: CellPart, part: EnergyPart) -> bool:
-    """Whether a phase was too short for the sensor."""
+    """True if a phase was too short for the sensor."""
     is_decode_short = part.joules_per_generated_token is None and cell.generated_tokens > 1
     return part.joules_per_prompt_token is None or is_decode_short
 
@@ -189,7 +192,7 @@ def _percentiles(seconds: list[float]) -> PercentilesPart | None:
 
 
 def energy_parts(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> list[EnergyPart]:
-    """Energy of a cell by sensor, of those that measured it in every repeat.
+    """Energy of a cell by sensor, for the sensors that measured it in every repeat.
 
     None for a phase that was over before the sensor's counter had moved often enough: its energy
     would be nothing, or that of the phase before.
@@ -257,7 +260,7 @@ def _peak(samples: Sequence[Sample]) -> PeakPart:
 
 
 def memory_samples(samples: Sequence[Sample]) -> tuple[SamplePart, ...]:
-    """At most some 500 of the samples, evenly over them, the last included."""
+    """At most some 500 of the samples, evenly spaced, the last included."""
     step = -(-len(samples) // _MOST_SAMPLES) or 1
     kept = list(samples[::step])
     if samples and kept[-1] is not samples[-1]:
@@ -274,7 +277,7 @@ def memory_samples(samples: Sequence[Sample]) -> tuple[SamplePart, ...]:
 
 
 def clocks(samples: Sequence[Sample]) -> tuple[ClockPart, ...]:
-    """Every clock that was ever told, over all samples."""
+    """Every clock that a sensor ever read, over all samples."""
     names = dict.fromkeys(name for one in samples for name in one.clocks)
     return tuple(
         ClockPart(
@@ -289,7 +292,7 @@ def clocks(samples: Sequence[Sample]) -> tuple[ClockPart, ...]:
 
 
 def throttling(samples: Sequence[Sample]) -> ThrottlingPart:
-    """What held clocks down, in how many samples; and events that were counted meanwhile."""
+    """Reasons for reduced clocks, with the number of samples; and how much event counters grew."""
     reasons = Counter(reason for one in samples for reason in set(one.throttled))
     first = samples[0].throttle_counts if samples else {}
     last = samples[-1].throttle_counts if samples else {}

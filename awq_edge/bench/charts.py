@@ -66,7 +66,7 @@ def prefill_chart(report: BenchReport) -> str:
 
 
 def roofline_chart(report: BenchReport) -> str | None:
-    """Achieved GB/s by context against what the memory can do; None where either is not known."""
+    """Achieved GB/s by context against the memory's bandwidth; None where either is not known."""
     device = next((cell.bandwidth.device_bytes_per_second for cell in report.cells), None)
     decoding = [c for c in report.cells if c.bandwidth.achieved_bytes_per_second is not None]
     if device is None or not decoding:
@@ -202,7 +202,7 @@ def _tipped(line: Line, index: int, unit: str) -> Mark:
 
 
 def _mean_position(cell: CellPart) -> float:
-    """Filled positions of the cache, at the mean of the decode steps."""
+    """Filled positions of the KV cache, at the mean of the decode steps."""
     return cell.prompt_tokens + cell.generated_tokens / 2
 
 

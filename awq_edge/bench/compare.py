@@ -1,4 +1,4 @@
-"""What changed between two measurements, and whether it is more than their spread.
+"""Changes between two measurements, with a test whether they exceed the measurements' spread.
 
 The rule. The repeats of a cell are a few values (five by default) of an unknown, skewed
 distribution: a mean and its standard error say little, a rank test needs no shape. A metric has
@@ -7,9 +7,9 @@ changed when both hold:
 * the exact two-sided Mann-Whitney test rejects "the same distribution" at ALPHA. At 0.01, five
   repeats against five reject only where no value of one lies among the other's; with fewer than
   five against five nothing could, and the verdict is "too few repeats";
-* the medians differ by MIN_CHANGE or more. Repeats of one process share what differs from process
-  to process (where memory lies, the other programs' share of the machine), which no test within
-  processes sees.
+* the medians differ by MIN_CHANGE or more. Repeats of one process share the causes that differ from
+  process to process (the place of memory, the other programs' share of the machine), which no test
+  within processes sees.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ Metric = Literal["prefill_tokens_per_second", "decode_tokens_per_second", "ttft"
 
 
 class ChangePart(Record):
-    """One metric of one cell. before, after: medians of the repeats, tokens/s or seconds. change:
-    after / before - 1. p_value: of the rank test."""
+    """One metric of one cell.
+
+    before, after: medians of the repeats, tokens/s or seconds.
+    change: after / before - 1.
+    p_value: of the rank test.
+    """
 
     prompt_tokens: int
     generated_tokens: int
@@ -57,7 +61,7 @@ class PeakChangePart(Record):
 
 
 class DifferencePart(Record):
-    """Something that was not the same in both measurements."""
+    """A setting or fact that differs between the measurements."""
 
     what: str
     before: str
@@ -65,8 +69,11 @@ class DifferencePart(Record):
 
 
 class Comparison(Manifest):
-    """Two bench reports side by side. differences: of what was measured, and where. only_before,
-    only_after: cells (prompt and generated tokens) that the other report lacks."""
+    """Two bench reports side by side.
+
+    differences: between the measured settings and machines.
+    only_before, only_after: cells (prompt and generated tokens) that the other report lacks.
+    """
 
     format: Literal["awq-edge-bench-comparison"] = "awq-edge-bench-comparison"
     format_version: Literal[1] = 1
@@ -80,7 +87,7 @@ class Comparison(Manifest):
 
     @property
     def regressions(self) -> tuple[ChangePart, ...]:
-        """What became worse."""
+        """Metrics that became worse."""
         return tuple(change for change in self.changes if change.verdict == "worse")
 
 
@@ -106,7 +113,7 @@ def compare(
     alpha: float = ALPHA,
     min_change: float = MIN_CHANGE,
 ) -> Comparison:
-    """What changed from one report to another, cell by cell, by the rule above."""
+    """The changes from one report to another, cell by cell, by the rule above."""
     old, new = _by_lengths(before), _by_lengths(after)
     shared = [lengths for lengths in old if lengths in new]
     return Comparison(
@@ -225,5 +232,5 @@ def _facts(report: BenchReport) -> Iterator[tuple[str, str]]:
 
 
 def _load(report: BenchReport) -> float | None:
-    """The share of the CPUs that other processes took, of the cell where it was most."""
+    """The largest share of the CPUs that other processes took, over the cells."""
     return max((cell.others for cell in report.cells if cell.others is not None), default=None)

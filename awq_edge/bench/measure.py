@@ -1,7 +1,8 @@
 """Runs a plan on a session: rounds over all cells, warm-up rounds first.
 
 A round takes every cell once, so that a machine that grows slower as it grows warm does so in all
-cells alike, and what Ctrl-C leaves has all of them. Greedy; nothing ends a request but its length.
+cells alike, and a measurement ended by Ctrl-C has all cells. Greedy; only its length ends a
+request.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class Repeat:
 
 @dataclass
 class Measurement:
-    """The repeats of each cell, without the warm-up. interrupted: not all that were wanted."""
+    """The repeats of each cell, without the warm-up.
+
+    interrupted: some of the plan's are missing.
+    """
 
     repeats: dict[Cell, list[Repeat]] = field(default_factory=dict)
     interrupted: bool = False
@@ -46,10 +50,11 @@ def measure(
     cancelled: Callable[[], bool] | None = None,
     observer: Callable[[int, int, str], None] | None = None,
 ) -> Measurement:
-    """Measure every cell of a plan. prompt: ids, as many as the longest prompt has.
+    """Measure every cell of a plan.
 
-    cancelled: asked before every execution; True ends the measurement with what is complete.
-    observer: called after every request: (requests done, of how many, what runs now).
+    prompt: ids, as many as the longest prompt has.
+    cancelled: asked before every execution; True ends the measurement with its complete repeats.
+    observer: called after every request: (requests done, of how many, the running cell).
     """
     measurement = Measurement({cell: [] for cell in plan.cells})
     done = 0

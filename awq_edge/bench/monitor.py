@@ -1,4 +1,4 @@
-"""Memory and sensors over time: a thread that looks at them, and looks that are asked for."""
+"""Memory and sensors over time: a thread that samples them, and samples on demand."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from awq_edge.sensors.reading import Reading, Sensor
 
 @dataclass(frozen=True)
 class Sample:
-    """One look. time: seconds of the clock. anonymous, file_backed: bytes of this process, device:
-    in use on the whole GPU. energy: joules since the monitor began, by sensor. other_cpu: CPU
-    seconds of all other processes since the machine started."""
+    """Memory and energy at one moment.
+
+    time: seconds of the clock.
+    anonymous, file_backed: bytes of this process.
+    device: in use on the whole GPU.
+    energy: joules since the monitor began, by sensor.
+    other_cpu: CPU seconds of all other processes since the machine started.
+    """
 
     time: float
     anonymous: int | None = None
@@ -60,7 +65,7 @@ class Monitor:
 
     @property
     def covers(self) -> dict[str, str]:
-        """What the figures of each sensor are of, by its name."""
+        """The device that each sensor covers, by the sensor's name."""
         return {sensor.name: sensor.covers for sensor in self._sensors}
 
     @property
@@ -69,7 +74,7 @@ class Monitor:
         return {sensor.name: sensor.tick for sensor in self._sensors}
 
     def sample(self) -> Sample:
-        """Look now."""
+        """Take a sample now."""
         with self._lock:
             now, memory = self._clock(), self._process_memory()
             readings = {sensor.name: sensor.read() for sensor in self._sensors}

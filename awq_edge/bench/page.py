@@ -23,7 +23,7 @@ _CHARTS = ("speed_chart", "prefill_chart", "roofline_chart", "latency_chart", "m
 def bench_page(report: BenchReport, *, draw: bool | None = None) -> str:
     """The page of a report, as HTML. The same report gives the same text.
 
-    draw: whether charts are drawn; by default, where matplotlib is installed.
+    draw: draw charts; default: where matplotlib is installed.
     """
     if draw is None:
         draw = importlib.util.find_spec("matplotlib") is not None

@@ -1,4 +1,4 @@
-"""What is measured: lengths, repeats, and prompts that are the same for every backend."""
+"""The plan of a measurement: lengths, repeats, and prompts that are the same for every backend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cell:
 
     @property
     def positions(self) -> int:
-        """Of the KV cache. The last generated token needs none."""
+        """Positions of the KV cache. The last generated token needs none."""
         return self.prompt_tokens + self.generated_tokens - 1
 
 
@@ -35,7 +35,8 @@ class Cell:
 class Plan:
     """Cells, in the order of a round; rounds of warm-up and rounds that count.
 
-    seed: draws the prompts. sample_interval: seconds between two looks at memory and sensors.
+    seed: draws the prompts.
+    sample_interval: seconds between two samples of memory and sensors.
     """
 
     cells: tuple[Cell, ...]
@@ -46,7 +47,7 @@ class Plan:
 
     @property
     def requests(self) -> int:
-        """Requests that it takes."""
+        """The number of requests."""
         return (self.warmup + self.repeats) * len(self.cells)
 
 
@@ -73,10 +74,12 @@ def make_plan(
     seed: int = SEED,
     sample_interval: float = SAMPLE_INTERVAL,
 ) -> Plan:
-    """Every prompt length with every generated length. context: positions of the KV cache.
+    """Every prompt length with every generated length.
 
-    Lengths that are not given are those of the defaults that fit, or else a quarter of the context.
-    Raises ConfigError for numbers out of range and for given lengths that do not fit.
+    context: positions of the KV cache.
+
+    Lengths of None are the defaults that fit, or else a quarter of the context. Raises ConfigError
+    for numbers out of range and for given lengths that do not fit.
     """
     check_numbers(warmup, repeats, seed, sample_interval)
     generated = _lengths("--generated", generated_lengths) or tuple(

@@ -20,8 +20,12 @@ from awq_edge.run.report import (
 
 
 class PlanPart(Record):
-    """What was wanted. batch: sequences at a time; a session runs one. prompt_sha256: of the ids of
-    the longest prompt, int64; shorter ones are its beginning. context: positions of the cache."""
+    """The plan of the measurement.
+
+    batch: sequences at a time; a session runs one.
+    prompt_sha256: of the ids of the longest prompt, int64; shorter ones are its beginning.
+    context: positions of the KV cache.
+    """
 
     prompt_lengths: tuple[int, ...]
     generated_lengths: tuple[int, ...]
@@ -46,9 +50,14 @@ class PercentilesPart(Record):
 
 
 class RepeatPart(Record):
-    """One request. prefill: seconds of all chunks. steps: seconds of each decode step, the first
-    ones, which are warm-up, included. Of the steps that count: decode_tokens_per_second, their
-    number over their sum, with what interrupted them; tpot, their median, without."""
+    """One request.
+
+    prefill: seconds of all chunks.
+    steps: seconds of each decode step, the warm-up steps at the beginning included.
+    decode_tokens_per_second: of the steps after the warm-up, their number over their sum,
+        interruptions included.
+    tpot: their median, which leaves interruptions out.
+    """
 
     ttft: float
     prefill: float
@@ -60,8 +69,11 @@ class RepeatPart(Record):
 
 
 class EnergyPart(Record):
-    """What one sensor measured during the repeats of a cell, gross: what the device takes when idle
-    is in it. The first token counts as prefill. seconds: that the windows of decoding lasted."""
+    """Energy by one sensor during the repeats of a cell, gross: the idle device's share is in it.
+    The first token counts as prefill.
+
+    seconds: sum of the decode windows.
+    """
 
     sensor: str
     covers: str
@@ -73,7 +85,7 @@ class EnergyPart(Record):
 
 
 class PeakPart(Record):
-    """The most that samples saw during the repeats of a cell, bytes."""
+    """The largest memory of any sample during the repeats of a cell, bytes."""
 
     anonymous: int | None
     file_backed: int | None
@@ -81,9 +93,14 @@ class PeakPart(Record):
 
 
 class CellPart(Record):
-    """One pair of lengths. prefill, decode: tokens/s, one value a repeat. ttft: one value a repeat.
-    tpot: every step that counts, of all repeats. bandwidth: at decode's median. others: share of
-    the CPUs that other processes took meanwhile."""
+    """One pair of lengths.
+
+    prefill, decode: tokens/s, one value a repeat.
+    ttft: one value a repeat.
+    tpot: every step after the warm-up, of all repeats.
+    bandwidth: at decode's median.
+    others: share of the CPUs that other processes took meanwhile.
+    """
 
     prompt_tokens: int
     generated_tokens: int
@@ -109,7 +126,7 @@ class SamplePart(Record):
 
 
 class SensorPart(Record):
-    """A sensor and what its figures are of; of one that is absent, the reason."""
+    """A sensor and the device that it covers; of an absent one, the reason."""
 
     name: str
     covers: str | None
@@ -127,7 +144,11 @@ class ClockPart(Record):
 
 
 class ThrottlingPart(Record):
-    """reasons: samples in which each held clocks down. events: by how much counters grew."""
+    """Reduced clocks.
+
+    reasons: number of samples in which each held clocks down.
+    events: by how much counters grew.
+    """
 
     samples: int
     reasons: dict[str, int]
@@ -135,13 +156,16 @@ class ThrottlingPart(Record):
 
     @property
     def seen(self) -> bool:
-        """Whether anything was throttled at any time."""
+        """True if any clock was throttled at any time."""
         return bool(self.reasons) or any(self.events.values())
 
 
 class BenchReport(Manifest):
-    """What one `awq-edge bench` measured. manifest_sha256: of the bundle's manifest.json, which has
-    the hashes of all its files. notes: what a reader should know, in words."""
+    """One measurement of `awq-edge bench`.
+
+    manifest_sha256: of the bundle's manifest.json, which has the hashes of all its files.
+    notes: warnings to the reader, in words.
+    """
 
     noun: ClassVar[str] = "a bench report of this version"
     remedy: ClassVar[str] = "make it with `awq-edge bench BUNDLE --json FILE`"

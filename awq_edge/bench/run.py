@@ -48,9 +48,11 @@ def bench(
 ) -> BenchReport:
     """Load a bundle, measure prefill and decode at every pair of lengths, and report.
 
-    Lengths: tokens; None takes the defaults that fit the context. context, threads,
-    build_observer: see `load`. cancelled, observer: see `measure`. sensors: instead of this
-    machine's. Raises what `load` raises, and ConfigError for lengths that do not fit.
+    prompt_lengths, generated_lengths: tokens; None takes the defaults that fit the context.
+    context, threads, build_observer: see `load`.
+    cancelled, observer: see `measure`.
+    sensors: instead of this machine's.
+    Raises the errors of `load`, and ConfigError for lengths that do not fit.
     """
     check_numbers(warmup, repeats, seed, sample_interval)
     sensors = find_sensors() if sensors is None else sensors

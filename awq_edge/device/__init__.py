@@ -1,1 +1,1 @@
-"""What hardware this is, and the device layer: what a session needs of CUDA."""
+"""The hardware of this machine, and the device layer: the calls of CUDA that a session needs."""

@@ -1,4 +1,4 @@
-"""What a GPU's memory can do: the roofline of decoding."""
+"""The bandwidth of a GPU's memory: the roofline of decoding."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _COPIES = 11
 
 
 def measure_copy_bandwidth(layer: DeviceLayer, stream: int) -> float | None:
-    """Bytes/s that a copy within the GPU's memory reads and writes, the median of some; None where
-    there is no room to measure it."""
+    """Bytes/s that a copy within the GPU's memory reads and writes, the median of several copies;
+    None where there is no room to measure it."""
     owned = Owned()
     try:
         source, target = (DeviceBuffer(layer, _COPY_BYTES, owned) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Memory that knows its owner: device and page-locked buffers, and what must be given back."""
+"""Buffers that know their owner: device and page-locked memory, released together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from awq_edge.errors import AwqEdgeError
 
 
 class Owned:
-    """What was acquired, to be released in the reverse order, each once."""
+    """Acquired resources, to be released in the reverse order, each once."""
 
     def __init__(self) -> None:
         self._releases: list[Callable[[], None]] = []
@@ -23,7 +23,7 @@ class Owned:
         self._releases.append(release)
 
     def release(self) -> None:
-        """Release everything, also behind a release that fails; then raise the first failure."""
+        """Release everything, also after a release that fails; then raise the first failure."""
         first: AwqEdgeError | None = None
         while self._releases:
             try:
@@ -34,7 +34,7 @@ class Owned:
             raise first
 
     def release_quietly(self) -> None:
-        """As `release`, where another error is on its way that says more."""
+        """`release` without an error of its own, where another one is on its way."""
         with contextlib.suppress(AwqEdgeError):
             self.release()
 

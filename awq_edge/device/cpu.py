@@ -1,6 +1,6 @@
 """The CPU: its name, the cores this process may use, memory, power mode, and read bandwidth.
 
-Linux answers everything; elsewhere what cannot be known is None.
+Linux answers everything; elsewhere unknown facts are None.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ _BANDWIDTH_PASSES = 5
 
 @dataclass(frozen=True)
 class CpuInfo:
-    """cores: physical cores this process may use. threads: logical ones. memory_bytes: bytes this
-    process may use, a container's limit included. power_mode: the frequency governor."""
+    """The CPU that this process runs on.
+
+    cores: physical cores this process may use.
+    threads: logical ones.
+    memory_bytes: bytes this process may use, a container's limit included.
+    power_mode: the frequency governor.
+    """
 
     name: str
     architecture: str
@@ -65,8 +70,8 @@ def busy_seconds(stat: Path = _STAT) -> float | None:
 def measure_read_bandwidth(threads: int) -> float:
     """Bytes/s that `threads` threads read from memory together; the best of a few passes.
 
-    Decoding streams every weight once per token, so this is its roofline. Takes about 0.2 s and
-    at least 128 MiB, in pieces that together exceed the last-level cache four times.
+    Decoding streams every weight once per token, so this is its roofline. Takes about 0.2 s and at
+    least 128 MiB, in parts that together exceed the last-level cache four times.
     """
     size = max(_BANDWIDTH_BYTES, 4 * _last_level_cache())
     # int32 maxima are vectorised and wait for nothing but memory.

@@ -55,7 +55,7 @@ def compute_capability(device: int = 0) -> int | None:
 
 
 def compute_capabilities() -> tuple[int, ...]:
-    """Of every GPU of this machine, in the driver's order; empty where there is none."""
+    """Compute capability of every GPU, in the driver's order; empty where there is none."""
     capabilities: list[int] = []
     while (capability := compute_capability(len(capabilities))) is not None:
         capabilities.append(capability)
@@ -64,9 +64,14 @@ def compute_capabilities() -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """total: bytes. peak_bandwidth: bytes/s, from the memory's clock and width; None where the
-    driver does not say. used: bytes that all programs have of it now, None where NVML does not say
-    (on a Jetson, whose memory is the system's). integrated: it has no memory of its own."""
+    """A GPU's memory.
+
+    total: bytes.
+    peak_bandwidth: bytes/s, from the memory's clock and width; None where the driver does not say.
+    used: bytes in use by all programs, None where NVML does not say (on a Jetson, whose memory is
+        the system's).
+    integrated: the GPU has no memory of its own.
+    """
 
     total: int
     peak_bandwidth: int | None
@@ -139,7 +144,7 @@ def _used_memory(driver: ctypes.CDLL, handle: ctypes.c_int, total: int) -> int |
 
 
 def init_status() -> int | None:
-    """What cuInit answers (cuda.h, CUresult; 0: fine, 100: no device); None without a driver."""
+    """cuInit's status (cuda.h, CUresult; 0: success, 100: no device); None without a driver."""
     try:
         return int(ctypes.CDLL("libcuda.so.1").cuInit(0))
     except OSError:

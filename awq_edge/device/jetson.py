@@ -1,4 +1,4 @@
-"""Which Jetson this is: module, board, Jetson Linux, JetPack and what is in it, power mode."""
+"""The facts of a Jetson: module, board, Jetson Linux, JetPack and its packages, power mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ Run = Callable[[Sequence[str]], str | None]
 
 @dataclass(frozen=True)
 class JetPack:
-    """version: "6.2". tensorrt, cuda: releases of its packages."""
+    """A release of JetPack.
+
+    version: "6.2".
+    tensorrt, cuda: releases of its packages.
+    """
 
     version: str
     tensorrt: str
@@ -52,13 +56,13 @@ _NEWEST = 39  # of Jetson Linux: what a later one has is not known here
 
 @dataclass(frozen=True)
 class JetsonLinux:
-    """release: "36.4.3"."""
+    """A release of Jetson Linux. release: "36.4.3"."""
 
     release: str
 
     @property
     def jetpack(self) -> JetPack | None:
-        """The JetPack that it belongs to; None for a release of before or after those known."""
+        """The JetPack of this release; None before or after the known ones."""
         numbers = tuple(int(part) for part in self.release.split("."))
         if numbers[0] > _NEWEST:
             return None
@@ -67,14 +71,14 @@ class JetsonLinux:
 
 
 def jetpack_of(version: str) -> JetPack | None:
-    """The JetPack of a package's version ("6.2.1+b38"); None for one not known."""
+    """The JetPack of a package's version ("6.2.1+b38"); None for an unknown one."""
     match = re.match(r"\d+\.\d+", version)
     return next((each for each in JETPACKS if match and each.version == match[0]), None)
 
 
 def read_release(root: Path = Path("/")) -> JetsonLinux | None:
-    """From /etc/nv_tegra_release ("# R36 (release), REVISION: 4.3, ..."); None where that file is
-    not there or says something else."""
+    """The release in /etc/nv_tegra_release ("# R36 (release), REVISION: 4.3, ..."); None where that
+    file is not there or says something else."""
     text = _read(root / "etc/nv_tegra_release")
     match = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text or "")
     return None if match is None else JetsonLinux(f"{match[1]}.{match[2]}")
@@ -101,8 +105,8 @@ def read_jetpack_package(root: Path = Path("/")) -> str | None:
 
 
 def read_compatible(root: Path = Path("/")) -> tuple[str, ...]:
-    """What the device tree says the board is compatible with, its own name first; empty where there
-    is none, or a container hides it (Docker masks /sys/firmware)."""
+    """The device tree's `compatible` names of the board, its own name first; empty where there is
+    no device tree, or a container hides it (Docker masks /sys/firmware)."""
     text = _read(root / "proc/device-tree/compatible") or ""
     return tuple(each for each in text.split("\0") if each.strip())
 
@@ -123,7 +127,7 @@ def read_board(root: Path = Path("/")) -> str | None:
 
 
 def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether this is a Tegra with Jetson Linux, or a container on one."""
+    """True on a Tegra with Jetson Linux, or in a container on one."""
     return read_release(root) is not None or any(
         each.startswith("nvidia,tegra") for each in read_compatible(root)
     )

@@ -1,4 +1,4 @@
-"""The device layer: what a session needs of CUDA, and the choice of the package that gives it.
+"""The device layer: the calls of CUDA that a session needs, and the choice of their package.
 
 cuda-python by default (extras rtx and jetson), PyCUDA where an image already has it (extra pycuda);
 AWQ_EDGE_DEVICE_LAYER=cuda-python|pycuda chooses. Addresses and handles are integers, so that they
@@ -28,7 +28,11 @@ HostBytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Gpu:
-    """compute_capability: 10 * major + minor. integrated: its memory is the system's (Jetson)."""
+    """A GPU.
+
+    compute_capability: 10 * major + minor.
+    integrated: its memory is the system's (Jetson).
+    """
 
     name: str
     compute_capability: int
@@ -44,7 +48,7 @@ class DeviceLayer(Protocol):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the package and of CUDA, by name."""
+        """Versions of the package and of CUDA, by name."""
         ...
 
     def activate(self) -> None:
@@ -52,7 +56,7 @@ class DeviceLayer(Protocol):
         ...
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of the GPU's memory that are free, and all of them (cudaMemGetInfo)."""
+        """Bytes of the GPU's memory: free, and all (cudaMemGetInfo)."""
         ...
 
     def allocate(self, size: int) -> int:
@@ -74,7 +78,7 @@ class DeviceLayer(Protocol):
     def destroy_stream(self, stream: int) -> None: ...
 
     def synchronize(self, stream: int) -> None:
-        """Wait for what was queued on a stream."""
+        """Wait for the work queued on a stream."""
         ...
 
     def copy_to_device(self, target: int, source: HostBytes, stream: int) -> None:
@@ -98,15 +102,15 @@ class DeviceLayer(Protocol):
     def record_event(self, event: int, stream: int) -> None: ...
 
     def elapsed_seconds(self, begin: int, end: int) -> float:
-        """Between two recorded events; waits for the second."""
+        """Seconds between two recorded events; waits for the second."""
         ...
 
     def begin_capture(self, stream: int) -> None:
-        """What this thread queues on the stream from now on is noted and not executed."""
+        """Record, without executing, the work that this thread queues on the stream from now on."""
         ...
 
     def end_capture(self, stream: int) -> int:
-        """A graph of what was queued since `begin_capture`, ready to launch."""
+        """A graph of the work queued since `begin_capture`, ready to launch."""
         ...
 
     def launch_graph(self, graph: int, stream: int) -> None: ...
@@ -114,7 +118,7 @@ class DeviceLayer(Protocol):
     def destroy_graph(self, graph: int) -> None: ...
 
     def close(self) -> None:
-        """Give back what the layer itself holds; buffers, streams and graphs are the caller's."""
+        """Release the layer itself; buffers, streams and graphs are the caller's."""
         ...
 
 
@@ -145,8 +149,9 @@ def choose_layer(name: str | None = None) -> str:
 def open_layer(name: str | None = None) -> DeviceLayer:
     """The device layer on the first GPU.
 
-    name: see `choose_layer`, and what it raises; RuntimeUnavailableError where CUDA finds no
-    driver or no GPU.
+    name: see `choose_layer`.
+    Raises the errors of `choose_layer`, and RuntimeUnavailableError where CUDA finds no driver or
+    GPU.
     """
     chosen = choose_layer(name)
     if chosen == "pycuda":
@@ -159,7 +164,7 @@ def open_layer(name: str | None = None) -> DeviceLayer:
 
 
 def is_installed(name: str) -> bool:
-    """Whether the package of a layer can be imported."""
+    """True if the package of a layer can be imported."""
     try:
         return importlib.util.find_spec(_LAYERS[name]) is not None
     except ModuleNotFoundError:  # its parent package is not there
@@ -193,7 +198,7 @@ def cuda_error(call: str, code: int, words: str, detail: str = "") -> Exception:
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
-    """Of the first byte of a contiguous array."""
+    """Address of the first byte of a contiguous array."""
     assert array.flags.c_contiguous
     address: int = array.ctypes.data
     return address

@@ -128,7 +128,7 @@ class CudaPythonLayer:
         self._call("cudaMemcpyAsync", target, source, size, getattr(kinds, kind), stream)
 
     def _call(self, name: str, *arguments: Any, detail: str = "") -> tuple[Any, ...]:
-        """Call a function of the runtime API; what it returns behind the status."""
+        """Call a function of the runtime API; returns its results after the status."""
         status, *values = getattr(self._cuda, name)(*arguments)
         code = int(status)
         if code:

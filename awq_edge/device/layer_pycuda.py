@@ -182,7 +182,7 @@ class _Driver:
             raise cuda_error(name, code, self._words(code))
 
     def made(self, name: str, *arguments: Any) -> int:
-        """The handle that a function writes behind its arguments."""
+        """The handle that a function writes to its last argument."""
         handle = c_void_p()
         self.call(name, *arguments, ctypes.byref(handle))
         return handle.value or 0

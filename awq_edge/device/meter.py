@@ -1,4 +1,4 @@
-"""How much of a GPU's memory is in use, before something is loaded, after it, and at most."""
+"""The use of a GPU's memory: before loading, after it, and at its peak."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from awq_edge.device.system_memory import read_system_memory
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes in use on a whole GPU: before loading, after it, and the most that was seen. total:
-    bytes that it has. source: who says so. nvmap: of `loaded`, what NvMap had allocated; Jetson."""
+    """Bytes in use on a whole GPU: before loading, after it, and at its peak.
+
+    total: the GPU's bytes.
+    source: of the figures.
+    nvmap: NvMap's part of `loaded`; Jetson only.
+    """
 
     before: int
     loaded: int
@@ -33,11 +37,11 @@ class MemoryMeter:
         self._before = self._loaded = self._peak = self._used()
 
     def sample(self) -> None:
-        """Look once more for the peak."""
+        """Sample once more for the peak."""
         self._peak = max(self._peak, self._used())
 
     def mark_loaded(self) -> None:
-        """What is in use now is what loading took."""
+        """Record the bytes in use now as those after loading."""
         self._loaded = self._used()
         self._peak = max(self._peak, self._loaded)
 
@@ -47,7 +51,7 @@ class MemoryMeter:
         return self._layer.memory()[0] if system is None else system.pinnable
 
     def figures(self) -> DeviceMemory:
-        """What was measured; it samples no more."""
+        """The figures so far; takes no sample."""
         system = read_system_memory() if self._layer.gpu.integrated else None
         return DeviceMemory(
             before=self._before,

@@ -1,6 +1,6 @@
-"""The system's memory: what there is of it, and what a program can have of it now.
+"""The system's memory: its bytes, and how many of them a program can have now.
 
-What /proc/meminfo counts as available or as swap cannot all be had:
+Not all that /proc/meminfo counts as available or as swap can be had:
 
     page cache         counted as available, and given back to whoever asks; a driver that wants
                        pages at once may fail before it is (`cached` says how much of it there is)
@@ -8,9 +8,9 @@ What /proc/meminfo counts as available or as swap cannot all be had:
     compressed swap    zram keeps what it takes in the same memory: none of it is counted as swap
     cgroup limits      a container, or a systemd unit, gets less of both than the machine has
 
-What other programs have pinned (huge pages, locked pages, buffers of the GPU) is not in
-MemAvailable. On a Jetson GPU and CPU share this memory; a process's resident memory leaves out what
-the GPU has of it, and cudaMemGetInfo what the system could still free. Sources: proc_meminfo(5),
+Memory that other programs have pinned (huge pages, locked pages, buffers of the GPU) is not in
+MemAvailable. On a Jetson GPU and CPU share this memory; a process's resident memory leaves out the
+GPU's part, and cudaMemGetInfo the part that the system could still free. Sources: proc_meminfo(5),
 Linux' si_mem_available and Documentation/admin-guide/{blockdev/zram,cgroup-v2}.rst; NVIDIA, "CUDA
 for Tegra", Estimating Total Allocatable Device Memory on an Integrated GPU Device (allocated for
 the GPU is NvMapMemUsed of /proc/meminfo, or the total of debugfs' nvmap/iovmm/clients).
@@ -32,12 +32,16 @@ _IN_MEMORY = re.compile(r"/(?:zram|ram)\d+$")
 
 @dataclass(frozen=True)
 class SystemMemory:
-    """Bytes now. total, available: what this process's cgroup allows, of MemTotal and MemAvailable.
-    cached: of `available`, what is page cache now. swap, compressed_swap: free swap on disks, and
-    in compressed memory. cma_total, cma_free: of the region for contiguous allocations, 0 where the
-    kernel has none. nvmap: allocated for a Jetson's GPU and other engines by all processes, None
-    where this kernel, or this user, does not see it. limited: the cgroup, not the machine, decides.
-    installed: MemTotal, whatever a cgroup allows.
+    """Bytes of memory now.
+
+    total, available: MemTotal and MemAvailable, within this process's cgroup.
+    cached: page cache within `available`.
+    swap, compressed_swap: free swap on disks, and in compressed memory.
+    cma_total, cma_free: of the region for contiguous allocations, 0 where the kernel has none.
+    nvmap: allocated for a Jetson's GPU and other engines by all processes, None where this kernel,
+        or this user, does not see it.
+    limited: the cgroup, not the machine, decides.
+    installed: MemTotal, before a cgroup's limit.
     """
 
     total: int
@@ -53,17 +57,17 @@ class SystemMemory:
 
     @property
     def used(self) -> int:
-        """What is neither free nor could be freed."""
+        """Bytes that are neither free nor could be freed."""
         return self.total - self.available
 
     @property
     def pinnable(self) -> int:
-        """What can be had in memory that stays where it is: a GPU's part of a shared memory."""
+        """Bytes that can be pinned: a GPU's part of a shared memory."""
         return max(0, self.available - self.cma_free)
 
     @property
     def pageable(self) -> int:
-        """What a program's own memory can grow by, part of it swapped out to a disk."""
+        """Bytes by which a program's own memory can grow, part of it swapped out to a disk."""
         return self.available + self.swap
 
 
@@ -116,8 +120,8 @@ def _swaps(root: Path, free: int) -> tuple[int, int]:
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int, int]]:
-    """Of this process's cgroup and those above it: bytes that they allow, what of them cannot be
-    freed, and swap that is left to them."""
+    """This process's cgroup and those above it: the bytes that each allows, those of them that
+    cannot be freed, and the swap left."""
     for folder in _cgroup_folders(root):
         limit = _number(folder / "memory.max")
         if limit is not None:
@@ -136,7 +140,7 @@ def _limits(root: Path) -> Iterator[tuple[int, int, int]]:
 
 def _cgroup_folders(root: Path) -> list[Path]:
     """The folder of this process's group (version 2) and those above it; inside a container the
-    group is the root of what it sees."""
+    group is the root that it sees."""
     match = re.search(r"^0::(/.*)$", _read(root / "proc/self/cgroup") or "", re.MULTILINE)
     group = PurePosixPath(match[1] if match else "/")
     base = root / _CGROUPS
@@ -159,7 +163,7 @@ def _nvmap_clients(root: Path) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    """None for a file that is not there, or says "max"."""
+    """The number in a file; None where it is not there, or says "max"."""
     text = (_read(path) or "").strip()
     return int(text) if text.isdigit() else None
 

@@ -41,8 +41,8 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def tf32_products(allowed: bool) -> Iterator[None]:
-    """Let CUDA multiply float32 matrices with their mantissas cut to 10 bits, which is several
-    times as fast, or not. Changes nothing on a CPU."""
+    """Allow or forbid CUDA to multiply float32 matrices with mantissas cut to 10 bits, which is
+    several times as fast. No effect on a CPU."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

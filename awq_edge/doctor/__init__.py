@@ -1,1 +1,1 @@
-"""`awq-edge doctor`: what this machine is, and what is missing on it for which step."""
+"""`awq-edge doctor`: the facts of this machine, and the packages or rights that a step lacks."""

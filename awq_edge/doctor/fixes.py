@@ -1,9 +1,9 @@
 """The command that mends something, right for the machine that it is printed for.
 
 Who types it: root needs no sudo, and a container often has none; a user whom sudo does not let in
-is told whom to ask. Where: what a container lacks, its host or its image has; what WSL lacks,
-Windows. With which Python: the one that runs, unless it can never see what it needs, or must not be
-changed.
+is told whom to ask. Where: a container's missing parts belong to its host or its image, WSL's to
+Windows. With which Python: the running one, unless it cannot see the packages it needs, or must not
+be changed.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def as_root(machine: Machine, *commands: str) -> str:
 
 
 def sequence(*steps: str) -> str:
-    """Steps one after the other, of which somebody else may have to do one."""
+    """Steps one after the other, some of which may need another person."""
     return ("; then " if any(each.startswith(_ASK) for each in steps) else " && ").join(steps)
 
 
 def on_host(machine: Machine, *commands: str) -> str:
-    """Commands of root that a container's host needs, or this machine where it is none."""
+    """Commands of root on a container's host, or on this machine where it is no container."""
     if in_container(machine):
         return "on the container's host: " + " && ".join(f"sudo {each}" for each in commands)
     return as_root(machine, *commands)
@@ -123,12 +123,12 @@ def jetson_packages(machine: Machine) -> str:
 
 
 def on_board(recipe: Recipe) -> str:
-    """Of a machine that a Jetson's recipe can be exported on, and nothing else."""
+    """The place for build and run, where a Jetson's recipe is exported on another machine."""
     return f"build and run on the board of {recipe.name}"
 
 
 def is_before_orin_s_jetpack(machine: Machine) -> bool:
-    """Whether this is a Jetson whose JetPack is older than what any recipe is for."""
+    """True if this is a Jetson whose JetPack is older than every recipe's."""
     installed = jetpack(machine)
     return on_jetson(machine) and installed is not None and installed.major < _OLDEST_JETPACK
 
@@ -143,14 +143,14 @@ def other_jetpack(recipe: Recipe) -> str:
 
 
 def newer_cuda(machine: Machine, recipe: Recipe) -> str:
-    """A Jetson's CUDA comes with JetPack: another recipe is for the one that it has."""
+    """Another recipe: a Jetson's CUDA comes with JetPack."""
     if is_before_orin_s_jetpack(machine):
         return newer_jetpack(machine, jetpack(machine))
     return other_jetpack(recipe) if on_jetson(machine) else driver(machine, old=True)
 
 
 def newer_jetpack(machine: Machine, installed: JetPack | None) -> str:
-    """From a JetPack that is too old to one that is not."""
+    """The update from a JetPack that is too old."""
     if installed is not None and installed.major == 6:
         steps = (
             f"sed -i 's/ r36\\.[0-9]* / r36.4 /' {_APT_SOURCE}",
@@ -169,14 +169,14 @@ def newer_jetpack(machine: Machine, installed: JetPack | None) -> str:
 
 
 def jetson_python(machine: Machine, recipe: Recipe) -> str:
-    """An environment that sees JetPack's TensorRT and has the rest: the system's Python alone has
-    it, and pyenv's, conda's and uv's never do."""
+    """An environment of the system's Python, which alone sees JetPack's TensorRT: those of pyenv,
+    conda and uv never do."""
     installed = " ".join(_quoted(each) for each in device_layer_packages(machine, recipe))
     return f"{new_environment(machine)} && {_ENVIRONMENT}/bin/python -m pip install {installed}"
 
 
 def device_layer_packages(machine: Machine, recipe: Recipe) -> tuple[str, ...]:
-    """cuda-python, of the driver's CUDA: a newer major version does not start."""
+    """cuda-python for the driver's CUDA: a newer major version does not start."""
     major = cuda_major(machine, recipe.runtime.cuda_version)
     extra = "jetson" if on_jetson(machine) else "rtx"
     pinned = () if major is None else (f"cuda-python=={major}.*",)
@@ -186,7 +186,7 @@ def device_layer_packages(machine: Machine, recipe: Recipe) -> tuple[str, ...]:
 
 
 def torch(machine: Machine) -> str:
-    """torch that runs on the GPU here."""
+    """The install of a torch that runs on this GPU."""
     installed = jetpack(machine)
     wheels = _JETSON_WHEELS.get(installed.major) if installed is not None else None
     if not on_jetson(machine):
@@ -197,7 +197,7 @@ def torch(machine: Machine) -> str:
 
 
 def driver(machine: Machine, *, old: bool = False) -> str:
-    """NVIDIA's driver, or what keeps it from seeing the GPU. old: it is there, and too old."""
+    """NVIDIA's driver, or the way to let it see the GPU. old: it is there, and too old."""
     if wsl(machine) is not None:
         return _wsl_driver(machine, old)
     if on_jetson(machine):
@@ -235,7 +235,7 @@ def _jetson_driver(machine: Machine) -> str:
 
 
 def _asleep_or_missing(machine: Machine) -> str:
-    """Of a machine of its own: what the PCI bus says of the GPU decides."""
+    """The fix for a machine that is no container: the GPU's state on the PCI bus decides."""
     if _hides_gpus(machine):
         return "unset CUDA_VISIBLE_DEVICES  # it hides the GPU"
     gpus, status = pci_gpus(machine), machine.cuda_status()
@@ -278,7 +278,7 @@ def _install_driver(machine: Machine) -> str:
 
 
 def compiler(machine: Machine, missing: Sequence[str]) -> str:
-    """The tools that build-plugins lacks. missing: as `toolchain.missing_tools` calls them."""
+    """The tools that build-plugins lacks. missing: by `toolchain.missing_tools`' names."""
     from_apt = [tool for tool in missing if tool != "nvcc"]
     steps = []
     if on_jetson(machine):
@@ -296,6 +296,6 @@ def compiler(machine: Machine, missing: Sequence[str]) -> str:
 
 
 def _quoted(requirement: str) -> str:
-    """As a shell takes it; quotes around what has brackets or stars alone."""
+    """A requirement as a shell takes it: quoted only if it has brackets or stars."""
     special = set(requirement) & set("[]*<>=!") and "://" not in requirement
     return f"'{requirement}'" if special else requirement

@@ -20,7 +20,7 @@ _OLDEST_JETPACK = 6  # that a recipe is for
 
 
 def python(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """The versions that pyproject.toml allows and CI runs."""
+    """Python's version against those that pyproject.toml allows and CI runs."""
     facts = machine.python
     release = tuple(int(part) for part in re.findall(r"\d+", facts.version)[:2])
     fine = _OLDEST_PYTHON <= release <= _NEWEST_PYTHON
@@ -34,7 +34,7 @@ def python(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
 
 
 def jetpack_release(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """Of a Jetson, or where the recipe is for one."""
+    """JetPack's release, on a Jetson or where the recipe is for one."""
     wanted = recipe.runtime.jetpack
     if not on_jetson(machine):
         if wanted is not None:
@@ -70,7 +70,7 @@ def jetpack_release(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
 def _jetpack(
     machine: Machine, recipe: Recipe, installed: JetPack | None, words: str, *, has_package: bool
 ) -> DoctorRow:
-    """The packages of what is installed against those that the recipe is for."""
+    """The installed packages against those that the recipe is for."""
     wanted = recipe.runtime.jetpack
 
     needed = recipe.runtime.backend in _ON_GPU
@@ -106,7 +106,7 @@ def _jetpack(
 
 
 def gpu(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """The GPU and its driver, and whether it is the recipe's."""
+    """The GPU and its driver, compared with the recipe's."""
     needed = recipe.runtime.backend in _ON_GPU
     driver = _driver(machine)
     device = machine.gpu()
@@ -144,7 +144,7 @@ def _gpu_fix(machine: Machine, recipe: Recipe) -> str:
 
 
 def _no_gpu(machine: Machine, driver: str | None) -> str:
-    """What is there in the place of a GPU that CUDA finds."""
+    """The reason why CUDA finds no GPU."""
     words = "no driver" if driver is None else f"driver {driver}, which finds no GPU"
     status = machine.cuda_status()
     if status:
@@ -163,7 +163,7 @@ def _no_gpu(machine: Machine, driver: str | None) -> str:
 
 
 def cuda(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """What the driver supports against what the recipe's packages are made for; and a compiler."""
+    """The driver's CUDA against that of the recipe's packages; and a compiler."""
     wanted, device = recipe.runtime.cuda_version, machine.gpu()
     supported = None if device is None else device.cuda
     if supported is not None:

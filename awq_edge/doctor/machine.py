@@ -1,4 +1,4 @@
-"""What the checks ask of a machine, in one place, so that another one can be put there."""
+"""The facts of a machine that the checks ask for, in one record, so that tests can replace it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,12 @@ _ADMINISTRATORS = ("sudo", "wheel", "admin")  # groups that sudo lets in, by dis
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What the CUDA driver says of GPU 0. compute_capability: 10 * major + minor. memory: bytes.
-    cuda: the newest CUDA that the driver supports."""
+    """GPU 0 by the CUDA driver.
+
+    compute_capability: 10 * major + minor.
+    memory: bytes.
+    cuda: the newest CUDA that the driver supports.
+    """
 
     name: str
     compute_capability: int
@@ -38,9 +42,16 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class PythonFacts:
-    """version: "3.12.3". executable: the interpreter. base: prefix of the installation that it is
-    of. is_venv: a virtual environment. sees_system: packages of `base`'s own site are seen. conda:
-    an environment of conda's. managed: the distribution keeps pip out (PEP 668). pip: it has pip.
+    """The running Python.
+
+    version: "3.12.3".
+    executable: the interpreter.
+    base: prefix of its installation.
+    is_venv: a virtual environment.
+    sees_system: packages of `base`'s own site are seen.
+    conda: an environment of conda's.
+    managed: the distribution keeps pip out (PEP 668).
+    pip: it has pip.
     """
 
     version: str
@@ -54,21 +65,29 @@ class PythonFacts:
 
     @property
     def is_systems(self) -> bool:
-        """Whether it is the distribution's, or an environment that sees the distribution's
+        """True if this Python is the distribution's, or an environment that sees the distribution's
         packages: those of apt, such as JetPack's TensorRT."""
         return self.base == "/usr" and self.sees_system and not self.conda
 
 
 @dataclass(frozen=True)
 class Machine:
-    """root: of the file system. system: "Linux x86_64". environment: variables. is_root, may_sudo:
-    of this user. run: a program's standard output, None where it is not there or fails. version: of
-    an installed distribution. has_module: whether a module could be imported; nothing is. gpu: None
-    where there is none, or no driver. cuda_status: what cuInit answers, None without a driver.
-    can_open: whether this user may read and write a device file, None where it is not there.
+    """A machine's files, user, programs and libraries.
+
+    root: of the file system.
+    system: "Linux x86_64".
+    environment: variables.
+    is_root, may_sudo: of this user.
+    run: a program's standard output, None where it is not there or fails.
+    version: of an installed distribution.
+    has_module: True if a module could be imported; nothing is.
+    gpu: None where there is none, or no driver.
+    cuda_status: cuInit's answer, None without a driver.
+    can_open: True if this user may read and write a device file, None where it is not there.
     compiler: nvcc's release and place; raises RuntimeUnavailableError where a tool is missing.
-    missing_tools: which. kernels: the library that runs here; raises RuntimeUnavailableError where
-    there is none. free_disk: bytes.
+    missing_tools: their names.
+    kernels: the library that runs here; raises RuntimeUnavailableError where there is none.
+    free_disk: bytes.
     """
 
     root: Path
@@ -100,7 +119,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The machine that this runs on."""
+    """The facts of this machine."""
     is_root = os.geteuid() == 0
     return Machine(
         root=Path("/"),

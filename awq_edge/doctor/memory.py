@@ -18,13 +18,13 @@ _GIB = 1 << 30
 
 
 def installed_memory(machine: Machine) -> int:
-    """Bytes that the system has, whatever a container may use of them; 0 where it does not tell."""
+    """Bytes that the system has, before a container's limit; 0 where it does not tell."""
     memory = read_system_memory(machine.root)
     return 0 if memory is None else memory.installed
 
 
 def memory(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """What can be had now, and on a Jetson what the recipe expects to be left for a model."""
+    """The available memory, and on a Jetson the memory that the recipe expects for a model."""
     system = read_system_memory(machine.root)
     if system is None:
         yield DoctorRow(check="memory", status="optional", found="the system does not tell")
@@ -71,7 +71,7 @@ def memory(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
 
 
 def _free_memory(machine: Machine, system: SystemMemory) -> str:
-    """What has the memory, as far as it can be seen."""
+    """The programs that hold the memory, as far as they can be seen."""
     if system.limited:
         return "give the container more: docker run --memory, or none of that flag"
     desktop = (machine.run(["systemctl", "is-active", "display-manager.service"]) or "").strip()
@@ -84,7 +84,8 @@ def _free_memory(machine: Machine, system: SystemMemory) -> str:
 
 
 def _swap(machine: Machine, system: SystemMemory) -> DoctorRow:
-    """Building an engine takes more than the board has; half of it may be swapped out to a disk."""
+    """Swap: building an engine takes more than the board has; half of it may be swapped out to a
+    disk."""
     wanted = system.total // 2
     little = system.swap < wanted
     words = f"{_gigabytes(system.swap)} free"
@@ -102,7 +103,7 @@ def _swap(machine: Machine, system: SystemMemory) -> DoctorRow:
 
 
 def _make_swap(machine: Machine, system: SystemMemory, wanted: int) -> str:
-    """A file for what is missing, as large as the disk allows, that replaces none."""
+    """A swap file for the missing bytes, as large as the disk allows, that replaces none."""
     if in_container(machine):
         return "on the container's host: `awq-edge doctor` there has the command, by its disk"
     missing = -(-(wanted - system.swap) // _GIB)
@@ -117,7 +118,7 @@ def _make_swap(machine: Machine, system: SystemMemory, wanted: int) -> str:
 
 
 def disk(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """Of the current folder and of the cache."""
+    """Free space of the current folder's disk and of the cache's."""
     for what, path in (("disk, this folder", machine.folder), ("disk, cache", machine.cache)):
         free = machine.free_disk(path)
         little = free < _LITTLE_DISK

@@ -12,6 +12,8 @@ from awq_edge.doctor.report import DoctorRow
 from awq_edge.recipe.recipes import Recipe
 
 _CPU = "sys/devices/system/cpu"
+# Not cpupower, which few have.
+_PERFORMANCE = f"sh -c 'echo performance | tee /{_CPU}/cpu*/cpufreq/scaling_governor'"
 # Drivers whose "powersave" raises the clocks with the load: Linux, admin-guide/pm/{intel_pstate,
 # amd-pstate}.rst. Of others it is the lowest clock.
 _OWN_GOVERNORS = ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
@@ -43,14 +45,8 @@ def power(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             status="warning" if slow else "ok",
             found=governor,
             needed_for="speed of run" if slow else "",
-            fix=_performance(machine) if slow else "",
+            fix=fixes.on_host(machine, _PERFORMANCE) if slow else "",
         )
-
-
-def _performance(machine: Machine) -> str:
-    """Without cpupower, which few have."""
-    to_all = f"sh -c 'echo performance | tee /{_CPU}/cpu*/cpufreq/scaling_governor'"
-    return fixes.on_host(machine, to_all)
 
 
 def _power_mode(machine: Machine, mode: str, recipe: Recipe) -> DoctorRow:
@@ -73,7 +69,7 @@ def _power_mode(machine: Machine, mode: str, recipe: Recipe) -> DoctorRow:
 
 
 def _faster_mode(machine: Machine, recipe: Recipe) -> str:
-    """The number of a mode differs by module and JetPack: 0 is 15W on an Orin Nano Super."""
+    """The command that sets a faster mode; its number differs by module and JetPack."""
     text = machine.read("etc/nvpmodel.conf") or ""
     numbers = {name: n for n, name in re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)}
     for mode in recipe.device.power_modes:
@@ -85,7 +81,7 @@ def _faster_mode(machine: Machine, recipe: Recipe) -> str:
 
 
 def _supply(machine: Machine) -> str | None:
-    """ "1" on mains, "0" on battery; None where the machine has no such thing."""
+    """ "1" on mains, "0" on battery; None where the machine has no supply to read."""
     folder = machine.root / "sys/class/power_supply"
     try:
         supplies = sorted(folder.iterdir())

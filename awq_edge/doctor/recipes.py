@@ -1,4 +1,4 @@
-"""Which recipe a machine is held against, where none was named."""
+"""The choice of the recipe that a machine is compared with, where none was named."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OLDER, _LAST_OF_OLDER = "-jetpack6", 6
 
 
 def choose_recipe(machine: Machine, name: str | None) -> tuple[Recipe, str]:
-    """The recipe, and why this one. A name that is not a recipe's is said in the reason: a doctor
+    """The recipe, and the reason for it. A name that is no recipe's is said in the reason: a doctor
     that stops at a typing error helps nobody."""
     if name is not None:
         try:
@@ -45,8 +45,9 @@ def choose_recipe(machine: Machine, name: str | None) -> tuple[Recipe, str]:
 
 
 def _of_jetson(machine: Machine) -> tuple[Recipe, str] | None:
-    """By the module's part number, which a carrier's maker and a name in free text do not change;
-    where no recipe has it, by the kind of module and its memory; then by JetPack."""
+    """A Jetson's recipe by the module's part number, which a carrier's maker and a name in free
+    text do not change; where no recipe has it, by the kind of module and its memory; then by
+    JetPack."""
     jetsons = [recipe for recipe in list_recipes() if recipe.device.kind == "jetson"]
     known = {number.partition("-")[0] for each in jetsons for number in each.device.modules}
     modules = [each for each in read_modules(machine.root) if each.partition("-")[0] in known]
@@ -78,7 +79,7 @@ def _of_jetson(machine: Machine) -> tuple[Recipe, str] | None:
 
 
 def _of_gpu(machine: Machine, recipes: list[Recipe]) -> list[Recipe]:
-    """Those of the GPU's architecture; all where there is no driver."""
+    """The recipes of the GPU's architecture; all where there is no driver."""
     gpu = machine.gpu()
     if gpu is None:
         return recipes
@@ -87,7 +88,7 @@ def _of_gpu(machine: Machine, recipes: list[Recipe]) -> list[Recipe]:
 
 
 def _of_memory(machine: Machine, recipes: list[Recipe]) -> list[Recipe]:
-    """The smallest that have as much as the system sees, or the largest."""
+    """The recipes of the smallest memory that holds what the system sees, or of the largest."""
     memory = installed_memory(machine)
     sizes = sorted({each.device.memory_bytes or 0 for each in recipes})
     size = next((size for size in sizes if size >= memory), sizes[-1] if sizes else 0)
@@ -95,7 +96,7 @@ def _of_memory(machine: Machine, recipes: list[Recipe]) -> list[Recipe]:
 
 
 def _of_jetpack(machine: Machine, recipes: list[Recipe]) -> Recipe:
-    """The one for the JetPack that is here, or the first."""
+    """The recipe for the installed JetPack, or the first."""
     installed = jetpack(machine)
     older = installed is not None and installed.major <= _LAST_OF_OLDER
     wanted = [recipe for recipe in recipes if recipe.name.endswith(_OLDER) == older]

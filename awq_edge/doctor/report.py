@@ -12,8 +12,13 @@ Status = Literal["ok", "missing", "warning", "optional", "failed"]
 
 
 class DoctorRow(Record):
-    """check: what was looked at. found: what was there. needed_for: the step, or "" for all. fix:
-    the command that mends it, "" where there is nothing to mend."""
+    """One check's result.
+
+    check: its name.
+    found: the state of the machine.
+    needed_for: the step, or "" for all.
+    fix: the command that mends it, "" where nothing is to be mended.
+    """
 
     check: str
     status: Status
@@ -23,8 +28,12 @@ class DoctorRow(Record):
 
 
 class DoctorReport(Manifest):
-    """recipe: that the rows were held against, recipe_reason: why that one. ready: nothing that it
-    needs is missing."""
+    """All checks of a machine.
+
+    recipe: that the machine is compared with.
+    recipe_reason: the reason for that recipe.
+    ready: nothing that the recipe needs is missing.
+    """
 
     format: Literal["awq-edge-doctor"] = "awq-edge-doctor"
     format_version: Literal[1] = 1

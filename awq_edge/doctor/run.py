@@ -35,8 +35,11 @@ def examine(
     recipe_name: str | None = None,
     checks: Mapping[str, Check] = CHECKS,
 ) -> DoctorReport:
-    """Look at everything. machine: None for this one. recipe_name: None for the one that fits the
-    machine. Never raises for what a check finds, or for a check that fails."""
+    """Run every check. Raises nothing for a check's result, nor for a check that fails.
+
+    machine: None for this one.
+    recipe_name: None for the recipe that fits the machine.
+    """
     machine = this_machine() if machine is None else machine
     rows: list[DoctorRow] = []
     try:

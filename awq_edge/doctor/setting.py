@@ -1,4 +1,4 @@
-"""What surrounds a machine's Python: a board, a container, WSL, a laptop whose GPU is off."""
+"""The surroundings of a machine's Python: a board, a container, WSL, a laptop whose GPU is off."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ _BUILT_IN_GPUS = ("Orin", "Thor")  # CUDA's names, where a container shows nothi
 
 @dataclass(frozen=True)
 class PciGpu:
-    """An NVIDIA GPU as the PCI bus has it, whatever its driver says. driver: of the kernel, None
-    where it has none. asleep: switched off to save power, until a program asks for it."""
+    """An NVIDIA GPU as the PCI bus has it, whatever its driver says.
+
+    driver: of the kernel, None where it has none.
+    asleep: switched off to save power, until a program asks for it.
+    """
 
     slot: str
     driver: str | None
@@ -32,7 +35,7 @@ class PciGpu:
 
 
 def in_container(machine: Machine) -> bool:
-    """Whether this is Docker, Podman, LXC or Kubernetes."""
+    """True in Docker, Podman, LXC or Kubernetes."""
     if machine.environment.get("container") or "KUBERNETES_SERVICE_HOST" in machine.environment:
         return True
     if any((machine.root / each).exists() for each in (".dockerenv", "run/.containerenv")):
@@ -42,7 +45,7 @@ def in_container(machine: Machine) -> bool:
 
 
 def wsl(machine: Machine) -> int | None:
-    """1 or 2: of the Windows Subsystem for Linux; None elsewhere."""
+    """The version, 1 or 2, of the Windows Subsystem for Linux; None elsewhere."""
     release = machine.read("proc/sys/kernel/osrelease") or ""
     if "microsoft" not in release.lower():
         return None
@@ -50,7 +53,7 @@ def wsl(machine: Machine) -> int | None:
 
 
 def on_jetson(machine: Machine) -> bool:
-    """Whether this is a Jetson, or a container on one that shows as much as the GPU's name."""
+    """True on a Jetson, or in a container on one that shows as much as the GPU's name."""
     if is_jetson(machine.root):
         return True
     gpu = machine.gpu()
@@ -58,8 +61,8 @@ def on_jetson(machine: Machine) -> bool:
 
 
 def jetpack(machine: Machine) -> JetPack | None:
-    """Of a Jetson: by its package, in a container or without it by Jetson Linux. None elsewhere,
-    and for one not known."""
+    """A Jetson's JetPack by its package; in a container or without the package by Jetson Linux.
+    None elsewhere, and for an unknown one."""
     package = None if in_container(machine) else read_jetpack_package(machine.root)
     installed = None if package is None else jetpack_of(package)
     release = read_release(machine.root)
@@ -70,7 +73,7 @@ def jetpack(machine: Machine) -> JetPack | None:
 
 
 def cuda_major(machine: Machine, fallback: str | None) -> int | None:
-    """The CUDA that this machine's driver has, else JetPack's, else `fallback`'s ("13.2")."""
+    """The CUDA of this machine's driver, else JetPack's, else `fallback`'s ("13.2")."""
     gpu, installed = machine.gpu(), jetpack(machine)
     known = (gpu and gpu.cuda) or (installed and installed.cuda) or fallback
     return None if known is None else int(known.partition(".")[0])
@@ -94,7 +97,7 @@ def pci_gpus(machine: Machine) -> list[PciGpu]:
 
 
 def distribution(machine: Machine) -> str:
-    """ "ubuntu", "debian", "fedora", ... of /etc/os-release; of one that is like Ubuntu or Debian,
+    """ "ubuntu", "debian", "fedora", ... by /etc/os-release; for one that is like Ubuntu or Debian,
     that one; "" where it does not say."""
     text = machine.read("etc/os-release") or ""
     fields = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', text, re.MULTILINE))

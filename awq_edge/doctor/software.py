@@ -1,4 +1,4 @@
-"""TensorRT, what drives CUDA, our libraries, and the extras."""
+"""TensorRT, the device layer, our libraries, and the extras."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HOW_TO_GET = "build it on this machine with `awq-edge build-plugins`"
 
 
 def tensorrt(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """Both kinds, and the version of the recipe's against what it wants."""
+    """Both kinds of TensorRT; the version of the recipe's kind against the recipe's."""
     for backend, (module, distribution) in _TENSORRT.items():
         needed = recipe.runtime.backend == backend
         version = machine.version(distribution) or machine.version(module)
@@ -60,8 +60,8 @@ def tensorrt(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
 
 
 def device_layer(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """cuda-python or PyCUDA: TensorRT's session drives CUDA with one of them. cuda-python's major
-    version is CUDA's: one that is newer than the driver's CUDA does not start."""
+    """cuda-python or PyCUDA, one of which TensorRT's session needs. cuda-python's major version is
+    CUDA's: one that is newer than the driver's CUDA does not start."""
     needed = recipe.runtime.backend in _ON_TENSORRT
     supported = cuda_major(machine, None)
     packages, usable = [], False
@@ -98,7 +98,7 @@ def _device_layer_fix(machine: Machine, recipe: Recipe) -> str:
 
 
 def plugin_libraries(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """The kernels, which are loaded to see that they run here, and the C++ plugin beside them."""
+    """The kernel library, loaded to see that it runs here, and the C++ plugin beside it."""
     backend = recipe.runtime.backend
     needed = backend == "cuda" or (
         backend in _ON_TENSORRT and "plugin" in (recipe.export.linear, recipe.export.attention)
@@ -128,7 +128,7 @@ def plugin_libraries(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
 
 
 def _kernels_fix(machine: Machine, recipe: Recipe) -> str:
-    """On a machine without the GPU it is built for the recipe's."""
+    """The command that builds the kernels, for the recipe's GPU where this machine has none."""
     if recipe.device.kind == "jetson" and not on_jetson(machine):
         return fixes.on_board(recipe)
     if fixes.is_before_orin_s_jetpack(machine):
@@ -144,7 +144,7 @@ def _kernels_fix(machine: Machine, recipe: Recipe) -> str:
 
 
 def extras(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
-    """Each extra: what of it is installed, and which step it is for."""
+    """Each extra: its installed packages, and the step that needs it."""
     known = packages_of_extras(machine.requirements())
     if not known:
         yield DoctorRow(
@@ -170,7 +170,7 @@ def extras(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
 
 def _of_another_machine(machine: Machine) -> tuple[str, ...]:
     """Extras whose wheels are of no use here: a Jetson has JetPack's compiler, and no TensorRT for
-    RTX; that in turn is for x86-64 alone."""
+    RTX; RTX's in turn is for x86-64 alone."""
     if on_jetson(machine):
         return ("rtx", "build")
     return ("jetson",) if machine.system.endswith("x86_64") else ("jetson", "rtx")
@@ -208,13 +208,13 @@ def _tensorrt_fix(machine: Machine, recipe: Recipe, *, old: bool = False) -> str
 
 
 def _has_jetpacks(machine: Machine) -> bool:
-    """Whether the system's Python has JetPack's TensorRT, which others do not see."""
+    """True if the system's Python has JetPack's TensorRT, which other Pythons do not see."""
     places = (machine.root / "usr/lib").glob("python3*/dist-packages/tensorrt")
     return any(True for _ in places)
 
 
 def _is_pips(machine: Machine) -> bool:
-    """Whether a wheel of TensorRT, which is for other GPUs, stands before JetPack's."""
+    """True if a wheel of TensorRT, which is for other GPUs, shadows JetPack's."""
     version = machine.version("tensorrt")
     system = read_package("libnvinfer10", machine.root) or read_package("libnvinfer8", machine.root)
     return version is not None and system is not None and _release(version) != _release(system)

@@ -1,1 +1,1 @@
-"""Sensors of a machine: power, clocks, throttling. Each is one file; what is absent says why."""
+"""Sensors of a machine: power, clocks, throttling. Each is one file; an absent one says why."""

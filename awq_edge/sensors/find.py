@@ -17,7 +17,7 @@ from awq_edge.sensors.tegra_clocks import find_tegra_clocks
 
 @dataclass(frozen=True)
 class Sensors:
-    """What was found, and what was not and why."""
+    """The sensors of a machine, and the absent ones with their reasons."""
 
     present: tuple[Sensor, ...] = ()
     absent: tuple[Absent, ...] = ()
@@ -29,8 +29,11 @@ class Sensors:
 
 
 def find_sensors(root: Path = Path("/"), *, nvml: Any = None) -> Sensors:
-    """The sensors of this machine. root: where its /sys lies. nvml: instead of the driver's
-    library."""
+    """The sensors of this machine.
+
+    root: of /sys.
+    nvml: a library in place of the driver's.
+    """
     results: list[Sensor | Absent] = [
         _find_gpu(nvml),
         find_ina3221(root),

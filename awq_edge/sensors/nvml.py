@@ -55,7 +55,7 @@ class NvmlSensor:
         self.covers = f"the whole GPU ({gpu})"
 
     def read(self) -> Reading:
-        """What the driver tells of this GPU now."""
+        """The driver's figures of this GPU now."""
         energy = self._number("nvmlDeviceGetTotalEnergyConsumption", ctypes.c_ulonglong)  # mJ
         power = self._number("nvmlDeviceGetPowerUsage", ctypes.c_uint)  # mW
         return Reading(
@@ -100,7 +100,7 @@ class NvmlSensor:
         return value.value if self._ask(function, ctypes.byref(value)) else None
 
     def _ask(self, function: str, *arguments: Any) -> bool:
-        """Whether a call on this GPU succeeded. A driver may lack the function altogether."""
+        """True if a call on this GPU succeeded. A driver may lack the function altogether."""
         try:
             call = getattr(self._library, function)
         except AttributeError:
@@ -109,7 +109,7 @@ class NvmlSensor:
 
 
 def find_nvml(device: int = 0, library: Any = None) -> NvmlSensor | Absent:
-    """The sensor of a GPU, by its number among the driver's. library: instead of the driver's."""
+    """The sensor of a GPU, by its number among the driver's. library: in place of the driver's."""
     if library is None:
         try:
             library = ctypes.CDLL(_LIBRARY)

@@ -18,7 +18,11 @@ _TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class PowerModes:
-    """nvpmodel: its mode's name ("15W", "MAXN"). governor: of the CPU's clocks. None: not told."""
+    """The modes that bound power and clocks; None where one is unknown.
+
+    nvpmodel: its mode's name ("15W", "MAXN").
+    governor: of the CPU's clocks.
+    """
 
     nvpmodel: str | None
     governor: str | None

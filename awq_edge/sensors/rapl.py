@@ -17,7 +17,7 @@ _POWERCAP = Path("sys/class/powercap")
 
 @dataclass
 class _Package:
-    """A counter in microjoules that starts again at `limit`. total: without these starts."""
+    """A counter in microjoules that wraps at `limit`. total: without the wraps."""
 
     file: Path
     limit: int

@@ -1,4 +1,4 @@
-"""What a sensor is: a name, what it covers, and a reading that never fails."""
+"""The protocol of sensors: a name, the device covered, and a reading that never fails."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Reading:
-    """What one sensor says now; empty or None where it has nothing to say.
+    """One sensor's figures now; empty or None where it has none.
 
-    energy: joules since some moment, a counter that only grows. power: watts now. clocks: Hz by
-    name. throttled: reasons for which clocks are held down now. throttle_counts: events so far, by
-    name. memory_used: bytes of a GPU's own memory in use, by all programs.
+    energy: joules since some moment, a counter that only grows.
+    power: watts now.
+    clocks: Hz by name.
+    throttled: reasons for which clocks are held down now.
+    throttle_counts: events so far, by name.
+    memory_used: bytes of a GPU's own memory in use, by all programs.
     """
 
     energy: float | None = None
@@ -26,8 +29,12 @@ class Reading:
 
 
 class Sensor(Protocol):
-    """One source of readings. name: of the source. covers: what its figures are of, in words. tick:
-    seconds between two updates of its energy counter; 0 where a reading is of the moment."""
+    """One source of readings.
+
+    name: of the source.
+    covers: the device or rail of its figures, in words.
+    tick: seconds between two updates of its energy counter; 0 where a reading is of the moment.
+    """
 
     @property
     def name(self) -> str: ...
@@ -39,17 +46,17 @@ class Sensor(Protocol):
     def tick(self) -> float: ...
 
     def read(self) -> Reading:
-        """The figures now. What cannot be read any more is left out; nothing is raised."""
+        """The figures now, without those that cannot be read any more; raises nothing."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release the sensor's handles."""
         ...
 
 
 @dataclass(frozen=True)
 class Absent:
-    """A sensor that this machine does not have, or not for this user, and the reason."""
+    """A sensor that this machine or this user does not have, and the reason."""
 
     name: str
     reason: str

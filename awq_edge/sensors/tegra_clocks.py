@@ -1,4 +1,4 @@
-"""Clocks of a Jetson's GPU and memory, and what holds them down.
+"""Clocks of a Jetson's GPU and memory, and the reasons that hold them down.
 
     GPU       /sys/class/devfreq/17000000.gpu/cur_freq (Orin, Hz); gpu-gpc-0 and others on Thor
     memory    /sys/kernel/debug/bpmp/debug/clk/emc/rate (Hz, root alone)
@@ -38,7 +38,7 @@ class TegraClocks(SysfsSensor):
             self.covers += "; throttle alerts and over-current events"
 
     def read(self) -> Reading:
-        """What the kernel says now; an engine that sleeps may not answer."""
+        """The kernel's figures now, without those of an engine that sleeps."""
         clocks = {name: read_int(path) for name, path in self._clocks.items()}
         events = {name: read_int(path) for name, path in self._events.items()}
         return Reading(
@@ -49,7 +49,7 @@ class TegraClocks(SysfsSensor):
 
 
 def find_tegra_clocks(root: Path = Path("/")) -> TegraClocks | Absent:
-    """What a Jetson has under root/sys."""
+    """The clocks and events under root/sys of a Jetson."""
     if not (root / "etc/nv_tegra_release").exists() and not _is_tegra(root):
         return Absent(NAME, "not a Jetson")
     clocks: dict[str, Path] = {}
