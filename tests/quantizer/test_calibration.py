@@ -166,7 +166,7 @@ def test_conversations_go_through_the_chat_template(tokenizer: Tokenizer, tmp_pa
         draw(tokenizer, path)
 
 
-GZIP = gzip.compress(b"some text " * 100)
+GZIP = gzip.compress(b"some text " * 100, mtime=0)
 SAFETENSORS = (24).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}   ' + b"\x00" * 64
 
 
