@@ -11,11 +11,13 @@ The command line does the same. What needs an extra is imported when it is calle
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from awq_edge._version import __version__
 
+TYPE_CHECKING = False  # as in typing, whose import the command line would wait for
 if TYPE_CHECKING:
+    from typing import Any
+
     from awq_edge.artifacts.directories import Bundle
     from awq_edge.errors import AwqEdgeError
     from awq_edge.pipeline import export, quantize

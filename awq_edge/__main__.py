@@ -1,6 +1,26 @@
-"""`python -m awq_edge`: the command line."""
+"""`python -m awq_edge` and the program `awq-edge`: the command line.
 
-from awq_edge.cli import main
+Its import takes some tenths of a second. Ctrl-C in that time ends the process at once, in one line:
+nothing has begun, and what an import is interrupted in may swallow an exception.
+"""
+
+import os
+import signal
+
+
+def _end(number: int, frame: object) -> None:
+    os.write(2, b"error: interrupted: nothing was begun; give the same command again\n")
+    os._exit(128 + number)
+
+
+def main() -> None:
+    """Run the command line, see `awq_edge.cli.run_app`."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not ignored, as by nohup
+        signal.signal(signal.SIGINT, _end)
+    from awq_edge.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -31,11 +33,13 @@ from awq_edge.process.interruption import termination_as_exception
 class _Group(typer.core.TyperGroup):
     """Commands whose interruptions and I/O errors reach `main` as they are."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _escaping():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _escaping():
             return super().invoke(ctx)
-        except (KeyboardInterrupt, EOFError, OSError) as error:
-            raise _Escaped(error) from error
 
 
 def new_app(name: str, help: str) -> typer.Typer:
@@ -95,6 +99,14 @@ class _Escaped(Exception):
         self.error = error
 
 
+@contextlib.contextmanager
+def _escaping() -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, EOFError, OSError) as error:
+        raise _Escaped(error) from error
+
+
 def main() -> None:
     """Run the command line `awq-edge`, see `run_app`."""
     run_app(app)
@@ -109,18 +121,18 @@ def run_app(app: typer.Typer) -> None:
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
     streams = StandardStreams()
     try:
-        with termination_as_exception():
-            try:
+        try:
+            with termination_as_exception():
                 streams.open()
                 code = app(standalone_mode=False)
                 streams.flush()
-            except SystemExit:
-                raise
-            except BaseException as error:
-                cause = error.error if isinstance(error, _Escaped) else error
-                if debug and isinstance(cause, Exception) and not hasattr(cause, "show"):
-                    raise cause from None
-                code = exit_code(cause)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            cause = error.error if isinstance(error, _Escaped) else error
+            if debug and isinstance(cause, Exception) and not hasattr(cause, "show"):
+                raise cause from None
+            code = exit_code(cause)
     finally:
         if streams.guarded:  # this process is the command's, and the command has ended
             signal.signal(signal.SIGINT, signal.SIG_IGN)

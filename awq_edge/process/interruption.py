@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 
 class Terminated(KeyboardInterrupt):
@@ -31,7 +32,8 @@ def keeping(describe: Callable[[], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def termination_as_exception() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise Terminated, so that unfinished files are removed.
+    """Inside, SIGTERM and SIGHUP raise Terminated and SIGINT KeyboardInterrupt, so that unfinished
+    files are removed.
 
     One that the caller ignores (nohup) stays ignored. Without effect outside the main thread.
     """
@@ -39,13 +41,15 @@ def termination_as_exception() -> Iterator[None]:
         yield
         return
     numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+    handlers |= dict.fromkeys(numbers, _terminate)
     before = {}
-    for number in numbers:
-        handler = signal.getsignal(number)
-        if handler != signal.SIG_IGN:
-            before[number] = handler
-            signal.signal(number, _terminate)
     try:
+        for number, raising in handlers.items():
+            handler = signal.getsignal(number)
+            if handler != signal.SIG_IGN:
+                before[number] = handler
+                signal.signal(number, raising)
         yield
     finally:
         for number, handler in before.items():
