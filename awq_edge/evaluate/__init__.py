@@ -1,1 +1,1 @@
-"""Measuring how good a model is: the same numbers for a model, a checkpoint and a bundle."""
+"""Measures of a model's quality: the same numbers for a model, a checkpoint and a bundle."""

@@ -1,12 +1,12 @@
-"""How far a model's predictions are from a reference's, over the windows of a text.
+"""The divergence of a model's predictions from a reference's, over the windows of a text.
 
 Before every token that `perplexity` scores, both models give a distribution of the next token for
 the same tokens before it: P the reference's, Q the target's.
 
     KL(P || Q) = sum over the vocabulary of P log(P / Q)     nats, 0 where the two are equal
-                                                  (Kullback and Leibler, 1951)
+                                                             (Kullback and Leibler, 1951)
 
-The reference comes first: what it holds likely counts, and a target that is too sure of itself is
+The reference comes first: its likely tokens count, and a target that is too sure of itself is
 punished. Rows of logits are compared as they come; of each only a few numbers are kept.
 """
 
@@ -33,11 +33,12 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Divergence:
-    """One entry a scored token, all float64 [tokens].
+    """Comparison of two models, one entry a scored token, all float64 [tokens].
 
-    kl: KL(reference || target), nats. same_top1: 1 where both hold the same token likeliest.
-    shared_top5: share of the reference's five likeliest tokens among the target's five. nll,
-    reference_nll: negative log-likelihood of the text's token, nats.
+    kl: KL(reference || target), nats.
+    same_top1: 1 where the same token is likeliest for both.
+    shared_top5: share of the reference's five likeliest tokens among the target's five.
+    nll, reference_nll: negative log-likelihood of the text's token, nats.
     """
 
     kl: Float64
@@ -48,7 +49,7 @@ class Divergence:
 
     @property
     def perplexity(self) -> float:
-        """The target's; what `perplexity.score` gives."""
+        """The target's perplexity, as `perplexity.score` gives it."""
         return math.exp(float(self.nll.mean()))
 
     @property
@@ -96,11 +97,11 @@ def divergence(
 def compare(
     logits: Float32, reference_logits: Float32, tokens: Int64, position: int = 0
 ) -> Divergence:
-    """Compare two models at consecutive positions.
+    """Compare two models at consecutive positions. Raises ModelError when an output is not finite.
 
-    logits, reference_logits: float32 [rows, vocab]. tokens: int64 [rows], the text's. position: of
-    the first row's token in the text, for the message. Raises ModelError when an output is not
-    finite.
+    logits, reference_logits: float32 [rows, vocab].
+    tokens: int64 [rows], the text's.
+    position: of the first row's token in the text, for the message.
     """
     log_q, log_p = log_softmax(logits), log_softmax(reference_logits)  # [rows, vocab]
     rows = np.arange(len(tokens))
@@ -136,7 +137,7 @@ def log_softmax(logits: Float32) -> Float64:
 
 
 def check_same_vocabulary(target: LogitsSource, reference: LogitsSource) -> None:
-    """Raise ConfigError unless an id means the same token to both models."""
+    """Raise ConfigError unless every id means the same token to both models."""
     names = f"{target.info.path} and the reference {reference.info.path}"
     if target.vocab_size != reference.vocab_size:
         raise ConfigError(
@@ -155,7 +156,7 @@ def check_same_vocabulary(target: LogitsSource, reference: LogitsSource) -> None
 def _paired(
     first: Iterator[Float32], second: Iterator[Float32]
 ) -> Iterator[tuple[Float32, Float32]]:
-    """The rows of two sources side by side, a few at a time, however each cuts its blocks."""
+    """The rows of two sources side by side, a few at a time, whatever the sizes of their blocks."""
     ours: Float32 | None = None
     theirs: Float32 | None = None
     while True:

@@ -38,13 +38,15 @@ class KlPart(Record):
 
 
 class DivergenceReport(Manifest):
-    """What `--json` writes.
+    """The report of `awq-edge eval divergence`.
 
-    top1_agreement: share of tokens before which both models hold the same token likeliest.
+    top1_agreement: share of tokens before which the same token is likeliest for both models.
     top5_overlap: share of the reference's five likeliest that are among the target's five.
-    perplexity: the target's. perplexity_ratio: target / reference; its standard error is that of
-    the paired tokens, None where there is only one. window, stride: tokens. seconds: scoring
-    alone, without loading.
+    perplexity: the target's.
+    perplexity_ratio: target / reference; its standard error is that of the paired tokens, None
+        where there is only one.
+    window, stride: tokens.
+    seconds: scoring alone, without loading.
     """
 
     format: Literal["awq-edge-divergence"] = "awq-edge-divergence"
@@ -81,14 +83,17 @@ def evaluate_divergence(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> DivergenceReport:
-    """How far a model is from a reference on a text.
+    """The divergence of a model from a reference on a text.
 
     target, reference: directories of bundles, checkpoints or models, hub ids, or "demo"; both are
-    in memory at once. window: tokens, default 1024 or the shorter context; stride: default half of
-    it. max_tokens: score only the text's first tokens. device, dtype: of those of the two that are
-    no bundles; threads: of both; see `open_source`.
+        in memory at once.
+    window: tokens, default 1024 or the shorter context;
+    stride: default half of it.
+    max_tokens: score only the text's first tokens.
+    device, dtype: for models and checkpoints.
+    threads: for both; see `open_source`.
     Raises ConfigError for a text or a window that cannot be scored and for two models of different
-    vocabularies, and what loading raises.
+    vocabularies, and the errors of loading.
     """
     content = read_text(Path(text))
     check_max_tokens(max_tokens)
@@ -176,7 +181,7 @@ def _kl_part(result: Divergence) -> KlPart:
 
 
 def standard_error(values: Float64) -> float | None:
-    """Of the mean of independent values; None where there is only one."""
+    """Standard error of the mean of independent values; None where there is only one."""
     if len(values) < 2:
         return None
     return float(values.std(ddof=1)) / math.sqrt(len(values))

@@ -1,9 +1,9 @@
 """The model that lm-evaluation-harness sees. Needs the [eval] extra.
 
-The harness speaks in texts; a `TaskModel` in token ids. What lies between is here: tokenizing,
-windows, truncation, stop strings, and the names of the generation settings. Where the harness
-leaves a choice to the model, the choice is that of its own adapter for Hugging Face models, so that
-numbers compare with published ones.
+The harness speaks in texts; a `TaskModel` in token ids. This adapter tokenizes, cuts windows,
+truncates, finds stop strings, and translates the generation settings. Where the harness leaves a
+choice to the model, the choice is that of its own adapter for Hugging Face models, so that numbers
+compare with published ones.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that nothing precedes: BOS, or EOS where there is none."""
+        """The token before a text that nothing precedes: BOS, or EOS where there is none."""
         bos = self._model.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
@@ -148,7 +148,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
             )
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of the two; a continuation that melts into the context's last token is
+        """Token ids of the two; a continuation that merges into the context's last token is
         tokenized by itself."""
         before, behind = super()._encode_pair(context, continuation)
         if not behind:
@@ -186,8 +186,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
         return [likelihoods[index] for index in range(len(asked))]
 
     def _request(self, context: str, settings: dict[str, Any], *, seed: int) -> Request:
-        """What a generate_until request asks for. Raises ConfigError for a setting that this
-        evaluation does not know, ResourceError when answer and context leave no prompt."""
+        """The request of a generate_until instance. Raises ConfigError for an unknown setting,
+        ResourceError when answer and context leave no prompt."""
         known = dict(normalize_gen_kwargs(settings, _MAX_NEW_TOKENS))
         stops = tuple(stop for stop in known["until"] if stop)
         max_new_tokens = int(known["max_gen_toks"])
@@ -208,7 +208,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
         )
 
     def _special_ids(self, stops: Sequence[str]) -> set[int]:
-        """Ids of the stop strings that are special tokens: these have no text to look for."""
+        """Ids of the stop strings that are special tokens: these have no text to search."""
         tokenizer = self._model.tokenizer
         ids = {tokenizer.token_id(stop) for stop in stops}
         return {i for i in ids if i is not None and not tokenizer.decode([i])}
@@ -219,9 +219,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm-eval carries no type
 
 
 def _sampling(settings: dict[str, Any], seed: int) -> Sampling:
-    """The harness's settings as ours; greedy unless do_sample is true.
+    """Our sampling for the harness's settings; greedy unless do_sample is true.
 
-    Raises ConfigError for a setting that would change the answers and is not known here.
+    Raises ConfigError for an unknown setting, which would change the answers.
     """
     rest = {
         name: value

@@ -50,7 +50,7 @@ class _Warnings(logging.Handler):
 
 @contextlib.contextmanager
 def _variables(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for a while."""
+    """Set environment variables inside the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -65,7 +65,8 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
-    """tqdm draws nothing: the harness has no switch for its bars, and ours is there."""
+    """Draw no tqdm bars inside the block: the harness has no switch for its own, and ours is
+    there."""
     from tqdm.std import tqdm
 
     original = tqdm.__init__

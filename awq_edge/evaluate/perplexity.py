@@ -37,7 +37,7 @@ _ROWS = 64  # rows of logits whose exponentials are in memory at a time
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens begin..end-1 of the text, behind `prefix`; those from `first_scored` on are scored."""
+    """Tokens begin..end-1 of the text, after `prefix`; those from `first_scored` on are scored."""
 
     prefix: tuple[int, ...]
     begin: int
@@ -46,7 +46,7 @@ class Window:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are scored."""
+        """The number of scored tokens."""
         return self.end - self.first_scored
 
     @property
@@ -55,17 +55,17 @@ class Window:
         return len(self.prefix) + self.first_scored - self.begin - 1
 
     def inputs(self, ids: Sequence[int]) -> list[int]:
-        """Token ids that a model reads. ids: of the text. The last token is only predicted."""
+        """Token ids that a model reads; the last one is only predicted. ids: of the text."""
         return [*self.prefix, *ids[self.begin : self.end - 1]]
 
     def targets(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Token ids that are predicted: int64 [tokens]. ids: of the text."""
+        """Token ids to predict: int64 [tokens]. ids: of the text."""
         return np.asarray(ids[self.first_scored : self.end], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Score:
-    """nll: sum of the negative log-likelihoods of `tokens` tokens, in nats."""
+    """The score of a text. nll: sum of the negative log-likelihoods of `tokens` tokens, in nats."""
 
     nll: float
     tokens: int
@@ -137,8 +137,9 @@ def choose_window(
 ) -> tuple[int, int]:
     """Window and stride, None replaced by the default: 1024 tokens or the context, and half of it.
 
-    prefix: what stands before each window; the stride is cut to the tokens of text behind it, so
-    that none is left out. Raises ConfigError as `check_window`.
+    prefix: ids before each window; the stride is cut to the tokens of text after it, so that none
+        is left out.
+    Raises ConfigError as `check_window`.
     """
     window = min(DEFAULT_WINDOW, context) if window is None else window
     stride = max(window // 2, 1) if stride is None else stride
@@ -162,8 +163,11 @@ def check_max_tokens(max_tokens: int | None) -> None:
 
 
 def check_window(window: int, stride: int, context: int, prefix: Sequence[int] = ()) -> None:
-    """Raise ConfigError when a window is impossible. context: positions the model can take. prefix:
-    token ids that stand before each window."""
+    """Raise ConfigError when a window is impossible.
+
+    context: positions the model can take.
+    prefix: token ids before each window.
+    """
     least = max(2, len(prefix) + 1)
     if window < least:
         raise ConfigError(f"--window {window}: must be {least} or more")

@@ -23,11 +23,13 @@ from awq_edge.runtime.text_tokens import TokenizedText
 
 
 class PerplexityReport(Manifest):
-    """What `--json` writes.
+    """The report of `awq-edge eval perplexity`.
 
-    perplexity: exp(nll / tokens). nll: nats, the sum over `tokens` scored tokens. bits_per_byte:
-    nll / ln 2 over the UTF-8 bytes that those tokens stand for; comparable between tokenizers.
-    window, stride: tokens. seconds: scoring alone, without loading.
+    perplexity: exp(nll / tokens).
+    nll: nats, the sum over `tokens` scored tokens.
+    bits_per_byte: nll / ln 2 over the UTF-8 bytes of those tokens; comparable between tokenizers.
+    window, stride: tokens.
+    seconds: scoring alone, without loading.
     """
 
     format: Literal["awq-edge-perplexity"] = "awq-edge-perplexity"
@@ -60,11 +62,13 @@ def evaluate_perplexity(
 ) -> PerplexityReport:
     """Perplexity of a text under a bundle, a checkpoint or a model.
 
-    target: a directory of any of the three, a hub id, or "demo". text: a file (UTF-8, or JSON with
-    one document a row), or what `read_text` gave. window: tokens, default 1024 or
-    the context where that is shorter; stride: default half of it. max_tokens: score only the
-    text's first tokens. device, dtype, threads: see `open_source`.
-    Raises ConfigError for a text or a window that cannot be scored, and what loading raises.
+    target: a directory of any of the three, a hub id, or "demo".
+    text: a file (UTF-8, or JSON with one document a row), or the result of `read_text`.
+    window: tokens, default 1024 or the context where that is shorter;
+    stride: default half of it.
+    max_tokens: score only the text's first tokens.
+    device, dtype, threads: see `open_source`.
+    Raises ConfigError for a text or a window that cannot be scored, and the errors of loading.
     """
     content = text if isinstance(text, Text) else read_text(Path(text))
     check_max_tokens(max_tokens)

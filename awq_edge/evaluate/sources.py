@@ -1,4 +1,4 @@
-"""What can be evaluated: anything that gives logits for token ids.
+"""Models that can be evaluated: anything that gives logits for token ids.
 
 bundle       through the session of its runtime               SessionSource (here)
 checkpoint   AutoAWQ layout, dequantized                      torch_models.CheckpointSource
@@ -27,11 +27,13 @@ Float32 = npt.NDArray[np.float32]
 
 
 class SourceInfo(Record):
-    """What computes the logits.
+    """The model that computes the logits.
 
-    kind: what was given. runtime: what ran it. dtype: of the activations. accuracy_level: of
-    MatMulNBits, None elsewhere. method, bits, group_size, scheme: how the weights were quantized,
-    None where they were not.
+    kind: of the target.
+    runtime: that executes it.
+    dtype: of the activations.
+    accuracy_level: of MatMulNBits, None elsewhere.
+    method, bits, group_size, scheme: of the quantization, None where there is none.
     """
 
     kind: Literal["bundle", "checkpoint", "model"]
@@ -47,14 +49,14 @@ class SourceInfo(Record):
 
 
 class LogitsSource(Protocol):
-    """A model that is loaded, with its tokenizer."""
+    """A loaded model with its tokenizer."""
 
     @property
     def info(self) -> SourceInfo: ...
 
     @property
     def packages(self) -> Sequence[str]:
-        """The packages that computed, for the versions in a report."""
+        """The packages that compute, for the versions in a report."""
         ...
 
     @property
@@ -64,7 +66,7 @@ class LogitsSource(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Logits of one position; often more than the tokenizer has ids."""
+        """The number of logits of one position; often more than the tokenizer has ids."""
         ...
 
     @property
@@ -105,12 +107,12 @@ class SessionSource:
 
     @property
     def context(self) -> int:
-        """What the bundle was exported for; the session may be opened for less."""
+        """The context of the bundle's export; the session may be opened for less."""
         return self.model.manifest.context
 
     @property
     def vocab_size(self) -> int:
-        """As exported."""
+        """The vocabulary of the bundle's export."""
         return self.model.manifest.vocab_size
 
     @property
@@ -134,7 +136,7 @@ class SessionSource:
 
 
 def is_bundle(target: str) -> bool:
-    """Whether `open_source` would open a bundle."""
+    """True if `open_source` would open a bundle."""
     return (user_path(target, "TARGET") / MANIFEST).exists()
 
 
@@ -143,10 +145,11 @@ def open_source(
 ) -> LogitsSource:
     """Load a bundle, a checkpoint, or a model (a directory, a hub id, or `demo`).
 
-    window: tokens of the longest input there will be; a bundle's KV cache is no larger.
-    device ("cpu", "cuda") and dtype ("float32", ...) are for checkpoints and models; None: the
-    CPU with float32. threads: CPU threads, None for the physical cores.
-    Raises ConfigError for a choice that a bundle does not have, and what loading raises.
+    window: tokens of the longest input; a bundle's KV cache is no larger.
+    device, dtype: "cpu", "cuda"; "float32", ...; for checkpoints and models; None: the CPU with
+        float32.
+    threads: CPU threads, None for the physical cores.
+    Raises ConfigError for a choice that a bundle does not have, and the errors of loading.
     """
     directory = user_path(target, "TARGET")
     if is_bundle(target):

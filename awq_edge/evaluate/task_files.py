@@ -14,10 +14,10 @@ from awq_edge.errors import ConfigError
 def load_tasks(
     names: Sequence[str], *, include_path: Path | None, allow_code_execution: bool
 ) -> dict[str, Any]:
-    """The harness's task objects with their data: what `TaskManager.load` gives.
+    """The harness's task objects with their data, as `TaskManager.load` returns them.
 
-    names: tasks, groups, tags, or patterns of them (mmlu_*). include_path: a folder of task files
-    (YAML), which go before the harness's own of the same name.
+    names: tasks, groups, tags, or patterns of them (mmlu_*).
+    include_path: a folder of task files (YAML), which go before the harness's own of the same name.
     Raises ConfigError for a name that is no task, a task that runs code unless
     allow_code_execution, and one whose file or data cannot be loaded.
     """
@@ -73,14 +73,14 @@ def _once(matches: Sequence[Sequence[str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class _TaskPart:
-    """A task by its name, and whether its file says that it runs code."""
+    """A task by its name. unsafe: its file says that it runs code."""
 
     name: str
     unsafe: bool
 
 
 def _parts(manager: Any, names: Sequence[str]) -> Iterator[_TaskPart]:
-    """The tasks that registered names stand for, as their files say before anything of them is
+    """The tasks that registered names stand for, as their files say before any of their code is
     executed; a name that is not registered stands for itself."""
     for name in names:
         entry = manager.task_index.get(name)
@@ -94,7 +94,7 @@ def _parts(manager: Any, names: Sequence[str]) -> Iterator[_TaskPart]:
 
 
 def _group_parts(manager: Any, group: str, parts: Any) -> Iterator[_TaskPart]:
-    """Of a group's list: names, and tasks and groups that are written out in it."""
+    """The tasks of a group's list, which has names, and tasks and groups written out."""
     for part in [parts] if isinstance(parts, str | dict) else parts:
         if isinstance(part, str):
             if part != group:

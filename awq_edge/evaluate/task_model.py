@@ -1,4 +1,4 @@
-"""What a benchmark task asks of a model: likelihoods of continuations, and answers.
+"""The model that benchmark tasks ask for likelihoods of continuations, and for answers.
 
 bundle              through the session of its runtime    SessionTaskModel (here)
 checkpoint, model   with torch, several at a time         torch_task_model.TorchTaskModel
@@ -28,36 +28,40 @@ from awq_edge.runtime.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Continuation:
-    """Token ids `tokens` behind the token ids `context`; neither is empty."""
+    """Token ids `tokens` after the token ids `context`; neither is empty."""
 
     context: tuple[int, ...]
     tokens: tuple[int, ...]
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What the model reads: all but the last token, which is only predicted."""
+        """The ids that the model reads: all but the last token, which is only predicted."""
         return self.context + self.tokens[:-1]
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """log_likelihood: log p(tokens | context), nats. is_greedy: whether each of the tokens is the
-    likeliest one at its place, so that greedy decoding would write them."""
+    """The likelihood of a continuation.
+
+    log_likelihood: log p(tokens | context), nats.
+    is_greedy: each of the tokens is the likeliest one at its place, so that greedy decoding would
+        write them.
+    """
 
     log_likelihood: float
     is_greedy: bool
 
 
 class TaskModel(Protocol):
-    """A model that is loaded. Both calls give (index into what was asked, result), in the order
-    that costs least."""
+    """A loaded model. Both calls give (index of the request, result), in the order that costs
+    least."""
 
     @property
     def info(self) -> SourceInfo: ...
 
     @property
     def packages(self) -> Sequence[str]:
-        """The packages that computed, for the versions in a report."""
+        """The packages that compute, for the versions in a report."""
         ...
 
     @property
@@ -87,8 +91,8 @@ class TaskModel(Protocol):
 
 
 class SessionTaskModel:
-    """A bundle. Requests run one after the other, sorted, so that what neighbours begin with in
-    common (the examples of a few-shot task, the question of a multiple choice) stays in the KV
+    """A bundle. Requests run one after the other, sorted, so that the common beginning of
+    neighbours (the examples of a few-shot task, the question of a multiple choice) stays in the KV
     cache."""
 
     def __init__(self, source: SessionSource) -> None:
@@ -136,7 +140,7 @@ class SessionTaskModel:
 def likelihood(logits: Float32, tokens: Sequence[int]) -> Likelihood:
     """Likelihood of `tokens` under the logits before each: float32 [len(tokens), vocab].
 
-    Raises ModelError when they are not finite.
+    Raises ModelError when a logit is not finite.
     """
     targets = np.asarray(tokens, dtype=np.int64)
     log_likelihood = -float(negative_log_likelihoods(logits, targets).sum())
@@ -159,8 +163,9 @@ def open_task_model(
 ) -> TaskModel:
     """Load a bundle, a checkpoint, or a model; see `open_source`.
 
-    context: tokens of prompt and answer, None for all that the model has. batch_size: sequences
-    that torch computes at a time. Raises ConfigError for a choice that the target does not have.
+    context: tokens of prompt and answer, None for the model's whole.
+    batch_size: sequences that torch computes at a time.
+    Raises ConfigError for a choice that the target does not have.
     """
     if context is not None and context < 2:
         raise ConfigError(f"--context {context}: must be 2 or more")

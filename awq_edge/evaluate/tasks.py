@@ -28,8 +28,11 @@ _BOOTSTRAP = 1000
 
 
 class MetricPart(Record):
-    """One metric. filter: how the answer was extracted, "none" where it was not. standard_error:
-    None where the metric has none or one sample was evaluated."""
+    """One metric.
+
+    filter: the extraction of the answer, "none" where there is none.
+    standard_error: None where the metric has none or one sample was evaluated.
+    """
 
     metric: str
     filter: str
@@ -39,9 +42,13 @@ class MetricPart(Record):
 
 
 class TaskResult(Record):
-    """One task, or a group with the mean of its tasks. version: of the task's definition. n_shot:
-    examples in the prompt. samples: documents evaluated. samples_available: of the task's split,
-    None for a group."""
+    """One task, or a group with the mean of its tasks.
+
+    version: of the task's definition.
+    n_shot: examples in the prompt.
+    samples: documents evaluated.
+    samples_available: of the task's split, None for a group.
+    """
 
     name: str
     kind: Literal["task", "group"]
@@ -53,11 +60,14 @@ class TaskResult(Record):
 
 
 class TasksReport(Manifest):
-    """What `--json` writes.
+    """The report of `awq-edge eval tasks`.
 
-    tasks: as asked for. limit, num_fewshot: as given, None for the tasks' own. context: tokens of
-    prompt and answer. truncated_requests: prompts whose beginning did not fit it. warnings: the
-    harness's. seconds: evaluation, without loading.
+    tasks: as asked for.
+    limit, num_fewshot: as given, None for the tasks' own.
+    context: tokens of prompt and answer.
+    truncated_requests: prompts whose beginning did not fit it.
+    warnings: the harness's.
+    seconds: evaluation, without loading.
     """
 
     format: Literal["awq-edge-tasks"] = "awq-edge-tasks"
@@ -97,12 +107,14 @@ def evaluate_tasks(
 ) -> TasksReport:
     """Evaluate a bundle, a checkpoint or a model on tasks of lm-evaluation-harness.
 
-    tasks, include_path, allow_code_execution: see `load_tasks`. limit: documents of each task, the
-    first ones. num_fewshot: examples in the prompt, where the task does not forbid any.
-    apply_chat_template: prompts as messages. seed: draws examples and sampled answers. The rest:
-    see `open_task_model`.
-    Raises ConfigError for impossible choices and for tasks that cannot be loaded or run, and what
-    loading the model raises.
+    tasks, include_path, allow_code_execution: see `load_tasks`.
+    limit: documents of each task, the first ones.
+    num_fewshot: examples in the prompt, where the task does not forbid any.
+    apply_chat_template: prompts as messages.
+    seed: draws examples and sampled answers.
+    context, batch_size, device, dtype, threads: see `open_task_model`.
+    Raises ConfigError for impossible choices and for tasks that cannot be loaded or run, and the
+    errors of loading the model.
     """
     from awq_edge.evaluate.harness import HarnessModel
     from awq_edge.evaluate.harness_environment import harness_environment
@@ -164,7 +176,7 @@ def _check(names: Sequence[str], limit: int | None, num_fewshot: int | None, see
 
 
 def _set_fewshot(tasks: dict[str, Any], num_fewshot: int | None, seed: int) -> list[str]:
-    """Examples of each task, by the harness's own rules. Returns what the user should know."""
+    """Set the examples of each task, by the harness's own rules. Returns warnings for the user."""
     notes = []
     for name, task in tasks.items():
         own = task.get_config("num_fewshot")
@@ -249,7 +261,7 @@ def _metrics(figures: dict[str, Any], higher_is_better: dict[str, Any]) -> tuple
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, or None for what has no place in JSON ("N/A", nan)."""
+    """A finite number, or None for a value that JSON does not have ("N/A", nan)."""
     if isinstance(value, str) or value is None:
         return None
     number = float(value)

@@ -12,8 +12,13 @@ from awq_edge.runtime.tokenizer import Tokenizer
 
 
 class TextInfo(Record):
-    """The text that was scored. bytes: of the file. documents: in it. tokens: of the whole text,
-    without `prefix`. prefix: token ids that stand before each window, most often BOS or none."""
+    """The text that was scored.
+
+    bytes: of the file.
+    documents: their number.
+    tokens: of the whole text, without `prefix`.
+    prefix: token ids before each window, most often BOS or none.
+    """
 
     path: str
     sha256: str
@@ -31,11 +36,12 @@ class Text:
 
     @property
     def sha256(self) -> str:
-        """Of the whole file."""
+        """SHA-256 of the whole file."""
         return self.file.sha256
 
     def tokenized(self, tokenizer: Tokenizer) -> TokenizedText:
-        """Its token ids. Raises ConfigError for a conversation that no template can write."""
+        """The text's token ids. Raises ConfigError for a conversation that no template can
+        write."""
         return tokenize(self.file.documents, tokenizer)
 
     def info(self, text: TokenizedText) -> TextInfo:
@@ -51,8 +57,9 @@ class Text:
 
 
 def read_text(path: Path, flag: str = "--text") -> Text:
-    """Read a file of text. flag: that named it, for the messages.
+    """Read a file of text.
 
-    Raises ConfigError when it is missing, no text, not UTF-8 or blank.
+    flag: its flag, for the messages.
+    Raises ConfigError when the file is missing, no text, not UTF-8 or blank.
     """
     return Text(read_text_file(path, flag))

@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class TransformersSource:
-    """What the two sources here share: a transformers model in memory, with its tokenizer."""
+    """A transformers model in memory, with its tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, info: SourceInfo) -> None:
         self.model = model
@@ -52,7 +52,8 @@ class ModelSource(TransformersSource):
     """An unquantized Hugging Face model, run by transformers itself."""
 
     def __init__(self, path: Path, device: torch.device, dtype: str) -> None:
-        """Load a model directory. Raises ModelError when transformers cannot, or not wholly."""
+        """Load a model directory. Raises ModelError when transformers cannot, or leaves weights
+        out."""
         # Checks files and headers first, with messages that name the damaged one.
         ModelFiles(path)
         tokenizer = Tokenizer(path)
@@ -68,8 +69,8 @@ class ModelSource(TransformersSource):
 
 
 class CheckpointSource(TransformersSource):
-    """A checkpoint in the AutoAWQ gemm layout: transformers' model of its config, with the weights
-    that the codes stand for. lm_head is as stored, 16 bits where the quantizer left it alone."""
+    """A checkpoint in the AutoAWQ gemm layout: transformers' model of its config, with dequantized
+    weights. lm_head is as stored, 16 bits where the quantizer left it alone."""
 
     def __init__(self, path: Path, device: torch.device, dtype: str) -> None:
         """Load and dequantize a checkpoint directory, whole, in `dtype`.
@@ -131,7 +132,7 @@ def _load(
     dtype: torch.dtype,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> Any:
-    """transformers' model of a directory, with its own weights or those given.
+    """transformers' model of a directory, with its own weights or the given ones.
 
     Raises ModelError when transformers cannot load it, or any weight is missing or left over.
     """
@@ -177,7 +178,7 @@ def _load(
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without its progress bars and warnings, which would stand between ours."""
+    """Silence transformers' progress bars and warnings, which would stand between ours."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

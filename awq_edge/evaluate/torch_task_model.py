@@ -20,11 +20,13 @@ _PADDING = 0  # any id: what stands there is masked, or comes after everything t
 
 
 class TorchTaskModel:
-    """A transformers model. Requests run in batches, the longest first, so that what does not fit
-    the memory shows at once."""
+    """A transformers model. Requests run in batches, the longest first, so that a lack of memory
+    shows at once."""
 
     def __init__(self, source: TransformersSource, *, context: int, batch_size: int) -> None:
-        """context: tokens of prompt and answer. batch_size: sequences of one execution."""
+        """context: tokens of prompt and answer.
+        batch_size: sequences of one execution.
+        """
         self._source = source
         self._batch_size = batch_size
         self.info = source.info
@@ -64,8 +66,8 @@ class TorchTaskModel:
     ) -> Iterator[Float32]:
         """Logits at the last wanted[i] positions of batch[i]: float32 [wanted[i], vocab] each.
 
-        The padding is on the right, where no token before it sees it: no mask is needed. Logits
-        are computed at the union of the positions that any sequence wants.
+        The padding is on the right, where no token before it sees it: no mask is needed. Logits are
+        computed at the union of the positions that any sequence wants.
         """
         width = max(map(len, batch))
         ids = torch.full((len(batch), width), _PADDING, dtype=torch.long)
@@ -132,7 +134,7 @@ class _Answer:
         self._tokens = 0
 
     def take(self, logits: Float32) -> int:
-        """Choose the next token from its logits, float32 [vocab]; padding once the end came."""
+        """Choose the next token from its logits, float32 [vocab]; padding after the end."""
         if self.done:
             return _PADDING
         token = self._sampler.choose(logits)
@@ -148,7 +150,7 @@ class _Answer:
         return token
 
     def _end(self) -> None:
-        """The answer ends without a stop string: what was held back for one is text."""
+        """End the answer without a stop string: the text held back for one is part of it."""
         self.done = True
         self.text += self._stops.push(self._decoder.flush())
         self.text += self._stops.flush()
@@ -160,7 +162,7 @@ def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
 
 
 def _eos_token_ids(config: Any) -> tuple[int, ...]:
-    """Ids that config.json says end a text."""
+    """Ids that end a text by config.json."""
     token_ids = getattr(config.get_text_config(), "eos_token_id", None)
     if token_ids is None:
         return ()

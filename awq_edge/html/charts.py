@@ -1,8 +1,8 @@
 """Charts as inline SVG in the colours of the page that shows them.
 
 matplotlib draws with one placeholder colour a role; in the SVG each of them becomes a CSS variable
-(`var(--series)`). So the one drawing serves light mode, dark mode and print, and text in it stays
-text. A page defines the variables, see `templates/base.html`. The same data give the same bytes.
+(`var(--series)`). So one drawing serves light mode, dark mode and print, and text in it stays text.
+A page defines the variables, see `templates/base.html`. The same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _STRONGEST = 0.65  # opacity: the value can still be read on it
 
 
 def colour(role: Role) -> str:
-    """What to give matplotlib for a role."""
+    """The placeholder colour of a role, for matplotlib."""
     return _PLACEHOLDERS[role]
 
 
@@ -78,8 +78,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a heat map. strength: 0..1, how far from the background; None: nothing there,
-    drawn as an outline. text: the value, written where there is room."""
+    """One cell of a heat map.
+
+    strength: 0..1, its distance from the background; None: an empty cell, drawn as an outline.
+    text: the value, written where there is room.
+    """
 
     row: int
     column: int
@@ -91,7 +94,8 @@ class Cell:
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """Draw inside it: sizes and colours of every chart. Labels are texts, never formulas."""
+    """The style of every chart, inside the block: sizes, colours, labels that are never
+    formulas."""
     from matplotlib import style
 
     settings: dict[str, Any] = {
@@ -143,8 +147,10 @@ def panels(
 ) -> str:
     """Small charts side by side with the same axes, one a title; SVG.
 
-    lines, marks: of each panel. key: unique in the page. label: what the chart shows, in words.
-    whole_x: x is a number of something, with no ticks between two whole ones.
+    lines, marks: of each panel.
+    key: unique in the page.
+    label: the content of the chart, in words.
+    whole_x: x is a count, with no ticks between two whole numbers.
     """
     from matplotlib.ticker import MaxNLocator
 

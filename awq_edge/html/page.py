@@ -1,4 +1,4 @@
-"""What all pages share: their templates and the figures at the top."""
+"""Templates of all pages, and the figures at their top."""
 
 from __future__ import annotations
 

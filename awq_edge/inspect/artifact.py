@@ -1,4 +1,4 @@
-"""`awq-edge inspect` as a call: what lies in a directory."""
+"""`awq-edge inspect` as a call: the contents of a directory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from awq_edge.model.foreign_formats import foreign_format
 def inspect_artifact(path: Path, *, hashes: bool = False, verify: bool = False) -> Inspection:
     """Inspect a bundle, a checkpoint or a model. Needs neither torch nor onnx, reads no weight.
 
-    hashes: with the sha256 of every file; a bundle's are in its manifest, others are computed.
+    hashes: give the sha256 of every file; a bundle's are in its manifest, others are computed.
     verify: read a bundle's files and compare them with its manifest.
-    Raises ConfigError for what is none of the three, or has no manifest to verify against;
-    ArtifactError or ModelError where it is damaged so that nothing can be told.
+    Raises ConfigError for a directory that is none of the three, or has no manifest to verify
+    against; ArtifactError or ModelError for one too damaged to tell anything.
     """
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
@@ -42,7 +42,7 @@ def inspect_artifact(path: Path, *, hashes: bool = False, verify: bool = False) 
 
 
 def _with_sampling(path: Path, inspection: Inspection) -> Inspection:
-    """With what chat and serve draw by; where that cannot be told, a note says why."""
+    """The inspection with the sampling keys of chat and serve, or a note why they are unknown."""
     bundle = None
     if inspection.kind == "bundle":
         bundle = Bundle.open(path, verify=False).manifest.sampling

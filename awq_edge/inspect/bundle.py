@@ -1,4 +1,4 @@
-"""What lies in a bundle, by its manifest."""
+"""The contents of a bundle, by its manifest."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _quantization(manifest: BundleManifest) -> QuantizationPart | None:
 def _parameters(decoder: Decoder) -> dict[str, int]:
     """Parameters of the unquantized model by the manifest's parts.
 
-    Norms are in the part that they stand before. A tied lm_head is a part too, in the form that
+    Norms count with the part that they stand before. A tied lm_head is a part too, in the form that
     its kernel reads, but no further parameters.
     """
     arch = decoder.architecture
@@ -150,8 +150,8 @@ def _format(manifest: BundleManifest, name: str, size: int, parameters: int | No
 
 
 def _read_per_token(manifest: BundleManifest, name: str) -> int:
-    """Of embedding and tables one row; of the blocks what is left of the manifest's figure, which
-    knows of experts that are not chosen."""
+    """Bytes that a decode step reads: of embedding and tables one row; of the blocks the rest of
+    the manifest's figure, which leaves out experts that are not chosen."""
     rows = {"embedding": manifest.vocab_size, "tables": manifest.context}
     others = {
         part: size // rows.get(part, 1)

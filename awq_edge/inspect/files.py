@@ -1,4 +1,4 @@
-"""The files of a directory: sizes, hashes, and whether they are those of its manifest."""
+"""The files of a directory: sizes, hashes, and their agreement with the manifest."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def list_files(directory: Path, *, hashes: bool) -> tuple[FilePart, ...]:
 def compare_files(
     directory: Path, manifest: Mapping[str, FileEntry], *, verify: bool
 ) -> tuple[tuple[FilePart, ...], tuple[str, ...]]:
-    """The files of a bundle, and what is wrong with them, one text a file.
+    """The files of a bundle, and their faults, one text a file.
 
-    Sizes are always compared. verify: read every file and compare its sha256 too, whatever was
-    checked before.
+    Sizes are always compared.
+
+    verify: read every file and compare its sha256 too, even if it was checked before.
     """
     files, problems = [], []
     for name, entry in manifest.items():
@@ -48,7 +49,7 @@ def compare_files(
 
 
 def _unlisted_status(name: str) -> FileStatus:
-    """What a file is that the manifest does not list."""
+    """The status of a file that the manifest does not list."""
     if name == MANIFEST:
         return "unchecked"
     # Built after the export; each has a manifest of its own beside it.
@@ -78,8 +79,8 @@ def _compare(
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    """Files below a directory in the order of their names; not those in hidden folders, which are
-    a version control's or a cache's."""
+    """Files below a directory in the order of their names; not those in hidden folders, which are a
+    version control's or a cache's."""
     for path in sorted(directory.rglob("*")):
         folders = path.relative_to(directory).parts[:-1]
         if path.is_file() and not any(part.startswith(".") for part in folders):

@@ -1,4 +1,4 @@
-"""What lies in a model or checkpoint directory, by its config.json and safetensors headers."""
+"""The contents of a model or checkpoint directory, by its config.json and safetensors headers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def inspect_model(path: Path, *, hashes: bool) -> Inspection:
 
 @dataclass
 class _Sum:
-    """What has been found of one part."""
+    """Sums over the weights of one part."""
 
     parameters: int = 0
     bytes: int = 0
@@ -116,7 +116,7 @@ class _Weights:
     """The weights of a checkpoint, summed by part."""
 
     def __init__(self, checkpoint: Checkpoint, *, was_tied: bool) -> None:
-        """was_tied: the stored output layer was made from the embedding: no further parameters."""
+        """was_tied: the stored output layer is a copy of the embedding: no further parameters."""
         self._checkpoint = checkpoint
         self._entries = checkpoint.files.entries
         self._stored = _by_module(self._entries)
@@ -139,7 +139,7 @@ class _Weights:
         self.unique_bytes = sum(self._entries[name].size for name in counted)
 
     def parts(self) -> Iterator[WeightPart]:
-        """The parts that there are."""
+        """The parts that have weights."""
         for name, sums in self._sums.items():
             if sums.bytes:
                 yield WeightPart(
@@ -152,7 +152,7 @@ class _Weights:
                 )
 
     def quantized_bits(self) -> float | None:
-        """Bits of a weight in the quantized linears, scales and zero points with them."""
+        """Bits of a weight in the quantized linears, with their scales and zero points."""
         size, parameters = 0, 0
         for name, shape in self._shapes.items():
             linear = name.removesuffix(".weight")
@@ -162,7 +162,7 @@ class _Weights:
         return bits_per_weight(size, parameters)
 
     def unquantized(self, reasons: Mapping[str, str]) -> dict[str, str]:
-        """Linears of the blocks that a quantized checkpoint left alone. reasons: of its report."""
+        """Unquantized linears in the blocks of a quantized checkpoint. reasons: of its report."""
         if self._checkpoint.quantization is None:
             return {}
         decoder = self._checkpoint.decoder
@@ -178,7 +178,7 @@ class _Weights:
         }
 
     def _add(self, name: str, shape: tuple[int, ...]) -> set[str]:
-        """Count one weight of the unquantized model. Returns the tensors that stand for it."""
+        """Count one weight of the unquantized model. Returns the names of its stored tensors."""
         tensors = self._tensors(name)
         size = sum(self._entries[tensor].size for tensor in tensors)
         sums, parameters = self._sums[self._part(name, shape)], math.prod(shape)
@@ -214,8 +214,8 @@ class _Weights:
 
     def _read_per_token(self, name: str, shape: tuple[int, ...], size: int) -> int:
         """Bytes of a weight that one decode step reads: of the embedding one row (and all of it
-        where it is the output layer too), of learned positions one, of the experts those that a
-        token is sent to."""
+        where it is the output layer too), of learned positions one, of the experts the chosen
+        ones."""
         decoder = self._checkpoint.decoder
         arch, module = decoder.architecture, name.removesuffix(".weight")
         if module == arch.embedding:
@@ -234,7 +234,7 @@ class _Weights:
 
 
 def _by_module(entries: Mapping[str, TensorEntry]) -> dict[str, list[str]]:
-    """Names of tensors by what stands before the last dot."""
+    """Names of tensors by the text before their last dot."""
     modules: dict[str, list[str]] = {}
     for name in entries:
         modules.setdefault(name.rpartition(".")[0], []).append(name)
@@ -290,7 +290,8 @@ def _dtypes(files: ModelFiles) -> dict[str, DtypePart]:
 
 
 def _stored_parameters(files: ModelFiles, kind: Kind) -> int | None:
-    """Parameters of a model whose architecture is not known: what is stored, if that is them."""
+    """Parameters of a model of an unknown architecture: the stored values, where it is
+    unquantized."""
     if kind != "model":
         return None
     return sum(math.prod(entry.shape) for entry in files.entries.values())

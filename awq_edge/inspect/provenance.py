@@ -1,4 +1,4 @@
-"""What the quantization report beside weights says about where they come from."""
+"""The provenance of weights, by the quantization report beside them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from awq_edge.quantizer.report.schema import (
 
 
 def read_report(path: Path) -> tuple[QuantizationReport | None, str | None]:
-    """The quantization report in a directory; and, where there is one that cannot be read, why."""
+    """The quantization report in a directory; and the reason why one that is there cannot be
+    read."""
     file = path / REPORT_FILE
     if not file.exists():
         return None, None
@@ -25,7 +26,7 @@ def read_report(path: Path) -> tuple[QuantizationReport | None, str | None]:
 
 
 def report_provenance(report: QuantizationReport) -> ProvenancePart:
-    """What a report knows."""
+    """The provenance that a report states."""
     drawn = report.calibration
     calibration = None
     if drawn is not None:

@@ -1,7 +1,7 @@
 """The schema of `awq-edge inspect --json`. docs/inspect.md describes every key; a test holds them
 equal.
 
-Sizes are bytes. None stands for what cannot be told from what is there.
+Sizes are bytes. None stands for a value that the files do not tell.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ FileStatus = Literal["unchecked", "verified", "missing", "resized", "changed", "
 
 
 class ArchitecturePart(Record):
-    """context: tokens that the model can take, of a bundle those it was exported for.
-    tied_embeddings: the embedding is the output layer too."""
+    """The decoder's sizes.
+
+    context: tokens that the model can take, of a bundle those of its export.
+    tied_embeddings: the embedding is the output layer too.
+    """
 
     layers: int
     hidden_size: int
@@ -38,7 +41,7 @@ class ArchitecturePart(Record):
 
 
 class QuantizationPart(Record):
-    """How most linears are quantized. method: what made them, or the format where nobody says."""
+    """Quantization of most linears. method: of the quantizer, or the format where nobody says."""
 
     method: str
     bits: int
@@ -47,7 +50,7 @@ class QuantizationPart(Record):
 
 
 class BundlePart(Record):
-    """What a bundle was exported for; see `awq_edge.artifacts.directories.BundleManifest`."""
+    """The target of a bundle's export; see `awq_edge.artifacts.directories.BundleManifest`."""
 
     runtime: str
     min_runtime_version: str | None
@@ -59,7 +62,7 @@ class BundlePart(Record):
 
 
 class SamplingPart(Record):
-    """What chat and serve draw by, where no flag and no request says otherwise.
+    """The sampling keys of chat and serve, where no flag and no request says otherwise.
 
     source: bundle (its export), model (generation_config.json), or default: it names none.
     """
@@ -72,9 +75,10 @@ class WeightPart(Record):
     """One part of the model.
 
     name: embedding, blocks, norms, lm_head, vision (tower and projector), tables (rotary), or
-    other. parameters: of the
-    unquantized model. formats: how many of them are stored how. bytes_per_token: of it that one
-    decode step reads.
+        other.
+    parameters: of the unquantized model.
+    formats: number of parameters by stored format.
+    bytes_per_token: read by one decode step.
     """
 
     name: str
@@ -86,14 +90,18 @@ class WeightPart(Record):
 
 
 class DtypePart(Record):
-    """What is stored in one dtype of safetensors."""
+    """The tensors stored in one dtype of safetensors."""
 
     tensors: int
     bytes: int
 
 
 class ProvenancePart(Record):
-    """What it was made from and by. source: facts of a bundle's manifest. calibration: in words."""
+    """Origin of the weights.
+
+    source: facts of a bundle's manifest.
+    calibration: in words.
+    """
 
     model_name: str | None = None
     calibration: str | None = None
@@ -104,7 +112,11 @@ class ProvenancePart(Record):
 
 
 class FilePart(Record):
-    """One file. size: None where it is missing. sha256: a bundle's as its manifest says."""
+    """One file.
+
+    size: None where it is missing.
+    sha256: a bundle's as its manifest says.
+    """
 
     name: str
     size: int | None
@@ -113,14 +125,18 @@ class FilePart(Record):
 
 
 class Inspection(Manifest):
-    """What lies in a directory.
+    """The contents of a directory.
 
-    parameters: of the unquantized model. size: of all files. weight_bytes: of weights in them.
-    bits_per_weight: weight_bytes over all parameters; quantized_bits_per_weight: over those of the
-    quantized linears, with their scales and zero points. weight_bytes_per_token,
-    kv_bytes_per_token: what one decode step reads, the latter for each position in the cache.
-    unquantized: linears that stay as they were, and why. notes: what cannot be told, and why.
-    problems: what is damaged.
+    parameters: of the unquantized model.
+    size: of all files.
+    weight_bytes: of weights in them.
+    bits_per_weight: weight_bytes over all parameters.
+    quantized_bits_per_weight: of the quantized linears, with their scales and zero points.
+    weight_bytes_per_token: read by one decode step.
+    kv_bytes_per_token: read for each position of the KV cache.
+    unquantized: linears that stay as they were, with the reason.
+    notes: unknown facts, with the reason.
+    problems: damage.
     """
 
     format: Literal["awq-edge-inspection"] = "awq-edge-inspection"
@@ -149,5 +165,5 @@ class Inspection(Manifest):
 
 
 def bits_per_weight(size: int, parameters: int | None) -> float | None:
-    """size: bytes."""
+    """Bits of a weight; None where there are no parameters. size: bytes."""
     return None if not parameters else 8 * size / parameters

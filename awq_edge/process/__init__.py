@@ -1,1 +1,1 @@
-"""This process and those it starts: children that end with it, locks, limits, interruption."""
+"""This process and its children: children that end with it, locks, limits, interruption."""

@@ -1,4 +1,4 @@
-"""Processes that this one starts: they, and whatever they start, end when it ends.
+"""Processes started by this one: they, and their own children, end when it ends.
 
 Each command runs in a process group of its own whose leader is a small shell that waits for the end
 of a pipe. The other end is open in this process alone: when it ends, even by SIGKILL, the system
@@ -44,8 +44,8 @@ def child(
     cwd: Path | None = None,
     binary: bool = False,
 ) -> Iterator[subprocess.Popen[Any]]:
-    """Start a command whose pipes carry UTF-8 text, or bytes; what is left of its group when the
-    block ends is killed.
+    """Start a command whose pipes carry UTF-8 text, or bytes; at the end of the block the rest of
+    its group is killed.
 
     Raises OSError where the command cannot be started.
     """
@@ -98,10 +98,11 @@ def run(
     input: str | None = None,
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; what it prints is in `stdout` and `stderr` of the result.
+    """Run a command to its end; its output is in `stdout` and `stderr` of the result.
 
-    timeout: seconds. Raises subprocess.TimeoutExpired after ending all of its group, OSError where
-    it cannot be started.
+    timeout: seconds.
+    Raises subprocess.TimeoutExpired after ending all of its group, OSError where it cannot be
+    started.
     """
     pipe = subprocess.PIPE
     stdin = subprocess.DEVNULL if input is None else pipe
@@ -111,7 +112,7 @@ def run(
 
 
 def output_of(command: Sequence[str | Path]) -> str:
-    """What a command that may take long writes to standard output; its errors go to ours.
+    """Standard output of a command that may take long; its errors go to ours.
 
     Raises subprocess.CalledProcessError where it fails.
     """
@@ -124,10 +125,10 @@ def output_of(command: Sequence[str | Path]) -> str:
 
 @contextlib.contextmanager
 def scratch_directory(purpose: str, base: Path | None = None) -> Iterator[Path]:
-    """Yield a directory for temporary files that is gone after the block; what a process that was
-    killed has left of the same purpose and user is cleared first.
+    """Yield a directory for temporary files that is gone after the block. First clear the
+    directories that killed processes of the same purpose and user have left.
 
-    base: where; None for the system's folder for temporary files.
+    base: the parent; None for the system's folder for temporary files.
     """
     folder = Path(base or tempfile.gettempdir())
     name = f"awq-edge-{purpose}-{os.getuid()}"

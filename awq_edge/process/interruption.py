@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: an exception that says what is kept and how to go on.
+"""Ctrl-C and SIGTERM: an exception that says which work is kept and how to go on.
 
 The text is the exception's own: `str(KeyboardInterrupt("3 of 30 blocks are kept"))`.
 """

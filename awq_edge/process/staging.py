@@ -45,9 +45,11 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def workplace(final: Path) -> tuple[Path, str]:
     """The folder for the temporary names of an output, and NAME in them.
 
-    final: links in it are followed. The folder is the parent, or `final` itself where that is a
-    folder which has to stay the same one: it is empty and somebody's, the working directory, the
-    root of a mount, or in a parent that cannot be written.
+    final: links in it are followed.
+
+    The folder is the parent, or `final` itself where that is a folder which has to stay the same
+    one: it is empty and somebody's, the working directory, the root of a mount, or in a parent that
+    cannot be written.
     """
     real = Path(os.path.realpath(final))
     if real.is_dir() and _stays(real):
@@ -63,7 +65,7 @@ def temporary_name(name: str, suffix: str) -> str:
 
 
 def kept_path(final: Path, kind: str) -> Path:
-    """Where work on an output is kept for a next run. kind: RESUME or CHECKPOINT."""
+    """The path at which work on an output is kept for a next run. kind: RESUME or CHECKPOINT."""
     inside = Path(os.path.realpath(final)) / temporary_name(_CONTENTS, kind)
     if inside.exists():  # from when the output was an empty folder
         return inside
@@ -72,12 +74,12 @@ def kept_path(final: Path, kind: str) -> Path:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of this name is one of those that this module names."""
+    """True if a file or folder of this name is a temporary one of this module."""
     return bool(_TEMPORARY.fullmatch(name) or _KEPT.fullmatch(name))
 
 
 def visible_entries(folder: Path) -> list[str]:
-    """Names in a folder, without the temporary ones of what is being made in it."""
+    """Names in a folder, without temporary ones."""
     return sorted(
         name
         for name in os.listdir(folder)
@@ -88,7 +90,8 @@ def visible_entries(folder: Path) -> list[str]:
 def hold(path: Path) -> int | None:
     """Lock a file or folder: a descriptor that holds it until it is closed.
 
-    None where another process holds it, or it is gone. Raises OSError where there are no locks.
+    None where another process holds the lock, or the path is gone. Raises OSError where there are
+    no locks.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -135,7 +138,7 @@ def temporary(folder: Path, name: str, *, mode: int | None = None) -> Iterator[P
 
 
 def discard(path: Path) -> None:
-    """Remove kept work: a kill in the middle leaves what the next `sweep` clears."""
+    """Remove kept work: the next `sweep` clears the rest after a kill in the middle."""
     match = _KEPT.fullmatch(path.name)
     name = path.name if match is None else match["name"]
     gone = path.parent / temporary_name(name, f"partial-{uuid.uuid4().hex[:8]}")
@@ -156,7 +159,7 @@ def discard_abandoned(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with what is in it; what cannot be removed stays."""
+    """Remove a file, or a folder with its contents; entries that cannot be removed stay."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -165,17 +168,17 @@ def remove(path: Path) -> None:
 
 
 def sweep(final: Path) -> None:
-    """Clear what runs that ended without a chance to have left where `final` will be made.
+    """Clear the temporary files of `final` that killed runs have left.
 
-    Raises ConfigError when a process that lives is making the folder `final`.
+    Raises ConfigError when a living process is making the folder `final`.
     """
     if sweep_abandoned(*workplace(final)):
         raise ConfigError(f"another run is making {final} now; wait for it or choose another --out")
 
 
 def sweep_abandoned(folder: Path, name: str) -> bool:
-    """Clear what nobody holds of NAME in `folder`, and what is old of others; whether a process
-    that lives is making a directory of that NAME."""
+    """Clear temporary files of NAME in `folder` that nobody holds, and old ones of other names;
+    True if a living process is making a directory of that NAME."""
     held = False
     own = temporary_name(name, "")
     between = temporary_name(temporary_name(name, CHECKPOINT), "")
@@ -201,8 +204,10 @@ def sweep_abandoned(folder: Path, name: str) -> bool:
 def publish(work: Path, final: Path) -> None:
     """Give a finished directory its name, in place of an empty or replaceable one.
 
-    final: as given to `workplace`. Nobody ever sees half of it under its name, but where the folder
-    has to stay the same one: there a kill in the middle is made good by the next `sweep`.
+    final: as given to `workplace`.
+
+    Nobody ever sees half of it under its name, except where the folder has to stay the same one:
+    there the next `sweep` finishes after a kill in the middle.
     """
     real = Path(os.path.realpath(final))
     if work.parent == real:
@@ -234,7 +239,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _age(path: Path) -> float:
-    """Seconds since the path, or what lies directly in it, was changed last."""
+    """Seconds since the last change of the path, or of an entry directly in it."""
     times = []
     for each in (path, *(_listed(path) if path.is_dir() else ())):
         with contextlib.suppress(OSError):
@@ -247,14 +252,14 @@ def _patience(path: Path) -> float:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a folder that is called as kept work is called is that."""
+    """True if a folder with the name of kept work holds kept work."""
     if not _KEPT.fullmatch(path.name):
         return True
     return (path / "key").is_file() or (path / "quantization_report.json").is_file()
 
 
 def _clear(path: Path) -> None:
-    """Remove what is abandoned; first make good what its process had not finished."""
+    """Remove an abandoned path; first finish the exchange that its process had begun."""
     match = _TEMPORARY.fullmatch(path.name)
     if match is not None and match["name"] == _CONTENTS and (path / _JOURNAL).is_file():
         _move_contents(path)
@@ -281,7 +286,7 @@ def _write_journal(work: Path, final: Path) -> None:
 
 
 def _move_contents(work: Path) -> None:
-    """Do, or finish, what the journal of a folder inside its output says."""
+    """Do, or finish, the moves in the journal of a folder inside its output."""
     journal = json.loads((work / _JOURNAL).read_text(encoding="utf-8"))
     final, replaced = work.parent, work / _REPLACED
     for name in journal["old"]:
@@ -295,7 +300,7 @@ def _move_contents(work: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change places at once (renameat2); False where the system cannot."""
+    """Exchange two names at once (renameat2); False where the system cannot."""
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is None:
         return False

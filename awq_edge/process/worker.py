@@ -1,7 +1,7 @@
-"""The program of a process that does what strangers' files say: chat templates and tokenizers.
+"""The program of a process that executes strangers' files: chat templates and tokenizers.
 
-A template may loop for ever or double a string until memory ends, when it is compiled as when it
-is rendered; so may a tokenizer's regular expressions and replacements, which hold Python's lock
+A template may loop for ever or double a string until memory ends, when it is compiled as when it is
+rendered; so may a tokenizer's regular expressions and replacements, which hold Python's lock
 meanwhile. A process can be ended, a thread cannot. Requests and answers are JSON, one a line, on
 standard input and output. Nothing but the standard library and jinja2, or tokenizers, is imported:
 it starts in a tenth of a second.
@@ -29,7 +29,7 @@ _KEPT_TEMPLATES = 8  # compiled, of the latest requests
 
 
 def main() -> None:
-    """Serve until standard input ends. The first line has the limits and where packages are."""
+    """Serve until standard input ends. The first line has the limits and the paths of packages."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     setup = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = setup["path"]
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def _renderer(characters: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Renders templates; characters: that one may write."""
+    """A function that renders templates. characters: the limit of one rendering."""
     environment = _environment()
     compiled: dict[str, jinja2.Template] = {}
     return lambda request: _rendered(environment, compiled, request, characters)
 
 
 def _tokenizing(tokenizer: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Encodes and decodes by the text of a tokenizer.json: {"ids"} or {"text"}."""
+    """A function that encodes and decodes by the text of a tokenizer.json: {"ids"} or {"text"}."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer)
@@ -120,7 +120,7 @@ def _answer(body: dict[str, Any]) -> None:
 
 
 def _limit_memory(count: int) -> None:
-    """Bytes beyond what this process has now."""
+    """Limit this process's memory. count: bytes beyond those that it has now."""
     try:
         import resource
 

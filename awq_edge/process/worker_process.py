@@ -1,4 +1,4 @@
-"""Processes for programs of strangers: each request has limits, and who exceeds them is ended.
+"""Processes for programs of strangers: each request has limits, and a process beyond them is ended.
 
 A thread cannot be stopped, a process can. One is started with the first request and kept; one that
 had to be ended is replaced at the next. Requests and answers are JSON, one a line.
@@ -54,7 +54,7 @@ class _Worker:
         self._send({"path": sys.path, **setup})
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Its answer; None where it had to be ended, or ended by itself."""
+        """The process's answer; None where it had to be ended, or ended by itself."""
         timer = threading.Timer(_WALL_SECONDS, self._process.kill)
         timer.daemon = True
         timer.start()
@@ -71,19 +71,19 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs still: while it waited somebody may have ended it."""
+        """True if the process runs still: while it waited somebody may have ended it."""
         return self._process.poll() is None
 
     @property
     def crashed(self) -> bool:
-        """Whether it ended by neither of the limits of time."""
+        """True if the process ended by neither of the limits of time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)  # its pipe may be closed a moment before
         ends = [-getattr(signal, name, 0) for name in ("SIGPROF", "SIGKILL")]
         return self._process.returncode not in (None, *ends)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._end.close()
 
     def _send(self, body: Mapping[str, Any]) -> bool:
@@ -108,7 +108,7 @@ class WorkerPool:
     """Processes of one kind that wait for work, the latest used first."""
 
     def __init__(self, setup: Callable[[], Mapping[str, Any]]) -> None:
-        """setup: what a process is told first, see `awq_edge.process.worker`."""
+        """setup: the first line of a process, see `awq_edge.process.worker`."""
         self._setup = setup
         self._free = threading.BoundedSemaphore(_MOST_PROCESSES)
         self._lock = threading.Lock()
@@ -119,8 +119,8 @@ class WorkerPool:
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer; {"error": "limit", "message"} where the process had to be ended.
 
-        Raises ConfigError where none can be started, TypeError, ValueError and RecursionError for
-        what is no JSON.
+        Raises ConfigError where no process can be started, TypeError, ValueError and RecursionError
+        for a request that is no JSON.
         """
         with self._free:
             worker = self._take() or self._started()
@@ -141,7 +141,7 @@ class WorkerPool:
         return answer
 
     def warm_up(self) -> None:
-        """Start a process that will be needed, without waiting for it."""
+        """Start a process for later, without waiting for it."""
         with self._lock:
             if any(worker.owner == os.getpid() for worker in self._idle):
                 return
@@ -149,7 +149,7 @@ class WorkerPool:
             self._put(self._started())
 
     def close(self) -> None:
-        """End all that wait."""
+        """End all processes that wait."""
         while (worker := self._take()) is not None:
             worker.close()
 

@@ -1,4 +1,4 @@
-"""From what ran to its report."""
+"""The report of one generation, made from the model, the request and the timings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def build_run_report(
 ) -> RunReport:
     """The report of one generation on a loaded model.
 
-    after: this process's memory when the generation had ended. device_bandwidth: bytes/s.
+    after: this process's memory when the generation had ended.
+    device_bandwidth: bytes/s.
     """
     manifest, timings = model.manifest, generation.timings
     cpu = describe_cpu()
@@ -106,7 +107,7 @@ def mean_kv_bytes_per_token(manifest: BundleManifest, timings: Timings) -> int:
 
 
 def bundle_part(model: Model) -> BundlePart:
-    """What a loaded bundle is."""
+    """A loaded bundle's part of the report."""
     manifest = model.manifest
     return BundlePart(
         path=str(model.bundle.path),
@@ -141,7 +142,7 @@ def _latency(load: LoadFigures, timings: Timings) -> LatencyPart:
 
 
 def spread_part(spread: Spread | None) -> SpreadPart | None:
-    """A spread as reports have it."""
+    """A spread in the report's form."""
     if spread is None:
         return None
     return SpreadPart(median=spread.median, p10=spread.p10, p90=spread.p90, samples=spread.count)
@@ -211,8 +212,8 @@ def _fit(
 ) -> tuple[float | None, float | None]:
     """Measured over predicted: of weights and KV cache, and of the peak.
 
-    growth: resident bytes that loading added. On a GPU, what the process takes of the host's memory
-    is not what must fit.
+    growth: resident bytes that loading added. On a GPU the process's host memory is no limit, and
+        does not count.
     """
     resident = predicted.weights + predicted.kv_cache
     measured, workspace = session.measured, session.workspace or 0
@@ -233,7 +234,7 @@ def _fit(
 
 
 def environment_part(model: Model, cpu: CpuInfo) -> EnvironmentPart:
-    """Where a loaded bundle runs."""
+    """The machine and the packages that run a loaded bundle."""
     info = model.session.info
     return EnvironmentPart(
         backend=info.backend,

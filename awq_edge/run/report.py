@@ -11,7 +11,11 @@ from awq_edge.artifacts.schema import Manifest, Record
 
 
 class BundlePart(Record):
-    """What ran. commit: of the awq-edge that exported it. context: what it was exported for."""
+    """The bundle.
+
+    commit: of the awq-edge that exported it.
+    context: of its export.
+    """
 
     path: str
     model_name: str
@@ -29,8 +33,12 @@ class BundlePart(Record):
 
 
 class RequestPart(Record):
-    """What was asked for. seed: the one used, given or drawn. max_new_tokens: None without a
-    limit. context: positions of the KV cache of this run."""
+    """The request.
+
+    seed: the one used, given or drawn.
+    max_new_tokens: None without a limit.
+    context: positions of the KV cache of this run.
+    """
 
     prompt: str
     prompt_format: Literal["raw", "chat"]
@@ -48,8 +56,12 @@ class RequestPart(Record):
 
 
 class ResultPart(Record):
-    """What came out. token_ids: generated, without the stop token. thoughts: of a reasoning model,
-    before the text; thought_tokens: how many of the tokens they are."""
+    """The generated text.
+
+    token_ids: generated, without the stop token.
+    thoughts: of a reasoning model, before the text.
+    thought_tokens: number of their ids.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -70,8 +82,12 @@ class SpreadPart(Record):
 
 
 class LatencyPart(Record):
-    """Seconds. load: hashes checked and session opened. ttft: from the request to the first token.
-    tpot: of the decode steps after the warm-up. total: the request from its arrival to its end."""
+    """Seconds.
+
+    load: hashes checked and session opened.
+    ttft: from the request to the first token. tpot: of the decode steps after the warm-up.
+    total: the request from its arrival to its end.
+    """
 
     load: float
     load_verify: float
@@ -93,10 +109,11 @@ class ThroughputPart(Record):
 
 
 class BandwidthPart(Record):
-    """Memory traffic of decoding. bytes_per_token: weights and, at the mean position, KV cache.
+    """Memory traffic of decoding.
 
-    achieved: bytes_per_token over the median TPOT. device: what the device can do, from the recipe
-    or measured just after the run. roofline: the tokens/s that this would give.
+    bytes_per_token: weights and, at the mean position, KV cache. achieved: bytes_per_token over the
+        median TPOT. device: the device's bandwidth, from the recipe or measured just after the run.
+        roofline: tokens/s at the device's bandwidth.
     """
 
     weight_bytes_per_token: int
@@ -120,12 +137,14 @@ class PredictedMemoryPart(Record):
 
 
 class MeasuredMemoryPart(Record):
-    """Bytes of resident memory of this process. loaded: what loading added, weights and KV cache.
+    """Bytes of resident memory of this process.
 
-    anonymous: allocations, which must fit. file_backed: mapped files, which the system may drop.
-    on_device: of the GPU's memory, what the session takes of it: weights, KV cache, buffers.
-    device_*: in use on the whole GPU, other programs included, as device_source says: before
-    loading, after it, and at most. nvmap: what NvMap had allocated after loading; Jetson only.
+    loaded: added by loading, weights and KV cache. anonymous: allocations, which must fit.
+        file_backed: mapped files, which the system may drop.
+    on_device: the session's weights, KV cache and buffers in the GPU's memory.
+    device_before_load, device_after_load, device_peak: in use on the whole GPU, other programs
+        included, by device_source: before loading, after it, and at the peak.
+    nvmap: allocated by NvMap after loading; Jetson only.
     """
 
     before_load: int | None
@@ -143,10 +162,16 @@ class MeasuredMemoryPart(Record):
 
 
 class MemoryPart(Record):
-    """The memory fit. peak_over_predicted: measured peak / predicted total. loaded_over_predicted:
-    measured loaded / predicted weights + KV cache; on a GPU, weights and KV cache there, and no
-    peak, unless the whole GPU was measured: then what its use grew by, against what is predicted
-    without the overhead. device: bytes that the device has."""
+    """The memory fit.
+
+    peak_over_predicted: measured peak / predicted total.
+    loaded_over_predicted: measured loaded / predicted weights + KV cache.
+    device: bytes that the device has.
+
+    On a GPU, loaded is the session's weights and KV cache, and there is no peak, unless the whole
+    GPU was measured: then loaded and peak are the growth of its use, against the prediction without
+    the overhead.
+    """
 
     predicted: PredictedMemoryPart
     measured: MeasuredMemoryPart
@@ -156,7 +181,11 @@ class MemoryPart(Record):
 
 
 class EnvironmentPart(Record):
-    """Where it ran. commit: of the awq-edge that ran it. time: ISO 8601, UTC."""
+    """The machine.
+
+    commit: of the awq-edge that ran.
+    time: ISO 8601, UTC.
+    """
 
     backend: str
     device: str
@@ -171,7 +200,7 @@ class EnvironmentPart(Record):
 
 
 class RunReport(Manifest):
-    """What one `awq-edge run` did and took."""
+    """The report of one `awq-edge run`."""
 
     format: Literal["awq-edge-run-report"] = "awq-edge-run-report"
     format_version: Literal[1] = 1

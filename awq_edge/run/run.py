@@ -1,4 +1,4 @@
-"""`awq-edge run` as a call: load a bundle, generate once, report what it took."""
+"""`awq-edge run` as a call: load a bundle, generate once, report time and memory."""
 
 from __future__ import annotations
 
@@ -43,17 +43,22 @@ def run(
     cancelled: Callable[[], bool] | None = None,
     observer: Callable[[float, str], None] | None = None,
 ) -> RunReport:
-    """Load a bundle, generate once, and return the report of it.
+    """Load a bundle, generate once, and return the report.
 
     prompt_format: "raw" sends the text as it is, "chat" as a user's message through the model's
-    chat template, "auto" the latter where there is one. max_new_tokens: None means 128, or to the
-    end of the context where fewer fit. sampling: None is greedy. sample: draw by the bundle's own
-    set, as chat and serve do; keys in `sampling` take the place of its own. Keys that only matter
-    where tokens are drawn (top_k, top_p, min_p without a temperature) ask for that too. on_text:
-    called with every piece of the answer; on_thought: of the thoughts. chat_template: a file in
-    place of the model's own; variables: what it knows beside the message. cancelled: asked before
-    every step; what ran until then is reported. observer: see `load`. Raises what `load` and
-    `Model.stream` raise.
+        chat template, "auto" the latter where there is one.
+    max_new_tokens: None means 128, or to the end of the context where fewer fit.
+    sampling: None is greedy.
+    sample: draw by the bundle's own sampling keys, as chat and serve do; keys in `sampling` replace
+        them. Keys that only matter where tokens are drawn (top_k, top_p, min_p without a
+        temperature) turn this on too.
+    on_text: called with every delta of the answer.
+    on_thought: called with those of the thoughts.
+    chat_template: a file in place of the model's own.
+    variables: of the chat template, beside the message.
+    cancelled: asked before every step; the report then ends there.
+    observer: see `load`.
+    Raises the errors of `load` and `Model.stream`.
     """
     if not prompt:
         raise ConfigError("the prompt is empty; give --prompt some text")
