@@ -18,7 +18,8 @@ _METRICS = {
 
 
 def print_bench(report: BenchReport, console: Console) -> None:
-    """Print the report: speed, latency, memory and energy by cell, then what it was measured on."""
+    """Print the report: speed, latency, memory and energy by cell, then the machine and the
+    plan."""
     for table in (_speed(report), _latency(report), _memory(report)):
         console.print(table)
         console.print()
@@ -43,7 +44,7 @@ def print_bench(report: BenchReport, console: Console) -> None:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print what changed, then what else was not the same."""
+    """Print the changes, then the other differences between the measurements."""
     table = Table(box=None, pad_edge=False)
     table.add_column("prompt + new", style="bold", no_wrap=True)
     table.add_column("metric", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What a line that begins with a slash does in `awq-edge chat`."""
+"""The slash commands of `awq-edge chat`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ELSE = 'Anything else is a message, also "/words with blanks" that are no comma
 
 @dataclass(frozen=True)
 class _Command:
-    """names: the first is shown, the others are what people know from other programs."""
+    """One command. names: the first is shown, the others are known from other programs."""
 
     names: tuple[str, ...]
     argument: str
@@ -40,8 +40,11 @@ class _Command:
 
 
 class ChatCommands:
-    """The commands of one chat. last: the latest answer, for /stats. again: a message that is to be
-    answered next, without being typed. quiet: say nothing behind answers."""
+    """The commands of one chat.
+
+    last: the latest answer, for /stats. again: a message to be answered next, without being typed.
+    quiet: say nothing after answers.
+    """
 
     def __init__(
         self,
@@ -52,8 +55,10 @@ class ChatCommands:
         warn: Callable[[str], None],
         tell: Callable[[str], None],
     ) -> None:
-        """note: shows a line to a person. warn: a line that a pipe's reader must see too. tell:
-        what a command was asked for."""
+        """note: shows a line to a person.
+        warn: shows one to a pipe's reader too.
+        tell: shows the output of a command.
+        """
         self._conversation = conversation
         self._model = model
         self._interrupt = interrupt
@@ -80,7 +85,8 @@ class ChatCommands:
         self._commands = {name: command for command in self._list for name in command.names}
 
     def is_command(self, message: str) -> bool:
-        """A known name, or one word that looks like one: "/rest" is a slip, "/etc is?" a text."""
+        """True for a known name, or one word that looks like one: "/rest" is a slip, "/etc is?" a
+        text."""
         words = message.split()
         if not words or "\n" in message.strip():
             return False
@@ -88,7 +94,7 @@ class ChatCommands:
         return message.lstrip().startswith("/") and (known or len(words) == 1)
 
     def run(self, line: str) -> bool:
-        """Do it; False when the chat is to end. Raises ConfigError and ResourceError."""
+        """Run a command; False when the chat is to end. Raises ConfigError and ResourceError."""
         name, *rest = line.split(None, 1)
         command = self._commands.get(name)
         if command is None:

@@ -1,4 +1,4 @@
-"""What was typed in earlier chats, for the arrow keys: one JSON string a line."""
+"""Messages typed in earlier chats, for the arrow keys: one JSON string a line."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def history_file() -> Path | None:
 
 
 class History:
-    """The entries of a file, which is made, readable for its owner alone, with the first one.
+    """The entries of a file, which is made with the first entry, readable for its owner alone.
 
-    Nothing of it is worth an error: a file that cannot be read or written is none.
+    A file that cannot be read or written counts as empty: no entry is worth an error.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -48,8 +48,8 @@ class History:
         return kept[-_ENTRIES:]
 
     def add(self, entry: str) -> bool:
-        """Append an entry, at once: two chats may write into one file. Gives whether it is one
-        that can be called back."""
+        """Append an entry, at once: two chats may write into one file. True if readline can recall
+        it."""
         if not _can_be_called_back(entry):
             return False
         if self._path is None:
@@ -74,7 +74,7 @@ class History:
 
 
 def _can_be_called_back(entry: str) -> bool:
-    """Whether readline takes it, and a person would want it."""
+    """True if readline takes the entry, and a person would want it."""
     return 0 < len(entry) <= _LONGEST and "\0" not in entry and _encodes(entry)
 
 

@@ -1,7 +1,7 @@
 '''Messages of a person at a terminal, or of a pipe.
 
 A line is a message. `"""` begins one of several lines, up to the next `"""`; a backslash at the end
-of a typed line continues it. What is pasted is one message, whatever its lines.
+of a typed line continues it. A paste is one message, whatever its lines.
 '''
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class MessageReader:
     def read(self) -> str | None:
         """One message; None at the end of the input. Ctrl-C drops what was typed, twice leaves.
 
-        Raises ConfigError for what is not text in the locale's encoding, and for a pipe that ends
-        in the middle of a message.
+        Raises ConfigError for input that is not text in the locale's encoding, and for a pipe that
+        ends in the middle of a message.
         """
         try:
             if not is_terminal():
@@ -88,14 +88,14 @@ class MessageReader:
         return line
 
     def _pasted(self, line: str) -> str:
-        """The line with what follows at once: a paste, where the editor does not tell of one."""
+        """The line with the rest of its paste, where the editor does not mark pastes."""
         lines = [line]
         while _is_waiting(_PASTE_SECONDS):
             lines.append(self._line(""))
         return "\n".join(lines).rstrip("\n") if len(lines) > 1 else line
 
     def _line(self, prompt: str) -> str:
-        """One line, edited and called back where Python has GNU readline."""
+        """One line, edited and recalled where Python has GNU readline."""
         if sys.stdout.isatty():
             return input(prompt)
         # The answers go to a file: the prompt does not belong there.
@@ -110,12 +110,12 @@ class MessageReader:
 
 
 def opens(line: str) -> bool:
-    """Whether the line begins a message in `\"\"\"`."""
+    """True if the line begins a message in `\"\"\"`."""
     return line.lstrip().startswith(QUOTES)
 
 
 def quoted(line: str, following: Callable[[], str]) -> str:
-    """The message in `\"\"\"` that `line` begins; following: gives the line behind."""
+    """The message in `\"\"\"` that `line` begins. following: returns the next line."""
     text = line.lstrip()[len(QUOTES) :]
     while not text.rstrip().endswith(QUOTES):
         text += "\n" + following()
@@ -123,7 +123,7 @@ def quoted(line: str, following: Callable[[], str]) -> str:
 
 
 def is_terminal() -> bool:
-    """Whether a person types."""
+    """True if a person types."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
@@ -148,7 +148,7 @@ def _line_editor() -> Any:
 
 
 def _bracket_pastes(readline: Any) -> bool:
-    """Have the terminal say what is pasted, where it can and the library knows of it (8.0)."""
+    """Have the terminal mark pastes, where it can and the library knows of it (8.0)."""
     if os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         readline.parse_and_bind("set enable-bracketed-paste off")
         return False

@@ -58,7 +58,7 @@ NAMES = (*_PARSERS, "quiet", "verbose")
 def parse_setting(argument: str) -> tuple[str, Any]:
     """The name and value of `/set ARGUMENT`; the word "parameter" before them may be left out.
 
-    The value of "quiet" and "verbose" is None. Raises ConfigError that says what there is.
+    The value of "quiet" and "verbose" is None. Raises ConfigError that lists the settings.
     """
     name, _, text = argument.partition(" ")
     if name == "parameter":
@@ -78,7 +78,7 @@ def parse_setting(argument: str) -> tuple[str, Any]:
 
 
 def settings_rows(conversation: Conversation) -> list[tuple[str, str]]:
-    """Names and values as they are."""
+    """Names and present values."""
     sampling = conversation.sampling
     values: dict[str, Any] = {
         name: getattr(sampling, name) for name in _PARSERS if hasattr(sampling, name)

@@ -1,4 +1,4 @@
-"""How a command that did not end well ends: one line on standard error, and an exit code."""
+"""The end of a failed command: one line on standard error, and an exit code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _NEUTRAL = "nothing half-written is left; give the same command again"
 
 
 def exit_code(error: BaseException) -> int:
-    """Say in one line what ended the command; 2 for an error of the user's or the machine's, 1 for
-    one of ours or where the reader left, 128 and the signal's number for an interruption."""
+    """Print one line about the error that ended the command. Returns 2 for an error of the user's
+    or the machine's, 1 for one of ours or where the reader left, 128 and the signal's number for an
+    interruption."""
     if isinstance(error, KeyboardInterrupt):
         return _interrupted(error)
     if isinstance(error, ReaderLeft):
@@ -53,7 +54,7 @@ def _interrupted(stop: KeyboardInterrupt) -> int:
 
 
 def _of_the_machine(error: BaseException) -> str | None:
-    """What a file system or the memory has refused, where no stage has put it into words."""
+    """The words for a refusal of the file system or the memory that no stage has put into words."""
     if isinstance(error, MemoryError):
         return f"the memory is used up{': ' if str(error) else ''}{error}; close other programs"
     if isinstance(error, OSError) and (fault := system_fault(error)) is not None:

@@ -1,4 +1,4 @@
-"""What `awq-edge inspect` found, as tables for people."""
+"""The result of `awq-edge inspect`, as tables for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _PIPE_WIDTH = 160  # columns where there is no terminal to ask: no row is broken
 
 
 def print_inspection(inspection: Inspection, console: Console, *, hashes: bool) -> None:
-    """Print it: what it is, its parts, what decoding reads, where it comes from, its files."""
+    """Print the inspection: the kind, the parts, the bytes that decoding reads, the origin, the
+    files."""
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     for line in _what(inspection):

@@ -15,7 +15,7 @@ class Interrupt:
     """Inside `with`, the first SIGINT or SIGTERM makes `requested` true; the second raises
     KeyboardInterrupt, or Terminated.
 
-    So does one that comes before anybody has asked: what cannot be ended politely is just ended.
+    So does one before anybody has asked: work that cannot be ended politely is just ended.
     """
 
     def __init__(self) -> None:
@@ -24,18 +24,18 @@ class Interrupt:
         self._previous: dict[int, Any] = {}
 
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """True if a signal came."""
         self._asked = True
         return self._number is not None
 
     @property
     def terminated(self) -> bool:
-        """Whether it was SIGTERM: the program is to end, not the answer alone."""
+        """True if the signal was SIGTERM: the program is to end, not the answer alone."""
         return self._number == signal.SIGTERM
 
     @property
     def exit_code(self) -> int:
-        """Of a program that a signal has ended: 130 or 143; 0 without one."""
+        """The exit code after a signal: 130 or 143; 0 without one."""
         return 0 if self._number is None else 128 + self._number
 
     def __enter__(self) -> Interrupt:

@@ -1,6 +1,6 @@
-"""Where output goes: text and tables for people, JSON in a file or alone on standard output.
+"""Outputs: text and tables for people, JSON in a file or alone on standard output.
 
-Whatever is printed passes through `awq_edge.terminal_text`; what goes into a file is exact.
+Printed text passes through `awq_edge.terminal_text`; text for a file is exact.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ _BEGINNINGS = {"--csv": b"prompt_tokens,generated_tokens,", "--html": b"<!doctyp
 def open_console(*, stderr: bool = False, width: int | None = None) -> Console:
     """A rich console on a standard stream, for text that may come from outside.
 
-    A string, in a table too, is one line without markup; a line break that is meant stands in a
-    `rich.text.Text`. width: characters, None for the terminal's.
+    A string, in a table too, is one line without markup; an intended line break stands in a
+    `rich.text.Text`.
+
+    width: characters, None for the terminal's.
     """
     from awq_edge.cli.safe_console import SafeConsole
 
@@ -64,10 +66,11 @@ class FileTarget:
     """The value of a flag that names a file to write, checked before the work starts."""
 
     def __init__(self, flag: str, value: str | None, reads: Iterable[Read] = ()) -> None:
-        """flag: as typed, for messages. reads: what the command reads, as it was given.
+        """Raises ConfigError when the file cannot be written, is or lies in an input of the
+        command, or holds a file that this flag has not written.
 
-        Raises ConfigError when the file cannot be written, is or lies in something that the command
-        reads, or holds something that this flag has not written.
+        flag: as typed, for messages.
+        reads: inputs of the command, as given.
         """
         if value == "-":
             raise ConfigError(f"{flag} -: standard output takes --json alone; name a file")
@@ -81,8 +84,8 @@ class FileTarget:
     def write(self, text: str, *, interrupted: bool = False) -> None:
         """Write the text and a line end, whole or not at all; nothing where no file was given.
 
-        What is replaced is told in a line. A report that is interrupted, or of another kind than
-        the one that is there, gets a name of its own.
+        A line tells of a replaced file. A report that is interrupted, or of another kind than the
+        file's, gets a name of its own.
         """
         if self._path is None:
             return
@@ -99,7 +102,7 @@ class FileTarget:
             say(said, stderr=True)
 
     def _place(self, text: str, interrupted: bool) -> tuple[Path, str | None]:
-        """Where the text goes, so that nothing is lost without a word, and the word."""
+        """The path for the text, chosen so that no report is lost silently, and a line about it."""
         path = self._path
         assert path is not None
         if not path.is_file() or (size := path.stat().st_size) == 0:
@@ -118,17 +121,17 @@ class JsonTarget:
     """The value of a `--json FILE|-` flag, checked before the work starts."""
 
     def __init__(self, value: str | None, reads: Iterable[Read] = ()) -> None:
-        """As `FileTarget`."""
+        """The arguments of `FileTarget`, with `--json` as the flag."""
         self.owns_stdout = value == "-"
         self._file = FileTarget("--json", None if value == "-" else value, reads)
 
     @property
     def text_stream(self) -> TextIO:
-        """Where text for people goes: standard output, or standard error where JSON has that."""
+        """The stream of text for people: standard output, or standard error where JSON has that."""
         return _text_stream(stderr=self.owns_stdout)
 
     def console(self, *, width: int | None = None) -> Console:
-        """Tables on `text_stream`; names and paths in them are printed as they are."""
+        """A console on `text_stream`; it prints names and paths exactly."""
         return open_console(stderr=self.owns_stdout, width=width)
 
     def write(self, text: str, *, interrupted: bool = False) -> None:
@@ -162,7 +165,7 @@ def _kind(text: str) -> str:
 
 
 def _free_name(path: Path) -> Path:
-    """`report.2.json` beside `report.json`, or the next number that is free."""
+    """`report.2.json` beside `report.json`, or the next free number."""
     number = 2
     while os.path.lexists(beside := path.with_name(f"{path.stem}.{number}{path.suffix}")):
         number += 1
@@ -170,12 +173,13 @@ def _free_name(path: Path) -> Path:
 
 
 def _is_special(path: Path) -> bool:
-    """A device or pipe is written to; renaming a file over it would replace it."""
+    """True for a device or pipe, which renaming a file over it would replace."""
     return path.exists() and not path.is_file()
 
 
 def _require_writable(flag: str, path: Path) -> None:
-    """Try it: permissions alone do not tell of a read-only file system."""
+    """Raise ConfigError where a file cannot be made: permissions do not tell of a read-only
+    disk."""
     if path.is_dir():
         raise ConfigError(f"{flag} {path}: is a directory; give the name of a file")
     try:

@@ -15,7 +15,7 @@ _PARTS = 1000  # of an engine that is built
 
 @contextmanager
 def block_progress(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar that moves once a block. Yields the observer: (done, total, what is being done)."""
+    """A bar that moves once a block. Yields the observer: (done, total, the block in words)."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -37,7 +37,7 @@ def block_progress(console: Console) -> Iterator[Callable[[int, int, str], None]
 @contextmanager
 def build_progress(console: Console) -> Iterator[Callable[[float, str], None]]:
     """A bar for the engine that a run may have to build first: it comes with the first call and
-    goes with the last, (1.0, ""). Yields the observer: (part done, what is being done)."""
+    goes with the last, (1.0, ""). Yields the observer: (part done, the stage in words)."""
     with ExitStack() as stack:
         bars: list[Callable[[int, int, str], None]] = []
 

@@ -11,7 +11,7 @@ _WEIGHTS = {"none": "not quantized"}
 
 
 def print_report(report: RunReport, console: Console) -> None:
-    """Print the report: speed first, then the memory fit, then what it was measured on."""
+    """Print the report: speed first, then the memory fit, then the machine."""
     console.print(_speed(report))
     console.print()
     console.print(_memory(report))
@@ -110,7 +110,7 @@ def _memory(report: RunReport) -> Table:
 
 
 def _add_device_use(table: Table, predicted: int, measured: MeasuredMemoryPart) -> None:
-    """What the use of the whole GPU grew by, where it was measured."""
+    """Add the growth of the whole GPU's use, where it was measured."""
     if measured.device_peak is None or measured.device_before_load is None:
         return
     grown = measured.device_peak - measured.device_before_load

@@ -13,20 +13,20 @@ from awq_edge.terminal_text import one_line, printable
 
 
 class SafeConsole(Console):
-    """Strings are one line each and hold no markup; nothing printed reaches the terminal's
-    controls but what rich itself sends."""
+    """A console whose strings are one line each and hold no markup; the terminal receives no
+    controls but rich's own."""
 
     def __init__(self, *, file: TextIO, width: int | None = None) -> None:
         super().__init__(file=file, width=width, highlight=False, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Before anything is measured, so that columns stay aligned."""
+        """Clean a string before it is measured, so that columns stay aligned."""
         return super().render_str(one_line(text), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """What came as a `Text` too: no escape but in rich's own control segments."""
+        """Clean a `Text` too: only rich's own control segments may hold escapes."""
         for segment in super().render(renderable, options):
             if segment.control is None:
                 yield Segment(printable(segment.text), segment.style)

@@ -1,4 +1,4 @@
-"""The standard streams of the process: what closed, full and broken ones do is decided here."""
+"""The standard streams of the process, with a rule for closed, full and broken ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class ReaderLeft(Exception):
 
 
 class StandardStreams:
-    """`open` puts guards in the place of sys.stdout and sys.stderr, `close` takes them away.
+    """The process's standard streams: `open` puts guards in place of sys.stdout and sys.stderr,
+    `close` removes them.
 
     A stream that is not the process's own (a test's) is left alone.
     """
@@ -26,7 +27,7 @@ class StandardStreams:
 
     @property
     def guarded(self) -> bool:
-        """Whether the streams are the process's own."""
+        """True if the streams are the process's own."""
         return bool(self._replaced)
 
     def open(self) -> None:
@@ -40,12 +41,12 @@ class StandardStreams:
         self._guard("stdout", _OutputStream)
 
     def flush(self) -> None:
-        """Bring out what is buffered. Raises ReaderLeft and ResourceError."""
+        """Write the buffered text. Raises ReaderLeft and ResourceError."""
         if sys.stdout is not None:
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Put the streams back; what cannot be written is dropped."""
+        """Restore the streams; text that cannot be written is dropped."""
         for name, original in reversed(self._replaced):
             guard = getattr(sys, name)
             setattr(sys, name, original)
@@ -80,7 +81,7 @@ class _GuardedStream(io.TextIOWrapper):
 
 
 class _OutputStream(_GuardedStream):
-    """Standard output that fails as the machine's fault, or the reader's wish, by name."""
+    """Standard output whose errors name their cause: the machine, or a reader that left."""
 
     def write(self, text: str, /) -> int:
         try:
@@ -96,7 +97,7 @@ class _OutputStream(_GuardedStream):
 
 
 class _ErrorStream(_GuardedStream):
-    """Standard error that nobody may be reading: a message that is lost changes no exit code."""
+    """Standard error that nobody may be reading: a lost message changes no exit code."""
 
     def write(self, text: str, /) -> int:
         try:
@@ -119,9 +120,9 @@ def _output_error(error: OSError) -> Exception:
 
 
 def _fill_closed_descriptors() -> set[int]:
-    """Open /dev/null for each of 0, 1 and 2 that is closed; gives which these were.
+    """Open /dev/null for each of 0, 1 and 2 that is closed; returns these.
 
-    The next file that is opened would take the number, and what libraries print would go into it.
+    The next opened file would take the number, and text that libraries print would go into it.
     """
     closed = set()
     for descriptor in (0, 1, 2):
@@ -137,7 +138,7 @@ def _fill_closed_descriptors() -> set[int]:
 
 
 def _discard(descriptor: int) -> None:
-    """Let what is still buffered for a descriptor go nowhere."""
+    """Drop the text that is still buffered for a descriptor."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)

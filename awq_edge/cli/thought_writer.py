@@ -9,7 +9,7 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[22m"
 
 
 class ThoughtWriter:
-    """Shows thoughts as they come, dim on a terminal, and an empty line behind them."""
+    """Shows thoughts as they come, dim on a terminal, and an empty line after them."""
 
     def __init__(self, shown: bool) -> None:
         self._stream = sys.stderr if shown else None
