@@ -13,24 +13,24 @@ from awq_edge.bench.monitor import Monitor, Sample, joules
 from awq_edge.bench.plan import Cell, Plan
 from awq_edge.bench.report import (
     BenchReport,
-    CellPart,
-    ClockPart,
-    EnergyPart,
-    PeakPart,
-    PercentilesPart,
-    PlanPart,
-    RepeatPart,
-    SamplePart,
-    SensorPart,
-    ThrottlingPart,
+    CellReport,
+    ClockReport,
+    EnergyReport,
+    PeakReport,
+    PercentilesReport,
+    PlanReport,
+    RepeatReport,
+    SampleReport,
+    SensorReport,
+    ThrottlingReport,
 )
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.run.build import (
-    bandwidth_part,
-    bundle_part,
-    environment_part,
-    memory_part,
-    spread_part,
+    bandwidth_report,
+    bundle_report,
+    environment_report,
+    memory_report,
+    spread_report,
 )
 from awq_edge.runtime.memory import ProcessMemory
 from awq_edge.runtime.metrics import Timings, percentiles, spread
@@ -67,16 +67,16 @@ def build_bench_report(
     if not measured:
         raise KeyboardInterrupt
     cpu = describe_cpu()
-    sensors = [SensorPart(name=n, covers=c, absent=None) for n, c in monitor.covers.items()]
-    sensors += [SensorPart(name=one.name, covers=None, absent=one.reason) for one in absent]
-    environment = environment_part(model, cpu)
+    sensors = [SensorReport(name=n, covers=c, absent=None) for n, c in monitor.covers.items()]
+    sensors += [SensorReport(name=one.name, covers=None, absent=one.reason) for one in absent]
+    environment = environment_report(model, cpu)
     cells = tuple(
         _cell(model, cell, repeats, monitor, device_bandwidth) for cell, repeats in measured.items()
     )
     return BenchReport(
-        bundle=bundle_part(model),
+        bundle=bundle_report(model),
         manifest_sha256=hash_file(model.bundle.path / MANIFEST).sha256,
-        plan=PlanPart(
+        plan=PlanReport(
             prompt_lengths=tuple(sorted({cell.prompt_tokens for cell in plan.cells})),
             generated_lengths=tuple(sorted({cell.generated_tokens for cell in plan.cells})),
             warmup=plan.warmup,
@@ -89,7 +89,7 @@ def build_bench_report(
         interrupted=measurement.interrupted,
         load=model.load_figures.verify_seconds + model.load_figures.session_seconds,
         cells=cells,
-        memory=memory_part(model, after, cpu),
+        memory=memory_report(model, after, cpu),
         memory_samples=memory_samples(monitor.samples),
         sensors=tuple(sensors),
         clocks=clocks(monitor.samples),
@@ -106,7 +106,7 @@ def _mode(modes: PowerModes) -> str | None:
 
 
 def _notes(
-    plan: Plan, measurement: Measurement, cells: Sequence[CellPart], monitor: Monitor
+    plan: Plan, measurement: Measurement, cells: Sequence[CellReport], monitor: Monitor
 ) -> list[str]:
     notes = [_BATCH_NOTE]
     for name, tick in monitor.ticks.items():
@@ -130,7 +130,7 @@ def _notes(
     return notes
 
 
-def _is_short(cell: CellPart, part: EnergyPart) -> bool:
+def _is_short(cell: CellReport, part: EnergyReport) -> bool:
     """True if a phase was too short for the sensor."""
     is_decode_short = part.joules_per_generated_token is None and cell.generated_tokens > 1
     return part.joules_per_prompt_token is None or is_decode_short
@@ -142,21 +142,21 @@ def _cell(
     repeats: Sequence[Repeat],
     monitor: Monitor,
     device_bandwidth: float | None,
-) -> CellPart:
+) -> CellReport:
     parts = tuple(_repeat(repeat.timings) for repeat in repeats)
-    prefill = spread_part(spread([part.prefill_tokens_per_second for part in parts]))
+    prefill = spread_report(spread([part.prefill_tokens_per_second for part in parts]))
     rates = [part.decode_tokens_per_second for part in parts]
-    decode = spread_part(spread([rate for rate in rates if rate is not None]))
+    decode = spread_report(spread([rate for rate in rates if rate is not None]))
     ttft = _percentiles([part.ttft for part in parts])
     assert prefill is not None and ttft is not None  # there is a repeat
-    return CellPart(
+    return CellReport(
         prompt_tokens=cell.prompt_tokens,
         generated_tokens=cell.generated_tokens,
         prefill=prefill,
         decode=decode,
         ttft=ttft,
         tpot=_percentiles([s for repeat in repeats for s in repeat.timings.measured_steps]),
-        bandwidth=bandwidth_part(
+        bandwidth=bandwidth_report(
             model.manifest,
             repeats[0].timings,
             decode.median if decode else None,
@@ -165,15 +165,15 @@ def _cell(
         ),
         others=others_share(repeats, os.cpu_count() or 1),
         peak=_peak([s for one in repeats for s in monitor.between(one.begin, one.end)]),
-        energy=tuple(energy_parts(cell, repeats, monitor)),
+        energy=tuple(energy_reports(cell, repeats, monitor)),
         repeats=parts,
     )
 
 
-def _repeat(timings: Timings) -> RepeatPart:
+def _repeat(timings: Timings) -> RepeatReport:
     steps = timings.measured_steps
     assert timings.ttft is not None  # the request is complete
-    return RepeatPart(
+    return RepeatReport(
         ttft=round(timings.ttft, _DIGITS),
         prefill=round(timings.prefill_seconds, _DIGITS),
         prefill_tokens_per_second=timings.prompt_tokens / timings.prefill_seconds,
@@ -184,20 +184,22 @@ def _repeat(timings: Timings) -> RepeatPart:
     )
 
 
-def _percentiles(seconds: list[float]) -> PercentilesPart | None:
+def _percentiles(seconds: list[float]) -> PercentilesReport | None:
     summary = percentiles(seconds)
     if summary is None:
         return None
-    return PercentilesPart(p50=summary.p50, p90=summary.p90, p99=summary.p99, samples=len(seconds))
+    return PercentilesReport(
+        p50=summary.p50, p90=summary.p90, p99=summary.p99, samples=len(seconds)
+    )
 
 
-def energy_parts(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> list[EnergyPart]:
+def energy_reports(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> list[EnergyReport]:
     """Energy of a cell by sensor, for the sensors that measured it in every repeat.
 
     None for a phase that was over before the sensor's counter had moved often enough: its energy
     would be nothing, or that of the phase before.
     """
-    parts: list[EnergyPart] = []
+    parts: list[EnergyReport] = []
     prompt = cell.prompt_tokens * len(repeats)
     generated = (cell.generated_tokens - 1) * len(repeats)
     prefills = [(one.begin, one.first_token) for one in repeats]
@@ -215,7 +217,7 @@ def energy_parts(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> lis
         has_prefill = is_prefill_long and prefill_seconds > 0
         has_decode = is_decode_long and decode_seconds > 0 and generated > 0
         parts.append(
-            EnergyPart(
+            EnergyReport(
                 sensor=name,
                 covers=what,
                 joules_per_prompt_token=prefill / prompt if has_prefill else None,
@@ -248,25 +250,25 @@ def _sum(values: list[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _peak(samples: Sequence[Sample]) -> PeakPart:
+def _peak(samples: Sequence[Sample]) -> PeakReport:
     def most(values: list[int | None]) -> int | None:
         return max((value for value in values if value is not None), default=None)
 
-    return PeakPart(
+    return PeakReport(
         anonymous=most([one.anonymous for one in samples]),
         file_backed=most([one.file_backed for one in samples]),
         device=most([one.device for one in samples]),
     )
 
 
-def memory_samples(samples: Sequence[Sample]) -> tuple[SamplePart, ...]:
+def memory_samples(samples: Sequence[Sample]) -> tuple[SampleReport, ...]:
     """At most some 500 of the samples, evenly spaced, the last included."""
     step = -(-len(samples) // _MOST_SAMPLES) or 1
     kept = list(samples[::step])
     if samples and kept[-1] is not samples[-1]:
         kept.append(samples[-1])
     return tuple(
-        SamplePart(
+        SampleReport(
             time=round(one.time - samples[0].time, 6),
             anonymous=one.anonymous,
             file_backed=one.file_backed,
@@ -276,11 +278,11 @@ def memory_samples(samples: Sequence[Sample]) -> tuple[SamplePart, ...]:
     )
 
 
-def clocks(samples: Sequence[Sample]) -> tuple[ClockPart, ...]:
+def clocks(samples: Sequence[Sample]) -> tuple[ClockReport, ...]:
     """Every clock that a sensor ever read, over all samples."""
     names = dict.fromkeys(name for one in samples for name in one.clocks)
     return tuple(
-        ClockPart(
+        ClockReport(
             name=name,
             before=samples[0].clocks.get(name),
             after=samples[-1].clocks.get(name),
@@ -291,12 +293,12 @@ def clocks(samples: Sequence[Sample]) -> tuple[ClockPart, ...]:
     )
 
 
-def throttling(samples: Sequence[Sample]) -> ThrottlingPart:
+def throttling(samples: Sequence[Sample]) -> ThrottlingReport:
     """Reasons for reduced clocks, with the number of samples; and how much event counters grew."""
     reasons = Counter(reason for one in samples for reason in set(one.throttled))
     first = samples[0].throttle_counts if samples else {}
     last = samples[-1].throttle_counts if samples else {}
-    return ThrottlingPart(
+    return ThrottlingReport(
         samples=len(samples),
         reasons=dict(sorted(reasons.items())),
         events={name: last[name] - count for name, count in first.items() if name in last},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from awq_edge.bench.report import BenchReport, CellPart, SamplePart
+from awq_edge.bench.report import BenchReport, CellReport, SampleReport
 from awq_edge.html.charts import Line, Mark, Role, panels
 from awq_edge.runtime.metrics import WARMUP_STEPS
 
@@ -19,7 +19,7 @@ def speed_chart(report: BenchReport) -> str | None:
     if all(cell.decode is None for cell in report.cells):
         return None
 
-    def lines(cells: Sequence[CellPart]) -> list[Line]:
+    def lines(cells: Sequence[CellReport]) -> list[Line]:
         decoding = [cell for cell in cells if cell.decode is not None]
         x = [_mean_position(cell) for cell in decoding]
         spreads = [cell.decode for cell in decoding if cell.decode is not None]
@@ -45,7 +45,7 @@ def speed_chart(report: BenchReport) -> str | None:
 def prefill_chart(report: BenchReport) -> str:
     """Prefill tokens/s by prompt length."""
 
-    def lines(cells: Sequence[CellPart]) -> list[Line]:
+    def lines(cells: Sequence[CellReport]) -> list[Line]:
         return [
             Line(
                 [cell.prompt_tokens for cell in cells],
@@ -72,7 +72,7 @@ def roofline_chart(report: BenchReport) -> str | None:
     if device is None or not decoding:
         return None
 
-    def lines(cells: Sequence[CellPart]) -> list[Line]:
+    def lines(cells: Sequence[CellReport]) -> list[Line]:
         known = [c for c in cells if c.bandwidth.achieved_bytes_per_second is not None]
         x = [_mean_position(cell) for cell in known]
         achieved = [(c.bandwidth.achieved_bytes_per_second or 0.0) / 1e9 for c in known]
@@ -125,7 +125,7 @@ def latency_chart(report: BenchReport) -> str | None:
 
 def memory_chart(report: BenchReport) -> str | None:
     """Memory over time, MB; None where the system does not tell."""
-    kinds: tuple[tuple[Role, Callable[[SamplePart], int | None]], ...] = (
+    kinds: tuple[tuple[Role, Callable[[SampleReport], int | None]], ...] = (
         ("series", lambda one: one.anonymous),
         ("base", lambda one: one.file_backed),
         ("other", lambda one: one.device),
@@ -157,7 +157,7 @@ def memory_chart(report: BenchReport) -> str | None:
 
 def _by_generated(
     report: BenchReport,
-    lines: Callable[[Sequence[CellPart]], list[Line]],
+    lines: Callable[[Sequence[CellReport]], list[Line]],
     key: str,
     label: str,
     y_label: str,
@@ -201,7 +201,7 @@ def _tipped(line: Line, index: int, unit: str) -> Mark:
     return Mark(x, y, "disc", line.role, f"{x:.0f} tokens: {y:.2f} {unit}")
 
 
-def _mean_position(cell: CellPart) -> float:
+def _mean_position(cell: CellReport) -> float:
     """Filled positions of the KV cache, at the mean of the decode steps."""
     return cell.prompt_tokens + cell.generated_tokens / 2
 

@@ -22,7 +22,7 @@ from typing import Literal
 from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.bench.build import OTHERS_LIMIT
 from awq_edge.bench.rank_test import rank_sum_p_value, smallest_p_value
-from awq_edge.bench.report import BenchReport, CellPart, RepeatPart
+from awq_edge.bench.report import BenchReport, CellReport, RepeatReport
 
 ALPHA = 0.01
 MIN_CHANGE = 0.02
@@ -31,7 +31,7 @@ Verdict = Literal["better", "worse", "unchanged", "too few repeats"]
 Metric = Literal["prefill_tokens_per_second", "decode_tokens_per_second", "ttft", "tpot"]
 
 
-class ChangePart(Record):
+class MetricChange(Record):
     """One metric of one cell.
 
     before, after: medians of the repeats, tokens/s or seconds.
@@ -50,7 +50,7 @@ class ChangePart(Record):
     verdict: Verdict
 
 
-class PeakChangePart(Record):
+class PeakChange(Record):
     """Peak memory of one cell, bytes: one value a measurement, so there is no verdict on it."""
 
     prompt_tokens: int
@@ -60,7 +60,7 @@ class PeakChangePart(Record):
     after: int
 
 
-class DifferencePart(Record):
+class Difference(Record):
     """A setting or fact that differs between the measurements."""
 
     what: str
@@ -79,14 +79,14 @@ class Comparison(Manifest):
     format_version: Literal[1] = 1
     alpha: float
     min_change: float
-    changes: tuple[ChangePart, ...]
-    peaks: tuple[PeakChangePart, ...]
-    differences: tuple[DifferencePart, ...]
+    changes: tuple[MetricChange, ...]
+    peaks: tuple[PeakChange, ...]
+    differences: tuple[Difference, ...]
     only_before: tuple[tuple[int, int], ...]
     only_after: tuple[tuple[int, int], ...]
 
     @property
-    def regressions(self) -> tuple[ChangePart, ...]:
+    def regressions(self) -> tuple[MetricChange, ...]:
         """Metrics that became worse."""
         return tuple(change for change in self.changes if change.verdict == "worse")
 
@@ -94,7 +94,7 @@ class Comparison(Manifest):
 @dataclass(frozen=True)
 class _Measure:
     metric: Metric
-    value: Callable[[RepeatPart], float | None]
+    value: Callable[[RepeatReport], float | None]
     more_is_better: bool
 
 
@@ -149,13 +149,13 @@ def verdict_of(
     return ("better" if (change > 0) == more_is_better else "worse"), p_value
 
 
-def _by_lengths(report: BenchReport) -> dict[tuple[int, int], CellPart]:
+def _by_lengths(report: BenchReport) -> dict[tuple[int, int], CellReport]:
     return {(cell.prompt_tokens, cell.generated_tokens): cell for cell in report.cells}
 
 
 def _changes(
-    before: CellPart, after: CellPart, alpha: float, min_change: float
-) -> Iterator[ChangePart]:
+    before: CellReport, after: CellReport, alpha: float, min_change: float
+) -> Iterator[MetricChange]:
     for measure in _MEASURES:
         old, new = (
             [value for value in map(measure.value, cell.repeats) if value is not None]
@@ -166,7 +166,7 @@ def _changes(
         verdict, p_value = verdict_of(
             old, new, more_is_better=measure.more_is_better, alpha=alpha, min_change=min_change
         )
-        yield ChangePart(
+        yield MetricChange(
             prompt_tokens=before.prompt_tokens,
             generated_tokens=before.generated_tokens,
             metric=measure.metric,
@@ -179,7 +179,7 @@ def _changes(
         )
 
 
-def _peaks(before: CellPart, after: CellPart) -> Iterator[PeakChangePart]:
+def _peaks(before: CellReport, after: CellReport) -> Iterator[PeakChange]:
     kinds: tuple[Literal["anonymous", "file_backed", "device"], ...] = (
         "anonymous",
         "file_backed",
@@ -188,7 +188,7 @@ def _peaks(before: CellPart, after: CellPart) -> Iterator[PeakChangePart]:
     for what in kinds:
         old, new = getattr(before.peak, what), getattr(after.peak, what)
         if old is not None and new is not None:
-            yield PeakChangePart(
+            yield PeakChange(
                 prompt_tokens=before.prompt_tokens,
                 generated_tokens=before.generated_tokens,
                 what=what,
@@ -197,20 +197,20 @@ def _peaks(before: CellPart, after: CellPart) -> Iterator[PeakChangePart]:
             )
 
 
-def _differences(before: BenchReport, after: BenchReport) -> Iterator[DifferencePart]:
+def _differences(before: BenchReport, after: BenchReport) -> Iterator[Difference]:
     for (what, old), (_, new) in zip(_facts(before), _facts(after), strict=True):
         if old != new:
-            yield DifferencePart(what=what, before=old, after=new)
+            yield Difference(what=what, before=old, after=new)
     loads = _load(before), _load(after)
     if loads[0] is not None and loads[1] is not None and abs(loads[1] - loads[0]) > OTHERS_LIMIT:
-        yield DifferencePart(
+        yield Difference(
             what="other processes, of the CPUs", before=f"{loads[0]:.0%}", after=f"{loads[1]:.0%}"
         )
     old_versions, new_versions = before.environment.versions, after.environment.versions
     for name in sorted({*old_versions, *new_versions}):
         old, new = old_versions.get(name, "none"), new_versions.get(name, "none")
         if old != new:
-            yield DifferencePart(what=f"version of {name}", before=old, after=new)
+            yield Difference(what=f"version of {name}", before=old, after=new)
 
 
 def _facts(report: BenchReport) -> Iterator[tuple[str, str]]:

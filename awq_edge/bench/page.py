@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from awq_edge.bench.report import BenchReport, CellPart
+from awq_edge.bench.report import BenchReport, CellReport
 from awq_edge.html.page import Tile, format_size, render
 
 _NO_CHARTS = (
@@ -102,11 +102,11 @@ def _tiles(report: BenchReport) -> Iterator[Tile]:
                 yield Tile("Energy a token", value, f"{part.covers}, at {_name(cell)}")
 
 
-def _name(cell: CellPart) -> str:
+def _name(cell: CellReport) -> str:
     return f"{cell.prompt_tokens} + {cell.generated_tokens} tokens"
 
 
-def _speed_row(cell: CellPart) -> list[str]:
+def _speed_row(cell: CellReport) -> list[str]:
     decode, roofline = cell.decode, cell.bandwidth.roofline_tokens_per_second
     return [
         *_lengths(cell),
@@ -118,7 +118,7 @@ def _speed_row(cell: CellPart) -> list[str]:
     ]
 
 
-def _roofline_row(cell: CellPart) -> list[str]:
+def _roofline_row(cell: CellReport) -> list[str]:
     bandwidth = cell.bandwidth
     share = bandwidth.share_of_device
     return [
@@ -131,7 +131,7 @@ def _roofline_row(cell: CellPart) -> list[str]:
     ]
 
 
-def _latency_row(cell: CellPart) -> list[str]:
+def _latency_row(cell: CellReport) -> list[str]:
     row = _lengths(cell)
     for part in (cell.ttft, cell.tpot):
         values = (None,) * 3 if part is None else (part.p50, part.p90, part.p99)
@@ -139,7 +139,7 @@ def _latency_row(cell: CellPart) -> list[str]:
     return row
 
 
-def _memory_row(cell: CellPart, has_device: bool) -> list[str]:
+def _memory_row(cell: CellReport, has_device: bool) -> list[str]:
     sizes = [cell.peak.anonymous, cell.peak.file_backed, *([cell.peak.device] * has_device)]
     return [
         *_lengths(cell),
@@ -147,7 +147,7 @@ def _memory_row(cell: CellPart, has_device: bool) -> list[str]:
     ]
 
 
-def _energy_rows(cell: CellPart) -> Iterator[list[str]]:
+def _energy_rows(cell: CellReport) -> Iterator[list[str]]:
     for part in cell.energy:
         yield [
             *_lengths(cell),
@@ -159,7 +159,7 @@ def _energy_rows(cell: CellPart) -> Iterator[list[str]]:
         ]
 
 
-def _lengths(cell: CellPart) -> list[str]:
+def _lengths(cell: CellReport) -> list[str]:
     return [f"{cell.prompt_tokens:,}", f"{cell.generated_tokens:,}"]
 
 

@@ -11,15 +11,15 @@ from typing import ClassVar, Literal
 
 from awq_edge.artifacts.schema import Manifest, Record, read_manifest
 from awq_edge.run.report import (
-    BandwidthPart,
-    BundlePart,
-    EnvironmentPart,
-    MemoryPart,
-    SpreadPart,
+    BandwidthReport,
+    BundleReport,
+    EnvironmentReport,
+    MemoryReport,
+    SpreadReport,
 )
 
 
-class PlanPart(Record):
+class PlanReport(Record):
     """The plan of the measurement.
 
     batch: sequences at a time; a session runs one.
@@ -40,7 +40,7 @@ class PlanPart(Record):
     sample_interval: float
 
 
-class PercentilesPart(Record):
+class PercentilesReport(Record):
     """Seconds, over `samples` measurements."""
 
     p50: float
@@ -49,7 +49,7 @@ class PercentilesPart(Record):
     samples: int
 
 
-class RepeatPart(Record):
+class RepeatReport(Record):
     """One request.
 
     prefill: seconds of all chunks.
@@ -68,7 +68,7 @@ class RepeatPart(Record):
     total: float
 
 
-class EnergyPart(Record):
+class EnergyReport(Record):
     """Energy by one sensor during the repeats of a cell, gross: the idle device's share is in it.
     The first token counts as prefill.
 
@@ -84,7 +84,7 @@ class EnergyPart(Record):
     decode_seconds: float
 
 
-class PeakPart(Record):
+class PeakReport(Record):
     """The largest memory of any sample during the repeats of a cell, bytes."""
 
     anonymous: int | None
@@ -92,7 +92,7 @@ class PeakPart(Record):
     device: int | None
 
 
-class CellPart(Record):
+class CellReport(Record):
     """One pair of lengths.
 
     prefill, decode: tokens/s, one value a repeat.
@@ -105,18 +105,18 @@ class CellPart(Record):
     prompt_tokens: int
     generated_tokens: int
     batch: Literal[1] = 1
-    prefill: SpreadPart
-    decode: SpreadPart | None
-    ttft: PercentilesPart
-    tpot: PercentilesPart | None
-    bandwidth: BandwidthPart
+    prefill: SpreadReport
+    decode: SpreadReport | None
+    ttft: PercentilesReport
+    tpot: PercentilesReport | None
+    bandwidth: BandwidthReport
     others: float | None
-    peak: PeakPart
-    energy: tuple[EnergyPart, ...]
-    repeats: tuple[RepeatPart, ...]
+    peak: PeakReport
+    energy: tuple[EnergyReport, ...]
+    repeats: tuple[RepeatReport, ...]
 
 
-class SamplePart(Record):
+class SampleReport(Record):
     """Memory at one moment, bytes. time: seconds since just before the bundle was loaded."""
 
     time: float
@@ -125,7 +125,7 @@ class SamplePart(Record):
     device: int | None
 
 
-class SensorPart(Record):
+class SensorReport(Record):
     """A sensor and the device that it covers; of an absent one, the reason."""
 
     name: str
@@ -133,7 +133,7 @@ class SensorPart(Record):
     absent: str | None
 
 
-class ClockPart(Record):
+class ClockReport(Record):
     """Hz, before and after the measurement, and the extremes of all samples."""
 
     name: str
@@ -143,7 +143,7 @@ class ClockPart(Record):
     highest: int
 
 
-class ThrottlingPart(Record):
+class ThrottlingReport(Record):
     """Reduced clocks.
 
     reasons: number of samples in which each held clocks down.
@@ -172,20 +172,20 @@ class BenchReport(Manifest):
 
     format: Literal["awq-edge-bench-report"] = "awq-edge-bench-report"
     format_version: Literal[1] = 1
-    bundle: BundlePart
+    bundle: BundleReport
     manifest_sha256: str
-    plan: PlanPart
+    plan: PlanReport
     interrupted: bool
     load: float
-    cells: tuple[CellPart, ...]
-    memory: MemoryPart
-    memory_samples: tuple[SamplePart, ...]
-    sensors: tuple[SensorPart, ...]
-    clocks: tuple[ClockPart, ...]
-    throttling: ThrottlingPart
+    cells: tuple[CellReport, ...]
+    memory: MemoryReport
+    memory_samples: tuple[SampleReport, ...]
+    sensors: tuple[SensorReport, ...]
+    clocks: tuple[ClockReport, ...]
+    throttling: ThrottlingReport
     nvpmodel: str | None
     governor: str | None
-    environment: EnvironmentPart
+    environment: EnvironmentReport
     notes: tuple[str, ...]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from awq_edge.bench.report import BenchReport, CellPart
+from awq_edge.bench.report import BenchReport, CellReport
 
 _COLUMNS = (
     "prompt_tokens",
@@ -44,7 +44,7 @@ def to_csv(report: BenchReport) -> str:
     return stream.getvalue()
 
 
-def _row(cell: CellPart) -> list[float | int | None]:
+def _row(cell: CellReport) -> list[float | int | None]:
     decode, tpot, bandwidth = cell.decode, cell.tpot, cell.bandwidth
     return [
         cell.prompt_tokens,
@@ -66,7 +66,7 @@ def _row(cell: CellPart) -> list[float | int | None]:
     ]
 
 
-def _energies(cell: CellPart, sensors: list[str]) -> list[float | None]:
+def _energies(cell: CellReport, sensors: list[str]) -> list[float | None]:
     by_sensor = {part.sensor: part for part in cell.energy}
     values: list[float | None] = []
     for sensor in sensors:

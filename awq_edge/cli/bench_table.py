@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from awq_edge.bench.compare import ChangePart, Comparison
-from awq_edge.bench.report import BenchReport, CellPart, ClockPart, PercentilesPart
-from awq_edge.run.report import SpreadPart
+from awq_edge.bench.compare import Comparison, MetricChange
+from awq_edge.bench.report import BenchReport, CellReport, ClockReport, PercentilesReport
+from awq_edge.run.report import SpreadReport
 
 _METRICS = {
     "prefill_tokens_per_second": "prefill, tokens/s",
@@ -74,7 +74,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             console.print(f"{prompt} + {generated}: in the {where} report only")
 
 
-def _change(change: ChangePart) -> list[str]:
+def _change(change: MetricChange) -> list[str]:
     scale = 1e3 if change.metric in ("ttft", "tpot") else 1.0
     return [
         f"{change.prompt_tokens} + {change.generated_tokens}",
@@ -144,7 +144,7 @@ def _by_cell(*columns: str) -> Table:
     return table
 
 
-def _lengths(cell: CellPart) -> str:
+def _lengths(cell: CellReport) -> str:
     return f"{cell.prompt_tokens} + {cell.generated_tokens}"
 
 
@@ -166,7 +166,7 @@ def _throttling(report: BenchReport) -> str:
     return f"throttling seen: {', '.join([*reasons, *events])}"
 
 
-def _clock(clock: ClockPart) -> str:
+def _clock(clock: ClockReport) -> str:
     before, after = ("-" if hz is None else f"{hz / 1e6:.0f}" for hz in (clock.before, clock.after))
     return (
         f"clock of {clock.name}: {before} MHz before, {after} after, "
@@ -174,7 +174,7 @@ def _clock(clock: ClockPart) -> str:
     )
 
 
-def _spread(spread: SpreadPart | None) -> str:
+def _spread(spread: SpreadReport | None) -> str:
     if spread is None:
         return "-"
     return f"{_short(spread.median)} ({_short(spread.p10)}..{_short(spread.p90)})"
@@ -185,7 +185,7 @@ def _short(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 1000 else f"{rate:.1f}" if rate >= 100 else f"{rate:.2f}"
 
 
-def _percentiles(part: PercentilesPart | None) -> str:
+def _percentiles(part: PercentilesReport | None) -> str:
     if part is None:
         return "-"
     return " / ".join(f"{seconds * 1e3:.2f}" for seconds in (part.p50, part.p90, part.p99))

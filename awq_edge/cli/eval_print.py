@@ -8,7 +8,7 @@ from rich.table import Table
 from awq_edge.evaluate.divergence_report import DivergenceReport
 from awq_edge.evaluate.report import PerplexityReport
 from awq_edge.evaluate.sources import SourceInfo
-from awq_edge.evaluate.tasks import MetricPart, TasksReport
+from awq_edge.evaluate.tasks import MetricResult, TasksReport
 
 _TABLE_WIDTH = 200  # characters; names of tasks are long
 
@@ -73,7 +73,7 @@ def print_tasks(report: TasksReport, console: Console) -> None:
     console.print(_describe(report.model), soft_wrap=True)
 
 
-def _better(metric: MetricPart) -> str:
+def _better(metric: MetricResult) -> str:
     """An arrow towards better values."""
     return {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
 

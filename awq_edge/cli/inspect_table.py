@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from awq_edge.inspect.schema import Inspection, WeightPart
+from awq_edge.inspect.schema import Inspection, WeightsReport
 
 _PIPE_WIDTH = 160  # columns where there is no terminal to ask: no row is broken
 
@@ -82,7 +82,7 @@ def _parts(inspection: Inspection) -> Table:
     return table
 
 
-def _formats(part: WeightPart) -> str:
+def _formats(part: WeightsReport) -> str:
     if len(part.formats) == 1:
         return next(iter(part.formats))
     ranked = sorted(part.formats.items(), key=lambda item: -(item[1] or 0))

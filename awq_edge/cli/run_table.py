@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from awq_edge.run.report import MeasuredMemoryPart, RunReport, SpreadPart
+from awq_edge.run.report import MeasuredMemoryReport, RunReport, SpreadReport
 
 _WEIGHTS = {"none": "not quantized"}
 
@@ -109,7 +109,7 @@ def _memory(report: RunReport) -> Table:
     return table
 
 
-def _add_device_use(table: Table, predicted: int, measured: MeasuredMemoryPart) -> None:
+def _add_device_use(table: Table, predicted: int, measured: MeasuredMemoryReport) -> None:
     """Add the growth of the whole GPU's use, where it was measured."""
     if measured.device_peak is None or measured.device_before_load is None:
         return
@@ -118,7 +118,7 @@ def _add_device_use(table: Table, predicted: int, measured: MeasuredMemoryPart) 
     table.add_row(f"GPU, peak {source}", _megabytes(predicted), _megabytes(grown))
 
 
-def _rate(spread: SpreadPart | None, what: str) -> str:
+def _rate(spread: SpreadReport | None, what: str) -> str:
     if spread is None:
         return "-"
     text = f"{spread.median:.2f} tokens/s"

@@ -23,7 +23,7 @@ from awq_edge.evaluate.sources import LogitsSource, SourceInfo, is_bundle, open_
 from awq_edge.evaluate.text import Text, TextInfo, read_text
 
 
-class KlPart(Record):
+class KlReport(Record):
     """KL(reference || target) of the scored tokens, in nats.
 
     standard_error: of the mean, the tokens taken as independent; None where there is only one.
@@ -51,7 +51,7 @@ class DivergenceReport(Manifest):
 
     format: Literal["awq-edge-divergence"] = "awq-edge-divergence"
     format_version: Literal[2] = 2
-    kl: KlPart
+    kl: KlReport
     top1_agreement: float
     top5_overlap: float
     perplexity: float
@@ -147,7 +147,7 @@ def _measure(
     ratio = result.perplexity / result.reference_perplexity
     ratio_error = standard_error(result.nll - result.reference_nll)
     return DivergenceReport(
-        kl=_kl_part(result),
+        kl=_kl_report(result),
         top1_agreement=float(result.same_top1.mean()),
         top5_overlap=float(result.shared_top5.mean()),
         perplexity=result.perplexity,
@@ -168,9 +168,9 @@ def _measure(
     )
 
 
-def _kl_part(result: Divergence) -> KlPart:
+def _kl_report(result: Divergence) -> KlReport:
     p50, p95, p99 = (float(value) for value in np.percentile(result.kl, (50, 95, 99)))
-    return KlPart(
+    return KlReport(
         mean=float(result.kl.mean()),
         standard_error=standard_error(result.kl),
         p50=p50,

@@ -72,14 +72,14 @@ def _once(matches: Sequence[Sequence[str]]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _TaskPart:
+class _TaskEntry:
     """A task by its name. unsafe: its file says that it runs code."""
 
     name: str
     unsafe: bool
 
 
-def _parts(manager: Any, names: Sequence[str]) -> Iterator[_TaskPart]:
+def _parts(manager: Any, names: Sequence[str]) -> Iterator[_TaskEntry]:
     """The tasks that registered names stand for, as their files say before any of their code is
     executed; a name that is not registered stands for itself."""
     for name in names:
@@ -88,21 +88,21 @@ def _parts(manager: Any, names: Sequence[str]) -> Iterator[_TaskPart]:
         if name in manager.all_tags:
             yield from _parts(manager, sorted(entry.tags))
         elif name in manager.all_groups:
-            yield from _group_parts(manager, name, content.get("task", ()))
+            yield from _group_entries(manager, name, content.get("task", ()))
         else:
-            yield _TaskPart(name, bool(content.get("unsafe_code")))
+            yield _TaskEntry(name, bool(content.get("unsafe_code")))
 
 
-def _group_parts(manager: Any, group: str, parts: Any) -> Iterator[_TaskPart]:
+def _group_entries(manager: Any, group: str, parts: Any) -> Iterator[_TaskEntry]:
     """The tasks of a group's list, which has names, and tasks and groups written out."""
     for part in [parts] if isinstance(parts, str | dict) else parts:
         if isinstance(part, str):
             if part != group:
                 yield from _parts(manager, [part])
         elif part.get("unsafe_code"):
-            yield _TaskPart(str(part.get("task", group)), True)
+            yield _TaskEntry(str(part.get("task", group)), True)
         else:
-            yield from _group_parts(manager, group, part.get("task", ()))
+            yield from _group_entries(manager, group, part.get("task", ()))
 
 
 def _code_refused(names: Sequence[str]) -> ConfigError:

@@ -27,7 +27,7 @@ DEFAULT_SEED = 1234
 _BOOTSTRAP = 1000
 
 
-class MetricPart(Record):
+class MetricResult(Record):
     """One metric.
 
     filter: the extraction of the answer, "none" where there is none.
@@ -56,7 +56,7 @@ class TaskResult(Record):
     n_shot: int | None
     samples: int
     samples_available: int | None
-    metrics: tuple[MetricPart, ...]
+    metrics: tuple[MetricResult, ...]
 
 
 class TasksReport(Manifest):
@@ -241,7 +241,7 @@ def _results(raw: Any, loaded: dict[str, Any]) -> tuple[TaskResult, ...]:
     return tuple(results)
 
 
-def _metrics(figures: dict[str, Any], higher_is_better: dict[str, Any]) -> tuple[MetricPart, ...]:
+def _metrics(figures: dict[str, Any], higher_is_better: dict[str, Any]) -> tuple[MetricResult, ...]:
     """The harness's "acc,none" and "acc_stderr,none", side by side."""
     parts = []
     for key, value in figures.items():
@@ -249,7 +249,7 @@ def _metrics(figures: dict[str, Any], higher_is_better: dict[str, Any]) -> tuple
         if not comma or metric.endswith("_stderr"):
             continue
         parts.append(
-            MetricPart(
+            MetricResult(
                 metric=metric,
                 filter=filter_name,
                 value=_number(value),

@@ -11,7 +11,7 @@ from awq_edge.artifacts.sampling_keys import FALLBACK, GENERATION_CONFIG, sampli
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.inspect.bundle import inspect_bundle
 from awq_edge.inspect.model import inspect_model
-from awq_edge.inspect.schema import Inspection, SamplingPart
+from awq_edge.inspect.schema import Inspection, SamplingReport
 from awq_edge.model.foreign_formats import foreign_format
 
 
@@ -56,5 +56,5 @@ def _with_sampling(path: Path, inspection: Inspection) -> Inspection:
             note = f"how chat and serve draw is not known: {error}"
             return inspection.model_copy(update={"notes": (*inspection.notes, note)})
         source = "default" if keys is None else "model"
-    part = SamplingPart(keys=keys or FALLBACK, source=source)
+    part = SamplingReport(keys=keys or FALLBACK, source=source)
     return inspection.model_copy(update={"sampling": part})

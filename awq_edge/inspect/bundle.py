@@ -11,12 +11,12 @@ from awq_edge.errors import ModelError
 from awq_edge.inspect.files import compare_files
 from awq_edge.inspect.provenance import read_report, report_provenance
 from awq_edge.inspect.schema import (
-    ArchitecturePart,
-    BundlePart,
+    ArchitectureReport,
+    BundleReport,
     Inspection,
-    ProvenancePart,
-    QuantizationPart,
-    WeightPart,
+    ProvenanceReport,
+    QuantizationFormat,
+    WeightsReport,
     bits_per_weight,
 )
 from awq_edge.model.archs import Decoder, decoder_from_config
@@ -46,12 +46,12 @@ def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
         total = count_parameters(decoder, was_tied=was_tied)
         tied = decoder.tied_embeddings
     parts = tuple(_part(manifest, name, parameters.get(name)) for name in manifest.part_bytes)
-    provenance = ProvenancePart() if report is None else report_provenance(report)
+    provenance = ProvenanceReport() if report is None else report_provenance(report)
     return Inspection(
         kind="bundle",
         path=str(path),
         model_type=manifest.model_type,
-        architecture=ArchitecturePart(
+        architecture=ArchitectureReport(
             layers=manifest.num_layers,
             hidden_size=manifest.hidden_size,
             intermediate_size=manifest.intermediate_size,
@@ -63,7 +63,7 @@ def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
             tied_embeddings=tied,
         ),
         quantization=_quantization(manifest),
-        bundle=BundlePart(
+        bundle=BundleReport(
             runtime=manifest.runtime,
             min_runtime_version=manifest.min_runtime_version,
             opset=manifest.opset,
@@ -96,10 +96,10 @@ def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
     )
 
 
-def _quantization(manifest: BundleManifest) -> QuantizationPart | None:
+def _quantization(manifest: BundleManifest) -> QuantizationFormat | None:
     if manifest.method == "none":
         return None
-    return QuantizationPart(
+    return QuantizationFormat(
         method=manifest.method,
         bits=manifest.bits,
         group_size=manifest.group_size,
@@ -125,9 +125,9 @@ def _parameters(decoder: Decoder) -> dict[str, int]:
     return counts
 
 
-def _part(manifest: BundleManifest, name: str, parameters: int | None) -> WeightPart:
+def _part(manifest: BundleManifest, name: str, parameters: int | None) -> WeightsReport:
     size = manifest.part_bytes[name]
-    return WeightPart(
+    return WeightsReport(
         name=name,
         parameters=parameters,
         formats={_format(manifest, name, size, parameters): parameters},

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from awq_edge.artifacts.directories import MANIFEST, FileEntry, hash_file
-from awq_edge.inspect.schema import FilePart, FileStatus
+from awq_edge.inspect.schema import FileReport, FileStatus
 from awq_edge.tensorrt.engines.places import ENGINES
 
 
-def list_files(directory: Path, *, hashes: bool) -> tuple[FilePart, ...]:
+def list_files(directory: Path, *, hashes: bool) -> tuple[FileReport, ...]:
     """Every file below a directory by relative name. hashes: read them all."""
     return tuple(
-        FilePart(
+        FileReport(
             name=path.relative_to(directory).as_posix(),
             size=path.stat().st_size,
             sha256=hash_file(path).sha256 if hashes else None,
@@ -25,7 +25,7 @@ def list_files(directory: Path, *, hashes: bool) -> tuple[FilePart, ...]:
 
 def compare_files(
     directory: Path, manifest: Mapping[str, FileEntry], *, verify: bool
-) -> tuple[tuple[FilePart, ...], tuple[str, ...]]:
+) -> tuple[tuple[FileReport, ...], tuple[str, ...]]:
     """The files of a bundle, and their faults, one text a file.
 
     Sizes are always compared.
@@ -41,7 +41,7 @@ def compare_files(
     for path in _files(directory):
         name = path.relative_to(directory).as_posix()
         if name not in manifest:
-            part = FilePart(
+            part = FileReport(
                 name=name, size=path.stat().st_size, sha256=None, status=_unlisted_status(name)
             )
             files.append(part)
@@ -58,8 +58,8 @@ def _unlisted_status(name: str) -> FileStatus:
 
 def _compare(
     directory: Path, name: str, entry: FileEntry, verify: bool
-) -> tuple[FilePart, str | None]:
-    part = FilePart(name=name, size=None, sha256=entry.sha256, status="missing")
+) -> tuple[FileReport, str | None]:
+    part = FileReport(name=name, size=None, sha256=entry.sha256, status="missing")
     try:
         size = (directory / name).stat().st_size
     except OSError:

@@ -13,13 +13,13 @@ from awq_edge.errors import KeyValueError, ModelError
 from awq_edge.inspect.files import list_files
 from awq_edge.inspect.provenance import read_report, report_provenance
 from awq_edge.inspect.schema import (
-    ArchitecturePart,
-    DtypePart,
+    ArchitectureReport,
+    DtypeReport,
     Inspection,
     Kind,
-    ProvenancePart,
-    QuantizationPart,
-    WeightPart,
+    ProvenanceReport,
+    QuantizationFormat,
+    WeightsReport,
     bits_per_weight,
 )
 from awq_edge.model.archs import Decoder, decoder_from_config
@@ -95,7 +95,7 @@ def inspect_model(path: Path, *, hashes: bool) -> Inspection:
         unquantized={}
         if weights is None
         else weights.unquantized({} if report is None else report.unquantized),
-        provenance=ProvenancePart() if report is None else report_provenance(report),
+        provenance=ProvenanceReport() if report is None else report_provenance(report),
         files=listed,
         notes=tuple(notes),
         problems=tuple(problems),
@@ -138,11 +138,11 @@ class _Weights:
         self.parameters = count_parameters(checkpoint.decoder, was_tied=was_tied) + vision
         self.unique_bytes = sum(self._entries[name].size for name in counted)
 
-    def parts(self) -> Iterator[WeightPart]:
+    def parts(self) -> Iterator[WeightsReport]:
         """The parts that have weights."""
         for name, sums in self._sums.items():
             if sums.bytes:
-                yield WeightPart(
+                yield WeightsReport(
                     name=name,
                     parameters=sums.parameters or None,
                     formats=sums.formats,
@@ -247,11 +247,11 @@ def _kind(config: Mapping[str, Any]) -> Kind:
     return "model" if settings is None else _KINDS[layout_of_config(settings, Path()).name]
 
 
-def _quantization(checkpoint: Checkpoint) -> QuantizationPart | None:
+def _quantization(checkpoint: Checkpoint) -> QuantizationFormat | None:
     quantization = checkpoint.quantization
     if quantization is None:
         return None
-    return QuantizationPart(
+    return QuantizationFormat(
         method=quantization.method,
         bits=quantization.bits,
         group_size=quantization.group_size,
@@ -259,8 +259,8 @@ def _quantization(checkpoint: Checkpoint) -> QuantizationPart | None:
     )
 
 
-def _architecture(decoder: Decoder) -> ArchitecturePart:
-    return ArchitecturePart(
+def _architecture(decoder: Decoder) -> ArchitectureReport:
+    return ArchitectureReport(
         layers=decoder.num_layers,
         hidden_size=decoder.hidden_size,
         intermediate_size=decoder.intermediate_size,
@@ -279,12 +279,12 @@ def _cache_bytes(decoder: Decoder) -> int:
     return decoder.num_layers * per_layer * _CACHE_ITEM_BYTES
 
 
-def _dtypes(files: ModelFiles) -> dict[str, DtypePart]:
+def _dtypes(files: ModelFiles) -> dict[str, DtypeReport]:
     tensors: dict[str, list[int]] = {}
     for entry in files.entries.values():
         tensors.setdefault(entry.dtype, []).append(entry.size)
     return {
-        dtype: DtypePart(tensors=len(sizes), bytes=sum(sizes))
+        dtype: DtypeReport(tensors=len(sizes), bytes=sum(sizes))
         for dtype, sizes in sorted(tensors.items(), key=lambda item: -sum(item[1]))
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from awq_edge.errors import ArtifactError
-from awq_edge.inspect.schema import ProvenancePart
+from awq_edge.inspect.schema import ProvenanceReport
 from awq_edge.quantizer.report.schema import (
     REPORT_FILE,
     QuantizationReport,
@@ -25,7 +25,7 @@ def read_report(path: Path) -> tuple[QuantizationReport | None, str | None]:
         return None, str(error)
 
 
-def report_provenance(report: QuantizationReport) -> ProvenancePart:
+def report_provenance(report: QuantizationReport) -> ProvenanceReport:
     """The provenance that a report states."""
     drawn = report.calibration
     calibration = None
@@ -35,7 +35,7 @@ def report_provenance(report: QuantizationReport) -> ProvenancePart:
         )
         if drawn.left_out:
             calibration += f"; left out of the folder: {', '.join(drawn.left_out)}"
-    return ProvenancePart(
+    return ProvenanceReport(
         model_name=report.model_name,
         calibration=calibration,
         versions=report.versions,

@@ -22,7 +22,7 @@ Kind = Literal[
 FileStatus = Literal["unchecked", "verified", "missing", "resized", "changed", "engine", "unlisted"]
 
 
-class ArchitecturePart(Record):
+class ArchitectureReport(Record):
     """The decoder's sizes.
 
     context: tokens that the model can take, of a bundle those of its export.
@@ -40,7 +40,7 @@ class ArchitecturePart(Record):
     tied_embeddings: bool | None
 
 
-class QuantizationPart(Record):
+class QuantizationFormat(Record):
     """Quantization of most linears. method: of the quantizer, or the format where nobody says."""
 
     method: str
@@ -49,7 +49,7 @@ class QuantizationPart(Record):
     scheme: str
 
 
-class BundlePart(Record):
+class BundleReport(Record):
     """The target of a bundle's export; see `awq_edge.artifacts.directories.BundleManifest`."""
 
     runtime: str
@@ -61,7 +61,7 @@ class BundlePart(Record):
     lm_head_bits: int
 
 
-class SamplingPart(Record):
+class SamplingReport(Record):
     """The sampling keys of chat and serve, where no flag and no request says otherwise.
 
     source: bundle (its export), model (generation_config.json), or default: it names none.
@@ -71,7 +71,7 @@ class SamplingPart(Record):
     source: Literal["bundle", "model", "default"]
 
 
-class WeightPart(Record):
+class WeightsReport(Record):
     """One part of the model.
 
     name: embedding, blocks, norms, lm_head, vision (tower and projector), tables (rotary), or
@@ -89,14 +89,14 @@ class WeightPart(Record):
     bytes_per_token: int
 
 
-class DtypePart(Record):
+class DtypeReport(Record):
     """The tensors stored in one dtype of safetensors."""
 
     tensors: int
     bytes: int
 
 
-class ProvenancePart(Record):
+class ProvenanceReport(Record):
     """Origin of the weights.
 
     source: facts of a bundle's manifest.
@@ -111,7 +111,7 @@ class ProvenancePart(Record):
     source: dict[str, str] = {}
 
 
-class FilePart(Record):
+class FileReport(Record):
     """One file.
 
     size: None where it is missing.
@@ -144,10 +144,10 @@ class Inspection(Manifest):
     kind: Kind
     path: str
     model_type: str | None
-    architecture: ArchitecturePart | None
-    quantization: QuantizationPart | None
-    bundle: BundlePart | None
-    sampling: SamplingPart | None = None
+    architecture: ArchitectureReport | None
+    quantization: QuantizationFormat | None
+    bundle: BundleReport | None
+    sampling: SamplingReport | None = None
     parameters: int | None
     size: int
     weight_bytes: int
@@ -155,11 +155,11 @@ class Inspection(Manifest):
     quantized_bits_per_weight: float | None
     weight_bytes_per_token: int | None
     kv_bytes_per_token: int | None
-    parts: tuple[WeightPart, ...]
-    dtypes: dict[str, DtypePart]
+    parts: tuple[WeightsReport, ...]
+    dtypes: dict[str, DtypeReport]
     unquantized: dict[str, str]
-    provenance: ProvenancePart
-    files: tuple[FilePart, ...]
+    provenance: ProvenanceReport
+    files: tuple[FileReport, ...]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
 

@@ -9,18 +9,18 @@ from awq_edge.artifacts.directories import BundleManifest
 from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import CpuInfo, describe_cpu
 from awq_edge.run.report import (
-    BandwidthPart,
-    BundlePart,
-    EnvironmentPart,
-    LatencyPart,
-    MeasuredMemoryPart,
-    MemoryPart,
-    PredictedMemoryPart,
-    RequestPart,
-    ResultPart,
+    BandwidthReport,
+    BundleReport,
+    EnvironmentReport,
+    LatencyReport,
+    MeasuredMemoryReport,
+    MemoryReport,
+    PredictedMemoryReport,
+    RequestReport,
+    ResultReport,
     RunReport,
-    SpreadPart,
-    ThroughputPart,
+    SpreadReport,
+    ThroughputReport,
 )
 from awq_edge.runtime.generation import Generation, Request
 from awq_edge.runtime.memory import (
@@ -56,8 +56,8 @@ def build_run_report(
     cpu = describe_cpu()
     decode = timings.decode_tokens_per_second
     return RunReport(
-        bundle=bundle_part(model),
-        request=RequestPart(
+        bundle=bundle_report(model),
+        request=RequestReport(
             prompt=prompt,
             prompt_format=prompt_format,
             prompt_tokens=timings.prompt_tokens,
@@ -72,7 +72,7 @@ def build_run_report(
             ignore_eos=bool(model.stop_token_ids) and not request.stop_token_ids,
             context=model.session.context,
         ),
-        result=ResultPart(
+        result=ResultReport(
             text=generation.text,
             token_ids=generation.ids,
             generated_tokens=len(generation.ids),
@@ -82,20 +82,20 @@ def build_run_report(
             thought_tokens=generation.thought_tokens,
         ),
         latency=_latency(model.load_figures, timings),
-        throughput=ThroughputPart(
-            prefill=spread_part(timings.prefill_tokens_per_second),
-            decode=spread_part(decode),
+        throughput=ThroughputReport(
+            prefill=spread_report(timings.prefill_tokens_per_second),
+            decode=spread_report(decode),
             warmup_steps=len(timings.steps) - len(timings.measured_steps),
         ),
-        bandwidth=bandwidth_part(
+        bandwidth=bandwidth_report(
             manifest,
             timings,
             decode.median if decode else None,
             device_bandwidth,
             bandwidth_source,
         ),
-        memory=memory_part(model, after, cpu),
-        environment=environment_part(model, cpu),
+        memory=memory_report(model, after, cpu),
+        environment=environment_report(model, cpu),
     )
 
 
@@ -106,10 +106,10 @@ def mean_kv_bytes_per_token(manifest: BundleManifest, timings: Timings) -> int:
     return kv_cache_bytes(manifest, mean_length)
 
 
-def bundle_part(model: Model) -> BundlePart:
+def bundle_report(model: Model) -> BundleReport:
     """A loaded bundle's part of the report."""
     manifest = model.manifest
-    return BundlePart(
+    return BundleReport(
         path=str(model.bundle.path),
         model_name=manifest.model_name,
         model_type=manifest.model_type,
@@ -126,9 +126,9 @@ def bundle_part(model: Model) -> BundlePart:
     )
 
 
-def _latency(load: LoadFigures, timings: Timings) -> LatencyPart:
+def _latency(load: LoadFigures, timings: Timings) -> LatencyReport:
     tpot = timings.tpot
-    return LatencyPart(
+    return LatencyReport(
         load=load.verify_seconds + load.session_seconds,
         load_verify=load.verify_seconds,
         load_session=load.session_seconds,
@@ -141,25 +141,25 @@ def _latency(load: LoadFigures, timings: Timings) -> LatencyPart:
     )
 
 
-def spread_part(spread: Spread | None) -> SpreadPart | None:
+def spread_report(spread: Spread | None) -> SpreadReport | None:
     """A spread in the report's form."""
     if spread is None:
         return None
-    return SpreadPart(median=spread.median, p10=spread.p10, p90=spread.p90, samples=spread.count)
+    return SpreadReport(median=spread.median, p10=spread.p10, p90=spread.p90, samples=spread.count)
 
 
-def bandwidth_part(
+def bandwidth_report(
     manifest: BundleManifest,
     timings: Timings,
     decode_rate: float | None,
     device: float | None,
     source: Literal["recipe", "measured"] | None,
-) -> BandwidthPart:
+) -> BandwidthReport:
     """Memory traffic of decoding at a rate, tokens/s, and its share of a device's, bytes/s."""
     kv_bytes = mean_kv_bytes_per_token(manifest, timings)
     total = manifest.bytes_per_token + kv_bytes
     achieved = None if decode_rate is None else total * decode_rate
-    return BandwidthPart(
+    return BandwidthReport(
         weight_bytes_per_token=manifest.bytes_per_token,
         kv_bytes_per_token=kv_bytes,
         bytes_per_token=total,
@@ -171,7 +171,7 @@ def bandwidth_part(
     )
 
 
-def memory_part(model: Model, after: ProcessMemory, cpu: CpuInfo) -> MemoryPart:
+def memory_report(model: Model, after: ProcessMemory, cpu: CpuInfo) -> MemoryReport:
     """The memory fit of a loaded bundle. after: this process's memory when it had run."""
     predicted = predict_memory(model.manifest, model.session.context)
     before, loaded = model.load_figures.before.rss, model.load_figures.after.rss
@@ -179,15 +179,15 @@ def memory_part(model: Model, after: ProcessMemory, cpu: CpuInfo) -> MemoryPart:
     session = model.session.memory
     measured = session.measured
     loaded_share, peak_share = _fit(predicted, session, growth, after.peak_rss)
-    return MemoryPart(
-        predicted=PredictedMemoryPart(
+    return MemoryReport(
+        predicted=PredictedMemoryReport(
             weights=predicted.weights,
             kv_cache=predicted.kv_cache,
             activations=predicted.activations,
             overhead=predicted.overhead,
             total=predicted.total,
         ),
-        measured=MeasuredMemoryPart(
+        measured=MeasuredMemoryReport(
             before_load=before,
             after_load=loaded,
             loaded=growth,
@@ -233,10 +233,10 @@ def _fit(
     )
 
 
-def environment_part(model: Model, cpu: CpuInfo) -> EnvironmentPart:
+def environment_report(model: Model, cpu: CpuInfo) -> EnvironmentReport:
     """The machine and the packages that run a loaded bundle."""
     info = model.session.info
-    return EnvironmentPart(
+    return EnvironmentReport(
         backend=info.backend,
         device=info.device,
         architecture=cpu.architecture,

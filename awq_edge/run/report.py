@@ -10,7 +10,7 @@ from typing import Literal
 from awq_edge.artifacts.schema import Manifest, Record
 
 
-class BundlePart(Record):
+class BundleReport(Record):
     """The bundle.
 
     commit: of the awq-edge that exported it.
@@ -32,7 +32,7 @@ class BundlePart(Record):
     commit: str | None
 
 
-class RequestPart(Record):
+class RequestReport(Record):
     """The request.
 
     seed: the one used, given or drawn.
@@ -55,7 +55,7 @@ class RequestPart(Record):
     context: int
 
 
-class ResultPart(Record):
+class ResultReport(Record):
     """The generated text.
 
     token_ids: generated, without the stop token.
@@ -72,7 +72,7 @@ class ResultPart(Record):
     thought_tokens: int = 0
 
 
-class SpreadPart(Record):
+class SpreadReport(Record):
     """Median, 10th and 90th percentile over `samples` measurements."""
 
     median: float
@@ -81,7 +81,7 @@ class SpreadPart(Record):
     samples: int
 
 
-class LatencyPart(Record):
+class LatencyReport(Record):
     """Seconds.
 
     load: hashes checked and session opened.
@@ -100,15 +100,15 @@ class LatencyPart(Record):
     total: float
 
 
-class ThroughputPart(Record):
+class ThroughputReport(Record):
     """Tokens/s. prefill: one sample a chunk. decode: one sample a step after `warmup_steps`."""
 
-    prefill: SpreadPart | None
-    decode: SpreadPart | None
+    prefill: SpreadReport | None
+    decode: SpreadReport | None
     warmup_steps: int
 
 
-class BandwidthPart(Record):
+class BandwidthReport(Record):
     """Memory traffic of decoding.
 
     bytes_per_token: weights and, at the mean position, KV cache. achieved: bytes_per_token over the
@@ -126,7 +126,7 @@ class BandwidthPart(Record):
     roofline_tokens_per_second: float | None
 
 
-class PredictedMemoryPart(Record):
+class PredictedMemoryReport(Record):
     """Bytes, from the manifest alone."""
 
     weights: int
@@ -136,7 +136,7 @@ class PredictedMemoryPart(Record):
     total: int
 
 
-class MeasuredMemoryPart(Record):
+class MeasuredMemoryReport(Record):
     """Bytes of resident memory of this process.
 
     loaded: added by loading, weights and KV cache. anonymous: allocations, which must fit.
@@ -161,7 +161,7 @@ class MeasuredMemoryPart(Record):
     nvmap: int | None
 
 
-class MemoryPart(Record):
+class MemoryReport(Record):
     """The memory fit.
 
     peak_over_predicted: measured peak / predicted total.
@@ -173,14 +173,14 @@ class MemoryPart(Record):
     the overhead.
     """
 
-    predicted: PredictedMemoryPart
-    measured: MeasuredMemoryPart
+    predicted: PredictedMemoryReport
+    measured: MeasuredMemoryReport
     loaded_over_predicted: float | None
     peak_over_predicted: float | None
     device: int | None
 
 
-class EnvironmentPart(Record):
+class EnvironmentReport(Record):
     """The machine.
 
     commit: of the awq-edge that ran.
@@ -204,11 +204,11 @@ class RunReport(Manifest):
 
     format: Literal["awq-edge-run-report"] = "awq-edge-run-report"
     format_version: Literal[1] = 1
-    bundle: BundlePart
-    request: RequestPart
-    result: ResultPart
-    latency: LatencyPart
-    throughput: ThroughputPart
-    bandwidth: BandwidthPart
-    memory: MemoryPart
-    environment: EnvironmentPart
+    bundle: BundleReport
+    request: RequestReport
+    result: ResultReport
+    latency: LatencyReport
+    throughput: ThroughputReport
+    bandwidth: BandwidthReport
+    memory: MemoryReport
+    environment: EnvironmentReport

@@ -8,7 +8,7 @@ import pytest
 
 from awq_edge.bench.page import bench_page
 from awq_edge.bench.plan import Cell, Plan
-from awq_edge.bench.report import BenchReport, ThrottlingPart
+from awq_edge.bench.report import BenchReport, ThrottlingReport
 from awq_edge.bench.table_csv import to_csv
 from tests.html.html_page import Page
 
@@ -77,7 +77,7 @@ def test_hostile_names_stay_text(report: BenchReport) -> None:
 
 
 def test_what_spoils_a_measurement_is_said_at_the_top(report: BenchReport) -> None:
-    throttling = ThrottlingPart(samples=10, reasons={"power cap": 3}, events={"OC1 events": 2})
+    throttling = ThrottlingReport(samples=10, reasons={"power cap": 3}, events={"OC1 events": 2})
     hot = report.model_copy(update={"throttling": throttling, "interrupted": True})
     text = bench_page(hot, draw=False)
     assert "Throttled meanwhile: power cap (3 of 10 samples), OC1 events +2." in text

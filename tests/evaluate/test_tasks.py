@@ -13,7 +13,7 @@ import pytest
 
 from awq_edge.errors import ConfigError
 from awq_edge.evaluate import tasks as tasks_module
-from awq_edge.evaluate.tasks import MetricPart, TaskResult, TasksReport, evaluate_tasks
+from awq_edge.evaluate.tasks import MetricResult, TaskResult, TasksReport, evaluate_tasks
 from awq_edge.runtime.tokenizer import Tokenizer
 from tests.tiny_models import TEXT, save_tokenizer
 
@@ -127,7 +127,7 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
     return use
 
 
-def metric(result: TaskResult, name: str, filter_name: str = "none") -> MetricPart:
+def metric(result: TaskResult, name: str, filter_name: str = "none") -> MetricResult:
     (found,) = (m for m in result.metrics if (m.metric, m.filter) == (name, filter_name))
     return found
 

@@ -155,8 +155,8 @@ def test_names_with_brackets_are_printed_as_they_are(report: RunReport) -> None:
 
 
 def test_dataclasses_of_memory_and_report_have_the_same_parts() -> None:
-    from awq_edge.run.report import PredictedMemoryPart
+    from awq_edge.run.report import PredictedMemoryReport
     from awq_edge.runtime.memory import PredictedMemory
 
     names = {field.name for field in dataclasses.fields(PredictedMemory)} | {"total"}
-    assert set(PredictedMemoryPart.model_fields) == names
+    assert set(PredictedMemoryReport.model_fields) == names
