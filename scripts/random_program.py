@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from awq_edge.kernels.packing import LAYOUT_VERSION, pack, pack_gate_up
+from awq_edge.kernels.interface import LAYOUT_VERSION
+from awq_edge.kernels.packing import pack, pack_gate_up
 from awq_edge.model.archs.base import Rope
 from awq_edge.model.rope import rope_tables
 from awq_edge.model.w4a16 import Scheme, quantize

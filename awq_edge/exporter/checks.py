@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.kernels.packing import PACKED_GROUP_SIZES
+from awq_edge.kernels.interface import GROUP_SIZES, HEAD_SIZES
 from awq_edge.model.archs import Decoder
 from awq_edge.model.lm_head import LM_HEAD_SCHEMES, UNQUANTIZED, rounded_bits
 from awq_edge.model.w4a16 import NumberFormat
@@ -32,7 +32,6 @@ _NATIVE_DTYPES = (*DTYPES["tensorrt"], "float32")
 # graphs are made for (JetPack 6.2's).
 FIRST_WITH_LAYERS, OLDEST_TENSORRT = "10.15", "10.3"
 DECOMPOSED_OPSET = 17  # of graphs for what is older than the first
-HEAD_SIZES = (32, 64, 96, 128, 256)  # of awq_edge_cached_attention
 _VECTOR = 8  # activations that the kernels load at a time
 # "head_size must be a multiple of 8": GroupQueryAttention of onnxruntime 1.32, when it runs.
 _ONNXRUNTIME_HEAD_MULTIPLE = 8
@@ -226,8 +225,8 @@ def _packing_problems(model: ExportedModel) -> list[str]:
     for name in _names(model):
         if model.is_quantized(name):
             group_size = model.linear_format(name).group_size
-            if group_size not in PACKED_GROUP_SIZES:
-                groups = ", ".join(map(str, PACKED_GROUP_SIZES))
+            if group_size not in GROUP_SIZES:
+                groups = ", ".join(map(str, GROUP_SIZES))
                 return [f"group_size {group_size} of {name} is not one of {groups}"]
     return []
 

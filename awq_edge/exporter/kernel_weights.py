@@ -26,7 +26,8 @@ from awq_edge.exporter.weights import (
     single_codes,
     unpack_nibbles,
 )
-from awq_edge.kernels.packing import BLOCK_CHANNELS, TILE_ROWS, PackedWeight, pack, pack_gate_up
+from awq_edge.kernels.interface import BLOCK_CHANNELS, TILE_ROWS
+from awq_edge.kernels.packing import PackedWeight, pack, pack_gate_up
 from awq_edge.model.containers import kernel_bits
 from awq_edge.model.w4a16 import QuantizedWeight
 

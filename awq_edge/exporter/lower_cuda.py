@@ -31,7 +31,7 @@ from awq_edge.exporter.weights import (
     of_array,
 )
 from awq_edge.exporter.writer import WeightPlan
-from awq_edge.kernels.packing import LAYOUT_VERSION
+from awq_edge.kernels.interface import LAYOUT_VERSION
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.lm_head import rounded_format
 from awq_edge.model.rope import rope_tables

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from awq_edge.fit.formats import Formats, Quantized
-from awq_edge.kernels.packing import BLOCK_CHANNELS, TILE_ROWS
+from awq_edge.kernels.interface import BLOCK_CHANNELS, TILE_ROWS
 from awq_edge.model.archs import Decoder, Linear
 from awq_edge.model.containers import kernel_bits, largest_block, matmul_nbits_bits
 from awq_edge.model.weight_totals import Part

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge._package import PACKAGE
 from awq_edge.artifacts.directories import atomic_directory
 from awq_edge.artifacts.outputs import check_output
 from awq_edge.artifacts.paths import user_path
 from awq_edge.device.cuda_driver import compute_capabilities
 from awq_edge.errors import ConfigError, RuntimeUnavailableError
 from awq_edge.kernels.architectures import dotted, select_architectures
+from awq_edge.kernels.header import sources_directory
 from awq_edge.kernels.kernels import FILE_NAME, install_directory
 from awq_edge.kernels.toolchain import Toolchain, find_toolchain
 from awq_edge.process.children import child, scratch_directory
@@ -116,18 +116,6 @@ def compile_libraries(
             raise RuntimeUnavailableError(_failure(text, command))
     match = _NOT_BUILT.search(output)
     return match[1] if match else None
-
-
-def sources_directory() -> Path:
-    """The CUDA sources: of the installed package, or of this checkout."""
-    packaged = PACKAGE / "kernels" / "cuda_sources"
-    for folder in (packaged, PACKAGE.parent / "plugins"):
-        if (folder / "CMakeLists.txt").is_file():
-            return folder
-    raise RuntimeUnavailableError(
-        f"the CUDA sources are not in {packaged}; this installation is "
-        "incomplete: install awq-edge again"
-    )
 
 
 def _check_tensorrt() -> None:

@@ -1,166 +1,98 @@
-"""plugins/include/awq_edge_kernels.h for ctypes: constants, structs, and the table of functions.
+"""The C interface of the kernel library for ctypes, as plugins/include/awq_edge_kernels.h has it.
 
-The header is the specification; names are its names without the prefix. A test compares the two:
-every function, and the size and offset of every field with what a C compiler says.
+Names are the header's without the prefix. Numbers, fields and arguments are read from it, so that
+they are written once; what each function computes is specified there.
 """
 
 from __future__ import annotations
 
-from ctypes import (
-    POINTER,
-    Structure,
-    c_char_p,
-    c_float,
-    c_int,
-    c_int32,
-    c_int64,
-    c_size_t,
-    c_uint64,
-    c_void_p,
-)
+from ctypes import Structure, c_char_p
 from enum import IntEnum
-from typing import Any
 
-ABI_VERSION = 1
-LAYOUT_VERSION = 1
+from awq_edge.kernels.header import read_kernel_header
+
+_HEADER = read_kernel_header()
+_NUMBERS = _HEADER.numbers
+
+ABI_VERSION = _NUMBERS["ABI_VERSION"]
+LAYOUT_VERSION = _NUMBERS["LAYOUT_VERSION"]
 # The first bytes of a workspace, zeroed once before its first use.
-COUNTER_BYTES = 65536
+COUNTER_BYTES = _NUMBERS["COUNTER_BYTES"]
+# Rows of x in one call of the quantized linear.
+MAX_ROWS = _NUMBERS["MAX_ROWS"]
+# Rows up to which each byte of the weight is read once.
+DECODE_ROWS = _NUMBERS["DECODE_ROWS"]
+
+# Sizes that kernels are compiled for.
+BITS = (3, 4, 8)
+GROUP_SIZES = (32, 64, 128)
+HEAD_SIZES = (32, 64, 96, 128, 256)
+# Rows and input channels of the units that weights are packed in (kernels/w4a16_layout.h).
+TILE_ROWS = 16
+BLOCK_CHANNELS = 128
 
 
 class Status(IntEnum):
-    OK = 0
-    INVALID_ARGUMENT = 1
-    UNSUPPORTED = 2
-    WORKSPACE = 3
-    CUDA_ERROR = 4
-    NO_LIBRARY = 5
+    """awq_edge_status: what a call returns."""
+
+    OK = _NUMBERS["OK"]
+    INVALID_ARGUMENT = _NUMBERS["INVALID_ARGUMENT"]
+    UNSUPPORTED = _NUMBERS["UNSUPPORTED"]
+    WORKSPACE = _NUMBERS["WORKSPACE"]
+    CUDA_ERROR = _NUMBERS["CUDA_ERROR"]
+    NO_LIBRARY = _NUMBERS["NO_LIBRARY"]
 
 
 class Dtype(IntEnum):
-    FLOAT16 = 0
-    BFLOAT16 = 1
-    INT8 = 2
+    """awq_edge_dtype: of activations, and of the cache."""
+
+    FLOAT16 = _NUMBERS["FLOAT16"]
+    BFLOAT16 = _NUMBERS["BFLOAT16"]
+    INT8 = _NUMBERS["INT8"]
 
 
 class Epilogue(IntEnum):
-    NONE = 0
-    SILU_MUL = 1
+    """awq_edge_epilogue: what becomes of a linear's outputs."""
+
+    NONE = _NUMBERS["EPILOGUE_NONE"]
+    SILU_MUL = _NUMBERS["EPILOGUE_SILU_MUL"]
 
 
 class Tactic(IntEnum):
-    AUTO = 0
-    DECODE = 1
-    GEMM = 2
-    CUBLASLT = 3
+    """awq_edge_tactic: the kernel that computes a linear."""
+
+    AUTO = _NUMBERS["TACTIC_AUTO"]
+    DECODE = _NUMBERS["TACTIC_DECODE"]
+    GEMM = _NUMBERS["TACTIC_GEMM"]
+    CUBLASLT = _NUMBERS["TACTIC_CUBLASLT"]
 
 
 class W4A16Weight(Structure):
     """awq_edge_w4a16_weight: one quantized linear. Pointers are device addresses or None."""
 
-    _fields_ = (
-        ("bits", c_int32),
-        ("group_size", c_int32),
-        ("in_features", c_int32),
-        ("out_features", c_int32),
-        ("dtype", c_int32),
-        ("epilogue", c_int32),
-        ("qweight", c_void_p),
-        ("scales", c_void_p),
-        ("zeros", c_void_p),
-        ("bias", c_void_p),
-    )
+    _fields_ = _HEADER.fields("awq_edge_w4a16_weight")
 
 
 class AttentionParameters(Structure):
     """awq_edge_attention: one call of rotary embedding, cache append and attention."""
 
-    _fields_ = (
-        ("dtype", c_int32),
-        ("kv_dtype", c_int32),
-        ("batch", c_int32),
-        ("tokens", c_int32),
-        ("num_heads", c_int32),
-        ("num_kv_heads", c_int32),
-        ("head_size", c_int32),
-        ("rotary_size", c_int32),
-        ("context", c_int32),
-        ("window", c_int32),
-        ("scale", c_float),
-        ("soft_cap", c_float),
-        ("q", c_void_p),
-        ("k", c_void_p),
-        ("v", c_void_p),
-        ("q_stride", c_int64),
-        ("k_stride", c_int64),
-        ("v_stride", c_int64),
-        ("past_length", c_void_p),
-        ("cosine", c_void_p),
-        ("sine", c_void_p),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
-        ("norm_eps", c_float),
-        ("key_cache", c_void_p),
-        ("value_cache", c_void_p),
-        ("key_scales", c_void_p),
-        ("value_scales", c_void_p),
-        ("y", c_void_p),
-    )
+    _fields_ = _HEADER.fields("awq_edge_attention")
 
 
 class Sampling(Structure):
     """awq_edge_sampling: how the next token is chosen."""
 
-    _fields_ = (
-        ("temperature", c_float),
-        ("top_p", c_float),
-        ("top_k", c_int32),
-        ("seed", c_uint64),
-    )
+    _fields_ = _HEADER.fields("awq_edge_sampling")
 
 
-_SIZE = POINTER(c_size_t)
-_WEIGHT = POINTER(W4A16Weight)
-_ATTENTION = POINTER(AttentionParameters)
-_SAMPLING = POINTER(Sampling)
-_DEVICE = c_void_p
-_STREAM = c_void_p
-
-# Functions that return a Status, with the types of their arguments. Structs are passed as they
-# are, tensors as their addresses.
-FUNCTIONS: dict[str, tuple[type[Any], ...]] = {
-    "awq_edge_w4a16_workspace": (_WEIGHT, c_int32, c_int32, _SIZE),
-    "awq_edge_w4a16_linear": (
-        *(_WEIGHT, _DEVICE, _DEVICE, c_int32, c_int32),
-        *(_DEVICE, c_size_t, _STREAM),
-    ),
-    "awq_edge_w4a16_dequantize": (_WEIGHT, _DEVICE, _STREAM),
-    "awq_edge_cached_attention_workspace": (_ATTENTION, _SIZE),
-    "awq_edge_cached_attention": (_ATTENTION, _DEVICE, c_size_t, _STREAM),
-    "awq_edge_rms_norm": (
-        *(_DEVICE, _DEVICE, _DEVICE, _DEVICE),
-        *(c_int32, c_int32, c_float, c_int32, _STREAM),
-    ),
-    "awq_edge_silu_mul": (_DEVICE, _DEVICE, c_int32, c_int32, c_int32, _STREAM),
-    "awq_edge_embedding": (
-        *(_DEVICE, _DEVICE, _DEVICE),
-        *(c_int32, c_int32, c_int32, c_int32, _STREAM),
-    ),
-    "awq_edge_gather_rows": (_DEVICE, _DEVICE, _DEVICE, c_int32, c_int32, c_int32, _STREAM),
-    "awq_edge_sample": (
-        *(_DEVICE, _SAMPLING, _DEVICE, _DEVICE, c_int32, c_int32, c_int32),
-        *(_DEVICE, c_size_t, _STREAM),
-    ),
-    "awq_edge_sample_workspace": (c_int32, c_int32, _SIZE),
-    "awq_edge_advance": (_DEVICE, c_int32, c_int64, _STREAM),
-    "awq_edge_clear_counters": (_DEVICE, _STREAM),
-    "awq_edge_copy": (_DEVICE, _DEVICE, c_size_t, _STREAM),
-}
-
-# Functions that cannot fail: (type of the result, types of the arguments).
-QUERIES: dict[str, tuple[type[Any], tuple[type[Any], ...]]] = {
-    "awq_edge_abi_version": (c_int, ()),
-    "awq_edge_layout_version": (c_int, ()),
-    "awq_edge_status_message": (c_char_p, (c_int,)),
-    "awq_edge_last_error": (c_char_p, ()),
-    "awq_edge_architectures": (c_char_p, ()),
-}
+_ALL = _HEADER.functions(
+    {
+        "awq_edge_w4a16_weight": W4A16Weight,
+        "awq_edge_attention": AttentionParameters,
+        "awq_edge_sampling": Sampling,
+    }
+)
+# Functions that cannot fail, by name: they return text, or a number and take nothing.
+QUERIES = {name: types for name, types in _ALL.items() if types[0] is c_char_p or not types[1]}
+# Functions that return a Status: name -> types of the arguments.
+FUNCTIONS = {name: arguments for name, (_, arguments) in _ALL.items() if name not in QUERIES}

@@ -14,13 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import ConfigError
+from awq_edge.kernels.interface import BITS, BLOCK_CHANNELS, GROUP_SIZES, TILE_ROWS
 from awq_edge.model.w4a16 import QuantizedWeight, UInt8
 
-LAYOUT_VERSION = 1
-PACKED_BITS = (3, 4, 8)
-PACKED_GROUP_SIZES = (32, 64, 128)
-TILE_ROWS = 16
-BLOCK_CHANNELS = 128
 _LANES = 32
 
 Int32 = npt.NDArray[np.int32]
@@ -49,10 +45,10 @@ class PackedWeight:
 
 def obstacle(bits: int, group_size: int, in_features: int) -> str | None:
     """Why the kernels cannot take such a linear; None if they can."""
-    if bits not in PACKED_BITS:
-        return f"bits {bits} is not one of {', '.join(map(str, PACKED_BITS))}"
-    if group_size not in PACKED_GROUP_SIZES:
-        return f"group_size {group_size} is not one of {', '.join(map(str, PACKED_GROUP_SIZES))}"
+    if bits not in BITS:
+        return f"bits {bits} is not one of {', '.join(map(str, BITS))}"
+    if group_size not in GROUP_SIZES:
+        return f"group_size {group_size} is not one of {', '.join(map(str, GROUP_SIZES))}"
     if in_features % group_size:
         return f"in_features {in_features} is not a multiple of group_size {group_size}"
     return None

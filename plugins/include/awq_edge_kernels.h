@@ -34,6 +34,12 @@ extern "C" {
 /* Raised whenever the packing of qweight, scales or zeros changes; see awq_edge/kernels/packing.py.
  */
 #define AWQ_EDGE_LAYOUT_VERSION 1
+/* Bytes at the beginning of a workspace that hold counters. */
+#define AWQ_EDGE_COUNTER_BYTES 65536
+/* Rows of x in one call of awq_edge_w4a16_linear, and up to how many each byte of the weight is read
+ * once. */
+#define AWQ_EDGE_MAX_ROWS 65535
+#define AWQ_EDGE_DECODE_ROWS 16
 
 enum awq_edge_status {
   AWQ_EDGE_OK = 0,
@@ -72,7 +78,7 @@ enum awq_edge_epilogue {
 
 enum awq_edge_tactic {
   AWQ_EDGE_TACTIC_AUTO = 0,
-  AWQ_EDGE_TACTIC_DECODE = 1,  /* m <= 16: each byte of the weight is read once */
+  AWQ_EDGE_TACTIC_DECODE = 1,  /* m <= AWQ_EDGE_DECODE_ROWS: each byte is read once */
   AWQ_EDGE_TACTIC_GEMM = 2,    /* any m: tensor-core tiles, dequantized in registers */
   AWQ_EDGE_TACTIC_CUBLASLT = 3 /* any m: dequantized into the workspace, then cuBLASLt */
 };
@@ -97,11 +103,11 @@ typedef struct {
 AWQ_EDGE_API int awq_edge_w4a16_workspace(const awq_edge_w4a16_weight* weight, int32_t max_m,
                                           int32_t tactic, size_t* bytes);
 
-/* x: [m, k]; y: [m, n] or [m, n / 2], activation dtype. m: 1 to 65535.
+/* x: [m, k]; y: [m, n] or [m, n / 2], activation dtype. m: 1 to AWQ_EDGE_MAX_ROWS.
  * workspace: of the queried size. Its first AWQ_EDGE_COUNTER_BYTES must be zero before the first
- * call that uses it; every call leaves them zero. * Where the size is AWQ_EDGE_COUNTER_BYTES alone, no work is split and the counters are not touched.
+ * call that uses it; every call leaves them zero. Where the size is AWQ_EDGE_COUNTER_BYTES alone, no
+ * work is split and the counters are not touched.
  */
-#define AWQ_EDGE_COUNTER_BYTES 65536
 AWQ_EDGE_API int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, void* y,
                                        int32_t m, int32_t tactic, void* workspace,
                                        size_t workspace_bytes, void* stream);

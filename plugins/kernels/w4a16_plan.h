@@ -7,8 +7,8 @@
 
 namespace awq_edge {
 
-constexpr int kMaxDecodeTokens = 16;
-constexpr int kMaxTokens = 65535;
+constexpr int kMaxDecodeTokens = AWQ_EDGE_DECODE_ROWS;
+constexpr int kMaxTokens = AWQ_EDGE_MAX_ROWS;
 constexpr int kCounters = AWQ_EDGE_COUNTER_BYTES / 4;
 
 // A tactic may carry its partition: AWQ_EDGE_TACTIC_* | tiles << 8 | warps << 12 | splits << 20 |

@@ -116,7 +116,7 @@ def test_library_and_sources_are_found_in_an_installed_wheel(
 def test_pure_wheel_builds_from_the_sources_that_it_carries(
     bare: BareEnvironment, tmp_path: Path
 ) -> None:
-    script = "from awq_edge.kernels.build import sources_directory; print(sources_directory())"
+    script = "from awq_edge.kernels.header import sources_directory; print(sources_directory())"
     result = bare.run("python", "-c", script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     folder = Path(result.stdout.strip())

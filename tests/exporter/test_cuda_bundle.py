@@ -21,7 +21,8 @@ from awq_edge.artifacts.schema import parse_manifest, read_manifest
 from awq_edge.errors import ArtifactError, ConfigError, ModelError
 from awq_edge.exporter import kernel_weights
 from awq_edge.exporter.bundle import export_checkpoint
-from awq_edge.kernels.packing import LAYOUT_VERSION, PackedWeight, pack, pack_gate_up, unpack
+from awq_edge.kernels.interface import LAYOUT_VERSION
+from awq_edge.kernels.packing import PackedWeight, pack, pack_gate_up, unpack
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat, QuantizedWeight, Scheme, quantize
 from awq_edge.recipe.recipes import Recipe, load_recipe

@@ -14,7 +14,7 @@ from awq_edge.cli import app
 from awq_edge.errors import ConfigError
 from awq_edge.fit.fit import Asked, fit
 from awq_edge.fit.models import all_known, find_model
-from awq_edge.kernels.packing import PACKED_GROUP_SIZES
+from awq_edge.kernels import interface
 from awq_edge.model.archs import architectures, decoder_from_config
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.containers import GROUP_SIZES, SMALLEST_BLOCK, largest_block
@@ -118,7 +118,7 @@ def test_every_model_of_the_table_gets_groups_for_all_of_it(recipe: Recipe) -> N
 
 
 def test_every_runtime_takes_every_size() -> None:
-    assert set(GROUP_SIZES) <= set(PACKED_GROUP_SIZES)
+    assert set(GROUP_SIZES) <= set(interface.GROUP_SIZES)
     assert all(largest_block(size) == size >= SMALLEST_BLOCK for size in GROUP_SIZES)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from awq_edge.errors import ConfigError
-from awq_edge.kernels import interface, packing
+from awq_edge.kernels import interface
 from awq_edge.kernels.packing import pack
 from awq_edge.model.w4a16 import QuantizedWeight
 from awq_edge.tensorrt import contract
@@ -196,7 +196,7 @@ def test_a_packed_weight_has_the_shapes_of_the_contract(
             "group_size": group_size,
             "in_features": channels,
             "out_features": rows,
-            "layout_version": packing.LAYOUT_VERSION,
+            "layout_version": interface.LAYOUT_VERSION,
             "has_zeros": has_zeros,
         }
     )

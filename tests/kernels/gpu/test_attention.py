@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from awq_edge.errors import KernelError
-from awq_edge.kernels.interface import COUNTER_BYTES
+from awq_edge.kernels.interface import COUNTER_BYTES, HEAD_SIZES
 from awq_edge.kernels.kernels import load_kernels
 
 torch = pytest.importorskip("torch", reason="needs torch")
@@ -31,7 +31,6 @@ pytestmark = [
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 TOKENS = (1, 2, 5, 8, 16, 17, 64, 100, 512)
-HEAD_SIZES = (32, 64, 96, 128, 256)
 
 
 @pytest.fixture(scope="module")

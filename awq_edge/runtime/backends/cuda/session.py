@@ -16,7 +16,7 @@ import torch
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.artifacts.schema import read_manifest
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
-from awq_edge.kernels.packing import LAYOUT_VERSION
+from awq_edge.kernels.interface import LAYOUT_VERSION
 from awq_edge.runtime.backends.cuda.device import Device
 from awq_edge.runtime.backends.cuda.linears import Kernels
 from awq_edge.runtime.backends.cuda.model import CudaModel
