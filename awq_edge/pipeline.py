@@ -26,7 +26,8 @@ from awq_edge.model.lm_head import for_export
 from awq_edge.process.interruption import keeping
 from awq_edge.process.staging import CHECKPOINT, RESUME, discard, discard_abandoned, hold, kept_path
 from awq_edge.quantizer.cluster.options import ExecutorOptions
-from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe
+from awq_edge.recipe.recipes import Recipe, default_recipe, load_recipe
+from awq_edge.recipe.runtimes import require_runtime
 
 if TYPE_CHECKING:
     from awq_edge.evaluate.text import Text
@@ -180,7 +181,6 @@ def export(
     Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.exporter.bundle import check_export, export_checkpoint
-    from awq_edge.exporter.lowerings import require_lowering
     from awq_edge.exporter.overrides import check_forms, check_overrides
     from awq_edge.runtime.tokenizer import Tokenizer
 
@@ -188,9 +188,10 @@ def export(
     if sampling is not None and not isinstance(sampling, SamplingKeys):
         sampling = check_sampling(sampling, "sampling")
     work = _executor(executor)
-    loaded = _recipe(_default_recipe(runtime) if recipe is None else recipe)
     # By name, before the recipe is asked for what such a runtime needs.
-    require_lowering(runtime or loaded.runtime.backend)
+    if runtime is not None:
+        require_runtime(runtime)
+    loaded = default_recipe(runtime) if recipe is None else _recipe(recipe)
     check_forms(runtime or loaded.runtime.backend, linear=linear, attention=attention)
     resolved = loaded.overridden(
         {
@@ -415,12 +416,6 @@ def model_name(model: str) -> str:
 
 def _executor(executor: str | ExecutorOptions) -> ExecutorOptions:
     return ExecutorOptions(executor) if isinstance(executor, str) else executor
-
-
-def _default_recipe(runtime: str | None) -> str:
-    """The recipe that is called as the runtime, of no particular device; else that of a CPU."""
-    names = [found.name for found in list_recipes()]
-    return runtime if runtime in names and runtime is not None else "cpu"
 
 
 def _recipe(recipe: str | Path | Recipe) -> Recipe:

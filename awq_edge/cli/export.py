@@ -24,6 +24,7 @@ from awq_edge.cli.options import (
     SchemeOption,
     SeedOption,
 )
+from awq_edge.recipe.runtimes import runtime_names
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +46,7 @@ def export(
     ] = None,
     runtime: Annotated[
         str | None,
-        typer.Option(help="onnxruntime, tensorrt-rtx, tensorrt or cuda.  [default: the recipe's]"),
+        typer.Option(help=f"{', '.join(runtime_names())}.  [default: the recipe's]"),
     ] = None,
     context: Annotated[
         int | None,

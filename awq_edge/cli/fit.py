@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from awq_edge.cli.options import GroupSizeOption, LmHeadBitsOption, SchemeOption
+from awq_edge.recipe.runtimes import runtime_names
 
 if TYPE_CHECKING:
     from awq_edge.fit.fit import Asked
@@ -50,7 +51,7 @@ def fit(
     ] = "float16",
     runtime: Annotated[
         str | None,
-        typer.Option(help="onnxruntime, tensorrt-rtx, tensorrt or cuda.  [default: the recipe's]"),
+        typer.Option(help=f"{', '.join(runtime_names())}.  [default: the recipe's]"),
     ] = None,
     activation_dtype: Annotated[
         str | None,
@@ -67,7 +68,7 @@ def fit(
     from awq_edge.errors import ConfigError
     from awq_edge.fit import fit as stage
     from awq_edge.fit.models import all_known, find_model
-    from awq_edge.recipe.recipes import list_recipes, load_recipe
+    from awq_edge.recipe.recipes import default_recipe, list_recipes, load_recipe
 
     target = JsonTarget(json_to, [model, recipe])
     asked = _asked(bits, group_size, lm_head_bits, kv_dtype, context)
@@ -93,18 +94,10 @@ def fit(
             "MODEL is missing: give a directory, a hub id or a name of the shipped table; "
             "`awq-edge fit --all` shows all of them on all devices"
         )
-    report = stage.fit(
-        find_model(model), changed(load_recipe(_recipe_name(recipe, runtime))), asked
-    )
+    loaded = default_recipe(runtime) if recipe is None else load_recipe(recipe)
+    report = stage.fit(find_model(model), changed(loaded), asked)
     print_fit(report, target.console())
     target.write(report.model_dump_json(indent=2))
-
-
-def _recipe_name(recipe: str | None, runtime: str | None) -> str:
-    """As `awq-edge export` has it: the recipe that is called as the runtime, else that of a CPU."""
-    if recipe is not None:
-        return recipe
-    return "cuda" if runtime == "cuda" else "cpu"
 
 
 def _asked(

@@ -121,7 +121,6 @@ def quantize(
 
 def print_report(report: QuantizationReport, path: Path, console: Console) -> None:
     """What was done in a few lines, and the next command."""
-    from awq_edge.exporter.supported import unsupported
     from awq_edge.model.checkpoint import Checkpoint
     from awq_edge.model.group_size import coverage
 
@@ -161,11 +160,7 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
             "plainly; a larger --samples reaches more",
             soft_wrap=True,
         )
-    missing = unsupported(decoder)
-    step = (
-        f"export {path} --out BUNDLE" if missing is None else f"eval perplexity {path} --text FILE"
-    )
-    console.print(f"next: awq-edge {step}", soft_wrap=True)
+    console.print(f"next: awq-edge export {path} --out BUNDLE", soft_wrap=True)
     print_warnings(report, console)
 
 

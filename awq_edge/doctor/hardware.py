@@ -15,7 +15,6 @@ from awq_edge.kernels.architectures import OLDEST, dotted
 from awq_edge.recipe.recipes import Recipe
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 10), (3, 13)
-_ON_GPU = ("cuda", "tensorrt", "tensorrt-rtx")
 _OLDEST_JETPACK = 6  # that a recipe is for
 
 
@@ -73,7 +72,7 @@ def _jetpack(
     """The installed packages against those that the recipe is for."""
     wanted = recipe.runtime.jetpack
 
-    needed = recipe.runtime.backend in _ON_GPU
+    needed = recipe.runtime.record.on_gpu
 
     def lacking(words: str, fix: str) -> DoctorRow:
         return DoctorRow(
@@ -99,7 +98,9 @@ def _jetpack(
                 f"{installed.tensorrt}",
                 fixes.newer_jetpack(machine, installed),
             )
-    has_tensorrt = machine.has_module("tensorrt") or recipe.runtime.backend != "tensorrt"
+    engine = recipe.runtime.record.engine
+    is_jetpacks = engine is not None and not engine.ahead_of_time
+    has_tensorrt = not is_jetpacks or machine.has_module("tensorrt")
     if not has_package and not has_tensorrt and not in_container(machine):
         return lacking(words, fixes.jetson_packages(machine))
     return DoctorRow(check="JetPack", status="ok", found=words)
@@ -107,7 +108,7 @@ def _jetpack(
 
 def gpu(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """The GPU and its driver, compared with the recipe's."""
-    needed = recipe.runtime.backend in _ON_GPU
+    needed = recipe.runtime.record.on_gpu
     driver = _driver(machine)
     device = machine.gpu()
     if device is None:
@@ -179,7 +180,7 @@ def cuda(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         compiler, missing = machine.compiler(), ""
     except RuntimeUnavailableError as error:
         compiler, missing = "", str(error)
-    needed = recipe.runtime.backend in _ON_GPU
+    needed = recipe.runtime.record.on_gpu
     yield DoctorRow(
         check="CUDA, compiler",
         status="ok" if compiler else "optional",

@@ -15,13 +15,8 @@ from awq_edge.errors import RuntimeUnavailableError
 from awq_edge.extras import EXTRAS_OF_STEPS, packages_of_extras
 from awq_edge.kernels.build import PLUGIN_FILE_NAME
 from awq_edge.recipe.recipes import Recipe
+from awq_edge.recipe.runtimes import runtimes
 
-# Python module of a runtime, the distribution that has it, and the extra.
-_TENSORRT = {
-    "tensorrt": ("tensorrt", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
-}
-_ON_TENSORRT = tuple(_TENSORRT)
 _LAYERS = (
     ("cuda-python", "cuda-bindings", "cuda.bindings"),
     ("pycuda", "pycuda", "pycuda"),
@@ -31,11 +26,13 @@ _HOW_TO_GET = "build it on this machine with `awq-edge build-plugins`"
 
 def tensorrt(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """Both kinds of TensorRT; the version of the recipe's kind against the recipe's."""
-    for backend, (module, distribution) in _TENSORRT.items():
-        needed = recipe.runtime.backend == backend
-        version = machine.version(distribution) or machine.version(module)
-        there = version is not None or machine.has_module(module)
-        name = "TensorRT" if backend == "tensorrt" else "TensorRT for RTX"
+    for backend, runtime in sorted(runtimes().items()):
+        engine = runtime.engine
+        if engine is None:
+            continue
+        needed, name = recipe.runtime.backend == backend, engine.title
+        version = machine.version(engine.distribution) or machine.version(engine.module)
+        there = version is not None or machine.has_module(engine.module)
         if not there:
             yield DoctorRow(
                 check=name,
@@ -47,7 +44,8 @@ def tensorrt(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             continue
         wanted = recipe.runtime.version
         old = needed and version is not None and _release(version) < _release(wanted)
-        hiding = needed and backend == "tensorrt" and on_jetson(machine) and _is_pips(machine)
+        is_jetpacks = needed and not engine.ahead_of_time and on_jetson(machine)
+        hiding = is_jetpacks and _is_pips(machine)
         yield DoctorRow(
             check=name,
             status="missing" if old or hiding else "ok",
@@ -62,7 +60,7 @@ def tensorrt(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
 def device_layer(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """cuda-python or PyCUDA, one of which TensorRT's session needs. cuda-python's major version is
     CUDA's: one that is newer than the driver's CUDA does not start."""
-    needed = recipe.runtime.backend in _ON_TENSORRT
+    needed = recipe.runtime.record.engine is not None
     supported = cuda_major(machine, None)
     packages, usable = [], False
     for name, distribution, module in _LAYERS:
@@ -99,10 +97,9 @@ def _device_layer_fix(machine: Machine, recipe: Recipe) -> str:
 
 def plugin_libraries(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """The kernel library, loaded to see that it runs here, and the C++ plugin beside it."""
-    backend = recipe.runtime.backend
-    needed = backend == "cuda" or (
-        backend in _ON_TENSORRT and "plugin" in (recipe.export.linear, recipe.export.attention)
-    )
+    runtime, export = recipe.runtime.record, recipe.export
+    replaced = runtime.native is not None and "plugin" not in (export.linear, export.attention)
+    needed = runtime.uses_kernels and not replaced
     try:
         library = machine.kernels()
     except RuntimeUnavailableError as error:
@@ -158,7 +155,7 @@ def extras(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             continue
         missing = [package for package in packages if machine.version(package) is None]
         whole = not missing
-        needed = extra == recipe.runtime.backend  # torch executes what the cuda runtime does
+        needed = extra == recipe.runtime.record.extra
         yield DoctorRow(
             check=f"extra [{extra}]",
             status="ok" if whole else "missing" if needed else "optional",
@@ -185,7 +182,8 @@ def _extra_fix(machine: Machine, recipe: Recipe, extra: str) -> str:
 
 
 def _tensorrt_fix(machine: Machine, recipe: Recipe, *, old: bool = False) -> str:
-    if recipe.runtime.backend == "tensorrt-rtx":
+    engine = recipe.runtime.record.engine
+    if engine is not None and engine.ahead_of_time:
         if not machine.system.endswith("x86_64"):
             return "run it on an x86-64 machine: TensorRT for RTX has no wheel for this one"
         return fixes.pip(machine, "--upgrade", "awq-edge[rtx]")

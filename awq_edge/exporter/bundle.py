@@ -25,13 +25,12 @@ from awq_edge.artifacts.file_names import QUANTIZATION_REPORT
 from awq_edge.artifacts.outputs import check_output, require_disk
 from awq_edge.artifacts.provenance import source_commit
 from awq_edge.artifacts.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
-from awq_edge.errors import ConfigError, ModelError
+from awq_edge.errors import ConfigError
 from awq_edge.exporter.canonical import GraphSpec, lm_head_bits, unquantized_linears
 from awq_edge.exporter.checks import check_context, check_model, check_recipe
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.lowerings import Lowering, require_lowering
 from awq_edge.exporter.plugin_ops import plugin_attributes
-from awq_edge.exporter.supported import unsupported
 from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles
@@ -89,7 +88,7 @@ def export_checkpoint(
         activation_dtype=recipe.runtime.activation_dtype,
         lm_head_bits=recipe.quantization.lm_head_bits,
     )
-    lowered = lowering.build(source, spec, recipe)
+    lowered = lowering(source, spec, recipe)
     plan = WeightPlan.of(lowered.weights)
     model = lowered.render(plan)
     small = sum(file.stat().st_size for file in _copied(source.files))
@@ -118,13 +117,6 @@ def check_export(
     checkpoint = Checkpoint.open(model)
     checkpoint.files.require_readable()
     bundle_sampling(checkpoint.files, None)
-    missing = unsupported(checkpoint.decoder)
-    if missing is not None:
-        raise ModelError(
-            f"{model}: the graph does not have yet what its model_type "
-            f"'{checkpoint.decoder.model_type}' needs: {missing}; `awq-edge quantize` takes the "
-            "model, and `awq-edge eval` runs the checkpoint on this machine"
-        )
     if lm_head_bits is not None:
         recipe = recipe.overridden({"quantization.lm_head_bits": lm_head_bits})
     check_model(checkpoint, recipe)

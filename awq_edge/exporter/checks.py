@@ -3,38 +3,22 @@
     recipe    types of activations, versions
     model     what its blocks have beyond Llama's, sizes of heads, groups and zero points of weights
 
-One list of checks for both, which needs no package of the exporter's.
+One list of checks for both, which needs no package of the exporter's. `checks_<runtime>.py` have
+those of one runtime, named by its record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from awq_edge.errors import ConfigError, ModelError
-from awq_edge.kernels.interface import GROUP_SIZES, HEAD_SIZES
+from awq_edge.errors import ConfigError
+from awq_edge.kernels.interface import GROUP_SIZES
 from awq_edge.model.archs import Decoder
-from awq_edge.model.lm_head import LM_HEAD_SCHEMES, UNQUANTIZED, rounded_bits
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.recipe.recipes import Recipe
-from awq_edge.tensorrt.contract import CACHED_ATTENTION
-
-# Types of activations by runtime; TensorRT's own layers take float32 too.
-DTYPES: Mapping[str, tuple[str, ...]] = {
-    "onnxruntime": ("float16", "float32"),
-    "cuda": ("float16", "bfloat16"),
-    "tensorrt": ("float16", "bfloat16"),
-    "tensorrt-rtx": ("float16", "bfloat16"),
-}
-_NATIVE_DTYPES = (*DTYPES["tensorrt"], "float32")
-# The first TensorRT with RMSNormalization, RotaryEmbedding and TensorScatter, and the oldest that
-# graphs are made for (JetPack 6.2's).
-FIRST_WITH_LAYERS, OLDEST_TENSORRT = "10.15", "10.3"
-DECOMPOSED_OPSET = 17  # of graphs for what is older than the first
-_VECTOR = 8  # activations that the kernels load at a time
-# "head_size must be a multiple of 8": GroupQueryAttention of onnxruntime 1.32, when it runs.
-_ONNXRUNTIME_HEAD_MULTIPLE = 8
+from awq_edge.recipe.runtimes import load
 
 
 class ExportedModel(Protocol):
@@ -52,6 +36,10 @@ class ExportedModel(Protocol):
 
     def is_quantized(self, name: str) -> bool: ...
     def linear_format(self, name: str) -> NumberFormat: ...
+
+
+# Raises for what a runtime cannot execute: of a recipe, and of a model where there is one.
+Check = Callable[[Recipe, "ExportedModel | None"], None]
 
 
 def beyond_llama(decoder: Decoder) -> tuple[str, ...]:
@@ -84,56 +72,55 @@ def beyond_llama(decoder: Decoder) -> tuple[str, ...]:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise ConfigError for what the recipe's runtime cannot execute of any model."""
-    runtime = recipe.runtime.backend
-    if runtime == "tensorrt":
-        _check_tensorrt_version(recipe)
-    if runtime == "tensorrt-rtx" and recipe.runtime.version.partition(".")[0] != "1":
-        raise ConfigError(
-            f"recipe {recipe.name} has version {recipe.runtime.version} of runtime {runtime}, "
-            "which is not one of TensorRT for RTX; take a recipe of an RTX device"
-        )
-
-
-def activation_dtypes(recipe: Recipe) -> tuple[str, ...]:
-    """The types of activations that the recipe's runtime has kernels or layers for."""
-    native = (recipe.export.linear, recipe.export.attention) == ("native", "native")
-    if recipe.runtime.backend.startswith("tensorrt") and native:
-        return _NATIVE_DTYPES
-    return DTYPES.get(recipe.runtime.backend, _NATIVE_DTYPES)
-
-
-def is_decomposed(recipe: Recipe) -> bool:
-    """Whether this TensorRT's graphs have newer operators in primitives."""
-    return _release(recipe.runtime.version) < _release(FIRST_WITH_LAYERS)
+    _check(recipe, None)
 
 
 def check_model(model: ExportedModel, recipe: Recipe) -> None:
     """Raise for a model that the recipe's runtime cannot execute: ModelError, naming sizes, formats
     or what the blocks have; ConfigError for activations that overflow. An unquantized checkpoint is
     what the recipe will make of it."""
-    check = MODEL_CHECKS.get(recipe.runtime.backend)
-    if check is not None:
-        check(model, recipe)
+    _check(recipe, model)
     _check_activations(model, recipe)  # last: another type helps none that fails before
+
+
+def _check(recipe: Recipe, model: ExportedModel | None) -> None:
+    function = recipe.runtime.record.checks
+    if function is not None:
+        check: Check = load(function)
+        check(recipe, model)
+
+
+def activation_dtypes(recipe: Recipe) -> tuple[str, ...]:
+    """The types of activations that the recipe's runtime has kernels or layers for."""
+    runtime, export = recipe.runtime.record, recipe.export
+    if runtime.native is not None and (export.linear, export.attention) == ("native", "native"):
+        return runtime.native.activation_dtypes
+    return runtime.activation_dtypes
+
+
+def is_decomposed(recipe: Recipe) -> bool:
+    """Whether graphs for this version of the runtime have newer operators in primitives."""
+    native = recipe.runtime.record.native
+    return native is not None and release(recipe.runtime.version) < release(native.first_version)
 
 
 def _check_activations(model: ExportedModel, recipe: Recipe) -> None:
     """Raise ConfigError for activations that the runtime does not execute, or that do not hold what
     the model computes; the advice is one that both take."""
     executed, dtype = activation_dtypes(recipe), recipe.runtime.activation_dtype
-    runtime, overflows = recipe.runtime.backend, model.decoder.architecture.overflows_float16
+    runtime, overflows = recipe.runtime.record, model.decoder.architecture.overflows_float16
     usable = [each for each in executed if not (overflows and each == "float16")]
     if dtype in usable:
         return
     forms = ""
-    if runtime.startswith("tensorrt"):
+    if runtime.native is not None:
         forms = f" with --linear {recipe.export.linear} --attention {recipe.export.attention}"
     kind = f"activations of model_type '{model.decoder.model_type}'"
     if dtype in executed:
         problem = f"{model.path}: {kind} exceed what float16 can hold"
     else:
         problem = (
-            f"runtime {runtime}{forms} executes {' or '.join(executed)} activations, recipe "
+            f"runtime {runtime.name}{forms} executes {' or '.join(executed)} activations, recipe "
             f"{recipe.name} has {dtype}"
         )
         if overflows and "float16" in executed:
@@ -151,78 +138,14 @@ def check_context(decoder: Decoder, context: int | None, source: str) -> None:
         )
 
 
-def _check_onnxruntime(model: ExportedModel, recipe: Recipe) -> None:
-    size = model.decoder.head_size
-    if size % _ONNXRUNTIME_HEAD_MULTIPLE:
-        raise ModelError(
-            f"{model.path}: runtime onnxruntime cannot execute it: head size {size} is not a "
-            f"multiple of {_ONNXRUNTIME_HEAD_MULTIPLE}, which its attention wants"
-        )
-
-
-def _check_cuda(model: ExportedModel, recipe: Recipe) -> None:
-    """What a program has no place for, and what no kernel exists for."""
-    decoder, problems = model.decoder, []
-    extras = beyond_llama(decoder)
-    if extras:
-        raise ModelError(
-            f"{model.path}: runtime cuda does not have yet what its model_type "
-            f"'{decoder.model_type}' needs: {', '.join(extras)}; export it with "
-            "--runtime onnxruntime"
-        )
-    if decoder.head_size not in HEAD_SIZES:
-        sizes = ", ".join(map(str, HEAD_SIZES))
-        problems.append(f"head size {decoder.head_size} is not one of {sizes}")
-    for what, size in (
-        ("hidden_size", decoder.hidden_size),
-        ("intermediate_size", decoder.intermediate_size),
-    ):
-        if size % _VECTOR:
-            problems.append(f"{what} {size} is not a multiple of {_VECTOR}")
-    problems += _packing_problems(model)
-    if problems:
-        raise ModelError(
-            f"{model.path}: no CUDA kernel exists for it: {'; '.join(problems)}; export it "
-            "with --runtime onnxruntime"
-        )
-
-
-def _check_tensorrt(model: ExportedModel, recipe: Recipe) -> None:
-    """Sizes and number formats that no node exists for."""
-    if recipe.export.linear == "plugin":
-        remedy = "; give --linear native, or quantize the original model again"
-        problems = [f"{each}{remedy}" for each in _packing_problems(model)]
-    else:
-        problems = _native_linear_problems(model, recipe)
-    sizes = next(a.choices for a in CACHED_ATTENTION.attributes if a.name == "head_size")
-    size = model.decoder.head_size
-    if recipe.export.attention == "plugin" and size not in sizes:
-        known = ", ".join(map(str, sizes))
-        problems.append(
-            f"head size {size} is not one of {known}, which the plugin has; give --attention native"
-        )
-    if problems:
-        raise ModelError(
-            f"{model.path}: runtime {recipe.runtime.backend} cannot execute it: "
-            f"{'; '.join(problems)}"
-        )
-
-
-MODEL_CHECKS: Mapping[str, Callable[[ExportedModel, Recipe], None]] = {
-    "onnxruntime": _check_onnxruntime,
-    "cuda": _check_cuda,
-    "tensorrt": _check_tensorrt,
-    "tensorrt-rtx": _check_tensorrt,
-}
-
-
-def _names(model: ExportedModel) -> list[str]:
+def quantizable(model: ExportedModel) -> list[str]:
+    """Full names of the linears of blocks, and of the output layer."""
     return [*model.linear_names(), model.decoder.architecture.lm_head]
 
 
-def _packing_problems(model: ExportedModel) -> list[str]:
-    """The first linear whose groups the kernels' layout does not have."""
-    for name in _names(model):
+def packing_problems(model: ExportedModel) -> list[str]:
+    """The first linear whose groups the layout of the kernels does not have."""
+    for name in quantizable(model):
         if model.is_quantized(name):
             group_size = model.linear_format(name).group_size
             if group_size not in GROUP_SIZES:
@@ -231,44 +154,6 @@ def _packing_problems(model: ExportedModel) -> list[str]:
     return []
 
 
-def _native_linear_problems(model: ExportedModel, recipe: Recipe) -> list[str]:
-    """TensorRT's DequantizeLinear has no zero points."""
-    reason = "TensorRT's INT4 layers have no zero points"
-    if not model.has_quantized:
-        if recipe.quantization.method == "none":
-            return []
-        if recipe.quantization.scheme == "asymmetric":
-            return [f"--linear native needs symmetric weights, {reason}; give --scheme symmetric"]
-        return []  # lm_head is quantized with the blocks then
-    for name in _names(model):
-        if model.is_quantized(name) and model.linear_format(name).scheme == "asymmetric":
-            return [f"--linear native needs symmetric weights, {reason}, and {name} is "
-                    "asymmetric; quantize the original model with --scheme symmetric, or give "
-                    "--linear plugin"]  # fmt: skip
-    decoder = model.decoder
-    bits = rounded_bits(decoder.embedding_size, recipe.quantization.lm_head_bits)
-    is_rounded = not model.is_quantized(decoder.architecture.lm_head)
-    if is_rounded and bits != UNQUANTIZED and LM_HEAD_SCHEMES[bits] == "asymmetric":
-        return [f"--linear native needs symmetric weights, {reason}, and an lm_head of {bits} bits "
-                "is asymmetric; give --lm-head-bits 8"]  # fmt: skip
-    return []
-
-
-def _check_tensorrt_version(recipe: Recipe) -> None:
-    version = recipe.runtime.version
-    if _release(version) < _release(OLDEST_TENSORRT):
-        raise ConfigError(
-            f"recipe {recipe.name} has version {version} of runtime tensorrt; graphs are made for "
-            f"{OLDEST_TENSORRT} and newer: take a recipe of a Jetson, or write one with the "
-            "TensorRT that the target has"
-        )
-    if is_decomposed(recipe) and recipe.export.linear == "native":
-        raise ConfigError(
-            f"--linear native needs TensorRT {FIRST_WITH_LAYERS}, recipe {recipe.name} has "
-            f"{version}: the graph for it is opset {DECOMPOSED_OPSET}, whose DequantizeLinear has "
-            "no groups; give --linear plugin"
-        )
-
-
-def _release(version: str) -> tuple[int, ...]:
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, to compare."""
     return tuple(int(part) for part in version.split("."))

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from awq_edge.exporter import tensorrt_lowering
 from awq_edge.exporter.canonical import GraphSpec
-from awq_edge.exporter.checks import (
-    DECOMPOSED_OPSET,
-    FIRST_WITH_LAYERS,
-    OLDEST_TENSORRT,
-    is_decomposed,
-)
+from awq_edge.exporter.checks import is_decomposed
+from awq_edge.exporter.checks_tensorrt import DECOMPOSED_OPSET
 from awq_edge.exporter.graph import CANONICAL_OPSET, DecoderGraph
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.tensorrt_lowering import Target
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe
+from awq_edge.recipe.runtimes.tensorrt import FIRST_WITH_LAYERS, OLDEST_VERSION
 
 IR_VERSION = 11
 TARGET = Target(CANONICAL_OPSET, IR_VERSION, FIRST_WITH_LAYERS)
 # JetPack 6.2's. Decomposed: what came after opset 17 is in its primitives.
-DECOMPOSED = Target(DECOMPOSED_OPSET, 8, OLDEST_TENSORRT)
+DECOMPOSED = Target(DECOMPOSED_OPSET, 8, OLDEST_VERSION)
 
 
 def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:

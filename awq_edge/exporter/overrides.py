@@ -7,6 +7,7 @@ from pathlib import Path
 
 from awq_edge.errors import ConfigError
 from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.recipe.runtimes import require_runtime, runtimes
 
 # Of no effect on what is quantized already.
 _CALIBRATION = ("calibration", "samples", "length", "seed", "propagate_error")
@@ -43,13 +44,14 @@ def check_overrides(checkpoint: Path, overrides: Mapping[str, object]) -> None:
 
 def check_forms(runtime: str, **forms: str | None) -> None:
     """Raise ConfigError for --linear or --attention with a runtime that has no choice of them."""
-    if runtime.startswith("tensorrt"):
+    if require_runtime(runtime).native is not None:
         return
+    others = [name for name, record in sorted(runtimes().items()) if record.native is not None]
     for key, value in forms.items():
         if value is not None:
             raise ConfigError(
-                f"{_flag(key, value)} is for the runtimes tensorrt and tensorrt-rtx, and this is "
-                f"an export for {runtime}; leave it out, or give another --recipe"
+                f"{_flag(key, value)} is for the runtimes {' and '.join(others)}, and this is an "
+                f"export for {runtime}; leave it out, or give another --recipe"
             )
 
 

@@ -262,7 +262,7 @@ def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> li
     """What a reader should know who takes the figures for the whole truth. asked_groups: whether a
     group size was asked for."""
     recipe, settings = assessor.recipe, prediction.settings
-    dtype, runtime = recipe.runtime.activation_dtype, recipe.runtime.backend
+    dtype = recipe.runtime.activation_dtype
     notes = []
     if assessor.device.in_use is not None:
         notes.append(
@@ -285,10 +285,8 @@ def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> li
             f"{left.dense_weights / left.weights:.1%} of the blocks' weights, stay unquantized: "
             f"groups of {groups} do not fit them, or the checkpoint has them so"
         )
-    if runtime == "cuda":
-        notes.append("on an H200 the buffers of the kernels took 0.1 GB more than is counted here")
-    elif runtime != "onnxruntime":
-        notes.append("activations and overhead on a GPU are estimates that were not measured yet")
+    if recipe.runtime.record.memory.note is not None:
+        notes.append(recipe.runtime.record.memory.note)
     if assessor.model.decoder.architecture.vision is not None:
         notes.append("of a vision-language model the language model alone is counted")
     return notes

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 
 from awq_edge.exporter.checks import is_decomposed
 from awq_edge.fit.formats import Formats
-from awq_edge.fit.weights import Target, TensorSize, WeightSizes
+from awq_edge.fit.storage import Target
+from awq_edge.fit.weights import TensorSize, WeightSizes
 from awq_edge.model.archs import Decoder
 from awq_edge.model.weight_totals import mean_bytes_per_token, part_bytes
 from awq_edge.recipe.recipes import Recipe
+from awq_edge.recipe.runtimes import load
 
 
 @dataclass(frozen=True)
@@ -78,27 +80,19 @@ class Planner:
 
 def target_of(recipe: Recipe, decoder: Decoder) -> Target:
     """What a recipe's weights are stored as."""
-    runtime, dtype = recipe.runtime.backend, recipe.runtime.activation_dtype
-    on_tensorrt = runtime in ("tensorrt", "tensorrt-rtx")
-    native_linear = on_tensorrt and recipe.export.linear == "native"
-    # TensorRT's Attention takes tables in its own type; the plugin, the primitives that stand for
-    # soft caps and old versions, and the cuda runtime take float32.
-    cast = runtime == "onnxruntime" or (on_tensorrt and _casts_tables(recipe, decoder))
+    runtime, dtype = recipe.runtime.record, recipe.runtime.activation_dtype
+    sizes, casts_tables = runtime.linear_sizes, runtime.casts_tables
+    if runtime.native is not None and recipe.export.linear == "native":
+        sizes = runtime.native.linear_sizes
+    if runtime.native is not None and recipe.export.attention == "native":
+        # Attention of ONNX takes tables in its own type; the plugin, and the primitives that stand
+        # for soft caps and in graphs for old versions, take float32.
+        casts_tables = decoder.attention_softcap is None and not is_decomposed(recipe)
     return Target(
-        runtime=runtime,
-        storage="matmul_nbits"
-        if runtime == "onnxruntime"
-        else "native"
-        if native_linear
-        else "kernels",
+        linear_sizes=load(sizes),
         activation_dtype=dtype,
-        tables_dtype=dtype if cast else "float32",
+        tables_dtype=dtype if casts_tables else "float32",
         accuracy_level=recipe.runtime.accuracy_level,
-        routed=runtime == "onnxruntime",
+        casts_embedding=runtime.casts_embedding,
+        routes_experts=runtime.routes_experts,
     )
-
-
-def _casts_tables(recipe: Recipe, decoder: Decoder) -> bool:
-    if recipe.export.attention == "plugin" or decoder.attention_softcap is not None:
-        return False
-    return recipe.runtime.backend == "tensorrt-rtx" or not is_decomposed(recipe)

@@ -76,11 +76,11 @@ def build_step(weights: int, recipe: Recipe, device: DeviceFigures) -> StepPart 
 
     TensorRT builds on the board, which has one memory for all of it, and swap for a part of it;
     TensorRT for RTX on any x86-64 machine."""
-    runtime = recipe.runtime.backend
-    if not runtime.startswith("tensorrt"):
+    engine = recipe.runtime.record.engine
+    if engine is None:
         return None
-    needed = predict_build(weights, runtime, recipe.runtime.workspace_bytes)
-    if runtime == "tensorrt-rtx":
+    needed = predict_build(weights, engine, recipe.runtime.workspace_bytes)
+    if engine.ahead_of_time:
         words = f"{_size(needed.total)} of memory, on any x86-64 machine"
         return StepPart(step="build", takes_it=True, words=words)
     system = SystemMemory(total=device.memory, available=device.usable)

@@ -7,50 +7,25 @@ the lowerings, for every architecture and runtime.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from awq_edge.fit.formats import Formats, Quantized
-from awq_edge.kernels.interface import BLOCK_CHANNELS, TILE_ROWS
+from awq_edge.fit.storage import ITEM_BYTES, Target
 from awq_edge.model.archs import Decoder, Linear
-from awq_edge.model.containers import kernel_bits, largest_block, matmul_nbits_bits
 from awq_edge.model.weight_totals import Part
-
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-_FLOAT16, _FLOAT32, _INT32 = 2, 4, 4
-Storage = Literal["matmul_nbits", "kernels", "native"]
 
 
 @dataclass(frozen=True)
 class TensorSize:
     """One tensor of the weight file; see `awq_edge.model.weight_totals.Sized`. scale_groups: with
-    the first tensor of a MatMulNBits, the number of its scales."""
+    the first tensor of a linear, see `LinearSizes`."""
 
     part: Part
     nbytes: int
     shape: tuple[int, ...] = (1,)
     read_share: float = 1.0
     scale_groups: int = 0
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the weights are for. storage: the form of quantized linears: onnxruntime's MatMulNBits,
-    the layout of the kernels (cuda, and TensorRT's plugin), or TensorRT's own layers. tables_dtype:
-    of the rotary tables. routed: whether a token reads its own experts alone."""
-
-    runtime: str
-    storage: Storage
-    activation_dtype: str
-    tables_dtype: str
-    accuracy_level: int
-    routed: bool
-
-    @property
-    def item(self) -> int:
-        """Bytes of an activation, and of what is not quantized."""
-        return _ITEM_BYTES[self.activation_dtype]
 
 
 class WeightSizes:
@@ -74,9 +49,9 @@ class WeightSizes:
 
     def tables(self, context: int) -> list[TensorSize]:
         """Cosine and sine, a row a position, and what else a graph has once."""
-        decoder, item = self._decoder, _ITEM_BYTES[self._target.tables_dtype]
+        decoder, item = self._decoder, ITEM_BYTES[self._target.tables_dtype]
         found = []
-        if decoder.moe is not None and not self._target.routed:
+        if decoder.moe is not None and not self._target.routes_experts:
             found.append(TensorSize("tables", self._target.item))  # the zero of experts not asked
         for rotary_size in self._rotations():
             half = rotary_size // 2
@@ -88,8 +63,6 @@ class WeightSizes:
         decoder = self._decoder
         if decoder.rope.rotary_size == 0:
             return []
-        if self._target.runtime == "cuda":
-            return [decoder.rope.rotary_size]
         separate = decoder.local_rope != decoder.rope
         local = [window is not None and separate for window in decoder.windows]
         used = [decoder.rope.rotary_size] if not all(local) else []
@@ -104,13 +77,12 @@ class WeightSizes:
             yield TensorSize("embedding", math.prod(shape) * item, self._turned(shape))
 
     def _embedding_item(self) -> int:
-        """float16, but where a float32 model stays unquantized in float32; in the program of the
-        cuda runtime the activations' type."""
-        if self._target.runtime == "cuda":
+        """Bytes of a value; float32 where a float32 model stays unquantized in it."""
+        if self._target.casts_embedding:
             return self._target.item
         decoder = self._decoder
         exact = self._formats.main is None and self._target.activation_dtype == "float32"
-        return _FLOAT32 if exact and decoder.dtype == "float32" else _FLOAT16
+        return ITEM_BYTES["float32" if exact and decoder.dtype == "float32" else "float16"]
 
     def _turned(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of project_in, [hidden, embedding], which a graph has transposed; the table of learned
@@ -133,7 +105,7 @@ class WeightSizes:
     def _shares(self, layer: int) -> dict[str, float]:
         """The share of tokens that reads each linear."""
         decoder = self._decoder
-        routed = self._target.routed
+        routed = self._target.routes_experts
         return {
             name: decoder.token_share(layer, source) if routed else 1.0
             for source, names in decoder.inputs(layer).items()
@@ -186,46 +158,10 @@ class WeightSizes:
     ) -> Iterator[TensorSize]:
         columns, groups = linear.in_features, 0
         if quantized is None:
-            sizes = [rows * columns * self._target.item]
-        elif self._target.storage == "matmul_nbits":
-            sizes = _matmul_nbits(rows, columns, quantized, self._target)
-            groups = rows * (columns // largest_block(quantized.number_format.group_size))
-        elif self._target.storage == "kernels":
-            sizes = _kernels(rows, columns, quantized)
+            sizes: Sequence[int] = [rows * columns * self._target.item]
         else:
-            sizes = _native(rows, columns, quantized, self._target)
+            stored = self._target.linear_sizes(rows, columns, quantized, self._target)
+            sizes, groups = stored.tensors, stored.scale_groups
         for size in sizes:
             yield TensorSize(part, size, read_share=share, scale_groups=groups)
             groups = 0  # counted with the first
-
-
-def _matmul_nbits(rows: int, columns: int, quantized: Quantized, target: Target) -> list[int]:
-    """Codes, scales and zeros of MatMulNBits (`awq_edge/exporter/matmul_nbits.py`)."""
-    number_format = quantized.number_format
-    group_size, bits = number_format.group_size, number_format.bits
-    is_float32 = target.activation_dtype == "float32"
-    container = matmul_nbits_bits(bits, group_size, target.accuracy_level, is_float32)
-    blocks = columns // largest_block(group_size)
-    sizes = [rows * columns * container // 8, rows * blocks * target.item]
-    if quantized.has_zeros or container != bits:
-        sizes.append(rows * -(-blocks * container // 8))
-    return sizes
-
-
-def _kernels(rows: int, columns: int, quantized: Quantized) -> list[int]:
-    """qweight, scales and zeros in the layout of the kernels (`awq_edge/kernels/packing.py`)."""
-    number_format = quantized.number_format
-    container = kernel_bits(number_format.bits)
-    tiles, blocks = -(-rows // TILE_ROWS), -(-columns // BLOCK_CHANNELS)
-    groups = blocks * BLOCK_CHANNELS // number_format.group_size
-    sizes = [tiles * blocks * 64 * container * _INT32, tiles * groups * TILE_ROWS * _FLOAT16]
-    if quantized.has_zeros or container != number_format.bits:
-        sizes.append(tiles * groups * (4 if container == 8 else 2) * _INT32)
-    return sizes
-
-
-def _native(rows: int, columns: int, quantized: Quantized, target: Target) -> list[int]:
-    """INT4 or INT8 codes and scales of TensorRT's DequantizeLinear, which has no zero points."""
-    number_format = quantized.number_format
-    codes = rows * columns if number_format.bits == 8 else -(-rows * columns // 2)
-    return [codes, rows * (columns // number_format.group_size) * target.item]

@@ -28,6 +28,7 @@ from awq_edge.artifacts.input_files import read_toml
 from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError
+from awq_edge.recipe.runtimes import Runtime, require_runtime, runtime_names, runtimes
 from awq_edge.recipe.units import format_bandwidth, format_size, parse_bandwidth, parse_size
 from awq_edge.recipe.validation import describe_errors, dotted_keys, show, unknown_key
 
@@ -39,6 +40,7 @@ __all__ = [
     "QuantizationDefaults",
     "Recipe",
     "RuntimeSpec",
+    "default_recipe",
     "list_recipes",
     "load_recipe",
     "recipe_folder",
@@ -58,6 +60,12 @@ def _version(text: str) -> str:
 def _compute_capability(text: str) -> str:
     if re.fullmatch(r"[0-9]+\.[0-9]", text) is None:
         raise ValueError('must be MAJOR.MINOR, such as "8.7"')
+    return text
+
+
+def _backend(text: str) -> str:
+    if text not in runtimes():
+        raise ValueError(f"allowed values: {', '.join(map(repr, runtime_names()))}")
     return text
 
 
@@ -163,10 +171,11 @@ class Device(_Part):
 
 
 class RuntimeSpec(_Part):
-    """What executes the model. version: of the backend. workspace_bytes: bytes that the TensorRT
-    builder may use as scratch, None for its own choice. accuracy_level: of MatMulNBits."""
+    """What executes the model. backend: the name of a runtime, see `awq_edge.recipe.runtimes`.
+    version: of the backend. workspace_bytes: bytes that the TensorRT builder may use as scratch,
+    None for its own choice. accuracy_level: of MatMulNBits."""
 
-    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "cuda"]
+    backend: Annotated[str, AfterValidator(_backend)]
     version: Version
     cuda_version: Version | None = None
     jetpack: Literal["6.2", "7.2"] | None = None
@@ -176,11 +185,16 @@ class RuntimeSpec(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> RuntimeSpec:
-        if self.backend != "onnxruntime" and self.cuda_version is None:
+        if self.record.on_gpu and self.cuda_version is None:
             raise ValueError(
                 f'backend "{self.backend}" needs cuda_version; recipes of GPUs have one'
             )
         return self
+
+    @property
+    def record(self) -> Runtime:
+        """What the backend is."""
+        return runtimes()[self.backend]
 
 
 class QuantizationDefaults(_Part):
@@ -294,6 +308,12 @@ def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
     except ValidationError as error:
         origin = _origin(chain, error.errors()[0]["loc"])
         raise ConfigError(f"{origin}: {describe_errors(error, Recipe, _TOP_LEVEL)}") from None
+
+
+def default_recipe(runtime: str | None) -> Recipe:
+    """The recipe where none was named. runtime: None for a CPU's. Raises ConfigError for a runtime
+    that there is not."""
+    return load_recipe("cpu" if runtime is None else require_runtime(runtime).recipe)
 
 
 def list_recipes() -> list[Recipe]:

@@ -15,9 +15,12 @@ for a moment on a machine with memory to spare; the anonymous part is what must 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
+
+from awq_edge.recipe.runtimes import load, require_runtime
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 # onnxruntime on a CPU, by type of the activations. value: bytes of one while it is computed with:
@@ -36,15 +39,6 @@ _INT8_LEVEL = 4
 # Rows of logits that the cuda backend and TensorRT's engines compute at a time: a chunk of 512 by a
 # vocabulary of 128,000 would take 131 MB in 16 bits alone.
 CUDA_LOGITS_ROWS = 64
-# The interpreter with its libraries and a session without a model, as measured on x86-64 Linux:
-# 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
-# cuda: CUDA's context, torch and cuBLAS took 742 MB of an H200 (docs/fit.md).
-_PROCESS_BYTES = {"onnxruntime": 85_000_000, "cuda": 750_000_000}
-_DEFAULT_PROCESS_BYTES = 300_000_000  # TensorRT: CUDA's context and libraries; not measured yet
-# And what a session keeps of the graph itself: measured with models of 2 to 24 layers of Llama's
-# kind and onnxruntime 1.32. Beside the weights it is little, but in a very small model.
-_GRAPH_BYTES = {"onnxruntime": 250_000}
-_LAYER_BYTES = {"onnxruntime": 160_000}
 # float16 stands for unquantized: the cache is in the activations' type. int8: the form that the
 # kernels have, with a float32 scale a head and position (docs/plugin.md); no runtime makes it yet.
 KvDtype = Literal["float16", "int8"]
@@ -125,41 +119,39 @@ def predict_memory(
     sizes: ModelSizes, context: int, kv_dtype: KvDtype = "float16"
 ) -> PredictedMemory:
     """The memory for one sequence of up to `context` tokens. context: positions of the KV cache."""
-    # TensorRT's own plan of its activations is not known before a build; ours is the nearest.
-    on_gpu = sizes.runtime in ("cuda", "tensorrt", "tensorrt-rtx")
-    activations = _cuda_activations if on_gpu else _graph_activations
+    memory = require_runtime(sizes.runtime).memory
+    activations: Callable[[ModelSizes, int], int] = load(memory.activations)
     return PredictedMemory(
         weights=sum(sizes.part_bytes.values()) + packing_bytes(sizes),
         kv_cache=kv_cache_bytes(sizes, context, kv_dtype),
         activations=activations(sizes, context),
-        overhead=process_bytes(sizes.runtime) + _graph_bytes(sizes),
+        overhead=memory.process + memory.graph + memory.layer * sizes.num_layers,
     )
 
 
 def packing_bytes(sizes: ModelSizes) -> int:
     """Bytes of weights that a runtime holds in another layout, beside those of the file."""
-    if sizes.runtime != "onnxruntime":
+    packing = require_runtime(sizes.runtime).memory.packing
+    if packing is None:
         return 0
+    of_model: Callable[[ModelSizes], int] = load(packing)
+    return of_model(sizes)
+
+
+def matmul_nbits_packing(sizes: ModelSizes) -> int:
+    """Bytes that onnxruntime adds for the scales of MatMulNBits."""
     per_scale = _PACKED_INT8_BYTES if sizes.accuracy_level == _INT8_LEVEL else 0
     if sizes.activation_dtype == "float16":
         per_scale += _PACKED_FLOAT16_BYTES
     return per_scale * sizes.scale_groups
 
 
-def process_bytes(runtime: str) -> int:
-    """Bytes of a process with this runtime and no model."""
-    return _PROCESS_BYTES.get(runtime, _DEFAULT_PROCESS_BYTES)
+def chunk_activations(sizes: ModelSizes, context: int) -> int:
+    """Bytes of the buffers of the cuda backend, and an estimate for TensorRT.
 
-
-def _graph_bytes(sizes: ModelSizes) -> int:
-    per_layer = _LAYER_BYTES.get(sizes.runtime, 0)
-    return _GRAPH_BYTES.get(sizes.runtime, 0) + per_layer * sizes.num_layers
-
-
-def _cuda_activations(sizes: ModelSizes, context: int) -> int:
-    """The buffers of the cuda backend, and an estimate for TensorRT: of one chunk, and of the
-    logits rows computed at a time, in 16 bits and in 32. The kernels' split-k workspace, which
-    depends on the GPU, is not included."""
+    They hold one chunk, and the logits rows computed at a time, in 16 bits and in 32. The kernels'
+    split-k workspace, which depends on the GPU, is not included.
+    """
     chunk = min(sizes.prefill_chunk, context)
     per_token = (
         3 * sizes.hidden_size  # residual, branch, normed
@@ -171,9 +163,9 @@ def _cuda_activations(sizes: ModelSizes, context: int) -> int:
     return item * chunk * per_token + CUDA_LOGITS_ROWS * per_logits_row
 
 
-def _graph_activations(sizes: ModelSizes, context: int) -> int:
-    """The activations of one prefill chunk that are alive at the same time, at the FFN; and the
-    attention scores of every head over the context."""
+def graph_activations(sizes: ModelSizes, context: int) -> int:
+    """Bytes of onnxruntime's activations: those of one prefill chunk that are alive at the same
+    time, at the FFN; and the attention scores of every head over the context."""
     dtype = sizes.activation_dtype
     chunk = min(sizes.prefill_chunk, context)
     per_token = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.exporter.bundle import export_checkpoint
-from awq_edge.exporter.supported import beyond_llama, unsupported
+from awq_edge.exporter.checks import beyond_llama
+from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.model.archs import architectures
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe, load_recipe
@@ -39,17 +41,17 @@ def export(tmp_path: Path) -> Export:
     return run
 
 
-def exported_types() -> list[str]:
-    """The architectures of awq_edge/model/archs that the graph has everything for."""
-    return [name for name in architectures() if unsupported(tiny_decoder(name)) is None]
+def lowering_of(runtime: str) -> Any:
+    """The module of a runtime's lowering."""
+    return sys.modules[require_lowering(runtime).__module__]
 
 
 def plain_types() -> list[str]:
     """Those whose blocks are like Llama's: what runtime cuda has a program for."""
-    return [name for name in exported_types() if not beyond_llama(tiny_decoder(name))]
+    return [name for name in architectures() if not beyond_llama(tiny_decoder(name))]
 
 
-@pytest.fixture(scope="session", params=exported_types())
+@pytest.fixture(scope="session", params=architectures())
 def model_type(request: pytest.FixtureRequest) -> str:
     """Every architecture that can be exported."""
     return str(request.param)

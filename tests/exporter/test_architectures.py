@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.exporter import lower_onnxruntime
 from awq_edge.exporter.bundle import check_export
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.lowered import lowered_graph
-from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.exporter.writer import WeightPlan
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import load_recipe
@@ -156,8 +156,7 @@ def test_learned_positions_leave_out_the_tables(tmp_path: Path) -> None:
 def test_a_fused_linear_goes_into_the_attention_packed(tmp_path: Path) -> None:
     source = save_random_model(tmp_path / "model", "phi3")
     checkpoint = save_quantized(source, tmp_path / "checkpoint")
-    lowering: Any = require_lowering("onnxruntime")
-    lowered = lowering.lower(canonical(checkpoint), parity_recipe())
+    lowered = lower_onnxruntime.lower(canonical(checkpoint), parity_recipe())
     # gate and up are split, q, k and v are not.
     assert (ops(lowered)["Split"], ops(lowered)["MatMulNBits"]) == (2, 8)
 
@@ -168,9 +167,8 @@ def test_a_token_reads_the_experts_that_it_is_sent_to(quantized: bool, tmp_path:
     source = save_random_model(tmp_path / "model", "mixtral")
     if quantized:
         source = save_quantized(source, tmp_path / "checkpoint")
-    lowering: Any = require_lowering("onnxruntime")
-    lowered = lowering.lower(canonical(source), parity_recipe())
-    plan = WeightPlan.of(lowered_graph(lowered, lowering.IR_VERSION).weights)
+    lowered = lower_onnxruntime.lower(canonical(source), parity_recipe())
+    plan = WeightPlan.of(lowered_graph(lowered, lower_onnxruntime.IR_VERSION).weights)
     experts = sum(weight.nbytes for weight in plan.weights if ".experts." in weight.name)
     rows = {"embedding": plan.weights[0].shape[0], "tables": MAX_POSITIONS}
     every = sum(weight.nbytes // rows.get(weight.part, 1) for weight in plan.weights)

@@ -11,13 +11,13 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from awq_edge.exporter import lower_onnxruntime
 from awq_edge.exporter.canonical import (
     GraphSpec,
     build_canonical_graph,
     build_embedding_graph,
 )
 from awq_edge.exporter.graph import DecoderGraph, to_model
-from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.model.checkpoint import Checkpoint
 from tests.arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
 
@@ -75,10 +75,9 @@ class OrtSession:
     """A lowered graph in onnxruntime, its cache carried along."""
 
     def __init__(self, graph: DecoderGraph) -> None:
-        lowering: Any = require_lowering("onnxruntime")
-        lowered = lowering.lower(graph, parity_recipe())
+        lowered = lower_onnxruntime.lower(graph, parity_recipe())
         model = evaluated_model(lowered)
-        model.ir_version = lowering.IR_VERSION
+        model.ir_version = lower_onnxruntime.IR_VERSION
         self._session = ort.InferenceSession(model.SerializeToString())
         self._names = [port.name for port in self._session.get_outputs()]
         self._cache = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,14 +13,14 @@ import pytest
 
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import DOMAIN, DecoderGraph, module_path, to_model
-from awq_edge.exporter.lowerings import lowering_names, require_lowering
 from awq_edge.exporter.weights import FLOAT16, FLOAT32, UINT4, UINT8
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import list_recipes
+from awq_edge.recipe.runtimes import runtimes
 from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
 
-from .conftest import Export, parity_recipe
+from .conftest import Export, lowering_of, parity_recipe
 from .models import MAX_POSITIONS, VOCAB, Reference, random_ids, save_quantized, save_random_model
 from .reference import CanonicalSession
 
@@ -189,7 +188,7 @@ def test_partial_rotary(
 
 def graph_lowerings() -> list[str]:
     """The runtimes that execute a graph."""
-    return [name for name in lowering_names() if hasattr(require_lowering(name), "lower")]
+    return [name for name in runtimes() if hasattr(lowering_of(name), "lower")]
 
 
 @pytest.mark.parametrize("runtime", graph_lowerings())
@@ -199,7 +198,7 @@ def test_a_lowering_leaves_the_canonical_graph_as_it_was(
     graph = canonical(tiny_checkpoint)
     before = to_model(graph, ir_version=11).SerializeToString()
     weights = dict(graph.weights)
-    lowering: Any = require_lowering(runtime)
+    lowering = lowering_of(runtime)
     recipe = next(recipe for recipe in list_recipes() if recipe.runtime.backend == runtime)
     first = to_model(lowering.lower(graph, recipe), lowering.IR_VERSION).SerializeToString()
     assert to_model(graph, ir_version=11).SerializeToString() == before
@@ -209,7 +208,7 @@ def test_a_lowering_leaves_the_canonical_graph_as_it_was(
 
 
 def test_onnxruntime_lowering_merges_and_fuses(llama_checkpoint: Path) -> None:
-    lowering: Any = require_lowering("onnxruntime")
+    lowering = lowering_of("onnxruntime")
     lowered = lowering.lower(canonical(llama_checkpoint), parity_recipe())
     assert (lowered.graph.opset, lowering.IR_VERSION) == (21, 10)
     assert all(node.domain in (None, "com.microsoft") for node in lowered.graph.nodes)
@@ -229,7 +228,7 @@ def test_onnxruntime_lowering_merges_and_fuses(llama_checkpoint: Path) -> None:
 
 def test_a_head_size_that_onnxruntime_cannot_rotate(tmp_path: Path) -> None:
     path = save_random_model(tmp_path / "model", "llama", head_dim=24)
-    lowering: Any = require_lowering("onnxruntime")
+    lowering = lowering_of("onnxruntime")
     lowered = lowering.lower(canonical(path), parity_recipe())
     assert ops(lowered)["RotaryEmbedding"] == 4
     attention = [n for n in lowered.graph.nodes if n.op == "GroupQueryAttention"]

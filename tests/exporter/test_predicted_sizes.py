@@ -10,8 +10,8 @@ import pytest
 
 from awq_edge.exporter.bundle import resolved_recipe
 from awq_edge.exporter.canonical import GraphSpec
+from awq_edge.exporter.checks import beyond_llama
 from awq_edge.exporter.lowerings import require_lowering
-from awq_edge.exporter.supported import beyond_llama
 from awq_edge.exporter.writer import WeightPlan
 from awq_edge.fit.formats import Formats, planned_formats, stored_formats
 from awq_edge.fit.sizes import Planner
@@ -42,7 +42,7 @@ def lowered(path: Path, recipe: Recipe, lm_head_bits: int) -> tuple[dict[str, in
     source = Checkpoint.open(path)
     recipe = resolved_recipe(recipe, source, CONTEXT, lm_head_bits)
     spec = GraphSpec(CONTEXT, recipe.runtime.activation_dtype, recipe.quantization.lm_head_bits)
-    found = require_lowering(recipe.runtime.backend).build(source, spec, recipe)
+    found = require_lowering(recipe.runtime.backend)(source, spec, recipe)
     plan = WeightPlan.of(found.weights)
     return plan.part_bytes(), plan.bytes_per_token(), found.scale_groups
 

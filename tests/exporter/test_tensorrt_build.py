@@ -124,7 +124,7 @@ def test_graphs_that_take_embeddings_parse(model_type: str, tmp_path: Path, buil
     jobs = []
     for form in FORMS:
         recipe = form_recipe(form, "float16")
-        lowered = require_lowering(recipe.runtime.backend).build(checkpoint, spec, recipe)
+        lowered = require_lowering(recipe.runtime.backend)(checkpoint, spec, recipe)
         plan, folder = WeightPlan.of(lowered.weights), tmp_path / form
         folder.mkdir()
         write_weights(plan, folder / lowered.weights_file)

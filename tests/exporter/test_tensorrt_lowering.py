@@ -18,7 +18,6 @@ from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter.bundle import export_checkpoint
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import DecoderGraph
-from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.exporter.native_nodes import transposed_codes
 from awq_edge.exporter.weights import FLOAT16, INT4, INT8, UINT4, UINT8, Weight, of_array
 from awq_edge.model import w4a16
@@ -27,7 +26,7 @@ from awq_edge.recipe.recipes import load_recipe
 from awq_edge.tensorrt.contract import OPS
 from tests.tiny_models import save_tokenizer
 
-from .conftest import Export
+from .conftest import Export, lowering_of
 from .models import MAX_POSITIONS, save_quantized, save_random_model
 from .test_graph import ops
 from .test_tensorrt_parity import FORMS, JETPACK_6, RTX, form_recipe
@@ -37,7 +36,7 @@ CT = "compressed-tensors"
 
 def lowered(path: Path, form: str, lm_head_bits: int = 16) -> DecoderGraph:
     recipe = form_recipe(form, "float16")
-    lowering: Any = require_lowering(recipe.runtime.backend)
+    lowering = lowering_of(recipe.runtime.backend)
     spec = GraphSpec(MAX_POSITIONS, "float16", lm_head_bits)
     graph: DecoderGraph = lowering.lower(build_canonical_graph(Checkpoint.open(path), spec), recipe)
     return graph

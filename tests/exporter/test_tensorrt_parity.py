@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
-from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.recipe.recipes import Recipe, load_recipe
 
+from .conftest import lowering_of
 from .lowered_session import LoweredSession
 from .models import MAX_POSITIONS, Reference, random_ids, save_quantized, save_random_model
 from .test_embeddings import WithImage, chunk, prompt
@@ -59,7 +59,7 @@ def session(
 ) -> LoweredSession:
     recipe = form_recipe(form, dtype)
     spec = GraphSpec(MAX_POSITIONS, dtype, 16, takes_embeddings)
-    lowering: Any = require_lowering(recipe.runtime.backend)
+    lowering = lowering_of(recipe.runtime.backend)
     graph = lowering.lower(build_canonical_graph(Checkpoint.open(path), spec), recipe)
     ir_version = 11 if graph.graph.opset > 17 else 8
     return LoweredSession(graph, ir_version, recipe.export.attention, batch)

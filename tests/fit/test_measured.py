@@ -19,7 +19,8 @@ from awq_edge.fit.fit import Asked, fit
 from awq_edge.fit.models import find_model
 from awq_edge.fit.sizes import BundleSizes
 from awq_edge.recipe.recipes import load_recipe
-from awq_edge.runtime.memory import packing_bytes, predict_memory, process_bytes
+from awq_edge.recipe.runtimes import require_runtime
+from awq_edge.runtime.memory import packing_bytes, predict_memory
 
 pytest.importorskip("transformers", reason="needs the [host] extra")
 
@@ -76,5 +77,5 @@ def test_weights_and_cache_are_as_measured(demo_bundle: Bundle) -> None:
     grown = json.loads(run.stdout)["grown"]
     single = demo_bundle.manifest.model_copy(update={"prefill_chunk": 1})
     predicted = predict_memory(single, single.context)
-    expected = predicted.total - process_bytes("onnxruntime")
+    expected = predicted.total - require_runtime("onnxruntime").memory.process
     assert abs(grown - expected) < TOLERANCE * (predicted.weights + predicted.kv_cache)

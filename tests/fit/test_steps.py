@@ -20,6 +20,7 @@ from awq_edge.fit.report import FitReport
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe
 from awq_edge.tensorrt.builder.memory import predict_build, require_memory
+from awq_edge.tensorrt.builder.targets import engine_of
 
 MODELS = {model.name: model for model in all_known()}
 # Where a recipe takes the memory from the machine: one with plenty.
@@ -90,7 +91,7 @@ def test_the_build_s_check_takes_what_fit_says_it_takes(name: str) -> None:
             continue
         (step,) = [each for each in report.steps if each.step == "build"]
         weights = sum(size for part, size in report.weight_bytes.items() if part != "packing")
-        needed = predict_build(weights, "tensorrt", recipe.runtime.workspace_bytes)
+        needed = predict_build(weights, engine_of("tensorrt"), recipe.runtime.workspace_bytes)
         usable = report.device.usable_bytes
         system = SystemMemory(report.device.memory_bytes, usable, swap=step.swap_bytes)
         if step.takes_it:

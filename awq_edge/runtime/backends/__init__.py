@@ -1,46 +1,35 @@
-"""Backends, one file each, found by import.
-
-To add one: write `backends/<name>.py`, or a package of that name, where <name> is the bundle's
-`runtime` with `-` as `_`. It imports its library at the top and defines `open_session(bundle,
-options) -> Session`; docs/add-a-backend.md has the whole list.
-"""
+"""Sessions of bundles: each runtime's, imported by the name in its record."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from awq_edge.errors import RuntimeUnavailableError
+from awq_edge.recipe.runtimes import load, runtimes
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from awq_edge.artifacts.directories import Bundle
     from awq_edge.runtime.session import Session, SessionOptions
 
-__all__ = ["backend_names", "load_backend", "open_session", "ways_out"]
+__all__ = ["load_backend", "open_session", "ways_out"]
 
 
-def backend_names() -> tuple[str, ...]:
-    """The runtimes that have a backend, whether or not this machine can execute them."""
-    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)))
-
-
-def load_backend(bundle: Bundle) -> ModuleType:
-    """The backend module of a bundle's runtime, with the libraries that it needs.
+def load_backend(bundle: Bundle) -> Callable[[Bundle, SessionOptions], Session]:
+    """The function that opens sessions of a bundle's runtime, with the libraries that it needs.
 
     Raises RuntimeUnavailableError, naming both ways out, when this machine does not have them.
     """
-    runtime = bundle.manifest.runtime
-    if runtime not in backend_names():
+    record = runtimes().get(bundle.manifest.runtime)
+    if record is None:
         raise RuntimeUnavailableError(ways_out(bundle, "this version has no backend for it"))
     try:
-        return importlib.import_module(f"{__name__}.{runtime.replace('-', '_')}")
+        opening: Callable[[Bundle, SessionOptions], Session] = load(record.session)
     except ImportError as error:
         raise RuntimeUnavailableError(
             ways_out(bundle, f"its library is not installed ({error})")
         ) from None
+    return opening
 
 
 def open_session(bundle: Bundle, options: SessionOptions) -> Session:
@@ -49,8 +38,7 @@ def open_session(bundle: Bundle, options: SessionOptions) -> Session:
     Raises RuntimeUnavailableError, naming both ways out, when this machine cannot execute it;
     ConfigError for options that the bundle cannot meet.
     """
-    session: Session = load_backend(bundle).open_session(bundle, options)
-    return session
+    return load_backend(bundle)(bundle, options)
 
 
 def ways_out(bundle: Bundle, reason: str) -> str:

@@ -28,7 +28,7 @@ from awq_edge.recipe.recipes import Recipe
 from awq_edge.tensorrt.builder.job import BuildJob
 from awq_edge.tensorrt.builder.memory import predict_build, require_memory
 from awq_edge.tensorrt.builder.process import run_job
-from awq_edge.tensorrt.builder.targets import MODULES, runtime_of, targets_of
+from awq_edge.tensorrt.builder.targets import engine_of, runtime_of, targets_of
 from awq_edge.tensorrt.engines.contract import check_contract, plugin_contract
 from awq_edge.tensorrt.engines.lookup import Engine, find_engine
 from awq_edge.tensorrt.engines.manifest import ENGINE_FILE, EngineManifest, PluginContract
@@ -77,7 +77,7 @@ def build_engines(
     check_contract(bundle)
     recipe = _recipe(bundle)
     names = targets_of(bundle, recipe, chosen, targets)
-    tensorrt = load_tensorrt(MODULES[chosen])
+    tensorrt = load_tensorrt(engine_of(chosen).module)
     _require_version(bundle.manifest, chosen, tensorrt)
     plan = _Plan(
         bundle=bundle,
@@ -163,8 +163,9 @@ def _build(plan: _Plan, sm: str, observe: Callable[[float, str], None]) -> Engin
     workspace = plan.recipe.runtime.workspace_bytes
     if plan.memory_check:
         weights = sum(manifest.part_bytes.values())
-        needed = predict_build(weights, plan.runtime, workspace)
-        unified = plan.runtime == "tensorrt" and plan.recipe.device.unified_memory
+        engine = engine_of(plan.runtime)
+        needed = predict_build(weights, engine, workspace)
+        unified = not engine.ahead_of_time and plan.recipe.device.unified_memory
         require_memory(needed, read_system_memory(), unified=unified)
     folder = writable_folder(plan.bundle)
     size = sum(manifest.part_bytes.values()) + _ENGINE_CODE_BYTES
@@ -173,7 +174,7 @@ def _build(plan: _Plan, sm: str, observe: Callable[[float, str], None]) -> Engin
     final = folder / engine_name(plan.runtime, plan.version, sm)
     with atomic_directory(final, overwrite=True) as work:
         job = BuildJob(
-            module=MODULES[plan.runtime],
+            module=engine_of(plan.runtime).module,
             graph=str(plan.bundle.path / manifest.graph),
             engine=str(work / ENGINE_FILE),
             sm=sm,
@@ -215,7 +216,7 @@ def _has_aliased_cache(manifest: BundleManifest) -> bool:
 
 def _timing_cache(plan: _Plan, sm: str) -> str | None:
     """Where the timings of this device are kept; None for a build that times nothing."""
-    if plan.runtime != "tensorrt":
+    if engine_of(plan.runtime).ahead_of_time:
         return None
     device = re.sub(r"[^A-Za-z0-9]+", "-", device_name() or sm).strip("-")
     name = f"{plan.runtime}-{plan.version}-{sm}-{device}.cache"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from awq_edge.device.system_memory import SystemMemory
 from awq_edge.errors import ResourceError
+from awq_edge.recipe.runtimes import EngineKind
 
 # TensorRT for RTX 1.7.1 ahead of time, SM89, x86-64 Linux (docs/build.md): resident memory of the
 # process reached 0.29 GB with 6 MB of weights, 2.60 GB with 705 MB, 11.67 GB with 3,769 MB. About a
@@ -38,10 +39,10 @@ class BuildMemory:
         return self.host + self.device
 
 
-def predict_build(weights: int, runtime: str, workspace_bytes: int | None) -> BuildMemory:
+def predict_build(weights: int, engine: EngineKind, workspace_bytes: int | None) -> BuildMemory:
     """What building an engine needs. weights: bytes of the bundle's. workspace_bytes: the recipe's
     limit, None for no limit."""
-    if runtime == "tensorrt-rtx":
+    if engine.ahead_of_time:
         return BuildMemory(int(_RTX_WEIGHT_COPIES * weights) + _RTX_OVERHEAD, 0)
     return BuildMemory(
         host=int(_HOST_WEIGHT_COPIES * weights) + _HOST_OVERHEAD,

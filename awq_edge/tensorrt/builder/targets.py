@@ -9,8 +9,8 @@ from awq_edge.artifacts.directories import Bundle
 from awq_edge.device.cuda_driver import compute_capability
 from awq_edge.errors import ConfigError, RuntimeUnavailableError
 from awq_edge.recipe.recipes import Recipe
+from awq_edge.recipe.runtimes import EngineKind, require_runtime, runtime_names, runtimes
 
-MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 # What TensorRT for RTX builds for without such a GPU: its ComputeCapability. (SM75 is here too.)
 RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 # The oldest GPU that the kernels of the plugin compile for, and that TensorRT for RTX itself has
@@ -22,14 +22,22 @@ _OLDEST_4_BIT_SM = 80
 def runtime_of(bundle: Bundle, asked: str | None) -> str:
     """The runtime to build for: the bundle's, or `asked`. Raises ConfigError."""
     exported = bundle.manifest.runtime
-    if asked is not None and asked not in MODULES:
-        raise ConfigError(f"--runtime {asked}: engines are for {' or '.join(MODULES)}")
-    if exported not in MODULES:
+    buildable = [name for name in runtime_names() if runtimes()[name].engine is not None]
+    if asked is not None and asked not in buildable:
+        raise ConfigError(f"--runtime {asked}: engines are for {' or '.join(buildable)}")
+    if exported not in buildable:
         raise ConfigError(
             f"{bundle.path} was exported for {exported}, which needs no engine; export the model "
             f"with --runtime {asked or 'tensorrt-rtx'} to build one"
         )
     return asked or exported
+
+
+def engine_of(runtime: str) -> EngineKind:
+    """The TensorRT of a runtime that has engines."""
+    engine = require_runtime(runtime).engine
+    assert engine is not None, runtime
+    return engine
 
 
 def sm_number(sm: str) -> int:
@@ -47,7 +55,7 @@ def targets_of(
     RuntimeUnavailableError where TensorRT has no GPU here.
     """
     names = tuple(dict.fromkeys(_normalized(name) for name in asked))
-    if runtime == "tensorrt":
+    if not engine_of(runtime).ahead_of_time:
         return (_this_machine(names),)
     if not names:
         names = (_of_recipe(recipe),)

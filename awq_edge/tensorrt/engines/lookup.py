@@ -10,6 +10,7 @@ from awq_edge.artifacts.directories import MANIFEST, Bundle, require_inside, ver
 from awq_edge.artifacts.schema import read_manifest
 from awq_edge.errors import ArtifactError
 from awq_edge.kernels.interface import ABI_VERSION, LAYOUT_VERSION
+from awq_edge.recipe.runtimes import require_runtime
 from awq_edge.tensorrt.contract import PLUGIN_VERSION
 from awq_edge.tensorrt.engines.manifest import EngineManifest, EngineProfile
 from awq_edge.tensorrt.engines.places import bundle_sha256, engine_folders, engine_name
@@ -123,7 +124,8 @@ def _others(bundle: Bundle) -> str:
 
 
 def _command(bundle: Bundle, runtime: str, sm: str) -> str:
-    target = f" --target {sm}" if runtime == "tensorrt-rtx" else ""
+    built = require_runtime(runtime).engine
+    target = f" --target {sm}" if built is not None and built.ahead_of_time else ""
     return f"awq-edge build {bundle.path} --runtime {runtime}{target}"
 
 

@@ -11,6 +11,7 @@ from awq_edge.artifacts.directories import Bundle
 from awq_edge.device.cuda_driver import compute_capability
 from awq_edge.device.layer import choose_layer, open_layer
 from awq_edge.errors import ArtifactError, RuntimeUnavailableError
+from awq_edge.recipe.runtimes import require_runtime
 from awq_edge.runtime.backends import ways_out
 from awq_edge.tensorrt.module import load_tensorrt
 
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
     from awq_edge.tensorrt.engines import Engine
     from awq_edge.tensorrt.session.session import TensorrtSession
 
-# Name of a runtime -> TensorRT's module.
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _NOT_ALL = 0.999  # of a build: 1 means that the engine is there
 
 
-def open_engine_session(bundle: Bundle, options: SessionOptions, runtime: str) -> TensorrtSession:
-    """A session on the first GPU. runtime: "tensorrt" or "tensorrt-rtx".
+def open_session(bundle: Bundle, options: SessionOptions) -> TensorrtSession:
+    """Load a bundle's engine onto the first GPU: of TensorRT, or of TensorRT for RTX.
 
     An engine that is missing, damaged or of something else is built first. Raises
     RuntimeUnavailableError, with both ways out, where this machine has no GPU, no TensorRT or no
@@ -35,6 +34,9 @@ def open_engine_session(bundle: Bundle, options: SessionOptions, runtime: str) -
     from awq_edge.tensorrt.engines import check_contract
     from awq_edge.tensorrt.session.session import TensorrtSession
 
+    runtime = bundle.manifest.runtime
+    built = require_runtime(runtime).engine
+    assert built is not None, runtime
     check_context(bundle, options.context)
     check_contract(bundle)
     try:
@@ -42,7 +44,7 @@ def open_engine_session(bundle: Bundle, options: SessionOptions, runtime: str) -
         capability = compute_capability()
         if capability is None:
             raise RuntimeUnavailableError("it has no NVIDIA GPU, or no driver for it")
-        tensorrt = load_tensorrt(_MODULES[runtime])
+        tensorrt = load_tensorrt(built.module)
         choose_layer()
     except RuntimeUnavailableError as error:
         raise RuntimeUnavailableError(ways_out(bundle, str(error))) from None

@@ -52,7 +52,7 @@ def test_text_and_json(
     ("options", "said"),
     [
         (["--target", "SM89"], "builds for the GPU of this machine, SM87"),
-        (["--runtime", "vulkan"], "--runtime vulkan: engines are for tensorrt-rtx or tensorrt"),
+        (["--runtime", "vulkan"], "--runtime vulkan: engines are for tensorrt or tensorrt-rtx"),
     ],
     ids=["target", "runtime"],
 )

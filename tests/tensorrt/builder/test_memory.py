@@ -11,6 +11,7 @@ from awq_edge.tensorrt.builder.memory import (
     predict_build,
     require_memory,
 )
+from awq_edge.tensorrt.builder.targets import engine_of
 
 GB = 1_000_000_000
 
@@ -85,9 +86,9 @@ def test_cma_is_not_for_the_gpu() -> None:
 
 
 def test_prediction_is_of_the_weights() -> None:
-    rtx = predict_build(4 * GB, "tensorrt-rtx", 1 << 30)
+    rtx = predict_build(4 * GB, engine_of("tensorrt-rtx"), 1 << 30)
     assert rtx.device == 0
     assert 2 * 4 * GB < rtx.host < 3 * 4 * GB
-    limited = predict_build(4 * GB, "tensorrt", 512 << 20)
-    assert limited.device - predict_build(4 * GB, "tensorrt", None).device == 512 << 20
+    limited = predict_build(4 * GB, engine_of("tensorrt"), 512 << 20)
+    assert limited.device - predict_build(4 * GB, engine_of("tensorrt"), None).device == 512 << 20
     assert limited.device > 4 * GB

@@ -67,7 +67,9 @@ def test_turing_takes_16_bit_graphs_without_plugins_only(rtx: Bundle) -> None:
 def test_runtime_is_the_bundles_or_the_other_tensorrt(rtx: Bundle) -> None:
     assert runtime_of(rtx, None) == "tensorrt-rtx"
     assert runtime_of(rtx, "tensorrt") == "tensorrt"
-    with pytest.raises(ConfigError, match="--runtime cuda: engines are for tensorrt-rtx or tenso"):
+    with pytest.raises(
+        ConfigError, match="--runtime cuda: engines are for tensorrt or tensorrt-rtx"
+    ):
         runtime_of(rtx, "cuda")
     cpu = edit_manifest(rtx, runtime="onnxruntime")
     with pytest.raises(ConfigError, match="was exported for onnxruntime, which needs no engine"):

@@ -12,7 +12,7 @@ import pytest
 import awq_edge
 from awq_edge.artifacts.directories import Bundle, FileEntry
 from awq_edge.errors import ArtifactError, ConfigError, DeviceError, RuntimeUnavailableError
-from awq_edge.runtime.backends import backend_names, open_session
+from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
 from awq_edge.tensorrt.engines import Engine, EngineManifest
 from awq_edge.tensorrt.engines.manifest import BuildFigures
@@ -115,10 +115,6 @@ def _engine(folder: Path, runtime: str) -> Engine:
         files={"model.engine": FileEntry(size=9, sha256="1" * 64)},
     )
     return Engine(folder, manifest)
-
-
-def test_both_runtimes_have_a_backend() -> None:
-    assert {"tensorrt", "tensorrt-rtx"} <= set(backend_names())
 
 
 def test_an_engine_that_is_there_is_loaded(bundle: Bundle, machine: Machine) -> None:
