@@ -96,13 +96,13 @@ def build_bench_report(
         throttling=throttling(monitor.samples),
         nvpmodel=power_modes.nvpmodel,
         governor=power_modes.governor,
-        environment=environment.model_copy(update={"power_mode": _mode(power_modes)}),
+        environment=environment.model_copy(
+            update={
+                "power_mode": None if power_modes == PowerModes(None, None) else str(power_modes)
+            }
+        ),
         notes=tuple(_notes(plan, measurement, cells, monitor)),
     )
-
-
-def _mode(modes: PowerModes) -> str | None:
-    return None if modes == PowerModes(None, None) else str(modes)
 
 
 def _notes(
@@ -209,7 +209,9 @@ def energy_reports(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> l
         prefill, decode = (_sum([joules(b, e, name) for b, e in phase]) for phase in phases)
         if prefill is None or decode is None:
             continue
-        prefill_seconds, decode_seconds = (_seconds(phase) for phase in phases)
+        prefill_seconds, decode_seconds = (
+            sum(end.time - begin.time for begin, end in phase) for phase in phases
+        )
         is_prefill_long, is_decode_long = (
             min(e.time - b.time for b, e in phase) >= ENERGY_TICKS * monitor.ticks[name]
             for phase in phases
@@ -228,10 +230,6 @@ def energy_reports(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> l
             )
         )
     return parts
-
-
-def _seconds(phase: Sequence[tuple[Sample, Sample]]) -> float:
-    return sum(end.time - begin.time for begin, end in phase)
 
 
 def others_share(repeats: Sequence[Repeat], cpus: int) -> float | None:

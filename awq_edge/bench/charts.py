@@ -95,7 +95,9 @@ def latency_chart(report: BenchReport) -> str | None:
     lines: list[list[Line]] = []
     marks: list[list[Mark]] = []
     for cell in cells:
-        steps = sorted(s * 1e3 for one in cell.repeats for s in _measured(one.steps))
+        steps = sorted(
+            s * 1e3 for one in cell.repeats for s in one.steps[WARMUP_STEPS:] or one.steps
+        )
         stride = max(1, len(steps) // _POINTS)
         numbers = sorted({*range(0, len(steps), stride), len(steps) - 1})
         x = [steps[number] for number in numbers]
@@ -204,7 +206,3 @@ def _tipped(line: Line, index: int, unit: str) -> Mark:
 def _mean_position(cell: CellReport) -> float:
     """Filled positions of the KV cache, at the mean of the decode steps."""
     return cell.prompt_tokens + cell.generated_tokens / 2
-
-
-def _measured(steps: Sequence[float]) -> Sequence[float]:
-    return steps[WARMUP_STEPS:] or steps

@@ -27,11 +27,12 @@ def bench_page(report: BenchReport, *, draw: bool | None = None) -> str:
     """
     if draw is None:
         draw = importlib.util.find_spec("matplotlib") is not None
-    cells = report.cells
+    bundle, cells = report.bundle, report.cells
     has_device = any(cell.peak.device is not None for cell in cells)
     values: dict[str, Any] = {
-        "model_name": report.bundle.model_name,
-        "lead": _lead(report),
+        "model_name": bundle.model_name,
+        "lead": f"{bundle.model_type}, {bundle.bits}-bit {bundle.method}, runtime {bundle.runtime},"
+        f" on {report.environment.device}: one sequence at a time, {report.plan.repeats} repeats.",
         "warnings": list(_warnings(report)),
         "tiles": list(_tiles(report)),
         "charts_missing": "" if draw else _NO_CHARTS,
@@ -56,14 +57,6 @@ def _charts(report: BenchReport, draw: bool) -> dict[str, Any]:
     from awq_edge.bench import charts as bench_charts
 
     return {name: Markup(getattr(bench_charts, name)(report) or "") for name in _CHARTS}
-
-
-def _lead(report: BenchReport) -> str:
-    bundle, environment = report.bundle, report.environment
-    return (
-        f"{bundle.model_type}, {bundle.bits}-bit {bundle.method}, runtime {bundle.runtime}, on "
-        f"{environment.device}: one sequence at a time, {report.plan.repeats} repeats."
-    )
 
 
 def _warnings(report: BenchReport) -> Iterator[str]:

@@ -16,7 +16,7 @@ from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.evaluate.sources import SourceInfo
-from awq_edge.evaluate.task_model import TaskModel, open_task_model
+from awq_edge.evaluate.task_model import open_task_model
 
 if TYPE_CHECKING:
     from awq_edge.evaluate.harness import HarnessModel, TaskProgress
@@ -156,7 +156,7 @@ def evaluate_tasks(
                 warnings=tuple(warnings),
                 seconds=seconds,
                 model=model.info,
-                versions=_versions(model),
+                versions=versions(("lm-eval", "datasets", "numpy", "tokenizers", *model.packages)),
                 commit=source_commit(),
             )
         finally:
@@ -266,7 +266,3 @@ def _number(value: Any) -> float | None:
         return None
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _versions(model: TaskModel) -> dict[str, str]:
-    return versions(("lm-eval", "datasets", "numpy", "tokenizers", *model.packages))

@@ -62,7 +62,14 @@ def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
             context=manifest.context,
             tied_embeddings=tied,
         ),
-        quantization=_quantization(manifest),
+        quantization=None
+        if manifest.method == "none"
+        else QuantizationFormat(
+            method=manifest.method,
+            bits=manifest.bits,
+            group_size=manifest.group_size,
+            scheme=manifest.scheme,
+        ),
         bundle=BundleReport(
             runtime=manifest.runtime,
             min_runtime_version=manifest.min_runtime_version,
@@ -93,17 +100,6 @@ def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
         files=files,
         notes=tuple(notes),
         problems=problems,
-    )
-
-
-def _quantization(manifest: BundleManifest) -> QuantizationFormat | None:
-    if manifest.method == "none":
-        return None
-    return QuantizationFormat(
-        method=manifest.method,
-        bits=manifest.bits,
-        group_size=manifest.group_size,
-        scheme=manifest.scheme,
     )
 
 

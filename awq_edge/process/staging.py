@@ -187,7 +187,8 @@ def sweep_abandoned(folder: Path, name: str) -> bool:
         if not is_temporary(path.name):
             continue
         is_own = path.name.startswith(prefixes)
-        if not is_own and (_age(path) < _patience(path) or not _is_ours(path)):
+        patience = _FORGOTTEN_SECONDS if _KEPT.fullmatch(path.name) else _STALE_SECONDS
+        if not is_own and (_age(path) < patience or not _is_ours(path)):
             continue
         try:
             descriptor = hold(path)
@@ -245,10 +246,6 @@ def _age(path: Path) -> float:
         with contextlib.suppress(OSError):
             times.append(each.lstat().st_mtime)
     return time.time() - max(times, default=time.time())
-
-
-def _patience(path: Path) -> float:
-    return _FORGOTTEN_SECONDS if _KEPT.fullmatch(path.name) else _STALE_SECONDS
 
 
 def _is_ours(path: Path) -> bool:

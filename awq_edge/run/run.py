@@ -67,7 +67,8 @@ def run(
     with load(
         bundle, context=context, threads=threads, chat_template=chat_template, observer=observer
     ) as model:
-        chat = _wants_chat(model, prompt_format)
+        has_template = model.chat_template is not None
+        chat = has_template if prompt_format == "auto" else prompt_format == "chat"
         stops = frozenset() if ignore_eos else model.stop_token_ids
         started = time.perf_counter()
         thoughts: ThoughtRules | None = None
@@ -120,9 +121,3 @@ def _sampling(
     if sample or (asked.temperature is None and any(key is not None for key in filters)):
         asked = asked.over(model.sampling)
     return Sampling.of(asked, seed)
-
-
-def _wants_chat(model: Model, prompt_format: PromptFormat) -> bool:
-    if prompt_format == "auto":
-        return model.chat_template is not None
-    return prompt_format == "chat"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from awq_edge.device.jetson import is_jetson
 from awq_edge.sensors.reading import Absent, Reading, SysfsSensor, read_int, read_text
 
 NAME = "tegra"
@@ -50,7 +51,7 @@ class TegraClocks(SysfsSensor):
 
 def find_tegra_clocks(root: Path = Path("/")) -> TegraClocks | Absent:
     """The clocks and events under root/sys of a Jetson."""
-    if not (root / "etc/nv_tegra_release").exists() and not _is_tegra(root):
+    if not is_jetson(root):
         return Absent(NAME, "not a Jetson")
     clocks: dict[str, Path] = {}
     for device in sorted((root / _DEVFREQ).glob("*")):
@@ -71,7 +72,3 @@ def find_tegra_clocks(root: Path = Path("/")) -> TegraClocks | Absent:
         for path in sorted((root / _HWMON).glob("hwmon*/oc*_event_cnt"))
     }
     return TegraClocks(clocks, alerts, events)
-
-
-def _is_tegra(root: Path) -> bool:
-    return "nvidia,tegra" in (read_text(root / "proc/device-tree/compatible") or "")

@@ -40,7 +40,9 @@ async def respond(service: Service, request: Request, task: Task) -> Response:
             except RuntimeError:  # the loop is closed: the server has ended
                 job.cancelled.set()
 
-    job = Job(_client(request), task, deliver)
+    # Clients take turns in the queue; a client is the address that the connection comes from.
+    client = request.client.host if request.client is not None else "local"
+    job = Job(client, task, deliver)
     answer = Answer(
         task.api, service.model_name, service.fingerprint, task.top_logprobs is not None
     )
@@ -54,11 +56,6 @@ async def respond(service: Service, request: Request, task: Task) -> Response:
         return await _whole(request, events, answer)
     finally:
         service.scheduler.cancel(job)  # nothing, where it has ended
-
-
-def _client(request: Request) -> str:
-    """The client that the queue counts: the address that the connection comes from."""
-    return request.client.host if request.client is not None else "local"
 
 
 async def _whole(request: Request, events: asyncio.Queue[Event], answer: Answer) -> Response:
