@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from awq_edge.device.system_files import read_text
 from awq_edge.device.system_memory import read_system_memory
 
 _SYS_CPU = Path("/sys/devices/system/cpu")
@@ -50,7 +51,7 @@ def describe_cpu() -> CpuInfo:
         cores=_physical_cores(logical),
         threads=len(logical),
         memory_bytes=None if memory is None else memory.total,
-        power_mode=_read(_SYS_CPU / "cpu0/cpufreq/scaling_governor"),
+        power_mode=read_text(_SYS_CPU / "cpu0/cpufreq/scaling_governor"),
     )
 
 
@@ -97,7 +98,8 @@ def _allowed_cpus() -> set[int]:
 def _physical_cores(logical: set[int]) -> int:
     """Distinct cores among `logical`, no more than a container's CPU quota allows."""
     siblings = {
-        _read(_SYS_CPU / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in logical
+        read_text(_SYS_CPU / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+        for cpu in logical
     }
     quota = _cpu_quota()
     return len(siblings) if quota is None else max(1, min(len(siblings), int(quota)))
@@ -105,20 +107,20 @@ def _physical_cores(logical: set[int]) -> int:
 
 def _cpu_quota() -> float | None:
     """CPUs that the cgroup (version 2) allows, or None without a limit."""
-    fields = (_read(Path("/sys/fs/cgroup/cpu.max")) or "max").split()
+    fields = (read_text(Path("/sys/fs/cgroup/cpu.max")) or "max").split()
     if fields[0] == "max" or len(fields) != 2:
         return None
     return int(fields[0]) / int(fields[1])
 
 
 def _cpu_name() -> str:
-    info = _read(Path("/proc/cpuinfo")) or ""
+    info = read_text(Path("/proc/cpuinfo")) or ""
     fields = dict(
         (key.strip(), value.strip())
         for key, _, value in (line.partition(":") for line in info.splitlines())
     )
     # Arm boards name the board, not the core.
-    board = _read(Path("/proc/device-tree/model"))
+    board = read_text(Path("/proc/device-tree/model"))
     return (
         fields.get("model name")
         or (board.rstrip("\0") if board else None)
@@ -132,14 +134,7 @@ def _last_level_cache() -> int:
     """Bytes of the largest cache that one core sees; 0 where the system does not say."""
     sizes = [0]
     for path in (_SYS_CPU / "cpu0/cache").glob("index*/size"):
-        text = _read(path) or "0"
+        text = read_text(path) or "0"
         scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1], 1)
         sizes.append(int(text.rstrip("KMG")) * scale)
     return max(sizes)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from awq_edge.device.system_files import read_text
+
 # Runs a program: its standard output, None where it is not there or fails.
 Run = Callable[[Sequence[str]], str | None]
 
@@ -79,7 +81,7 @@ def jetpack_of(version: str) -> JetPack | None:
 def read_release(root: Path = Path("/")) -> JetsonLinux | None:
     """The release in /etc/nv_tegra_release ("# R36 (release), REVISION: 4.3, ..."); None where that
     file is not there or says something else."""
-    text = _read(root / "etc/nv_tegra_release")
+    text = read_text(root / "etc/nv_tegra_release")
     match = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text or "")
     return None if match is None else JetsonLinux(f"{match[1]}.{match[2]}")
 
@@ -87,7 +89,7 @@ def read_release(root: Path = Path("/")) -> JetsonLinux | None:
 def read_package(name: str, root: Path = Path("/")) -> str | None:
     """The version of an installed Debian package ("6.2+b77"), from dpkg's records; None where it is
     not installed."""
-    text = _read(root / "var/lib/dpkg/status") or ""
+    text = read_text(root / "var/lib/dpkg/status") or ""
     for record in text.split("\n\n"):
         if record.lstrip("\n").startswith(f"Package: {name}\n"):
             if "\nStatus: install ok installed" not in record and (
@@ -107,7 +109,7 @@ def read_jetpack_package(root: Path = Path("/")) -> str | None:
 def read_compatible(root: Path = Path("/")) -> tuple[str, ...]:
     """The device tree's `compatible` names of the board, its own name first; empty where there is
     no device tree, or a container hides it (Docker masks /sys/firmware)."""
-    text = _read(root / "proc/device-tree/compatible") or ""
+    text = read_text(root / "proc/device-tree/compatible") or ""
     return tuple(each for each in text.split("\0") if each.strip())
 
 
@@ -122,8 +124,7 @@ def read_modules(root: Path = Path("/")) -> tuple[str, ...]:
 
 def read_board(root: Path = Path("/")) -> str | None:
     """The device tree's name of the board, free text ("NVIDIA Jetson Orin Nano Developer Kit")."""
-    text = _read(root / "proc/device-tree/model")
-    return text.strip("\0\n ") if text else None
+    return read_text(root / "proc/device-tree/model") or None
 
 
 def is_jetson(root: Path = Path("/")) -> bool:
@@ -138,10 +139,3 @@ def read_power_mode(run: Run) -> str | None:
     text = run(["nvpmodel", "-q"]) or ""
     match = re.search(r"NV Power Mode: ?(\S+)", text)
     return match[1] if match else None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None

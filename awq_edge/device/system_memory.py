@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from awq_edge.device.system_files import read_int, read_text
+
 _NVMAP_CLIENTS = "sys/kernel/debug/nvmap/iovmm/clients"  # readable by root
 _CGROUPS = "sys/fs/cgroup"
 _UNLIMITED = 1 << 60  # version 1 of cgroups writes a number near 2 ** 63 for no limit
@@ -76,7 +78,7 @@ def read_system_memory(root: Path = Path("/")) -> SystemMemory | None:
     fields = {
         name: int(number) * 1024
         for name, number in re.findall(
-            r"^([\w()]+):\s+(\d+) kB$", _read(root / "proc/meminfo") or "", re.MULTILINE
+            r"^([\w()]+):\s+(\d+) kB$", read_text(root / "proc/meminfo") or "", re.MULTILINE
         )
     }
     if "MemTotal" not in fields or "MemAvailable" not in fields:
@@ -107,7 +109,7 @@ def _swaps(root: Path, free: int) -> tuple[int, int]:
     """Free swap on disks and in memory, of /proc/swaps; its columns: name, type, size, used,
     priority, in kB. free: all of it, by /proc/meminfo."""
     on_disk = compressed = 0
-    for line in (_read(root / "proc/swaps") or "").splitlines()[1:]:
+    for line in (read_text(root / "proc/swaps") or "").splitlines()[1:]:
         words = line.split()
         if len(words) >= 5 and words[-2].isdigit() and words[-3].isdigit():
             left = (int(words[-3]) - int(words[-2])) * 1024
@@ -123,25 +125,25 @@ def _limits(root: Path) -> Iterator[tuple[int, int, int]]:
     """This process's cgroup and those above it: the bytes that each allows, those of them that
     cannot be freed, and the swap left."""
     for folder in _cgroup_folders(root):
-        limit = _number(folder / "memory.max")
+        limit = read_int(folder / "memory.max")
         if limit is not None:
-            used = (_number(folder / "memory.current") or 0) - _file_cache(folder)
+            used = (read_int(folder / "memory.current") or 0) - _file_cache(folder)
             most, swapped = (
-                _number(folder / "memory.swap.max"),
-                _number(folder / "memory.swap.current"),
+                read_int(folder / "memory.swap.max"),
+                read_int(folder / "memory.swap.current"),
             )
             yield limit, used, _UNLIMITED if most is None else max(0, most - (swapped or 0))
     folder = root / _CGROUPS / "memory"
-    limit = _number(folder / "memory.limit_in_bytes")
+    limit = read_int(folder / "memory.limit_in_bytes")
     if limit is not None and limit < _UNLIMITED:
-        used = (_number(folder / "memory.usage_in_bytes") or 0) - _file_cache(folder)
+        used = (read_int(folder / "memory.usage_in_bytes") or 0) - _file_cache(folder)
         yield limit, used, _UNLIMITED
 
 
 def _cgroup_folders(root: Path) -> list[Path]:
     """The folder of this process's group (version 2) and those above it; inside a container the
     group is the root that it sees."""
-    match = re.search(r"^0::(/.*)$", _read(root / "proc/self/cgroup") or "", re.MULTILINE)
+    match = re.search(r"^0::(/.*)$", read_text(root / "proc/self/cgroup") or "", re.MULTILINE)
     group = PurePosixPath(match[1] if match else "/")
     base = root / _CGROUPS
     return [
@@ -151,25 +153,12 @@ def _cgroup_folders(root: Path) -> list[Path]:
 
 def _file_cache(folder: Path) -> int:
     """Page cache that counts against a group and is given back before its limit is hit."""
-    text = _read(folder / "memory.stat") or ""
+    text = read_text(folder / "memory.stat") or ""
     return sum(int(size) for size in re.findall(r"^(?:in)?active_file (\d+)$", text, re.MULTILINE))
 
 
 def _nvmap_clients(root: Path) -> int | None:
     """The line "total  740388K" of NvMap's table."""
-    text = _read(root / _NVMAP_CLIENTS) or ""
+    text = read_text(root / _NVMAP_CLIENTS) or ""
     match = re.search(r"^\s*total\s+(\d+)([KM]?)", text, re.MULTILINE)
     return None if match is None else int(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[match[2]]
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None where it is not there, or says "max"."""
-    text = (_read(path) or "").strip()
-    return int(text) if text.isdigit() else None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None

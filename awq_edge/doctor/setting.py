@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from awq_edge.device.jetson import (
     JetPack,
@@ -13,6 +12,7 @@ from awq_edge.device.jetson import (
     read_jetpack_package,
     read_release,
 )
+from awq_edge.device.system_files import read_text
 from awq_edge.doctor.machine import Machine
 
 WSL_DRIVER = "/usr/lib/wsl/lib/libcuda.so.1"  # Windows' driver, which WSL 2 mounts
@@ -88,26 +88,20 @@ def pci_gpus(machine: Machine) -> list[PciGpu]:
         return []
     gpus = []
     for device in devices:
-        if _text(device / "vendor") == _NVIDIA and _text(device / "class").startswith(_DISPLAY):
+        kind = read_text(device / "class") or ""
+        if read_text(device / "vendor") == _NVIDIA and kind.startswith(_DISPLAY):
             driver = device / "driver"
             name = driver.readlink().name if driver.is_symlink() else None
-            asleep = _text(device / "power/runtime_status") == "suspended"
+            asleep = read_text(device / "power/runtime_status") == "suspended"
             gpus.append(PciGpu(device.name, name, asleep))
     return gpus
 
 
 def distribution(machine: Machine) -> str:
-    """ "ubuntu", "debian", "fedora", ... by /etc/os-release; for one that is like Ubuntu or Debian,
-    that one; "" where it does not say."""
+    """The distribution by /etc/os-release: "ubuntu", "debian", "fedora", ...; for one that is like
+    Ubuntu or Debian, that one; "" where the file does not say."""
     text = machine.read("etc/os-release") or ""
     fields = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', text, re.MULTILINE))
     names = [fields.get("ID", ""), *fields.get("ID_LIKE", "").split()]
     known = [name for name in names if name in ("ubuntu", "debian", "fedora", "arch")]
     return str([*known, *names][0])
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from awq_edge.sensors.reading import Absent, Reading, SysfsSensor, read_int
+from awq_edge.device.system_files import read_int
+from awq_edge.sensors.reading import Absent, Reading, SysfsSensor
 
 NAME = "cpu"
 _CPUS = Path("sys/devices/system/cpu")

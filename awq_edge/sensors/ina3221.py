@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.sensors.reading import Absent, Reading, SysfsSensor, read_int, read_text
+from awq_edge.device.system_files import read_int, read_text
+from awq_edge.sensors.reading import Absent, Reading, SysfsSensor
 
 NAME = "ina3221"
 _DRIVERS = Path("sys/bus/i2c/drivers")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from awq_edge.device.jetson import Run, read_power_mode
+from awq_edge.device.system_files import read_text
 from awq_edge.process import children
-from awq_edge.sensors.reading import read_text
 
 _GOVERNOR = Path("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _TIMEOUT_S = 10

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.sensors.reading import Absent, Reading, SysfsSensor, read_int, read_text
+from awq_edge.device.system_files import read_int, read_text
+from awq_edge.sensors.reading import Absent, Reading, SysfsSensor
 
 NAME = "rapl"
 _POWERCAP = Path("sys/class/powercap")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 
@@ -71,23 +70,3 @@ class SysfsSensor:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def read_text(path: Path) -> str | None:
-    """A file's text without white space around it; None where it cannot be read.
-
-    A driver answers a read with an error of its own (EIO, ENODATA, EAGAIN) when its chip is asleep.
-    """
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").replace("\0", "").strip()
-    except OSError:
-        return None
-
-
-def read_int(path: Path) -> int | None:
-    """The whole number in a file; None where there is none."""
-    text = read_text(path)
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return None

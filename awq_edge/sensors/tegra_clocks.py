@@ -13,7 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from awq_edge.device.jetson import is_jetson
-from awq_edge.sensors.reading import Absent, Reading, SysfsSensor, read_int, read_text
+from awq_edge.device.system_files import read_int, read_text
+from awq_edge.sensors.reading import Absent, Reading, SysfsSensor
 
 NAME = "tegra"
 _DEVFREQ = Path("sys/class/devfreq")

@@ -14,7 +14,7 @@ from awq_edge.device import cpu
 def system(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The files that the module sees, by path; all others are missing."""
     files: dict[str, str] = {}
-    monkeypatch.setattr(cpu, "_read", lambda path: files.get(str(path)))
+    monkeypatch.setattr(cpu, "read_text", lambda path: files.get(str(path)))
     monkeypatch.setattr(cpu, "_allowed_cpus", lambda: {0, 1, 2, 3})
     return files
 

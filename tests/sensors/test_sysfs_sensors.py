@@ -74,7 +74,7 @@ def test_cpu_clocks_and_throttle_counts(tmp_path: Path) -> None:
 
 def test_a_jetsons_clocks_alerts_and_events(tmp_path: Path) -> None:
     tree: dict[str, object] = {
-        "etc/nv_tegra_release": "# R36 (release)",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081",
         "sys/class/devfreq/17000000.gpu/cur_freq": 1_020_000_000,
         "sys/class/devfreq/15340000.vic/cur_freq": 5,
         "sys/kernel/debug/bpmp/debug/clk/emc/rate": 3_199_000_000,
