@@ -13,6 +13,7 @@ from awq_edge.errors import AwqEdgeError
 from awq_edge.process.interruption import Terminated
 from awq_edge.terminal_text import one_line, printable
 
+_LONGEST = 2000  # characters; a template may raise, and another package print, what it likes
 _NEUTRAL = "nothing half-written is left; give the same command again"
 
 
@@ -70,5 +71,6 @@ def _name(filename: object) -> str:
 
 def _failed(message: str, code: int) -> int:
     # Texts of other packages, in a message of ours, may be of several lines with their own indents.
-    print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr)
+    line = one_line(" ".join(message[: 2 * _LONGEST].split()))
+    print(f"error: {line[:_LONGEST]}{'...' if len(line) > _LONGEST else ''}", file=sys.stderr)
     return code

@@ -12,6 +12,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from awq_edge.artifacts.input_files import show_text
+
 _WORDS = {
     "string_type": "must be a text in quotes",
     "int_type": "must be an integer",
@@ -34,7 +36,7 @@ def unknown_key(key: str, allowed: Sequence[str]) -> str:
     close = close or difflib.get_close_matches(last, allowed, n=1)
     close = close or difflib.get_close_matches(key, allowed, n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
-    return f'unknown key "{key}"; {hint}allowed keys: {", ".join(allowed)}'
+    return f'unknown key "{show_text(key)}"; {hint}allowed keys: {", ".join(allowed)}'
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -49,8 +51,9 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def show(value: object) -> str:
-    """A value as it is written in a file: texts in quotes, true and false in lower case."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """A value as it is written in a file: texts in quotes, true and false in lower case; on one
+    line, shortened."""
+    return show_text(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _nested(annotation: Any) -> type[BaseModel] | None:
