@@ -13,6 +13,7 @@ import awq_edge
 from awq_edge.inspect.artifact import inspect_artifact
 from awq_edge.model.archs import architectures
 from tests.arch_configs import is_vision, model_class, tiny_config
+from tests.tiny_models import save_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -63,6 +64,7 @@ def test_experts_and_their_router_in_a_checkpoint(tmp_path: Path) -> None:
 
     config = AutoConfig.for_model("mixtral", **tiny_config("mixtral", SIZES))
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
     options = {"method": "rtn", "group_size": 32}
     path = awq_edge.quantize(tmp_path / "model", tmp_path / "out", **options).path
     found = inspect_artifact(path)

@@ -30,7 +30,7 @@ def run_and_kill(model: Path, out: Path, text: Path, method: str, blocks: int) -
 def kill_in(model: Path, out: Path, text: Path, function: str, call: int) -> None:
     """Quantize in a process that kills itself when it calls a function for the n-th time.
 
-    function: of `awq_edge.quantizer`, with its module: "statistics.InputStatistics.add".
+    function: of `awq_edge.quantizer`, with its module: "search.gptq:gptq_round".
     """
     _must_be_killed(_kill_at_call, model, out, text, function, call)
 
@@ -62,7 +62,8 @@ def _kill_after_blocks(
 def _kill_at_call(
     threads: int, model: Path, out: Path, text: Path, function: str, call: int
 ) -> None:
-    module, *names = function.split(".")
+    module, _, path = function.partition(":")
+    names = path.split(".")
     owner: Any = importlib.import_module(f"awq_edge.quantizer.{module}")
     for name in names[:-1]:
         owner = getattr(owner, name)

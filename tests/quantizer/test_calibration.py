@@ -128,7 +128,7 @@ def test_a_long_json_lines_file_is_cut_behind_a_row(tokenizer: Tokenizer, tmp_pa
     assert read.documents == len(path.read_bytes()[: read.bytes].splitlines()) - 1
 
 
-def test_conversations_go_through_the_chat_template(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_conversations_go_through_the_chat_template(tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(resolve_model("demo"), model)
     (model / "chat_template.jinja").write_text(
@@ -160,10 +160,12 @@ def test_conversations_go_through_the_chat_template(tokenizer: Tokenizer, tmp_pa
         turns.append({"conversations": talk})
     shared.write_text(json.dumps(turns))
     assert (draw(chat, shared, samples=60).ids == drawn.ids).all()
+    (model / "chat_template.jinja").unlink()
+    plain = Tokenizer(model)
     with pytest.raises(
         ConfigError, match=r"chat.jsonl: line 1: a conversation, and .* has no chat"
     ):
-        draw(tokenizer, path)
+        draw(plain, path)
 
 
 GZIP = gzip.compress(b"some text " * 100, mtime=0)

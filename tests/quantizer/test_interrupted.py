@@ -86,12 +86,12 @@ def test_a_disk_that_fills_up_is_one_line_and_costs_no_work(
 
 # A function that a run calls, and at which call of it the run kills itself.
 MOMENTS = {
-    "in the statistics pass": ("statistics.InputStatistics.add", 6),
-    "in the search of a block": ("block.search_scale_group", 7),
-    "between a block's tensors and its report": ("report.BlockReport.model_dump_json", 3),
-    "before a shard is written": ("writer.CheckpointWriter._flush", 1),
-    "before the checkpoint gets its name": ("stage.write_config", 1),
-    "when the checkpoint has its name": ("resume.BlockStore.remove", 1),
+    "in the statistics pass": ("calibration.statistics:InputStatistics.add", 6),
+    "in the search of a block": ("blocks.work:search_scale_group", 7),
+    "between a block's tensors and its report": ("report.schema:BlockReport.model_dump_json", 3),
+    "before a shard is written": ("checkpoint.writer:CheckpointWriter._flush", 1),
+    "before the checkpoint gets its name": ("stage:write_config", 1),
+    "when the checkpoint has its name": ("checkpoint.resume:BlockStore.remove", 1),
 }
 
 

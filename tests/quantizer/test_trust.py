@@ -149,8 +149,9 @@ def test_activations_that_overflow_stop_with_the_layers_name(
     """Weights that are finite and far too large: the block before gives inf."""
     model = save_model(build_model("llama"), tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.input_layernorm.weight"] *= 1e31
     for name in ("self_attn.v_proj", "self_attn.o_proj"):
-        tensors[f"model.layers.0.{name}.weight"] *= 1e25
+        tensors[f"model.layers.0.{name}.weight"] *= 1e4
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"input of 'mlp_in' in block 0 is not finite"):
         awq_edge.quantize(

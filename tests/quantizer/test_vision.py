@@ -18,7 +18,7 @@ from awq_edge.quantizer.blocks.runner import BlockRunner, relative_change
 from awq_edge.quantizer.calibration.text import CalibrationSet
 from tests.arch_configs import in_memory
 
-from .conftest import build_model, save_model
+from .conftest import build_model, load_block, save_model
 from .test_checkpoint_out import restore
 from .vision_models import VISION, drawn, image_arguments, loaded_whole, quantize
 
@@ -49,11 +49,12 @@ def hidden_of_whole_model(path: Path, calibration: CalibrationSet) -> list[torch
 
 def check_blocks(path: Path, calibration: CalibrationSet) -> None:
     expected = hidden_of_whole_model(path, calibration)
-    runner = BlockRunner(Checkpoint.open(path), CPU)
+    checkpoint = Checkpoint.open(path)
+    runner = BlockRunner(checkpoint, CPU)
     hidden = runner.embed(torch.from_numpy(calibration.ids), 2, calibration.images)
     assert relative_change(expected[0], hidden) < EQUAL
     for layer in range(len(expected) - 1):
-        with runner.block(layer, runner.load(layer)) as block:
+        with runner.block(layer, load_block(checkpoint, layer)) as block:
             parts = enumerate(torch.split(hidden, 2))
             hidden = torch.cat([block.run(part, batch) for batch, part in parts])
         assert relative_change(expected[layer + 1], hidden) < EQUAL, layer

@@ -51,7 +51,7 @@ def report_linear(
     report = LinearReport(
         name=task.linear_of(pieces[0]),
         quantized=True,
-        group=group.name,
+        group=group.name if task.options.calibrated else None,
         exponent=None if choice.scale is None else choice.exponent,
         weight_aware=choice.weight_aware,
         fell_back=choice.fell_back,
