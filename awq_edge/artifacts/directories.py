@@ -121,6 +121,8 @@ class BundleManifest(Manifest):
     group_size: Annotated[int, Field(ge=0, le=MAX_CHANNELS)]
     scheme: str
     lm_head_bits: Bits
+    # The output layer is a weight of its own that was made from the embedding.
+    output_layer_was_tied: bool = False
     other_formats: dict[str, str] = {}
     bos_token_id: TokenId | None
     eos_token_ids: tuple[TokenId, ...]

@@ -102,7 +102,7 @@ def _converse(conversation: Conversation, commands: ChatCommands, interrupt: Int
     from awq_edge.cli.chat_input import MessageReader
     from awq_edge.errors import ConfigError, ResourceError
 
-    reader = MessageReader(_note, History(history_file()))
+    reader = MessageReader(_note, History(history_file()), commands.completions)
     while True:
         try:
             message, commands.again = commands.again or reader.read(), None
@@ -128,10 +128,10 @@ def _converse(conversation: Conversation, commands: ChatCommands, interrupt: Int
 
 def _answer(conversation: Conversation, text: str, interrupt: Interrupt, quiet: bool) -> Turn:
     """Ask, and show the answer as it comes. Raises ConfigError and ResourceError."""
-    from awq_edge.cli.output import JsonTarget, stream_answer
+    from awq_edge.cli.output import AnswerWriter, JsonTarget
     from awq_edge.cli.thought_writer import ThoughtWriter
 
-    out = JsonTarget(None).text_stream
+    answer = AnswerWriter(JsonTarget(None).text_stream)
     thoughts = ThoughtWriter(shown=is_terminal())
     with interrupt:
         turn = conversation.ask(text, cancelled=interrupt.requested)
@@ -141,11 +141,10 @@ def _answer(conversation: Conversation, text: str, interrupt: Interrupt, quiet: 
                     thoughts.write(piece.text)
                 else:
                     thoughts.end()
-                    stream_answer(piece.text, out)
+                    answer.write(piece.text)
         finally:
             thoughts.end()
-            out.write("\n")
-            out.flush()
+            answer.write("\n")
     generation = turn.result
     if turn.dropped and (generation.ids or generation.finish_reason != "cancelled"):
         _warn(

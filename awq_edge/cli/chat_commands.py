@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from awq_edge.artifacts.paths import user_path
 from awq_edge.cli.chat_input import QUOTES
-from awq_edge.cli.chat_settings import parse_setting, settings_rows
+from awq_edge.cli.chat_settings import NAMES, parse_setting, settings_rows
 from awq_edge.errors import ConfigError
+from awq_edge.runtime.chat_template import SWITCHES
+from awq_edge.terminal_text import printable
 
 if TYPE_CHECKING:
     from awq_edge.cli.interrupt import Interrupt
@@ -25,6 +27,7 @@ _KEYS = (
     (QUOTES, "begins a message of several lines, and ends it; \\ at a line's end adds one line"),
     ("Ctrl-C", "stops an answer; at the prompt it drops the line, and twice leaves"),
     ("Ctrl-D", "leaves"),
+    ("Tab", "completes a command, a setting or the name of a file"),
 )
 _ELSE = 'Anything else is a message, also "/words with blanks" that are no command.'
 
@@ -73,7 +76,7 @@ class ChatCommands:
                      self._reset),
             _Command(("/save",), "FILE", "write the conversation; /save! replaces another one",
                      self._save),
-            _Command(("/save!",), "", "", self._replace),
+            _Command(("/save!",), "FILE", "", self._replace),
             _Command(("/load",), "FILE", "go on with a saved conversation", self._load),
             _Command(("/regen", "/retry"), "", "answer the last message again", self._regenerate),
             _Command(("/set",), "NAME VALUE", "change a setting; alone it shows them", self._set),
@@ -91,7 +94,22 @@ class ChatCommands:
         if not words or "\n" in message.strip():
             return False
         known = words[0] in self._commands
-        return message.lstrip().startswith("/") and (known or len(words) == 1)
+        slip = len(words) == 1 and words[0] not in SWITCHES
+        return message.lstrip().startswith("/") and (known or slip)
+
+    def completions(self, line: str) -> list[str]:
+        """Whole lines that begin with `line`: commands, and what may stand behind them."""
+        name, blank, argument = line.partition(" ")
+        if not blank:
+            return [
+                each + (" " if command.argument else "")
+                for each, command in self._commands.items()
+                if line and each.startswith(line)
+            ]
+        words = {"/set": NAMES, "/show": _SHOWN}.get(name, ())
+        if name in ("/save", "/save!", "/load"):
+            words = _file_names(argument)
+        return [f"{name} {word}" for word in words if word.startswith(argument)]
 
     def run(self, line: str) -> bool:
         """Run a command; False when the chat is to end. Raises ConfigError and ResourceError."""
@@ -254,3 +272,19 @@ def _path(command: str, argument: str) -> Path:
     if not argument:
         raise ConfigError(f"{command} needs the name of a file: {command} chat.json")
     return user_path(argument, command)
+
+
+def _file_names(beginning: str) -> tuple[str, ...]:
+    """Files and folders, these with a slash, whose names go on what was typed of a path."""
+    tail = beginning.rpartition("/")[2]
+    typed = beginning.removesuffix(tail)
+    try:
+        entries = sorted(Path(typed).expanduser().iterdir())
+    except (OSError, RuntimeError, ValueError):  # there is none, or no such home
+        return ()
+    return tuple(
+        typed + entry.name + ("/" if entry.is_dir() else "")
+        for entry in entries
+        if entry.name.startswith(tail) and (tail or not entry.name.startswith("."))
+        if entry.name == printable(entry.name)
+    )

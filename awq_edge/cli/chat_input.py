@@ -23,9 +23,15 @@ _PASTE_SECONDS = 0.03
 
 
 class MessageReader:
-    """Reads one message after the other. note: shows a line to a person."""
+    """Reads one message after the other. note: shows a line to a person. completions: of what was
+    typed, the whole lines that Tab offers."""
 
-    def __init__(self, note: Callable[[str], None], history: History) -> None:
+    def __init__(
+        self,
+        note: Callable[[str], None],
+        history: History,
+        completions: Callable[[str], list[str]] = lambda line: [],
+    ) -> None:
         self._note = note
         self._history = history
         edits = is_terminal() and sys.stdout.isatty()
@@ -34,6 +40,8 @@ class MessageReader:
         if self._readline is not None:
             for entry in history.entries():
                 self._readline.add_history(entry)
+            if self._tells_pastes:  # else a tab in a paste would be taken for the key
+                _complete_by(self._readline, completions)
 
     def read(self) -> str | None:
         """One message; None at the end of the input. Ctrl-C drops what was typed, twice leaves.
@@ -154,6 +162,20 @@ def _bracket_pastes(readline: Any) -> bool:
         return False
     readline.parse_and_bind("set enable-bracketed-paste on")
     return bool(getattr(readline, "_READLINE_RUNTIME_VERSION", 0x700) >= 0x800)
+
+
+def _complete_by(readline: Any, completions: Callable[[str], list[str]]) -> None:
+    """Have Tab offer whole lines."""
+    found: list[str] = []
+
+    def each(line: str, number: int) -> str | None:
+        if number == 0:
+            found[:] = completions(line)
+        return found[number] if number < len(found) else None
+
+    readline.set_completer_delims("\n")
+    readline.set_completer(each)
+    readline.parse_and_bind("tab: complete")
 
 
 def _is_waiting(seconds: float) -> bool:

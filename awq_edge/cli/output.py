@@ -48,10 +48,20 @@ def say(text: str, *, stderr: bool = False) -> None:
     print(one_line(text), file=_text_stream(stderr=stderr), flush=True)
 
 
-def stream_answer(text: str, stream: TextIO) -> None:
-    """Write a part of a model's text at once: exact into files and pipes, safe on a terminal."""
-    stream.write(printable(text) if stream.isatty() else text)
-    stream.flush()
+class AnswerWriter:
+    """A model's text as it comes: exact into files and pipes, safe on a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._held = ""  # a carriage return, whose line feed may come with the next piece
+
+    def write(self, text: str) -> None:
+        if self._stream.isatty():
+            text = self._held + text
+            self._held = "\r" if text.endswith("\r") else ""
+            text = printable(text.removesuffix("\r"))
+        self._stream.write(text)
+        self._stream.flush()
 
 
 def _text_stream(*, stderr: bool) -> TextIO:

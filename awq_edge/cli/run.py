@@ -78,7 +78,7 @@ def run(
 ) -> None:
     """Run a bundle on a prompt: the text as it comes, then what it took."""
     from awq_edge.cli.interrupt import Interrupt
-    from awq_edge.cli.output import JsonTarget, open_console, stream_answer
+    from awq_edge.cli.output import AnswerWriter, JsonTarget, open_console
     from awq_edge.cli.progress import build_progress
     from awq_edge.cli.run_table import print_report
     from awq_edge.cli.thought_writer import ThoughtWriter
@@ -90,13 +90,13 @@ def run(
     formats: dict[bool | None, PromptFormat] = {None: "auto", True: "chat", False: "raw"}
     keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
     variables = template_variables(chat_template_kwargs)
-    out = target.text_stream
+    out = AnswerWriter(target.text_stream)
 
     thoughts = ThoughtWriter(shown=True)
 
     def show(piece: str) -> None:
         thoughts.end()
-        stream_answer(piece, out)
+        out.write(piece)
 
     with Interrupt() as interrupt, build_progress(open_console(stderr=True)) as building:
         report = run_stage(

@@ -12,24 +12,25 @@ class ThoughtWriter:
     """Shows thoughts as they come, dim on a terminal, and an empty line after them."""
 
     def __init__(self, shown: bool) -> None:
+        from awq_edge.cli.output import AnswerWriter
+
         self._stream = sys.stderr if shown else None
+        self._writer = AnswerWriter(sys.stderr)
         self._open = False
         colours = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._dim = colours and self._stream is not None and self._stream.isatty()
 
     def write(self, text: str) -> None:
-        from awq_edge.cli.output import stream_answer
-
         if self._stream is None:
             return
         if not self._open and self._dim:
             self._stream.write(_DIM)
         self._open = True
-        stream_answer(text, self._stream)
+        self._writer.write(text)
 
     def end(self) -> None:
         """The answer begins, or there is none. May be called again."""
         if self._open and self._stream is not None:
-            self._stream.write((_PLAIN if self._dim else "") + "\n\n")
-            self._stream.flush()
+            self._stream.write(_PLAIN if self._dim else "")
+            self._writer.write("\n\n")
         self._open = False

@@ -239,6 +239,7 @@ def _manifest(
         group_size=quantization.group_size if quantization else 0,
         scheme=quantization.scheme if quantization else "none",
         lm_head_bits=recipe.quantization.lm_head_bits,
+        output_layer_was_tied=checkpoint.output_layer_was_tied,
         other_formats=_other_formats(checkpoint),
         bos_token_id=decoder.bos_token_id,
         eos_token_ids=_eos_token_ids(checkpoint),

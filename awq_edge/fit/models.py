@@ -14,12 +14,12 @@ from awq_edge.artifacts.directories import MANIFEST
 from awq_edge.artifacts.input_files import read_toml
 from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.schema import Record
-from awq_edge.errors import ArtifactError, ConfigError, ModelError
+from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model.archs import Config, Decoder, decoder_from_config
+from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles, download_config, read_config, resolve_model
 from awq_edge.model.foreign_formats import refuse_foreign
 from awq_edge.model.weight_totals import count_parameters
-from awq_edge.quantizer.report.schema import REPORT_FILE, read_quantization_report
 
 _TABLE = DATA / "models.toml"
 
@@ -123,9 +123,8 @@ def _of_config(name: str, source: str, directory: Path) -> ModelConfig:
         )
     config = _read_config(directory)
     was_tied = False
-    if (directory / REPORT_FILE).exists():
-        with contextlib.suppress(ArtifactError):  # of no use to what is predicted
-            was_tied = read_quantization_report(directory).output_layer_was_tied
+    with contextlib.suppress(ModelError):  # the weights need not be there
+        was_tied = Checkpoint.open(directory).output_layer_was_tied
     return ModelConfig(name, source, directory, config, decoder_from_config(config), was_tied)
 
 

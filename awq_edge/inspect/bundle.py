@@ -42,8 +42,7 @@ def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
         notes.append(note)
     notes += [] if report is None else [f"the quantization warned: {w}" for w in report.warnings]
     if parameters:
-        was_tied = report is not None and report.output_layer_was_tied
-        total = count_parameters(decoder, was_tied=was_tied)
+        total = count_parameters(decoder, was_tied=manifest.output_layer_was_tied)
         tied = decoder.tied_embeddings
     parts = tuple(_part(manifest, name, parameters.get(name)) for name in manifest.part_bytes)
     provenance = ProvenanceReport() if report is None else report_provenance(report)

@@ -70,8 +70,7 @@ def inspect_model(path: Path, *, hashes: bool) -> Inspection:
         notes.append(note)
     notes += [] if report is None else [f"the quantization warned: {w}" for w in report.warnings]
     listed = list_files(path, hashes=hashes)
-    was_tied = report is not None and report.output_layer_was_tied
-    weights = None if checkpoint is None else _Weights(checkpoint, was_tied=was_tied)
+    weights = None if checkpoint is None else _Weights(checkpoint)
     return Inspection(
         kind=kind,
         path=str(path),
@@ -115,8 +114,7 @@ class _Sum:
 class _Weights:
     """The weights of a checkpoint, summed by part."""
 
-    def __init__(self, checkpoint: Checkpoint, *, was_tied: bool) -> None:
-        """was_tied: the stored output layer is a copy of the embedding: no further parameters."""
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._entries = checkpoint.files.entries
         self._stored = _by_module(self._entries)
@@ -135,7 +133,9 @@ class _Weights:
         for entry in rest:
             self._sums["other"].formats.setdefault(entry.dtype, None)
         vision = self._sums["vision"].parameters
-        self.parameters = count_parameters(checkpoint.decoder, was_tied=was_tied) + vision
+        self.parameters = (
+            count_parameters(checkpoint.decoder, was_tied=checkpoint.output_layer_was_tied) + vision
+        )
         self.unique_bytes = sum(self._entries[name].size for name in counted)
 
     def parts(self) -> Iterator[WeightsReport]:

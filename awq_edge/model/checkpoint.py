@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,12 @@ import numpy.typing as npt
 
 from awq_edge.errors import ModelError
 from awq_edge.model.archs import Decoder, Linear, decoder_from_config
-from awq_edge.model.files import ModelFiles, TensorEntry
+from awq_edge.model.files import ModelFiles, TensorEntry, read_pieces
 from awq_edge.model.foreign_formats import refuse_foreign
 from awq_edge.model.fused_experts import names_in_memory, split_fused_experts
 from awq_edge.model.layouts import Layout, StoredConfig, layout_of_config, quantization_config
 from awq_edge.model.layouts.base import DENSE_DTYPES
-from awq_edge.model.w4a16 import NumberFormat, QuantizedWeight, Scheme
+from awq_edge.model.w4a16 import NumberFormat, QuantizedWeight, Scheme, dequantize
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +30,11 @@ _IGNORED_SUFFIXES = (
     ".attn.masked_bias",
     ".embeddings.position_ids",
 )
+
+
+# Rows of embedding and output layer that are compared, and the cosine above which one was made from
+# the other: 0.9 in 2 bits, next to 0 where they are two weights.
+_COMPARED_ROWS, _SAME_DIRECTION = 1024, 0.8
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,23 @@ class Checkpoint:
     def is_quantized(self, name: str) -> bool:
         """Whether the linear of this full name ("model.layers.0.mlp.up_proj") is quantized."""
         return name in self._formats
+
+    @functools.cached_property
+    def output_layer_was_tied(self) -> bool:
+        """Whether the output layer is stored beside the embedding that it was made from: their
+        first rows point the same way, as those of two weights that were trained apart do not."""
+        arch, entries = self.decoder.architecture, self.files.entries
+        name, embedding = f"{arch.lm_head}.weight", f"{arch.embedding}.weight"
+        shapes = self.decoder.weight_shapes()
+        if self.decoder.tied_embeddings or shapes[name] != shapes[embedding]:
+            return False
+        first = next(read_pieces(entries[embedding]))[:_COMPARED_ROWS].astype(np.float32)
+        if self.is_quantized(arch.lm_head):
+            other = dequantize(self.quantized(arch.lm_head))[: len(first)]
+        else:
+            other = next(read_pieces(entries[name]))[: len(first)].astype(np.float32)
+        lengths = float(np.linalg.norm(first)) * float(np.linalg.norm(other))
+        return float((first * other).sum()) > _SAME_DIRECTION * lengths
 
     @property
     def main_format(self) -> NumberFormat | None:

@@ -20,8 +20,8 @@ _READ_BY_ROW = ("embedding", "tables")
 def count_parameters(decoder: Decoder, *, was_tied: bool) -> int:
     """Parameters of the unquantized model, a tied output layer counted once, with the embedding.
 
-    was_tied: a quantized output layer is stored beside the embedding that it was made from, and
-    config.json says no more that they are one (`quantization_report.json` does).
+    was_tied: the output layer is stored beside the embedding that it was made from, and config.json
+    says no more that they are one (`Checkpoint.output_layer_was_tied` tells it by the weights).
     """
     total = sum(math.prod(shape) for shape in decoder.weight_shapes().values())
     head = f"{decoder.architecture.lm_head}.weight"

@@ -31,6 +31,8 @@ _SYSTEM, _USER, _ANSWER, _NEXT = "systemzqwords", "firstzqquestion", "itszqanswe
 # messages takes the blank.
 _CONTINUE = "CONTINUEzqHERE "
 _HALF_MARKER = re.compile(r"[<\[◁][^<>\[\]◁▷\s]{0,40}\Z")
+# What people write into a message to switch thoughts on or off: for the template, or the model.
+SWITCHES = ("/think", "/no_think", "/nothink")
 _LARGEST_TEMPLATE = 4_000_000  # bytes; the longest in use have 100,000
 _RESERVED = ("messages", "add_generation_prompt", "continue_final_message")
 
@@ -298,10 +300,12 @@ def _reaches(words: str, text: str) -> bool:
     """True if a prompt has a user's words: as they are, written as JSON, or most of them."""
     if words.strip() in text or json.dumps(words.strip(), ensure_ascii=False)[1:-1] in text:
         return True
-    # A template may change blanks or take a switch such as /no_think out.
-    user_words = words.split()
+    # A template may change blanks, and take a switch out.
+    user_words = [word for word in words.split() if word not in SWITCHES]
     present = sum(word in text for word in user_words)
-    return 2 * present > len(user_words) and sum(map(len, user_words)) < 2 * len(text)
+    return not user_words or (
+        2 * present > len(user_words) and sum(map(len, user_words)) < 2 * len(text)
+    )
 
 
 def _common(first: str, second: str) -> int:

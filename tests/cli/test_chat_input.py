@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import awq_edge
+from awq_edge.cli.chat_commands import ChatCommands
 from awq_edge.cli.chat_history import History, history_file
 from awq_edge.cli.chat_input import MessageReader, opens, quoted
 from awq_edge.cli.chat_settings import parse_setting
+from awq_edge.cli.interrupt import Interrupt
 from awq_edge.errors import ConfigError
+from awq_edge.runtime.conversation import Conversation
 
 from .conftest import Command
 from .test_chat import answers, piped, typed_at_a_terminal
@@ -100,6 +104,34 @@ def test_where_the_history_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert history_file() is None
     monkeypatch.setenv("AWQ_EDGE_HISTORY", str(tmp_path / "mine"))
     assert history_file() == tmp_path / "mine"
+
+
+def test_what_tab_offers(
+    tiny_chat_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.json", "one two.json", ".hidden", "bad\x1b[2J"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+
+    def nothing(*_: object) -> None: ...
+
+    with awq_edge.load(tiny_chat_bundle) as model:
+        talk = Conversation(model)
+        commands = ChatCommands(talk, model, Interrupt(), nothing, nothing, nothing)
+        offered = commands.completions
+        assert offered("/re") == ["/reset", "/regen", "/retry"]
+        assert offered("/sa") == ["/save ", "/save! "]
+        assert offered("/show t") == ["/show template"]
+        assert offered("/set top") == ["/set top_k", "/set top_p"]
+        assert offered("/load ") == ["/load folder/", "/load one two.json", "/load one.json"]
+        assert offered("/load one ") == ["/load one two.json"]
+        assert offered("/save .h") == ["/save .hidden"]
+        for line in ("", "Hello", "/etc is", "/load ~nobody-here/", "/load no/x", "/load a\0/"):
+            assert offered(line) == []
+        for switch in ("/no_think", " /think ", "/nothink"):
+            assert not commands.is_command(switch)
+        assert commands.is_command("/nothing")
 
 
 def test_a_pipe_leaves_no_history(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -213,6 +213,24 @@ def test_what_was_typed_is_called_back_in_the_next_chat(tiny_bundle: Path, tmp_p
     assert [json.loads(line) for line in history.read_text().splitlines()] == 2 * ["one two\nthree"]
 
 
+def test_tab_completes_commands_settings_and_files(tiny_bundle: Path, tmp_path: Path) -> None:
+    readline = pytest.importorskip("readline", reason="this Python has no readline")
+    if "libedit" in (readline.__doc__ or ""):
+        pytest.skip(reason="libedit has no bracketed paste, without which Tab is text")
+    (tmp_path / "my chats").mkdir()
+    chat = begin(tiny_bundle, tmp_path / "history")
+    try:
+        chat.type(b"/sho\tpar\t\n")
+        chat.wait_for("repetition_penalty")
+        chat.type(b"/set repet\t 1.5\n")
+        chat.wait_for("repetition_penalty is 1.5")
+        chat.type(f"/load {tmp_path}/my\tgone\n".encode())
+        chat.wait_for(f"{tmp_path}/my chats/gone does not exist")
+        assert chat.leave(CTRL_D) == 0
+    finally:
+        chat.close()
+
+
 def test_a_paste_of_several_lines_is_one_message(tiny_bundle: Path, tmp_path: Path) -> None:
     readline = pytest.importorskip("readline", reason="this Python has no readline")
     if "libedit" in (readline.__doc__ or ""):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from awq_edge.cli.output import open_console, say, stream_answer
+from awq_edge.cli.output import AnswerWriter, open_console, say
 from awq_edge.terminal_text import escaped_json, one_line, printable
 
 TITLE = "a\x1b]0;OWNED\x07"
@@ -111,7 +111,11 @@ def test_an_answer_is_exact_in_a_file_and_safe_on_a_terminal() -> None:
             return True
 
     file, terminal = io.StringIO(), Terminal()
-    stream_answer(TITLE, file)
-    stream_answer(TITLE, terminal)
-    assert file.getvalue() == TITLE
-    assert terminal.getvalue() == printable(TITLE)
+    text = f"{TITLE}a\r\nb\rc\r"
+    for stream in (file, terminal):
+        writer = AnswerWriter(stream)
+        for character in text:  # a line's two ends come apart
+            writer.write(character)
+        writer.write("\n")
+    assert file.getvalue() == text + "\n"
+    assert terminal.getvalue() == printable(f"{TITLE}a\nb\rc\n")

@@ -114,6 +114,42 @@ def test_a_tied_output_layer_is_counted_once(tmp_path: Path) -> None:
     assert find_model(str(checkpoint.path)).parameters == expected
 
 
+@pytest.mark.parametrize("bits", [2, 4, None])
+def test_a_copied_output_layer_of_another_tool_is_counted_once(
+    tmp_path: Path, bits: int | None
+) -> None:
+    """No report says that it was tied: its weights do, quantized or not (None)."""
+    from awq_edge.fit.models import find_model
+    from awq_edge.inspect.artifact import inspect_artifact
+
+    path = save_tied_llama(tmp_path / "model")
+    expected = inspect_artifact(path).parameters
+    if bits is None:
+        tensors = load_file(path / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        config = path / "config.json"
+        config.write_text(
+            json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False})
+        )
+    else:
+        source, path = path, tmp_path / "checkpoint"
+        awq_edge.quantize(
+            source,
+            path,
+            method="rtn",
+            bits=bits,
+            lm_head_bits=max(4, bits),
+            group_size=32,
+            format="compressed-tensors",
+        )
+        (path / "quantization_report.json").unlink()
+    bundle = awq_edge.export(path, tmp_path / "bundle", lm_head_bits=None if bits else 8).path
+    assert inspect_artifact(path).parameters == expected
+    assert inspect_artifact(bundle).parameters == expected
+    assert find_model(str(path)).parameters == expected
+
+
 def save_tied_llama(directory: Path) -> Path:
     """A tiny Llama whose output layer is its embedding."""
     save_tiny_llama(directory)

@@ -191,6 +191,7 @@ def test_words_that_a_template_cuts_off_are_missed(source: str, question: str) -
     ],
 )
 def test_words_that_are_written_otherwise_are_there(source: str) -> None:
+    ChatTemplate(source, TOKENS).render(user("/no_think"))
     ChatTemplate(source, TOKENS).render(user('Say "hi"\n to \t“Ann” \\ /no_think'))
 
 

@@ -190,11 +190,6 @@ class QuantizationReport(Manifest):
     source: ModelSource | None = None
     weights: dict[str, FileEntry] | None = None
 
-    @property
-    def output_layer_was_tied(self) -> bool:
-        """The output layer is stored beside the embedding that it was made from."""
-        return self.lm_head is not None and self.lm_head.tied is True
-
 
 def report_warnings(report: QuantizationReport) -> tuple[str, ...]:
     """What says that the text of the quantized model may not be of use: blocks, or an output layer,
