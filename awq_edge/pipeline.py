@@ -17,7 +17,7 @@ from awq_edge.artifacts.outputs import check_output, require_apart
 from awq_edge.artifacts.paths import system_faults, user_path
 from awq_edge.artifacts.sampling_keys import SamplingKeys, check_sampling
 from awq_edge.errors import AwqEdgeError, ConfigError, ModelError
-from awq_edge.model.archs import decoder_from_config
+from awq_edge.model.archs import decoder_from_config, require_known_keys
 from awq_edge.model.files import ModelFiles, read_config, resolve_model
 from awq_edge.model.foreign_formats import refuse_foreign
 from awq_edge.model.group_size import choose_group_size
@@ -59,6 +59,7 @@ def quantize(
     eval_texts: Sequence[str | Path] = (),
     executor: str | ExecutorOptions = "local",
     resume: bool = True,
+    allow_unknown_keys: bool = False,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> QuantizedCheckpoint:
@@ -76,8 +77,9 @@ def quantize(
     "cuda:N". eval_texts: files whose perplexity, of the model and of the checkpoint, goes into the
     report; each is loaded whole for it, in float32.
     executor: "local", "ray", or `ExecutorOptions`; the result does not depend on it. resume:
-    continue where a run that was killed has stopped. observer: called with the blocks done, their
-    number and a word.
+    continue where a run that was killed has stopped. allow_unknown_keys: ignore keys of config.json
+    that only a newer transformers may know. observer: called with the blocks done, their number and
+    a word.
     Returns the checkpoint's path and its report. Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.evaluate.text import read_text
@@ -113,6 +115,7 @@ def quantize(
     require_apart(out, [("MODEL", source)])
     files = ModelFiles(source)
     refuse_foreign(source, files.config, files.entries)
+    require_known_keys(files.config, source, allow=allow_unknown_keys)
     Tokenizer(source)  # without it, or damaged, the checkpoint would be of no use
     resolved, notes = _with_groups(resolved, source, group_size)
     with keeping(lambda: kept_blocks(out, resume=resume)):
@@ -167,6 +170,7 @@ def export(
     executor: str | ExecutorOptions = "local",
     resume: bool = True,
     verify: bool = True,
+    allow_unknown_keys: bool = False,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> Bundle:
@@ -218,7 +222,9 @@ def export(
     check_export(path, resolved, context=context, lm_head_bits=lm_head_bits)
     Tokenizer(path)  # `run` needs one, on a device that cannot make it
     name = model_name(str(model))
-    is_quantized = quantization_config(ModelFiles(path).config) is not None
+    config = ModelFiles(path).config
+    require_known_keys(config, path, allow=allow_unknown_keys)
+    is_quantized = quantization_config(config) is not None
     if is_quantized:
         check_overrides(
             path,
@@ -363,7 +369,9 @@ def _with_perplexities(
     found = []
     for text in texts:
         original, quantized = (
-            evaluate_perplexity(target, text, device=device, progress=progress)
+            evaluate_perplexity(
+                target, text, device=device, allow_unknown_keys=True, progress=progress
+            )
             for target in (source, checkpoint.path)
         )
         found.append(

@@ -35,6 +35,9 @@ _QWEN2_VL: dict[str, Any] = {
     "vision_start_token_id": BEFORE_IMAGE,
     "vision_end_token_id": AFTER_IMAGE,
 }
+# Numbers that every class has, off its defaults by so much that logits show it.
+_NUMBERS = {"rms_norm_eps": 2e-3, "rope_theta": 500.0}
+_QWEN = {"max_window_layers": 1}
 _GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 16, "pad_token_id": 0}
 
 
@@ -48,7 +51,8 @@ def tiny_config(model_type: str, sizes: dict[str, Any], **changes: Any) -> dict[
         config["ffn_dim"] = config.pop("intermediate_size")
         for key in ("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"):
             config.pop(key, None)
-    return config | _differences(model_type) | changes
+        return config | changes
+    return config | _NUMBERS | _differences(model_type) | changes
 
 
 def is_vision(model_type: str) -> bool:
@@ -76,17 +80,19 @@ def _with_vision(model_type: str, sizes: dict[str, Any], changes: dict[str, Any]
     changes = {key: value for key, value in changes.items() if key not in _OUTER_KEYS}
     kind = changes.get("text_model_type", _TEXTS[model_type])
     changes.pop("text_model_type", None)
-    text = {**sizes, "model_type": kind}
+    text = {**sizes, "rms_norm_eps": _NUMBERS["rms_norm_eps"], "model_type": kind}
     if kind != "llama":  # the others have no such keys, and Qwen2-VL no head size of its own
         names = ("attention_bias", "mlp_bias", *(["head_dim"] if kind == "qwen2_vl_text" else []))
         text = {key: value for key, value in text.items() if key not in names}
     if model_type == "llava":
+        text["rope_theta"] = _NUMBERS["rope_theta"]
         return {"text_config": text | changes, **_LLAVA, **outer}
     half = text["hidden_size"] // text["num_attention_heads"] // 2
     side = half * 3 // 8
+    text |= _QWEN
     text["rope_parameters"] = {
         "rope_type": "default",
-        "rope_theta": 10000.0,
+        "rope_theta": _NUMBERS["rope_theta"],
         "mrope_section": [half - 2 * side, side, side],
     }
     tower = {**_QWEN2_VL["vision_config"], "hidden_size": text["hidden_size"]}
@@ -95,6 +101,12 @@ def _with_vision(model_type: str, sizes: dict[str, Any], changes: dict[str, Any]
 
 def _differences(model_type: str) -> dict[str, Any]:
     return {
+        "granite": {
+            "embedding_multiplier": 1.5,
+            "residual_multiplier": 0.6,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 3.0,
+        },
         "gemma2": {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         # Layers with a window, whose rotation is another one, and layers without. Scores are kept
         # small: attention that is one-hot with random weights makes chaos of any rounding.
@@ -103,9 +115,17 @@ def _differences(model_type: str) -> dict[str, Any]:
             "query_pre_attn_scalar": 500,
             "layer_types": None,
             "sliding_window_pattern": 2,
+            "rope_local_base_freq": 200.0,
+            "final_logit_softcapping": 4.0,
         },
-        "mixtral": _EXPERTS,
-        "phi3": {"pad_token_id": 0, "partial_rotary_factor": 0.5},
+        "mixtral": _EXPERTS | {"num_experts_per_tok": 3},
+        "phi3": {
+            "pad_token_id": 0,
+            "partial_rotary_factor": 0.5,
+            "original_max_position_embeddings": 64,
+        },
+        "qwen2": _QWEN,
+        "qwen3": _QWEN,
         # Experts in every other layer.
         "qwen3_moe": {**_EXPERTS, "moe_intermediate_size": 64, "decoder_sparse_step": 2},
     }.get(model_type, {})

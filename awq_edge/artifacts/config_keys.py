@@ -8,7 +8,7 @@ layers) is bounded here, above what any model in use has.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -60,22 +60,32 @@ class ConfigKeys:
         self.source = source
         self._prefix = prefix
         self._error = error
+        self._read: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
         """Whether the key is there and not null."""
+        self._read.add(key)
         return self.values.get(key) is not None
+
+    def settle(self, *keys: str) -> None:
+        """Count keys as read whose effect another key, which was read, has taken over."""
+        self._read.update(keys)
+
+    def unread(self) -> list[str]:
+        """Keys that no method was asked for, sorted."""
+        return sorted(set(self.values) - self._read)
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> ConfigKeys:
         """The same object, with values for keys that are missing."""
-        return ConfigKeys(
-            {**defaults, **self.values}, self.source, prefix=self._prefix, error=self._error
-        )
+        return self._with({**defaults, **self.values})
 
     def replacing(self, values: Mapping[str, Any]) -> ConfigKeys:
         """The same object with other values for some keys."""
-        return ConfigKeys(
-            {**self.values, **values}, self.source, prefix=self._prefix, error=self._error
-        )
+        return self._with({**self.values, **values})
+
+    def without(self, keys: Collection[str]) -> ConfigKeys:
+        """The same object without some keys."""
+        return self._with({key: value for key, value in self.values.items() if key not in keys})
 
     def size(
         self, key: str, most: int, default: int | None = None, *, nullable: bool = False
@@ -143,7 +153,7 @@ class ConfigKeys:
 
     def table(self, key: str) -> ConfigKeys | None:
         """An object, None where the key is missing or null."""
-        value = self.values.get(key)
+        value = self._value(key, None, False)
         if value is None:
             return None
         if not isinstance(value, Mapping):
@@ -152,7 +162,7 @@ class ConfigKeys:
 
     def items(self, key: str) -> list[Any] | None:
         """A list of anything, None where the key is missing or null."""
-        value = self.values.get(key)
+        value = self._value(key, None, False)
         if value is not None and not isinstance(value, list):
             raise self.refusal(key, "must be a list", value)
         return value
@@ -175,7 +185,7 @@ class ConfigKeys:
 
     def token_id(self, key: str, default: int | None = None) -> int | None:
         """A token's id, None where the key is missing or null."""
-        value = self.values.get(key, default)
+        value = self._value(key, default, False)
         if value is None:
             return None
         if not _is_token_id(value):
@@ -184,7 +194,7 @@ class ConfigKeys:
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """A token's id or a list of them, empty where the key is missing or null."""
-        value = self.values.get(key)
+        value = self._value(key, None, False)
         listed = value if isinstance(value, list) else [] if value is None else [value]
         if len(listed) > _MAX_TOKEN_IDS or not all(_is_token_id(each) for each in listed):
             raise self.refusal(key, "must be a token id or a list of them", value)
@@ -196,7 +206,14 @@ class ConfigKeys:
         found = "it is missing" if missing else f"found {show(value)}"
         return self._error(f"{self.source}: '{self._prefix}{key}' {wanted}, {found}")
 
+    def _with(self, values: Mapping[str, Any]) -> ConfigKeys:
+        """Other values; what is read of them counts as read here."""
+        keys = ConfigKeys(values, self.source, prefix=self._prefix, error=self._error)
+        keys._read = self._read
+        return keys
+
     def _value(self, key: str, default: Any, nullable: bool) -> Any:
+        self._read.add(key)
         value = self.values.get(key, default)
         return default if value is None and nullable else value
 

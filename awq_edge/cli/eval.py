@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from awq_edge.cli.options import AllowUnknownKeysOption
+
 eval_app = typer.Typer(
     name="eval",
     help="How good a model is.",
@@ -72,6 +74,7 @@ def perplexity(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    allow_unknown_keys: AllowUnknownKeysOption = False,
     json_to: JsonOption = None,
 ) -> None:
     """Perplexity of a text over strided windows; the same number whatever runs the model."""
@@ -91,6 +94,7 @@ def perplexity(
             device=device,
             dtype=dtype,
             threads=threads,
+            allow_unknown_keys=allow_unknown_keys,
             progress=progress,
         )
     target_json.write(report.model_dump_json(indent=2))
@@ -115,6 +119,7 @@ def divergence(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    allow_unknown_keys: AllowUnknownKeysOption = False,
     json_to: JsonOption = None,
 ) -> None:
     """KL divergence and top-1 agreement with a reference, on the tokens of a text."""
@@ -135,6 +140,7 @@ def divergence(
             device=device,
             dtype=dtype,
             threads=threads,
+            allow_unknown_keys=allow_unknown_keys,
             progress=progress,
         )
     target_json.write(report.model_dump_json(indent=2))
@@ -191,6 +197,7 @@ def tasks(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    allow_unknown_keys: AllowUnknownKeysOption = False,
     json_to: JsonOption = None,
 ) -> None:
     """Benchmark tasks by lm-evaluation-harness: GSM8K, MBPP, and any other that it knows."""
@@ -216,6 +223,7 @@ def tasks(
             device=device,
             dtype=dtype,
             threads=threads,
+            allow_unknown_keys=allow_unknown_keys,
             progress=progress,
         )
     target_json.write(report.model_dump_json(indent=2))

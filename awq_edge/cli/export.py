@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from awq_edge.cli.options import (
+    AllowUnknownKeysOption,
     BitsOption,
     CalibrationOption,
     DeviceOption,
@@ -118,6 +119,7 @@ def export(
             "--verify/--no-verify", help="Compare a checkpoint's weights with its report's hashes."
         ),
     ] = True,
+    allow_unknown_keys: AllowUnknownKeysOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
@@ -155,6 +157,7 @@ def export(
             executor=ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus),
             resume=resume,
             verify=verify,
+            allow_unknown_keys=allow_unknown_keys,
             overwrite=overwrite,
             observer=observer,
         )

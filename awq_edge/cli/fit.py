@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from awq_edge.cli.options import GroupSizeOption, LmHeadBitsOption, SchemeOption
+from awq_edge.cli.options import (
+    AllowUnknownKeysOption,
+    GroupSizeOption,
+    LmHeadBitsOption,
+    SchemeOption,
+)
 from awq_edge.recipe.runtimes import runtime_names
 
 if TYPE_CHECKING:
@@ -57,6 +62,7 @@ def fit(
         str | None,
         typer.Option(help="float16, bfloat16 or float32.  [default: the recipe's]"),
     ] = None,
+    allow_unknown_keys: AllowUnknownKeysOption = False,
     json_to: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - : alone, out."),
@@ -84,7 +90,7 @@ def fit(
     if all_devices:
         if recipe is not None:
             raise ConfigError("--all is for every device; leave out --recipe, or --all")
-        models = all_known() if model is None else [find_model(model)]
+        models = all_known() if model is None else [find_model(model, allow_unknown_keys)]
         table = stage.fit_all(models, list_recipes(), asked, changed)
         print_table(table, target.console())
         target.write(table.model_dump_json(indent=2))
@@ -95,7 +101,7 @@ def fit(
             "`awq-edge fit --all` shows all of them on all devices"
         )
     loaded = default_recipe(runtime) if recipe is None else load_recipe(recipe)
-    report = stage.fit(find_model(model), changed(loaded), asked)
+    report = stage.fit(find_model(model, allow_unknown_keys), changed(loaded), asked)
     print_fit(report, target.console())
     target.write(report.model_dump_json(indent=2))
 

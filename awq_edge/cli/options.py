@@ -80,6 +80,13 @@ OverwriteOption = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace a checkpoint or bundle of awq-edge that --out is."),
 ]
+AllowUnknownKeysOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unknown-keys",
+        help="Ignore keys of config.json that only a newer transformers may know.",
+    ),
+]
 OutCheckpoint = Annotated[
     Path, typer.Option(help="Directory of the checkpoint, made by this command.")
 ]

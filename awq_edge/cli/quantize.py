@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from awq_edge.cli.options import (
+    AllowUnknownKeysOption,
     BitsOption,
     CalibrationOption,
     DeviceOption,
@@ -77,6 +78,7 @@ def quantize(
     ray_blocks: RayBlocksOption = None,
     ray_gpus: RayGpusOption = 1.0,
     resume: ResumeOption = True,
+    allow_unknown_keys: AllowUnknownKeysOption = False,
     overwrite: OverwriteOption = False,
     json_to: Annotated[
         str | None,
@@ -111,6 +113,7 @@ def quantize(
             eval_texts=eval_text or (),
             executor=ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus),
             resume=resume,
+            allow_unknown_keys=allow_unknown_keys,
             overwrite=overwrite,
             observer=observer,
         )

@@ -81,6 +81,7 @@ def evaluate_divergence(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    allow_unknown_keys: bool = False,
     progress: Progress | None = None,
 ) -> DivergenceReport:
     """The divergence of a model from a reference on a text.
@@ -112,6 +113,7 @@ def evaluate_divergence(
                     device=device if takes else None,
                     dtype=dtype if takes else None,
                     threads=threads,
+                    allow_unknown_keys=allow_unknown_keys,
                 )
             )
         return _measure(opened[0], opened[1], content, window, stride, max_tokens, progress)

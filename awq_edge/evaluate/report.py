@@ -58,6 +58,7 @@ def evaluate_perplexity(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    allow_unknown_keys: bool = False,
     progress: Progress | None = None,
 ) -> PerplexityReport:
     """Perplexity of a text under a bundle, a checkpoint or a model.
@@ -67,13 +68,20 @@ def evaluate_perplexity(
     window: tokens, default 1024 or the context where that is shorter;
     stride: default half of it.
     max_tokens: score only the text's first tokens.
-    device, dtype, threads: see `open_source`.
+    device, dtype, threads, allow_unknown_keys: see `open_source`.
     Raises ConfigError for a text or a window that cannot be scored, and the errors of loading.
     """
     content = text if isinstance(text, Text) else read_text(Path(text))
     check_max_tokens(max_tokens)
     longest = DEFAULT_WINDOW if window is None else window
-    source = open_source(str(target), window=longest, device=device, dtype=dtype, threads=threads)
+    source = open_source(
+        str(target),
+        window=longest,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        allow_unknown_keys=allow_unknown_keys,
+    )
     try:
         whole = content.tokenized(source.tokenizer)
         window, stride = choose_window(window, stride, source.context, whole.prefix)

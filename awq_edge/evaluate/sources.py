@@ -17,6 +17,7 @@ from awq_edge.artifacts.directories import MANIFEST, Bundle
 from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError
+from awq_edge.model.archs import require_known_keys
 from awq_edge.model.files import ModelFiles, resolve_model
 from awq_edge.model.foreign_formats import refuse_foreign
 from awq_edge.model.layouts import quantization_config
@@ -141,7 +142,13 @@ def is_bundle(target: str) -> bool:
 
 
 def open_source(
-    target: str, *, window: int, device: str | None, dtype: str | None, threads: int | None
+    target: str,
+    *,
+    window: int,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+    allow_unknown_keys: bool = False,
 ) -> LogitsSource:
     """Load a bundle, a checkpoint, or a model (a directory, a hub id, or `demo`).
 
@@ -149,6 +156,7 @@ def open_source(
     device, dtype: "cpu", "cuda"; "float32", ...; for checkpoints and models; None: the CPU with
         float32.
     threads: CPU threads, None for the physical cores.
+    allow_unknown_keys: ignore keys of config.json that only a newer transformers may know.
     Raises ConfigError for a choice that a bundle does not have, and the errors of loading.
     """
     directory = user_path(target, "TARGET")
@@ -166,6 +174,7 @@ def open_source(
     path = resolve_model(target)
     files = ModelFiles(path)
     refuse_foreign(path, files.config, files.entries)
+    require_known_keys(files.config, target, allow=allow_unknown_keys)
     quantized = quantization_config(files.config) is not None
     from awq_edge.evaluate.torch_models import open_torch_source
 

@@ -160,6 +160,7 @@ def open_task_model(
     device: str | None,
     dtype: str | None,
     threads: int | None,
+    allow_unknown_keys: bool = False,
 ) -> TaskModel:
     """Load a bundle, a checkpoint, or a model; see `open_source`.
 
@@ -177,7 +178,14 @@ def open_task_model(
             "out, or evaluate the checkpoint"
         )
     window = sys.maxsize if context is None else context
-    source = open_source(target, window=window, device=device, dtype=dtype, threads=threads)
+    source = open_source(
+        target,
+        window=window,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        allow_unknown_keys=allow_unknown_keys,
+    )
     try:
         if context is not None and context > source.context:
             raise ConfigError(

@@ -103,6 +103,7 @@ def evaluate_tasks(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    allow_unknown_keys: bool = False,
     progress: TaskProgress | None = None,
 ) -> TasksReport:
     """Evaluate a bundle, a checkpoint or a model on tasks of lm-evaluation-harness.
@@ -135,6 +136,7 @@ def evaluate_tasks(
             device=device,
             dtype=dtype,
             threads=threads,
+            allow_unknown_keys=allow_unknown_keys,
         )
         try:
             harness = HarnessModel(model, seed=seed, progress=progress)

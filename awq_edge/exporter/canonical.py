@@ -151,8 +151,8 @@ def _block(
     past_length: gs.Variable,
     turns: TokenTables | None,
 ) -> gs.Variable:
-    """One decoder block; norms in parentheses where an architecture has them. Where norms do not
-    stand first, they stand after the sums.
+    """One decoder block; norms in parentheses where an architecture has them, as a residual
+    multiplier before each sum. Where norms do not stand first, they stand after the sums.
 
     ┌───────────────────────────────────────────┐ ┌────────────────────────────────────┐
     x ─ attention_norm ─ attention ─ (post norm) ─ Add ─ mlp_norm ─ mlp, experts ─ (post norm) ─ Add
@@ -162,6 +162,7 @@ def _block(
     normed = _norm(building, prefix, arch.attention_norm, x) if decoder.norm_first else x
     output = attention(building, layer, normed, past_length, turns)
     output = _norm(building, prefix, arch.attention_post_norm, output)
+    output = _residual_scaled(building, f"{prefix}.attention", output)
     x = building.op(f"{module_path(prefix)}/attention/Add", [x, output], x.shape)
     normed = _norm(
         building, prefix, arch.mlp_norm if decoder.norm_first else arch.attention_norm, x
@@ -169,8 +170,15 @@ def _block(
     x = x if decoder.norm_first else normed
     output = (experts if decoder.has_experts(layer) else mlp)(building, layer, normed)
     output = _norm(building, prefix, arch.mlp_post_norm, output)
+    output = _residual_scaled(building, f"{prefix}.mlp", output)
     x = building.op(f"{module_path(prefix)}/mlp/Add", [x, output], x.shape)
     return x if decoder.norm_first else _norm(building, prefix, arch.mlp_norm, x)
+
+
+def _residual_scaled(building: Building, module: str, x: gs.Variable) -> gs.Variable:
+    """What a block adds, times the residual multiplier."""
+    scale = building.decoder.residual_scale
+    return building.scaled(f"{module_path(module)}/residual_scale", x, "residual.scale", scale)
 
 
 def _norm(building: Building, prefix: str, name: str | None, x: gs.Variable) -> gs.Variable:

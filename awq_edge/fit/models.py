@@ -15,7 +15,7 @@ from awq_edge.artifacts.input_files import read_toml
 from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.model.archs import Config, Decoder, decoder_from_config
+from awq_edge.model.archs import Config, Decoder, decoder_from_config, require_known_keys
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles, download_config, read_config, resolve_model
 from awq_edge.model.foreign_formats import refuse_foreign
@@ -64,16 +64,18 @@ def known_models() -> tuple[KnownModel, ...]:
     return tuple(KnownModel.model_validate(entry) for entry in table["model"])
 
 
-def find_model(name: str) -> ModelConfig:
+def find_model(name: str, allow_unknown_keys: bool = False) -> ModelConfig:
     """The config of MODEL: `demo`, a directory, a name or hub id of the shipped table, or another
     hub id, of which config.json is downloaded and nothing else.
+
+    allow_unknown_keys: of a config.json that a newer transformers wrote.
 
     Raises ModelError where there is none, or it is not supported.
     """
     path = user_path(name, "MODEL")
     if name == "demo" or path.is_dir():
         directory = resolve_model(name)
-        return _of_config(name, f"{directory / 'config.json'}", directory)
+        return _of_config(name, f"{directory / 'config.json'}", directory, allow_unknown_keys)
     known = _known(name)
     if known is not None:
         return _of_known(known)
@@ -87,7 +89,8 @@ def find_model(name: str) -> ModelConfig:
             f"table; {hint}`awq-edge fit --all` lists the table"
         )
     directory = download_config(name)
-    return _of_config(name, f"config.json of {name} on the hub", directory)
+    source = f"config.json of {name} on the hub"
+    return _of_config(name, source, directory, allow_unknown_keys)
 
 
 def _known(name: str) -> KnownModel | None:
@@ -115,13 +118,14 @@ def all_known() -> list[ModelConfig]:
     return [_of_known(model) for model in known_models()]
 
 
-def _of_config(name: str, source: str, directory: Path) -> ModelConfig:
+def _of_config(name: str, source: str, directory: Path, allow_unknown_keys: bool) -> ModelConfig:
     if (directory / MANIFEST).exists():
         raise ModelError(
             f"{directory} is a bundle, whose sizes are what they are: `awq-edge inspect` shows "
             "them and `awq-edge run` predicts its memory; give the model that it was made from"
         )
     config = _read_config(directory)
+    require_known_keys(config, name, allow=allow_unknown_keys)
     was_tied = False
     with contextlib.suppress(ModelError):  # the weights need not be there
         was_tied = Checkpoint.open(directory).output_layer_was_tied

@@ -11,7 +11,7 @@ import pytest
 
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.exporter.bundle import export_checkpoint
-from awq_edge.exporter.checks import beyond_llama
+from awq_edge.exporter.checks_cuda import beyond_llama
 from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.model.archs import architectures
 from awq_edge.model.checkpoint import Checkpoint

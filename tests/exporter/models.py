@@ -40,7 +40,7 @@ TINY: dict[str, Any] = {
     "sliding_window": None,
 }
 # Those whose head size is hidden_size / num_attention_heads: 32 too.
-_HEADS: dict[str, dict[str, Any]] = {
+HEADS: dict[str, dict[str, Any]] = {
     "opt": {"num_attention_heads": 2},
     "qwen2_vl": {"num_attention_heads": 2, "num_key_value_heads": 1},
 }
@@ -48,7 +48,7 @@ _HEADS: dict[str, dict[str, Any]] = {
 
 def tiny_decoder(model_type: str) -> Decoder:
     """The decoder of `save_random_model`'s configuration."""
-    config = tiny_config(model_type, TINY | _HEADS.get(model_type, {}))
+    config = tiny_config(model_type, TINY | HEADS.get(model_type, {}))
     return decoder_from_config({"model_type": model_type, **config})
 
 
@@ -58,7 +58,7 @@ def save_random_model(path: Path, model_type: str, **config: Any) -> Path:
 
     torch.manual_seed(0)
     settings = AutoConfig.for_model(
-        model_type, **tiny_config(model_type, TINY | _HEADS.get(model_type, {}), **config)
+        model_type, **tiny_config(model_type, TINY | HEADS.get(model_type, {}), **config)
     )
     model = model_class(model_type).from_config(settings, dtype=torch.float32)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 
 from awq_edge.exporter.bundle import resolved_recipe
 from awq_edge.exporter.canonical import GraphSpec
-from awq_edge.exporter.checks import beyond_llama
+from awq_edge.exporter.checks_cuda import beyond_llama
 from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.exporter.writer import WeightPlan
 from awq_edge.fit.formats import Formats, planned_formats, stored_formats

@@ -14,7 +14,7 @@ from awq_edge.model.files import ModelFiles
 from tests.arch_configs import in_memory, is_vision, model_class, tiny_config
 
 FOLDER = Path(awq_edge.model.archs.__file__).parent
-NO_ARCHITECTURES = {"__init__", "base", "config", "decoder", "rotary", "vision"}
+NO_ARCHITECTURES = {"__init__", "base", "config", "decoder", "known_keys", "rotary", "vision"}
 MODEL_TYPES = sorted({path.stem for path in FOLDER.glob("*.py")} - NO_ARCHITECTURES)
 SIZES: dict[str, Any] = {
     "hidden_size": 96,
@@ -114,7 +114,10 @@ def test_what_the_config_decides_equals_transformers(model_type: str) -> None:
         model = model_class(model_type).from_config(config)
     decoder = decoder_from_config(config.to_dict())
     embedding = model.get_input_embeddings()
-    assert decoder.embedding_scale == getattr(embedding, "scalar_embed_scale", 1.0)
+    multiplier = getattr(config, "embedding_multiplier", 1.0)
+    assert decoder.embedding_scale == getattr(embedding, "scalar_embed_scale", multiplier)
+    assert decoder.logits_divisor == getattr(config, "logits_scaling", 1.0)
+    assert decoder.residual_scale == getattr(config, "residual_multiplier", 1.0)
     assert decoder.logits_softcap == getattr(config, "final_logit_softcapping", None)
     layers = model.get_submodule(in_memory(decoder, decoder.architecture.layers))
     for layer, window in zip(layers, decoder.windows, strict=True):
@@ -155,7 +158,7 @@ def test_the_router_follows_the_scale_of_the_experts() -> None:
     )
     assert groups["mlp_out.3"].previous == "block_sparse_moe.experts.3.w3"
     shares = {name: decoder.token_share(0, name) for name in inputs}
-    assert shares == {n: 0.5 if n.startswith("mlp") else 1.0 for n in inputs}  # 2 of 4 experts
+    assert shares == {n: 0.75 if n.startswith("mlp") else 1.0 for n in inputs}  # 3 of 4 experts
     assert decoder.unquantized_modules()[0] == "model.layers.0.block_sparse_moe.gate"
 
 

@@ -165,7 +165,7 @@ REFUSED = {
 SAID = {
     "partial is ignored": "partial_rotary_factor 0.5 has no effect: llama rotates whole heads",
     "partial inside is ignored": "mistral rotates whole heads",
-    "gemma3 partial": "gemma3_text rotates whole heads",
+    "gemma3 partial": "gemma3_text are ignored: partial_rotary_factor",
     "both spellings, old wins": "rope_parameters are overridden by rope_scaling",
     "gemma3 both": "rope_parameters are overridden by rope_scaling",
     "gemma3 flat": "rope_type of rope_parameters have no effect",

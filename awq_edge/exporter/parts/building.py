@@ -6,16 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import ml_dtypes
+import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from awq_edge.exporter.graph import GraphBuilder
 from awq_edge.exporter.sources import Sources
+from awq_edge.exporter.weights import BFLOAT16, FLOAT16, FLOAT32
 from awq_edge.model.archs import Decoder, Linear
 from awq_edge.model.archs.base import Architecture
 from awq_edge.model.checkpoint import Checkpoint
 
 INT64 = int(TensorProto.INT64)
+_NUMPY: dict[int, type[np.generic]] = {
+    FLOAT16: np.float16,
+    BFLOAT16: ml_dtypes.bfloat16,
+    FLOAT32: np.float32,
+}
 
 Operand: TypeAlias = "gs.Variable | gs.Constant"
 
@@ -47,6 +55,13 @@ class Building:
         if layer not in self._linears:  # a block of experts has hundreds
             self._linears[layer] = {item.name: item for item in self.decoder.linears(layer)}
         return self._linears[layer][name]
+
+    def scaled(self, path: str, x: gs.Variable, name: str, factor: float) -> gs.Variable:
+        """x times a factor, whose constant is called `name`; x itself for a factor of 1."""
+        if factor == 1.0:
+            return x
+        constant = self.builder.inline(name, factor, _NUMPY[self.dtype])
+        return self.op(f"{path}/Mul", [x, constant], x.shape)
 
     def op(
         self,

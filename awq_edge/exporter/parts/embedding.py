@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import ml_dtypes
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from awq_edge.exporter.graph import BATCH, SEQUENCE, module_path
 from awq_edge.exporter.parts.building import INT64, Building
 from awq_edge.exporter.parts.linears import matmul
-from awq_edge.exporter.weights import BFLOAT16, FLOAT16, FLOAT32
-
-_NUMPY: dict[int, type[np.generic]] = {
-    FLOAT16: np.float16,
-    BFLOAT16: ml_dtypes.bfloat16,
-    FLOAT32: np.float32,
-}
+from awq_edge.exporter.weights import FLOAT32
 
 
 def embedding(building: Building, input_ids: gs.Variable) -> gs.Variable:
@@ -25,11 +17,7 @@ def embedding(building: Building, input_ids: gs.Variable) -> gs.Variable:
     """
     decoder, path = building.decoder, module_path(building.arch.embedding)
     x = _rows(building, input_ids)
-    if decoder.embedding_scale == 1.0:
-        return x
-    dtype = _NUMPY[building.dtype]
-    scale = building.builder.inline("embedding.scale", decoder.embedding_scale, dtype)
-    return building.op(f"{path}/scale/Mul", [x, scale], x.shape)
+    return building.scaled(f"{path}/scale", x, "embedding.scale", decoder.embedding_scale)
 
 
 def first_hidden(building: Building, x: gs.Variable, past_length: gs.Variable) -> gs.Variable:

@@ -19,8 +19,8 @@ def logits(
     """Final norm and lm_head, of the wanted rows alone: a prefill needs one of S.
 
     x [B, S, hidden] ───────┐
-    logits_positions ─ Unsqueeze ─ GatherND ─ [B, P, hidden] ─ (norm) ─ (project_out) ─ lm_head
-                                                                                   ─ (soft cap)
+    logits_positions ─ Unsqueeze ─ GatherND ─ [B, P, hidden] ─ (norm) ─ (project_out) ─ (scale)
+                                                                         ─ lm_head ─ (soft cap)
     bits: of lm_head where it is rounded at export; 16 for unquantized.
     """
     decoder, arch, builder = building.decoder, building.arch, building.builder
@@ -32,10 +32,12 @@ def logits(
         projected = builder.variable(f"{module_path(module)}/output_0", building.dtype, shape)
         matmul(building, module, f"{module}.weight", rows, "lm_head", projected)
         rows = projected
+    path = module_path(arch.lm_head)
+    # Before a linear without bias, of fewer channels and far from float16's largest number.
+    rows = building.scaled(f"{path}/scale", rows, "logits.scale", 1.0 / decoder.logits_divisor)
     if decoder.logits_softcap is None:
         _lm_head(building, rows, bits, output)
         return
-    path = module_path(arch.lm_head)
     raw = builder.variable(f"{path}/output_0", building.dtype, output.shape)
     _lm_head(building, rows, bits, raw)
     _soft_cap(building, f"{path}/soft_cap", raw, decoder.logits_softcap, output)

@@ -1,6 +1,7 @@
 """Architectures, one file per model_type, found by import.
 
-To add one: write `archs/<model_type>.py` with a module constant ARCHITECTURE. Nothing else changes.
+To add one: write `archs/<model_type>.py` with a module constant ARCHITECTURE, and let
+`scripts/config_keys.py` list the keys of its configuration.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from awq_edge.artifacts.input_files import show
 from awq_edge.errors import ModelError
 from awq_edge.model.archs.base import Architecture, Config, Experts, Linear, Rope, ScaleGroup
 from awq_edge.model.archs.decoder import Decoder, MixtureOfExperts
+from awq_edge.model.archs.known_keys import refuse_doubtful
 from awq_edge.model.archs.vision import ImageTokens, Tower, Vision
 
 __all__ = [
@@ -29,9 +31,10 @@ __all__ = [
     "Vision",
     "architectures",
     "decoder_from_config",
+    "require_known_keys",
 ]
 
-_SHARED = {"base", "config", "decoder", "rotary", "vision"}
+_SHARED = {"base", "config", "decoder", "known_keys", "rotary", "vision"}
 
 
 @functools.cache
@@ -60,3 +63,19 @@ def decoder_from_config(config: Config) -> Decoder:
             f"{', '.join(architectures())} (docs/add-an-architecture.md says how to add one)"
         )
     return architecture.decoder(config)
+
+
+def require_known_keys(config: Config, source: object, *, allow: bool = False) -> None:
+    """Raise ModelError where config.json has keys that a newer transformers may act on
+    (`known_keys`).
+
+    allow: of --allow-unknown-keys, which ignores them. A model that has no decoder here is not
+    judged: whoever needs the decoder says why.
+    """
+    if allow:
+        return
+    try:
+        decoder = decoder_from_config(config)
+    except ModelError:
+        return
+    refuse_doubtful(decoder, source)

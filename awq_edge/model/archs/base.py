@@ -134,6 +134,9 @@ class Architecture:
     attention_softcap, logits_softcap: c of c * tanh(x / c), on attention scores and on logits.
     attention_scale: key of n in n ** -0.5, which multiplies q k^T; None for the head size.
     scaled_embedding: embeddings are multiplied by sqrt(hidden_size).
+    embedding_multiplier, residual_multiplier, attention_multiplier, logits_divisor: keys of what
+    multiplies the embeddings, the outputs of attention and MLP before they are added, and q k^T
+    (in the place of n ** -0.5), and of what the logits are divided by.
     positions: the table of learned positions; its row position + position_offset is added.
     embedding_size: key of the embedding's channels, where project_in and project_out lie between
     those and hidden_size.
@@ -141,7 +144,8 @@ class Architecture:
     vision: of a vision-language model, what stands beside its decoder.
     nullable: keys of sizes for which null stands for what follows from the others. defaults: what
     transformers takes where config.json lacks a key. required: keys whose value, as
-    a boolean, must be this one; other models of the type are refused.
+    a boolean, must be this one; other models of the type are refused. no_effect: keys of
+    transformers' class that change no logit, beyond those of every class (`known_keys`).
     """
 
     model_type: str
@@ -167,6 +171,10 @@ class Architecture:
     logits_softcap: str | None = None
     attention_scale: str | None = None
     scaled_embedding: bool = False
+    embedding_multiplier: str | None = None
+    residual_multiplier: str | None = None
+    attention_multiplier: str | None = None
+    logits_divisor: str | None = None
     experts: Experts | None = None
     attention_norm: str = "input_layernorm"
     attention_post_norm: str | None = None
@@ -192,6 +200,7 @@ class Architecture:
     nullable: tuple[str, ...] = ("head_dim", "num_key_value_heads")
     defaults: Config = field(default_factory=dict)
     required: Mapping[str, bool] = field(default_factory=dict)
+    no_effect: tuple[str, ...] = ()
 
     def decoder(self, config: Config) -> Decoder:
         """Resolve config.json (the whole dictionary) into a Decoder.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from awq_edge.artifacts.config_keys import (
     MAX_CHANNELS,
     MAX_EXPERTS,
@@ -18,10 +21,17 @@ from awq_edge.artifacts.input_files import show, show_text
 from awq_edge.errors import ModelError
 from awq_edge.model.archs.base import Architecture, Config
 from awq_edge.model.archs.decoder import Decoder, MixtureOfExperts
+from awq_edge.model.archs.known_keys import (
+    doubtful_keys,
+    require_read,
+    unknown_keys,
+    unknown_notes,
+)
 from awq_edge.model.archs.rotary import read_rotations
-from awq_edge.model.archs.vision import image_tokens, text_part
+from awq_edge.model.archs.vision import ImageTokens, class_names, image_tokens, text_part
 
 _MAX_NORM_EPS = 0.1
+_REQUIRED = {"is_causal": True}  # transformers' masks of every model ask for it
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 # transformers 5 has the parameters of each kind of layer under its name.
 _WHOLE, _WINDOWED = "full_attention", "sliding_attention"
@@ -29,11 +39,30 @@ _WHOLE, _WINDOWED = "full_attention", "sliding_attention"
 
 def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
     """Resolve config.json for `arch`. Raises ModelError naming the offending key and value."""
-    keys, images = ConfigKeys(config), None
+    whole = ConfigKeys(config)
+    version = whole.text("transformers_version", "", nullable=True)
+    unknown = unknown_keys(class_names(arch, whole), config)
+    whole = keys = whole.without(unknown)
+    outer, images, text = arch, None, None
     if arch.vision is not None:
         images = image_tokens(arch.vision, keys)
-        arch, keys = text_part(arch, keys)
-    keys = keys.with_defaults(arch.defaults)
+        arch, text = text_part(arch, keys)
+        if text is not None:
+            keys = text.keys
+            unknown |= {f"text_config.{key}": value for key, value in text.unknown.items()}
+    decoder = _decoder(arch, keys.with_defaults(arch.defaults), images, unknown)
+    require_read(whole, outer.no_effect + arch.no_effect, outer.model_type)
+    if text is not None:
+        require_read(keys, arch.no_effect, text.name)
+    doubtful = doubtful_keys(unknown, version)
+    notes = (*decoder.notes, *unknown_notes(unknown, doubtful, outer.model_type))
+    return replace(decoder, notes=notes, doubtful_keys=doubtful)
+
+
+def _decoder(
+    arch: Architecture, keys: ConfigKeys, images: ImageTokens | None, unknown: dict[str, Any]
+) -> Decoder:
+    """unknown: keys that transformers does not have; those of the rotation are added."""
     _require(arch, keys)
     num_heads = keys.size("num_attention_heads", MAX_HEADS)
     hidden_size = keys.size("hidden_size", MAX_CHANNELS)
@@ -54,9 +83,7 @@ def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
     num_layers = keys.size("num_hidden_layers", MAX_LAYERS)
     max_positions = keys.size("max_position_embeddings", MAX_POSITIONS)
     rotations = read_rotations(arch, keys, head_size, max_positions)
-    divisor = head_size
-    if arch.attention_scale is not None:
-        divisor = keys.size(arch.attention_scale, MAX_CHANNELS)
+    unknown |= rotations.unknown
     embedding_size = hidden_size
     if arch.embedding_size is not None:
         embedding_size = keys.size(arch.embedding_size, MAX_CHANNELS, hidden_size, nullable=True)
@@ -79,10 +106,14 @@ def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
         local_rope=rotations.windowed,
         notes=rotations.notes,
         windows=_windows(arch, keys, num_layers),
-        attention_scale=float(divisor) ** -0.5,
+        attention_scale=_attention_scale(arch, keys, head_size),
         attention_softcap=_optional_number(keys, arch.attention_softcap),
         logits_softcap=_optional_number(keys, arch.logits_softcap),
-        embedding_scale=hidden_size**0.5 if arch.scaled_embedding else 1.0,
+        embedding_scale=_multiplier(
+            keys, arch.embedding_multiplier, hidden_size**0.5 if arch.scaled_embedding else 1.0
+        ),
+        residual_scale=_multiplier(keys, arch.residual_multiplier),
+        logits_divisor=_multiplier(keys, arch.logits_divisor),
         moe=_moe(arch, keys, num_layers),
         tied_embeddings=keys.flag("tie_word_embeddings"),
         qkv_bias=_flag(arch.qkv_bias, keys),
@@ -96,7 +127,7 @@ def resolve_decoder(arch: Architecture, config: Config) -> Decoder:
 
 
 def _require(arch: Architecture, keys: ConfigKeys) -> None:
-    for key, wanted in arch.required.items():
+    for key, wanted in {**_REQUIRED, **arch.required}.items():
         found = keys.flag(key, wanted, nullable=True)
         if found != wanted:
             raise ModelError(
@@ -127,6 +158,20 @@ def _dtype(keys: ConfigKeys) -> str:
     if found not in _DTYPES:
         raise keys.refusal(key, f"must be one of {', '.join(_DTYPES)}", found)
     return found
+
+
+def _attention_scale(arch: Architecture, keys: ConfigKeys, head_size: int) -> float:
+    if arch.attention_multiplier is not None:
+        return keys.number(arch.attention_multiplier, 1.0)
+    if arch.attention_scale is not None:
+        head_size = keys.size(arch.attention_scale, MAX_CHANNELS)
+    scale: float = float(head_size) ** -0.5
+    return scale
+
+
+def _multiplier(keys: ConfigKeys, key: str | None, otherwise: float = 1.0) -> float:
+    """A factor of config.json, 1 where it lacks it; `otherwise` where no key stands for it."""
+    return otherwise if key is None else keys.number(key, 1.0)
 
 
 def _optional_number(keys: ConfigKeys, key: str | None) -> float | None:
@@ -181,7 +226,10 @@ def _windows(arch: Architecture, keys: ConfigKeys, num_layers: int) -> tuple[int
     if arch.window_rule != "layer_types":
         return (window,) * num_layers
     kinds = keys.texts("layer_types")
-    if kinds is None:
+    if kinds is not None:
+        pattern = arch.full_attention_every
+        keys.settle("max_window_layers", *([pattern] if isinstance(pattern, str) else []))
+    else:
         kinds = _layer_types(arch, keys, num_layers, window)
     if len(kinds) != num_layers:
         raise ModelError(

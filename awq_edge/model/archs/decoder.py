@@ -31,7 +31,9 @@ class Decoder:
     attention_softcap, logits_softcap: c of c * tanh(x / c), None for no cap. embedding_scale:
     multiplies the embeddings (transformers rounds it to their dtype first). embedding_size: their
     channels. max_positions: tokens. images: of a vision-language model.
-    notes: what of config.json was read otherwise than it is written.
+    residual_scale: multiplies what attention and MLP add. logits_divisor: divides the logits.
+    notes: what of config.json was read otherwise than it is written, or not at all.
+    doubtful_keys: keys that may have an effect in a newer transformers (`known_keys`).
     """
 
     architecture: Architecture
@@ -62,7 +64,10 @@ class Decoder:
     dtype: str
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    residual_scale: float = 1.0
+    logits_divisor: float = 1.0
     images: ImageTokens | None = None
+    doubtful_keys: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

@@ -37,4 +37,6 @@ ARCHITECTURE = Architecture(
         "tie_word_embeddings": True,
     },
     required={"use_bidirectional_attention": False},
+    # The class writes the one from what it has read as the other, and gives its attention no cap.
+    no_effect=("_sliding_window_pattern", "attn_logit_softcapping"),
 )

@@ -10,4 +10,5 @@ ARCHITECTURE = Architecture(
     qkv_bias="attention_bias",
     output_bias="attention_bias",
     mlp_bias="mlp_bias",
+    no_effect=("pretraining_tp",),
 )

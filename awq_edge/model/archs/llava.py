@@ -59,4 +59,11 @@ ARCHITECTURE = Architecture(
             },
         },
     ),
+    # Of the tower and the projector, which transformers runs.
+    no_effect=(
+        "image_seq_length",
+        "multimodal_projector_bias",
+        "projector_hidden_act",
+        "vision_feature_layer",
+    ),
 )

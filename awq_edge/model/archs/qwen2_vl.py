@@ -37,4 +37,5 @@ ARCHITECTURE = Architecture(
         "rms_norm_eps": 1e-5,
         "rope_theta": 1000000.0,
     },
+    no_effect=("video_token_id",),
 )

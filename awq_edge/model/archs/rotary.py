@@ -10,7 +10,8 @@ Source: transformers 5.23, modeling_rope_utils.py and the configurations of phi3
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from awq_edge.artifacts.config_keys import MAX_POSITIONS, MAX_WINDOW, ConfigKeys
 from awq_edge.artifacts.input_files import show, show_text
@@ -33,6 +34,7 @@ _MAX_THETA = 1e30  # a float32 holds it
 _WHOLE, _WINDOWED = "full_attention", "sliding_attention"
 # Kinds whose parameters depend on how many positions the model was first trained with.
 _EXTENDED = ("llama3", "yarn", "longrope")
+_OF_SOME_KINDS = ("short_factor", "long_factor", "truncate")
 _ORIGINAL = "original_max_position_embeddings"
 _PARTIAL = "partial_rotary_factor"
 _OVERRIDDEN = "config.json: rope_parameters are overridden by rope_scaling, as transformers does"
@@ -41,11 +43,13 @@ _OVERRIDDEN = "config.json: rope_parameters are overridden by rope_scaling, as t
 @dataclass(frozen=True)
 class Rotations:
     """whole, windowed: of layers without and with a window. notes: what was read otherwise than it
-    is written, and why."""
+    is written, and why. unknown: keys of rope_parameters that transformers does not have, with
+    their values."""
 
     whole: Rope
     windowed: Rope
     notes: tuple[str, ...] = ()
+    unknown: dict[str, Any] = field(default_factory=dict)
 
 
 def read_rotations(
@@ -55,8 +59,11 @@ def read_rotations(
     if arch.positions is not None:
         none = Rope("default", 10000.0, 0)
         return Rotations(none, none)
+    # Two spellings of one thing, and keys beside both, which they take over.
+    keys.settle("rope_parameters", "rope_scaling", "rope_theta", _PARTIAL, _ORIGINAL)
     if arch.local_rope_theta is None:
         return _shared_rotation(arch, keys, head_size, max_positions)
+    keys.settle(arch.local_rope_theta)
     # The layers that have a window are those of the other rotation.
     keys.size("sliding_window", MAX_WINDOW)
     nothing = ConfigKeys({})
@@ -78,7 +85,12 @@ def read_rotations(
     first, first_notes = _rope(arch, keys, whole, "rope_theta", sizes, nested=True)
     second, second_notes = _rope(arch, keys, local, arch.local_rope_theta, sizes, nested=True)
     found = dict.fromkeys([*notes, *first_notes, *second_notes])
-    return Rotations(first, second, tuple(found))
+    return Rotations(first, second, tuple(found), {**_unknown(whole), **_unknown(local)})
+
+
+def _unknown(parameters: ConfigKeys) -> dict[str, Any]:
+    """What was not asked for; all that transformers has is."""
+    return {f"rope_parameters.{key}": parameters.values[key] for key in parameters.unread()}
 
 
 def _shared_rotation(
@@ -99,7 +111,7 @@ def _shared_rotation(
             )
     sizes = (head_size, max_positions)
     rope, found = _rope(arch, keys, parameters, "rope_theta", sizes, nested=False)
-    return Rotations(rope, rope, (*notes, *found))
+    return Rotations(rope, rope, (*notes, *found), _unknown(parameters))
 
 
 def _rope(
@@ -115,6 +127,7 @@ def _rope(
     looks for the positions of the first training in `parameters` alone."""
     head_size, max_positions = sizes
     notes: list[str] = []
+    parameters.settle("type", "rope_type", "rope_theta", *_OF_SOME_KINDS)
     kind = _rope_kind(arch, parameters, notes)
     theta_holder, theta_name = (parameters, "rope_theta")
     if "rope_theta" not in parameters.values:

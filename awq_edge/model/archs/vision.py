@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from awq_edge.artifacts.config_keys import ConfigKeys
 from awq_edge.artifacts.input_files import show_text
 from awq_edge.errors import ModelError
+from awq_edge.model.archs.known_keys import unknown_keys
 
 if TYPE_CHECKING:
     from awq_edge.model.archs.base import Architecture, Config
@@ -109,8 +110,27 @@ class ImageTokens:
         return frames * rows * columns // self.merge_size**2 + self.extra
 
 
-def text_part(arch: Architecture, keys: ConfigKeys) -> tuple[Architecture, ConfigKeys]:
-    """The architecture and configuration of a vision-language model's decoder.
+@dataclass(frozen=True)
+class TextConfig:
+    """The text_config of a vision-language model. name: of its keys, as `known_keys` has it.
+    unknown: keys that transformers' class does not have, with their values; not among `keys`."""
+
+    name: str
+    keys: ConfigKeys
+    unknown: dict[str, Any]
+
+
+def class_names(arch: Architecture, keys: ConfigKeys) -> tuple[str, ...]:
+    """The names of what transformers reads config.json's first level with: of the model, and of
+    its decoder where that lies flat in it."""
+    vision = arch.vision
+    is_flat = vision is not None and not vision.texts and "text_config" not in keys
+    return (arch.model_type, f"{arch.model_type}.text") if is_flat else (arch.model_type,)
+
+
+def text_part(arch: Architecture, keys: ConfigKeys) -> tuple[Architecture, TextConfig | None]:
+    """The architecture of a vision-language model's decoder, and its configuration; None where
+    that lies flat in `keys`.
 
     Raises ModelError where text_config is of a model_type that the model cannot have.
     """
@@ -118,14 +138,17 @@ def text_part(arch: Architecture, keys: ConfigKeys) -> tuple[Architecture, Confi
     assert vision is not None
     text = keys.table("text_config")
     if text is None and not vision.texts:
-        return arch, keys
+        return arch, None
     text = text or ConfigKeys({})
-    tied = keys.flag("tie_word_embeddings") or text.flag("tie_word_embeddings")
+    outer, inner = keys.flag("tie_word_embeddings"), text.flag("tie_word_embeddings")
+    name = f"{arch.model_type}.text"
     if vision.texts:
-        first = next(iter(vision.texts))
-        arch = _with_blocks_of(arch, vision, text.text("model_type", first, nullable=True))
+        name = text.text("model_type", next(iter(vision.texts)), nullable=True)
+        arch = _with_blocks_of(arch, vision, name)
     shared = {key: keys.values[key] for key in _SHARED_KEYS if key in keys}
-    return arch, text.with_defaults(shared).replacing({"tie_word_embeddings": tied})
+    unknown = unknown_keys((name,), {key: text.values[key] for key in text.unread()})
+    text = text.without(unknown).with_defaults(shared)
+    return arch, TextConfig(name, text.replacing({"tie_word_embeddings": outer or inner}), unknown)
 
 
 def image_tokens(vision: Vision, keys: ConfigKeys) -> ImageTokens:
@@ -178,6 +201,7 @@ def _with_blocks_of(arch: Architecture, vision: Vision, model_type: str) -> Arch
 def _image_key(vision: Vision, keys: ConfigKeys) -> tuple[str, int]:
     name, default = vision.image_token
     alias = vision.image_token_alias
+    keys.settle(name)  # the alias goes before it
     return (alias if alias is not None and alias in keys.values else name, default)
 
 
