@@ -80,13 +80,13 @@ class BlockRunner:
     def _image_inputs(
         self, ids: torch.Tensor, images: Sequence[ImageInputs | None]
     ) -> dict[str, torch.Tensor]:
-        """What the forward pass takes beside the ids of a batch; nothing where it has no image."""
-        found = [image for image in images if image is not None]
-        if not found:
+        """Arguments of the forward pass beside the ids of a batch; none where it has no image."""
+        given = [image for image in images if image is not None]
+        if not given:
             return {}
         inputs = {
-            key: torch.cat([torch.from_numpy(image[key]) for image in found]).to(self._device)
-            for key in found[0]
+            key: torch.cat([torch.from_numpy(image[key]) for image in given]).to(self._device)
+            for key in given[0]
         }
         decoder = self._checkpoint.decoder
         assert decoder.images is not None and decoder.architecture.vision is not None
@@ -112,7 +112,7 @@ class BlockRunner:
     def output_input(
         self, norm: Mapping[str, torch.Tensor]
     ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-        """What makes the output layer's input of the last block's output: the final norm and a
+        """The road from the last block's output to the output layer's input: the final norm and a
         projection, each where the model has one; freed at the end.
 
         norm: weights of the final norm by full name. A function from float32 [batch, length,

@@ -143,7 +143,7 @@ class CalibrationStream:
     def _output_change(
         self, task: OutputLayerTask, tensors: Tensors, scales: Scales, first: torch.Tensor
     ) -> float:
-        """Of the output layer's input times s."""
+        """The change of the output layer's input times s."""
         if not scales:
             return 0.0
 

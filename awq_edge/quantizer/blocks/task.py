@@ -43,7 +43,7 @@ class BlockOptions:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the method looks at inputs; rounding to nearest looks at weights alone."""
+        """True for methods that look at inputs; rounding to nearest looks at weights alone."""
         return self.search or self.gptq
 
 
@@ -89,11 +89,11 @@ class BlockTask:
     @cached_property
     def inputs(self) -> dict[str, tuple[str, ...]]:
         """The distinct inputs, each with the linears that read it and are quantized."""
-        found = {}
+        readers = {}
         for name, linears in self.decoder.inputs(self.layer).items():
             if members := tuple(each for each in linears if each not in self.obstacles):
-                found[name] = members
-        return found
+                readers[name] = members
+        return readers
 
     @cached_property
     def input_of(self) -> dict[str, str]:
@@ -110,10 +110,10 @@ class BlockTask:
 
     def members_by_input(self, group: ScaleGroup) -> dict[str, list[str]]:
         """The linears of a group that are quantized, by the input that they read."""
-        found: dict[str, list[str]] = {}
+        members: dict[str, list[str]] = {}
         for name in self.members(group):
-            found.setdefault(self.input_of[name], []).append(name)
-        return found
+            members.setdefault(self.input_of[name], []).append(name)
+        return members
 
     def batches(self, names: Sequence[str]) -> list[Sequence[str]]:
         """Linears that read one input, in batches whose rows GPTQ takes through the columns
@@ -127,7 +127,7 @@ class BlockTask:
     def statistics_of(
         self, group: ScaleGroup, statistics: Mapping[str, Inputs]
     ) -> dict[str, Inputs]:
-        """Those of the group's inputs."""
+        """The statistics of the group's inputs."""
         names = (self.input_of[linear] for linear in self.members(group))
         return {name: statistics[name] for name in names}
 
@@ -251,9 +251,9 @@ def obstacles(
     checkpoint: Checkpoint, layout: Layout, number_format: NumberFormat, layer: int
 ) -> dict[str, str]:
     """Linears of a block that cannot be quantized, by name relative to it, each with the reason."""
-    found = {}
+    reasons = {}
     for linear in checkpoint.decoder.linears(layer):
         reason = layout.obstacle(linear.out_features, linear.in_features, number_format)
         if reason is not None:
-            found[linear.name] = reason
-    return found
+            reasons[linear.name] = reason
+    return reasons

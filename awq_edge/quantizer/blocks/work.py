@@ -251,18 +251,18 @@ def _with_gptq(
         rounded = gptq_round(torch.cat(list(weights.values())), factor, number_format, ratio)
     except ScaleOverflow:
         return dict(nearest)
-    found = {}
+    better = {}
     parts = rounded.split([len(weight) for weight in weights.values()])
     for (name, weight), part in zip(weights.items(), parts, strict=True):
-        better = _is_better(part, nearest[name].rounded, weight, choice.scale, inputs)
-        found[name] = RoundedLinear(part, True) if better else nearest[name]
-    return found
+        wins = _is_better(part, nearest[name].rounded, weight, choice.scale, inputs)
+        better[name] = RoundedLinear(part, True) if wins else nearest[name]
+    return better
 
 
 def _gptq_factor(
     options: BlockOptions, inputs: InputStatistics | WeightsOnly, scale: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """What GPTQ needs of an input; None without GPTQ, or where G did not fit the budget."""
+    """`inverse_factor` of an input; None without GPTQ, or where G did not fit the budget."""
     if not options.gptq or inputs.gram is None or inputs.tokens == 0:
         return None
     gram = inputs.gram
@@ -276,12 +276,12 @@ def _is_better(
     scale: torch.Tensor | None,
     inputs: InputStatistics | WeightsOnly,
 ) -> bool:
-    """Whether `one` has the smaller output error. weight: what both stand for."""
+    """True where `one` has the smaller output error. weight: the target of both."""
 
     def error(rounded: Rounded) -> float:
         def difference(rows: slice) -> torch.Tensor:
-            found = rounded.rows(rows).dequantize().sub_(weight[rows])
-            return found if scale is None else found.div_(scale)
+            error = rounded.rows(rows).dequantize().sub_(weight[rows])
+            return error if scale is None else error.div_(scale)
 
         return inputs.summed_error(weight, difference)
 

@@ -125,10 +125,10 @@ class _Processor:
         return inputs, self._count(inputs)
 
     def _inputs(self, image: Any) -> ImageInputs:
-        found = self._processor(images=[image], return_tensors="np")
-        inputs = {"pixel_values": np.asarray(found["pixel_values"], dtype=np.float32)}
-        if "image_grid_thw" in found:
-            inputs["image_grid_thw"] = np.asarray(found["image_grid_thw"], dtype=np.int64)
+        arrays = self._processor(images=[image], return_tensors="np")
+        inputs = {"pixel_values": np.asarray(arrays["pixel_values"], dtype=np.float32)}
+        if "image_grid_thw" in arrays:
+            inputs["image_grid_thw"] = np.asarray(arrays["image_grid_thw"], dtype=np.int64)
         return inputs
 
     def _count(self, inputs: Mapping[str, npt.NDArray[Any]]) -> int:
@@ -185,9 +185,9 @@ def _check_image_tokens(
     ids: npt.NDArray[np.int64], prompts: list[_Prompt], images: ImageTokens
 ) -> None:
     """Raises ConfigError where a text has the image token too."""
-    found, wanted = int((ids == images.image_id).sum()), sum(prompt.tokens for prompt in prompts)
-    if found != wanted:
+    seen, wanted = int((ids == images.image_id).sum()), sum(prompt.tokens for prompt in prompts)
+    if seen != wanted:
         raise ConfigError(
             f"the calibration text has the model's image token (id {images.image_id}) "
-            f"{found - wanted} times; leave it out of --calibration and of what is said of images"
+            f"{seen - wanted} times; leave it out of --calibration and of what is said of images"
         )

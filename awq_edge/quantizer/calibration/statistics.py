@@ -1,4 +1,4 @@
-"""What the quantizer keeps of the calibration inputs of a linear: mean|x| and G = sum x x^T.
+"""Statistics of the calibration inputs of a linear: mean|x| and G = sum x x^T.
 
 With D the error of a weight [out, in], the squared error of the linear's output over all tokens is
 

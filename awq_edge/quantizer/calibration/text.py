@@ -57,12 +57,12 @@ class CalibrationSet:
 
     @property
     def sha256(self) -> str:
-        found = hashlib.sha256(self.ids.astype("<i8").tobytes())
+        digest = hashlib.sha256(self.ids.astype("<i8").tobytes())
         for inputs in self.images:
             for name, array in (inputs or {}).items():
-                found.update(name.encode())
-                found.update(np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
 
 def load_calibration(

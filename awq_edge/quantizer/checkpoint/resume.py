@@ -66,7 +66,7 @@ class BlockStore:
             return None
 
     def has_all(self, count: int) -> bool:
-        """Whether so many blocks, from the first on, are stored."""
+        """True where so many blocks, from the first on, are stored."""
         return all(self.finished(layer) is not None for layer in range(count))
 
     def load(self, layer: int) -> Tensors:
@@ -105,12 +105,12 @@ class BlockStore:
 
 
 def has_blocks(out: Path) -> bool:
-    """Whether a run that made `out` was interrupted, at the latest when it removed the folder."""
+    """True where a run that made `out` was interrupted, or killed while it removed the folder."""
     return kept_path(out, RESUME).exists()
 
 
 def kept_blocks(out: Path, *, resume: bool) -> str:
-    """What an interrupted run has left of the checkpoint `out`, and how to go on. resume: whether
+    """The blocks that an interrupted run left of `out`, and how to go on, in words. resume: whether
     the same command would continue."""
     folder = kept_path(out, RESUME)
     count = sum(1 for _ in folder.glob("*.json"))

@@ -95,8 +95,8 @@ def restored(
     layout: Layout, name: str, tensors: Mapping[str, torch.Tensor], number_format: NumberFormat
 ) -> torch.Tensor:
     """The weight that the stored tensors of a linear stand for: float32 [out, in]."""
-    found = layout.read(name, number_format, lambda full: tensors[full].numpy())
-    return torch.from_numpy(dequantize(found))
+    linear = layout.read(name, number_format, lambda full: tensors[full].numpy())
+    return torch.from_numpy(dequantize(linear))
 
 
 def storage_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
@@ -185,7 +185,7 @@ def checkpoint_formats(
     unquantized: Collection[str],
     method: str,
 ) -> CheckpointFormats:
-    """What the new checkpoint holds.
+    """The formats of the new checkpoint.
 
     number_format: of the linears of blocks. lm_head: None for 16 bits. unquantized: linears by
     full name that stay in 16 bits.

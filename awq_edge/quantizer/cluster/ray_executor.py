@@ -53,7 +53,7 @@ class _Begun:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a worker must have in common with the driver, so that its bits are the driver's.
+    """Facts that a worker shares with the driver, so that its bits are the driver's.
 
     facts: versions and device, by name. threads: torch's. matmul_precision: torch's, for float32.
     device_type: "cpu" or "cuda".
@@ -66,7 +66,7 @@ class Surroundings:
 
     @staticmethod
     def here(device: torch.device) -> Surroundings:
-        """Those of this process, which computes on `device`."""
+        """The facts of this process, which computes on `device`."""
         return Surroundings(
             facts={
                 "awq-edge": __version__,
@@ -94,11 +94,11 @@ class Surroundings:
                 "install a torch that does, or use --device cpu"
             )
         device = torch.device("cuda:0" if self.device_type == "cuda" else "cpu")
-        found = Surroundings.here(device).facts
+        own = Surroundings.here(device).facts
         differing = [
-            f"{name} {found[name]} (the driver: {wanted})"
+            f"{name} {own[name]} (the driver: {wanted})"
             for name, wanted in self.facts.items()
-            if found[name] != wanted
+            if own[name] != wanted
         ]
         if differing:
             raise RuntimeUnavailableError(
@@ -241,7 +241,7 @@ class RayExecutor:
 
 
 def _cause(error: Any) -> BaseException:
-    """What a task raised, or why its function could not be called."""
+    """The error of a task, or why its function could not be called."""
     cause = error.cause
     if isinstance(cause, RuntimeError) and "failed to import on the worker" in str(cause):
         lines = str(cause).strip().splitlines()

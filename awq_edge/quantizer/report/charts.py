@@ -175,8 +175,8 @@ def _kinds(report: QuantizationReport) -> dict[str, Blocks]:
 def _values(
     linears: Sequence[LinearReport], of: Callable[[LinearReport], float | None]
 ) -> list[float]:
-    found = (of(linear) for linear in linears)
-    return [value for value in found if value is not None and abs(value) < EXACT_DB]
+    values = (of(linear) for linear in linears)
+    return [value for value in values if value is not None and abs(value) < EXACT_DB]
 
 
 def _line(
@@ -187,17 +187,17 @@ def _line(
     dash: Dash = "solid",
 ) -> Line:
     values = [_values(linears, of) for linears in blocks.values()]
-    has_band = any(len(found) > 1 for found in values)
+    has_band = any(len(of_kind) > 1 for of_kind in values)
     return Line(
         x=list(blocks),
-        y=[median(found) if found else math.nan for found in values],
+        y=[median(of_kind) if of_kind else math.nan for of_kind in values],
         role=role,
         dash=dash,
         band=None
         if not has_band
         else (
-            [min(found, default=math.nan) for found in values],
-            [max(found, default=math.nan) for found in values],
+            [min(of_kind, default=math.nan) for of_kind in values],
+            [max(of_kind, default=math.nan) for of_kind in values],
         ),
     )
 

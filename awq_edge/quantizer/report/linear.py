@@ -1,4 +1,4 @@
-"""What the report says of a quantized linear: its output errors beside those of other formats."""
+"""The report of a quantized linear: its output errors beside those of other formats."""
 
 from __future__ import annotations
 

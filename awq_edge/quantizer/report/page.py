@@ -149,8 +149,8 @@ def _choices(report: QuantizationReport) -> str:
         for linear in block.linears
         if linear.quantized
     }
-    found = Counter(map(_form, groups.values()))
-    listed = ", ".join(f"{count:,} {form}" for form, count in found.most_common())
+    forms = Counter(map(_form, groups.values()))
+    listed = ", ".join(f"{count:,} {form}" for form, count in forms.most_common())
     return f"Of {len(groups):,} groups: {listed}."
 
 
@@ -195,10 +195,10 @@ def _row(layer: int, linear: LinearReport) -> _LinearRow:
 
 def _unquantized(report: QuantizationReport) -> list[dict[str, str]]:
     """Kinds of linears that stay as they were, and why."""
-    found = Counter((kind_of(name), reason) for name, reason in report.unquantized.items())
+    counts = Counter((kind_of(name), reason) for name, reason in report.unquantized.items())
     return [
         {"name": kind, "count": f"{count:,}", "reason": reason}
-        for (kind, reason), count in found.items()
+        for (kind, reason), count in counts.items()
     ]
 
 

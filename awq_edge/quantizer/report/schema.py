@@ -192,10 +192,10 @@ class QuantizationReport(Manifest):
 
 
 def report_warnings(report: QuantizationReport) -> tuple[str, ...]:
-    """What says that the text of the quantized model may not be of use: blocks, or an output layer,
+    """Warnings that the text of the quantized model may be of no use: blocks, or an output layer,
     whose linears are off by more than `BLOCK_ERROR_LIMIT`, and perplexities that have grown by more
     than `PERPLEXITY_LIMIT`."""
-    found = []
+    warnings = []
     errors = {f"block {block.layer}": _mean_error(block) for block in report.blocks}
     places = [f"{_count_over(errors)} of {len(errors)} blocks"] if _count_over(errors) else []
     if report.lm_head is not None:
@@ -204,7 +204,7 @@ def report_warnings(report: QuantizationReport) -> tuple[str, ...]:
         errors |= head
     if places:
         worst = max(errors, key=lambda name: errors[name])
-        found.append(
+        warnings.append(
             f"the {report.errors_of} of the linears are off by more than {BLOCK_ERROR_LIMIT:.0%} "
             f"(squared error over square) in {' and '.join(places)}, most in {worst}: "
             f"{errors[worst]:.1%}; models were ruined at such errors. Compare with the model "
@@ -213,11 +213,11 @@ def report_warnings(report: QuantizationReport) -> tuple[str, ...]:
         )
     for row in report.perplexities:
         if not row.quantized <= PERPLEXITY_LIMIT * row.original:
-            found.append(
+            warnings.append(
                 f"the perplexity of {row.text} is {row.quantized:.4g}, {row.original:.4g} before: "
                 "the model has lost most of what it knew; give more --bits"
             )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def _count_over(errors: Mapping[str, float]) -> int:

@@ -20,7 +20,7 @@ Realise = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class GroupChoice:
-    """What was found for one scale group.
+    """Scale and clips of one scale group.
 
     scale: s, float32 [in], None for s = 1. clips: by linear, float32 [out, in / group], absent
     where nothing is clipped. exponent, weight_aware: of the scale's form, see

@@ -78,7 +78,7 @@ def require_representable(
 
 
 def _fits(weight: torch.Tensor, number_format: NumberFormat) -> bool:
-    """Whether all plain scales fit fp16."""
+    """True where all plain scales fit fp16."""
     try:
         for rows in row_pieces(weight):
             ranges(weight[rows], number_format, None)
