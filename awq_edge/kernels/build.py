@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,8 @@ def compile_libraries(
     """
     real = ";".join(f"{architecture}-real" for architecture in architectures)
     configure = [str(tools.cmake), "-S", str(sources), "-B", str(build)]
-    configure += [*tools.cmake_arguments(), f"-DCMAKE_CUDA_ARCHITECTURES={real}", *options]
+    configure += [*tools.cmake_arguments(), f"-DCMAKE_CUDA_ARCHITECTURES={real}"]
+    configure += [f"-DPython3_EXECUTABLE={sys.executable}", *options]
     count = jobs or len(os.sched_getaffinity(0))
     compile_all = [str(tools.cmake), "--build", str(build), "--parallel", str(count)]
     build.mkdir(parents=True, exist_ok=True)

@@ -1,67 +1,43 @@
-"""The operators awq_edge::W4A16Linear and awq_edge::CachedAttention, as TensorRT's plugins take
-them.
+"""The operators W4A16Linear and CachedAttention of TensorRT's plugins: attributes, tensors, rules.
 
-This is the one place for names, attributes, dtypes and shapes. docs/plugin.md has it as tables, and
-plugins/tensorrt/contract.cpp in C++; tests hold both to it. What the tensors mean is specified in
+Names, dtypes and shapes stand here alone: cpp_tables.py makes tables of them that the C++ plugin is
+compiled from, and a test holds docs/plugin.md to them. The meaning of the tensors is specified in
 plugins/include/awq_edge_kernels.h, the packing of the weights in packing.py.
 """
 
 from __future__ import annotations
 
-from awq_edge.kernels.interface import LAYOUT_VERSION, Epilogue
-from awq_edge.tensorrt.op_contract import Attribute, Attributes, Op, Tensor
+from awq_edge.kernels.interface import (
+    BITS,
+    BLOCK_CHANNELS,
+    GROUP_SIZES,
+    HEAD_SIZES,
+    LAYOUT_VERSION,
+    MAX_ROWS,
+    TILE_ROWS,
+    Epilogue,
+)
+from awq_edge.tensorrt.op_contract import Attribute, Conflict, Op, Tensor
 
 DOMAIN = "awq_edge"
 # Attributes of every node, by which TensorRT's parser finds the creator.
 PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = ""
 
-# Rows of x in one call: the kernels' limit.
-MAX_ROWS = 65535
-# Rows up to which each byte of the weight is read once.
-DECODE_ROWS = 16
-
-_TILE = 16
-_BLOCK = 128
 _FLAG = (0, 1)
-
-
-def _linear_dimensions(attributes: Attributes) -> dict[str, int]:
-    bits, group_size = int(attributes["bits"]), int(attributes["group_size"])
-    inputs, outputs = int(attributes["in_features"]), int(attributes["out_features"])
-    blocks = -(-inputs // _BLOCK)
-    return {
-        "in_features": inputs,
-        "out_features": outputs,
-        "y_features": outputs // 2 if attributes["epilogue"] == Epilogue.SILU_MUL else outputs,
-        "tiles": -(-outputs // _TILE),
-        "blocks": blocks,
-        "words": 64 * bits,
-        "groups": blocks * _BLOCK // group_size,
-        "zero_words": 4 if bits == 8 else 2,
-    }
-
-
-def _linear_conflicts(attributes: Attributes) -> str:
-    inputs, outputs = attributes["in_features"], attributes["out_features"]
-    if inputs % attributes["group_size"]:
-        return (
-            f"in_features is {inputs}, must be a multiple of group_size {attributes['group_size']}"
-        )
-    if attributes["epilogue"] == Epilogue.SILU_MUL and outputs % 2:
-        return f"out_features is {outputs}, must be even for epilogue {int(Epilogue.SILU_MUL)}"
-    return ""
+_PAIRS = f"epilogue == {int(Epilogue.SILU_MUL)}"
+_BLOCKS = f"(in_features + {BLOCK_CHANNELS - 1}) // {BLOCK_CHANNELS}"
 
 
 W4A16_LINEAR = Op(
     name="W4A16Linear",
     meaning="y = x Wᵀ + bias for a quantized W = (codes - zeros) * scales",
     attributes=(
-        Attribute("bits", "of a code", choices=(3, 4, 8)),
+        Attribute("bits", "of a code", choices=BITS),
         Attribute(
             "group_size",
             "input channels that share a scale and a zero point",
-            choices=(32, 64, 128),
+            choices=GROUP_SIZES,
         ),
         Attribute("in_features", "a multiple of group_size", minimum=1, maximum=2**24),
         Attribute("out_features", "rows of the weight", minimum=1, maximum=2**24),
@@ -76,7 +52,7 @@ W4A16_LINEAR = Op(
         ),
     ),
     inputs=(
-        Tensor("x", "activations", ("...", "in_features"), "at most 65535 rows"),
+        Tensor("x", "activations", ("...", "in_features"), f"at most {MAX_ROWS} rows"),
         Tensor("qweight", "int32", ("tiles", "blocks", "words"), "packed codes, a constant"),
         Tensor("scales", "float16", ("tiles", "groups", "8", "2"), "packed, a constant"),
         Tensor(
@@ -85,32 +61,25 @@ W4A16_LINEAR = Op(
         Tensor("bias", "activations", ("out_features",), "gate's, then up's", "has_bias"),
     ),
     outputs=(Tensor("y", "activations", ("...", "y_features"), ""),),
-    dimensions=_linear_dimensions,
-    conflicts=_linear_conflicts,
+    dimensions={
+        "y_features": f"out_features // 2 if {_PAIRS} else out_features",
+        "tiles": f"(out_features + {TILE_ROWS - 1}) // {TILE_ROWS}",
+        "blocks": _BLOCKS,
+        "words": "64 * bits",
+        "groups": f"{_BLOCKS} * {BLOCK_CHANNELS} // group_size",
+        "zero_words": "4 if bits == 8 else 2",
+    },
+    conflicts=(
+        Conflict(
+            "in_features % group_size != 0",
+            "in_features is {in_features}, must be a multiple of group_size {group_size}",
+        ),
+        Conflict(
+            f"{_PAIRS} and out_features % 2 != 0",
+            "out_features is {out_features}, must be even for epilogue {epilogue}",
+        ),
+    ),
 )
-
-
-def _attention_dimensions(attributes: Attributes) -> dict[str, int]:
-    heads, kv_heads = int(attributes["num_heads"]), int(attributes["num_kv_heads"])
-    size = int(attributes["head_size"])
-    return {
-        "num_kv_heads": kv_heads,
-        "head_size": size,
-        "q_features": heads * size,
-        "kv_features": kv_heads * size,
-        "qkv_features": (heads + 2 * kv_heads) * size,
-        "half_rotary": int(attributes["rotary_size"]) // 2,
-    }
-
-
-def _attention_conflicts(attributes: Attributes) -> str:
-    heads, kv_heads = attributes["num_heads"], attributes["num_kv_heads"]
-    rotary, size = attributes["rotary_size"], attributes["head_size"]
-    if heads % kv_heads:
-        return f"num_heads is {heads}, must be a multiple of num_kv_heads {kv_heads}"
-    if rotary % 2 or rotary > size:
-        return f"rotary_size is {rotary}, must be even and at most head_size {size}"
-    return ""
 
 
 _MERGED = "q's heads, k's, v's"
@@ -124,7 +93,7 @@ CACHED_ATTENTION = Op(
     attributes=(
         Attribute("num_heads", "a multiple of num_kv_heads", minimum=1, maximum=1024),
         Attribute("num_kv_heads", "heads of k, v and the cache", minimum=1, maximum=1024),
-        Attribute("head_size", "channels of a head", choices=(32, 64, 96, 128, 256)),
+        Attribute("head_size", "channels of a head", choices=HEAD_SIZES),
         Attribute(
             "rotary_size",
             "channels of a head that are rotated; channel i pairs with i + rotary_size / 2",
@@ -158,13 +127,6 @@ CACHED_ATTENTION = Op(
             maximum=1.0,
         ),
         Attribute("int8_cache", "1: int8, a scale per position", default=0, choices=_FLAG),
-        Attribute(
-            "aliased_cache",
-            "1: present is past's memory, for TensorRT itself; needs the preview feature "
-            "ALIASED_PLUGIN_IO_10_03",
-            default=0,
-            choices=_FLAG,
-        ),
     ),
     inputs=(
         Tensor("qkv", "activations", ("batch", "tokens", "qkv_features"), _MERGED, "merged_qkv"),
@@ -190,8 +152,22 @@ CACHED_ATTENTION = Op(
             "present_value_scales", "float32", _CACHE_SCALES, "", "int8_cache", "past_value_scales"
         ),
     ),
-    dimensions=_attention_dimensions,
-    conflicts=_attention_conflicts,
+    dimensions={
+        "q_features": "num_heads * head_size",
+        "kv_features": "num_kv_heads * head_size",
+        "qkv_features": "(num_heads + 2 * num_kv_heads) * head_size",
+        "half_rotary": "rotary_size // 2",
+    },
+    conflicts=(
+        Conflict(
+            "num_heads % num_kv_heads != 0",
+            "num_heads is {num_heads}, must be a multiple of num_kv_heads {num_kv_heads}",
+        ),
+        Conflict(
+            "rotary_size % 2 != 0 or rotary_size > head_size",
+            "rotary_size is {rotary_size}, must be even and at most head_size {head_size}",
+        ),
+    ),
     at_least=(("positions", "context"),),
 )
 

@@ -16,7 +16,7 @@ from awq_edge.artifacts.cache import cache_directory
 from awq_edge.errors import RuntimeUnavailableError
 
 MODULES = ("tensorrt", "tensorrt_rtx")
-# What has IPluginV3 with aliased outputs, as JetPack 6.2 has it; the first RTX has all of it.
+# The oldest that the plugin is compiled for and was tried with: JetPack 6's, and the first RTX.
 OLDEST = {"tensorrt": (10, 3), "tensorrt_rtx": (1, 0)}
 
 # Linux's names inside the package tensorrt_rtx_libs.

@@ -12,13 +12,15 @@ from typing import Protocol
 from awq_edge.errors import ConfigError, KernelError
 from awq_edge.kernels.interface import (
     COUNTER_BYTES,
+    DECODE_ROWS,
+    MAX_ROWS,
     AttentionParameters,
     Dtype,
     Tactic,
     W4A16Weight,
 )
 from awq_edge.kernels.kernels import KernelLibrary
-from awq_edge.tensorrt.contract import CACHED_ATTENTION, DECODE_ROWS, MAX_ROWS, W4A16_LINEAR
+from awq_edge.tensorrt.contract import CACHED_ATTENTION, W4A16_LINEAR
 from awq_edge.tensorrt.op_contract import Number
 
 Shapes = Sequence[Sequence[int]]

@@ -1,14 +1,16 @@
-"""What an operator's contract is made of, and how attributes, shapes and dtypes are checked.
+"""An operator's contract: its attributes, tensors and rules, and the checks against them.
 
-The operators themselves are in contract.py. plugins/tensorrt/contract.h has the same in C++, word
-for word where it refuses something; tests compare the two.
+The operators are in contract.py. plugins/tensorrt/op_contract.cpp makes the same checks in C++ and
+refuses in the same words; tests drive both.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import CodeType
 from typing import Literal
 
 from awq_edge.errors import ConfigError
@@ -76,12 +78,28 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """Attributes that are each in range and do not go together.
+
+    condition: an expression of them that is true then.
+    message: with their values as {name}.
+    """
+
+    condition: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Op:
     """An operator: its attributes, tensors, and the rules between them.
 
-    dimensions: the dimensions that follow from the attributes. conflicts: what is wrong between
-    attributes that are each in range, or an empty string. at_least: (name, other) where a dimension
-    that the attributes do not fix must not be smaller than another one.
+    dimensions: of the tensors, by name, as expressions of the attributes. An attribute by whose
+    name a tensor has a dimension is one itself.
+    at_least: (name, other) where a dimension that the attributes do not fix must not be smaller
+    than another one.
+
+    Expressions are Python's over non-negative integers: + - * // %, comparisons, and, or, `a if c
+    else b`; cpp_tables.py writes them in C++.
     """
 
     name: str
@@ -89,9 +107,9 @@ class Op:
     attributes: tuple[Attribute, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    dimensions: Callable[[Attributes], dict[str, int]]
-    conflicts: Callable[[Attributes], str]
-    at_least: tuple[tuple[str, str], ...] = field(default=())
+    dimensions: Mapping[str, str]
+    conflicts: tuple[Conflict, ...]
+    at_least: tuple[tuple[str, str], ...] = ()
 
     def read(self, given: Attributes) -> dict[str, Number]:
         """Every attribute by name, defaults included.
@@ -111,10 +129,20 @@ class Op:
             if refusal:
                 raise ConfigError(f"{self.name}: {attribute.name} is {number(value)}, {refusal}")
             values[attribute.name] = int(value) if attribute.type == "int" else _float32(value)
-        conflict = self.conflicts(values)
-        if conflict:
-            raise ConfigError(f"{self.name}: {conflict}")
+        for conflict in self.conflicts:
+            if evaluate(conflict.condition, values):
+                raise ConfigError(f"{self.name}: {conflict.message.format_map(values)}")
         return values
+
+    def expressions(self) -> dict[str, str]:
+        """Every dimension that the attributes fix: name -> expression."""
+        shapes = {name for tensor in (*self.inputs, *self.outputs) for name in tensor.shape}
+        own = [attribute.name for attribute in self.attributes if attribute.name in shapes]
+        return {**{name: name for name in own}, **self.dimensions}
+
+    def sizes(self, attributes: Attributes) -> dict[str, int]:
+        """Every dimension that the attributes fix, by name."""
+        return {name: evaluate(text, attributes) for name, text in self.expressions().items()}
 
     def inputs_of(self, attributes: Attributes) -> tuple[Tensor, ...]:
         """The inputs that a node with these attributes has, in order."""
@@ -153,7 +181,7 @@ class Op:
         Raises ConfigError with both shapes.
         """
         self.check_count(attributes, len(shapes))
-        known = self.dimensions(attributes)
+        known = self.sizes(attributes)
         for tensor, shape in zip(self.inputs_of(attributes), shapes, strict=True):
             if not _fits(tensor, shape, known):
                 wanted = [str(known.get(name, name)) for name in tensor.shape]
@@ -183,6 +211,16 @@ def allowed_dtypes(tensor: Tensor, attributes: Attributes, first: str) -> tuple[
 def describe(attributes: Attributes) -> str:
     """ "bits=4, group_size=128": for messages, timing-cache keys and engine inspectors."""
     return ", ".join(f"{name}={number(value)}" for name, value in attributes.items())
+
+
+def evaluate(expression: str, attributes: Attributes) -> int:
+    """The value of an expression of the contract."""
+    return int(eval(_compiled(expression), {"__builtins__": {}}, dict(attributes)))
+
+
+@cache
+def _compiled(expression: str) -> CodeType:
+    return compile(expression, "<contract>", "eval")
 
 
 def number(value: Number) -> str:

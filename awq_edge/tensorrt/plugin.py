@@ -152,13 +152,6 @@ class OpPlugin:
         first = self._name_of(inputs[0].desc.type)
         return self.call.workspace(first, [list(described.max) for described in inputs])
 
-    def get_aliased_input(self, output_index: int) -> int:
-        if not self.values.get("aliased_cache"):
-            return -1
-        alias = self.op.outputs_of(self.values)[output_index].alias
-        names = [tensor.name for tensor in self.op.inputs_of(self.values)]
-        return names.index(alias) if alias else -1
-
     # ---- run
 
     def set_tactic(self, tactic: int) -> None:
@@ -200,7 +193,7 @@ def _capabilities(trt: Any) -> tuple[Any, ...]:
     return (
         trt.IPluginV3,
         trt.IPluginV3OneCore,
-        trt.IPluginV3OneBuildV2,
+        trt.IPluginV3OneBuild,
         trt.IPluginV3OneRuntime,
     )
 

@@ -1,5 +1,5 @@
-// What libawq_edge_plugin.so exports: the entry points that TensorRT's loadLibrary and trtexec
-// look for, one for ctypes, and the contract as JSON.
+// The exports of libawq_edge_plugin.so: the entry points that TensorRT's loadLibrary and trtexec
+// look for, and one for ctypes.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -123,11 +123,6 @@ AWQ_EDGE_API int awq_edge_plugin_init(void) {
       return 3;
   }
   return 0;
-}
-
-AWQ_EDGE_API const char* awq_edge_plugin_contract(void) {
-  static const std::string json = awq_edge::plugin::contract_json();
-  return json.c_str();
 }
 
 }  // extern "C"

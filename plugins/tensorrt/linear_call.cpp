@@ -24,9 +24,9 @@ namespace {
 int32_t rows_of(const Shape& shape) {
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
-  if (rows > kMaxRows)
+  if (rows > AWQ_EDGE_MAX_ROWS)
     throw Refusal("W4A16Linear: x is [" + join(shape) + "], " + std::to_string(rows) +
-                  " rows, must be at most " + std::to_string(kMaxRows) +
+                  " rows, must be at most " + std::to_string(AWQ_EDGE_MAX_ROWS) +
                   ": build with a smaller maximum of batch times tokens");
   return static_cast<int32_t>(rows);
 }
@@ -47,8 +47,8 @@ class LinearCall final : public OpCall {
   }
 
   std::vector<int32_t> tactics() const override {
-    if (most_ <= kDecodeRows) return {AWQ_EDGE_TACTIC_DECODE};
-    if (least_ <= kDecodeRows) return {};
+    if (most_ <= AWQ_EDGE_DECODE_ROWS) return {AWQ_EDGE_TACTIC_DECODE};
+    if (least_ <= AWQ_EDGE_DECODE_ROWS) return {};
     std::vector<int32_t> found{AWQ_EDGE_TACTIC_GEMM};
     const awq_edge_w4a16_weight weight = describe(dtype_);
     size_t bytes = 0;

@@ -118,8 +118,8 @@ Values Op::read(const std::map<std::string, double>& given) const {
     values.set(attribute.name,
                attribute.type == Number::kInt ? value : static_cast<float>(value));
   }
-  const std::string conflict = conflicts(values);
-  if (!conflict.empty()) throw Refusal(std::string(name) + ": " + conflict);
+  const std::string why = conflict(values);
+  if (!why.empty()) throw Refusal(std::string(name) + ": " + why);
   return values;
 }
 

@@ -1,5 +1,5 @@
-// What an operator's contract is made of, and how attributes, shapes and dtypes are checked:
-// awq_edge/tensorrt/op_contract.py in C++, with the same words where something is refused.
+// An operator's contract, and the checks of attributes, shapes and dtypes against it: as in
+// awq_edge/tensorrt/op_contract.py, with the same words where something is refused.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace awq_edge::plugin {
 
-// What a node cannot be: the message says what, with the values.
+// A node that cannot be: the message has the values.
 struct Refusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -68,7 +68,7 @@ struct Op {
   std::vector<Tensor> inputs;
   std::vector<Tensor> outputs;
   Dimensions (*dimensions)(const Values&);
-  std::string (*conflicts)(const Values&);  // "" where the attributes go together
+  std::string (*conflict)(const Values&);  // "" where the attributes go together
   std::vector<std::pair<const char*, const char*>> at_least;
 
   // Every attribute, defaults included. Throws Refusal.
@@ -81,7 +81,7 @@ struct Op {
   Dimensions check_shapes(const Values& values, const std::vector<Shape>& shapes) const;
 };
 
-// What `tensor` may be, where the node's first input is `first`.
+// The dtypes that `tensor` may have, where the node's first input is `first`.
 std::vector<std::string> allowed_dtypes(const Tensor& tensor, const Values& values,
                                         const std::string& first);
 

@@ -89,7 +89,7 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(
     case nvinfer1::PluginCapabilityType::kCORE:
       return static_cast<nvinfer1::IPluginV3OneCore*>(this);
     case nvinfer1::PluginCapabilityType::kBUILD:
-      return static_cast<nvinfer1::IPluginV3OneBuildV2*>(this);
+      return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
     case nvinfer1::PluginCapabilityType::kRUNTIME:
       return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
   }
@@ -204,16 +204,6 @@ int32_t Plugin::getValidTactics(int32_t* tactics, int32_t nbTactics) noexcept {
     const std::vector<int32_t> found = call_->tactics();
     std::copy_n(found.begin(), std::min<size_t>(found.size(), nbTactics), tactics);
     return 0;
-  });
-}
-
-int32_t Plugin::getAliasedInput(int32_t outputIndex) noexcept {
-  return guarded(-1, [&] {
-    if (!values_.has("aliased_cache") || !values_.integer("aliased_cache")) return -1;
-    for (size_t i = 0; i < inputs_.size(); ++i)
-      if (std::strcmp(inputs_[i].name, outputs_.at(outputIndex).alias) == 0)
-        return static_cast<int32_t>(i);
-    return -1;
   });
 }
 

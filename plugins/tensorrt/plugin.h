@@ -9,7 +9,7 @@ namespace awq_edge::plugin {
 
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,
-                     public nvinfer1::IPluginV3OneBuildV2,
+                     public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
  public:
   Plugin(const Op& op, const Values& values);
@@ -24,7 +24,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   char const* getPluginVersion() const noexcept override { return kVersion; }
   char const* getPluginNamespace() const noexcept override { return kNamespace; }
 
-  // IPluginV3OneBuildV2
+  // IPluginV3OneBuild
   int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
                           nvinfer1::DynamicPluginTensorDesc const* out,
                           int32_t nbOutputs) noexcept override;
@@ -45,7 +45,6 @@ class Plugin final : public nvinfer1::IPluginV3,
   int32_t getValidTactics(int32_t* tactics, int32_t nbTactics) noexcept override;
   char const* getTimingCacheID() noexcept override { return description_.c_str(); }
   char const* getMetadataString() noexcept override { return description_.c_str(); }
-  int32_t getAliasedInput(int32_t outputIndex) noexcept override;
 
   // IPluginV3OneRuntime
   int32_t setTactic(int32_t tactic) noexcept override;

@@ -15,6 +15,7 @@ import pytest
 from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
 
+from awq_edge.tensorrt.cpp_tables import cpp_tables
 from tests.kernels.fake_library import FakeLibrary
 
 from .conftest import ROOT, BareEnvironment
@@ -111,6 +112,11 @@ def test_library_and_sources_are_found_in_an_installed_wheel(
     (site,) = environment.glob("lib/python*/site-packages")
     assert library == site / LIBRARY
     assert sources.read_bytes() == (ROOT / "plugins" / "CMakeLists.txt").read_bytes()
+    # As its CMakeLists.txt calls it; the packages that awq-edge requires are not there.
+    tables = tmp_path / "contract.cpp"
+    command = [python, "-m", "awq_edge.tensorrt.cpp_tables", tables]
+    subprocess.run(command, cwd=tmp_path, env=hidden, check=True)
+    assert tables.read_text() == cpp_tables()
 
 
 def test_pure_wheel_builds_from_the_sources_that_it_carries(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,7 @@ def test_libraries_are_installed_where_the_loader_looks(complete: FakeTools) -> 
         "-DCMAKE_CUDA_ARCHITECTURES=80-real;86-real;87-real;89-real;90-real;120-real" in configure
     )
     assert f"-DCMAKE_CUDA_COMPILER={complete.bin / 'nvcc'}" in configure
+    assert f"-DPython3_EXECUTABLE={sys.executable}" in configure
     assert compile_all.startswith("--build ")
     assert "CUDA compiler identification" in (install_directory() / "build.log").read_text()
     assert [path.name for path in install_directory().parent.iterdir()] == ["plugins"]

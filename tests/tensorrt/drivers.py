@@ -41,7 +41,6 @@ class Plugin(Protocol):
     def timing_cache_id(self) -> str: ...
     def output_types(self, types: Sequence[int]) -> list[int]: ...
     def supports(self, position: int, inputs: int, types: Sequence[int], format: int) -> bool: ...
-    def aliased_input(self, output: int) -> int: ...
     def configure(self, types: Sequence[int], smallest: Shapes, largest: Shapes) -> None: ...
     def tactics(self) -> list[int]: ...
     def workspace(self, types: Sequence[int], largest: Shapes) -> int: ...
@@ -104,9 +103,6 @@ class PythonPlugin:
             for index, type in enumerate(types)
         ]
         return bool(_told(self.plugin.supports_format_combination, position, tensors, inputs))
-
-    def aliased_input(self, output: int) -> int:
-        return int(self.plugin.get_aliased_input(output))
 
     def configure(self, types: Sequence[int], smallest: Shapes, largest: Shapes) -> None:
         _told(self.plugin.configure_plugin, _described(types, smallest, largest), [])
@@ -222,9 +218,6 @@ class CppPlugin:
         return bool(
             self.host.host_supports(self.address, position, inputs, outputs, _int32(types), format)
         )
-
-    def aliased_input(self, output: int) -> int:
-        return int(self.host.host_aliased_input(self.address, output))
 
     def configure(self, types: Sequence[int], smallest: Shapes, largest: Shapes) -> None:
         arguments = (*_tensors(types, smallest), _int64(largest))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from awq_edge.kernels import interface
+from awq_edge.tensorrt.cpp_tables import cpp_tables
 from tests.compilers import PLUGINS
 
 TESTS = Path(__file__).resolve().parent
@@ -95,10 +96,12 @@ def build_recording_kernels(gcc: str, folder: Path) -> Path:
 def build_plugin(gxx: str, kernels: Path, headers: Path, folder: Path) -> Path:
     """libawq_edge_plugin.so over `kernels`."""
     library = folder / "libawq_edge_plugin.so"
+    tables = folder / "contract.cpp"
+    tables.write_text(cpp_tables())
     exports = PLUGINS / "tensorrt" / "exports.map"
     _run(
-        [*_compiler(gxx, headers), "-fvisibility=hidden", "-Werror"],
-        [*sorted((PLUGINS / "tensorrt").glob("*.cpp")), kernels, "-ldl", "-o", library],
+        [*_compiler(gxx, headers), f"-I{PLUGINS / 'tensorrt'}", "-fvisibility=hidden", "-Werror"],
+        [*sorted((PLUGINS / "tensorrt").glob("*.cpp")), tables, kernels, "-ldl", "-o", library],
         [f"-Wl,-rpath,{kernels.parent}", f"-Wl,--version-script={exports}"],
     )
     return library

@@ -114,7 +114,7 @@ class _Graph:
     ) -> None:
         change = change or Change()
         values = W4A16_LINEAR.read(attributes)
-        sizes = W4A16_LINEAR.dimensions(values)
+        sizes = W4A16_LINEAR.sizes(values)
         inputs = [x]
         for tensor in W4A16_LINEAR.inputs_of(values)[1:]:
             if tensor.name in change.without:

@@ -31,8 +31,8 @@ std::vector<DynamicPluginTensorDesc> described(int32_t count, const int32_t* typ
   return tensors;
 }
 
-IPluginV3OneBuildV2* build(IPluginV3* plugin) {
-  return static_cast<IPluginV3OneBuildV2*>(
+IPluginV3OneBuild* build(IPluginV3* plugin) {
+  return static_cast<IPluginV3OneBuild*>(
       plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
 }
 
@@ -122,7 +122,7 @@ const char* host_timing_cache_id(void* plugin) {
 }
 
 int32_t host_output_types(void* plugin, int32_t count, const int32_t* types, int32_t* found) {
-  IPluginV3OneBuildV2* const asked = build(static_cast<IPluginV3*>(plugin));
+  IPluginV3OneBuild* const asked = build(static_cast<IPluginV3*>(plugin));
   std::vector<DataType> inputs, outputs(asked->getNbOutputs());
   for (int32_t i = 0; i < count; ++i) inputs.push_back(static_cast<DataType>(types[i]));
   if (asked->getOutputDataTypes(outputs.data(), static_cast<int32_t>(outputs.size()),
@@ -143,10 +143,6 @@ int32_t host_supports(void* plugin, int32_t position, int32_t inputs, int32_t ou
       ->supportsFormatCombination(position, tensors.data(), inputs, outputs);
 }
 
-int32_t host_aliased_input(void* plugin, int32_t output) {
-  return build(static_cast<IPluginV3*>(plugin))->getAliasedInput(output);
-}
-
 int32_t host_configure(void* plugin, int32_t count, const int32_t* types, const int32_t* ranks,
                        const int64_t* smallest, const int64_t* largest) {
   const auto tensors = described(count, types, ranks, smallest, largest);
@@ -155,7 +151,7 @@ int32_t host_configure(void* plugin, int32_t count, const int32_t* types, const 
 }
 
 int32_t host_tactics(void* plugin, int32_t* tactics) {
-  IPluginV3OneBuildV2* const asked = build(static_cast<IPluginV3*>(plugin));
+  IPluginV3OneBuild* const asked = build(static_cast<IPluginV3*>(plugin));
   const int32_t count = asked->getNbTactics();
   return count > 0 && asked->getValidTactics(tactics, count) != 0 ? -1 : count;
 }

@@ -56,7 +56,7 @@ class IPluginV3OneCore(_Interface):
     def __init__(self) -> None: ...
 
 
-class IPluginV3OneBuildV2(_Interface):
+class IPluginV3OneBuild(_Interface):
     def __init__(self) -> None: ...
 
 

@@ -61,8 +61,6 @@ def _build(trt: Any, logger: Any, job: dict[str, Any]) -> dict[str, Any]:
         config.num_compute_capabilities = len(job["sm"])
         for index, sm in enumerate(job["sm"]):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
-        if job.get("aliasing"):
-            config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         for name in job.get("profiles", ["both"]):
             config.add_optimization_profile(_profile(builder, network, PROFILES[name]))
         plan = builder.build_serialized_network(network, config)

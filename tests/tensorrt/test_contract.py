@@ -1,9 +1,11 @@
-"""The contract refuses what it should, in words with numbers, and C++ has the same contract."""
+"""The contract refuses what it should, in words with numbers; its tables in C++."""
 
 from __future__ import annotations
 
-import ctypes
-import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,11 @@ from awq_edge.errors import ConfigError
 from awq_edge.kernels import interface
 from awq_edge.kernels.packing import pack
 from awq_edge.model.w4a16 import QuantizedWeight
-from awq_edge.tensorrt import contract
-from awq_edge.tensorrt.contract import CACHED_ATTENTION, OPS, W4A16_LINEAR
-from awq_edge.tensorrt.op_contract import Attribute, Number, Op, Tensor, describe
+from awq_edge.tensorrt.contract import CACHED_ATTENTION, W4A16_LINEAR
+from awq_edge.tensorrt.cpp_tables import cpp_expression
+from awq_edge.tensorrt.op_contract import Number, Op, describe
 
-from .conftest import CppPlugin
+ROOT = Path(__file__).resolve().parents[2]
 
 LINEAR: dict[str, Number] = {
     "bits": 4,
@@ -38,7 +40,7 @@ ATTENTION: dict[str, Number] = {
 def test_defaults_are_filled_in() -> None:
     values = CACHED_ATTENTION.read(ATTENTION)
     assert list(values) == [attribute.name for attribute in CACHED_ATTENTION.attributes]
-    assert values["window"] == 0 and values["aliased_cache"] == 0
+    assert values["window"] == 0 and values["int8_cache"] == 0
     assert values["norm_eps"] == pytest.approx(1e-6)
     assert describe(W4A16_LINEAR.read(LINEAR)).startswith("bits=4, group_size=64, in_features=192")
 
@@ -131,47 +133,28 @@ def test_dtypes_go_together() -> None:
         CACHED_ATTENTION.check_dtypes(int8, names)
 
 
-def _as_json(attribute: Attribute) -> dict[str, Any]:
-    ranged = not attribute.choices
-    return {
-        "name": attribute.name,
-        "type": attribute.type,
-        "default": attribute.default,
-        "choices": list(attribute.choices),
-        "minimum": attribute.minimum if ranged else None,
-        "maximum": attribute.maximum if ranged else None,
+def test_the_tables_in_cpp_are_the_same_every_time() -> None:
+    """Whatever the order of sets and the working directory."""
+    script = "from awq_edge.tensorrt.cpp_tables import cpp_tables; print(cpp_tables())"
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1")
     }
+    assert len(texts) == 1
 
 
-def _tensor_as_json(tensor: Tensor) -> dict[str, Any]:
-    return {
-        "name": tensor.name,
-        "dtype": tensor.dtype,
-        "shape": list(tensor.shape),
-        "needs": tensor.needs,
-        "alias": tensor.alias,
-    }
-
-
-def test_the_plugin_in_cpp_has_this_contract(cpp_plugin: CppPlugin) -> None:
-    library = ctypes.CDLL(str(cpp_plugin.library))
-    library.awq_edge_plugin_contract.restype = ctypes.c_char_p
-    assert json.loads(library.awq_edge_plugin_contract()) == {
-        "version": contract.PLUGIN_VERSION,
-        "namespace": contract.PLUGIN_NAMESPACE,
-        "max_rows": contract.MAX_ROWS,
-        "decode_rows": contract.DECODE_ROWS,
-        "ops": [
-            {
-                "name": op.name,
-                "attributes": [_as_json(attribute) for attribute in op.attributes],
-                "inputs": [_tensor_as_json(tensor) for tensor in op.inputs],
-                "outputs": [_tensor_as_json(tensor) for tensor in op.outputs],
-                "at_least": [list(pair) for pair in op.at_least],
-            }
-            for op in OPS.values()
-        ],
-    }
+@pytest.mark.parametrize(
+    "expression",
+    ["a ** 2", "a / b", "a < b < c", "f(a)", "'a'", "1.5", "-a", "a if b", "True"],
+)
+def test_an_expression_that_cpp_reads_otherwise_is_refused(expression: str) -> None:
+    with pytest.raises((ValueError, SyntaxError)):
+        cpp_expression(expression)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])

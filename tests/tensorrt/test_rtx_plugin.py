@@ -38,7 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16": {"activations": "bfloat16"},
     "merged": {"attention": {"merged_qkv": 1, "qk_norm": 1, "window": 64, "soft_cap": 30.0}},
     "int8_cache": {"attention": {"int8_cache": 1}},
-    "aliased": {"attention": {"aliased_cache": 1}},
 }
 
 # name -> (what is different, what the plugin says)
@@ -133,10 +132,7 @@ def _job(folder: Path, name: str, model: onnx.ModelProto, **others: Any) -> dict
 
 
 def test_engines_are_built_and_keep_the_fields(build: Build, tmp_path: Path) -> None:
-    jobs = [
-        _job(tmp_path, name, build_model(**variant), aliasing=name == "aliased")
-        for name, variant in VARIANTS.items()
-    ]
+    jobs = [_job(tmp_path, name, build_model(**variant)) for name, variant in VARIANTS.items()]
     results, errors = build(jobs)
     for (name, variant), job, result in zip(VARIANTS.items(), jobs, results, strict=True):
         assert result["built"], (name, result["log"], errors)
@@ -152,14 +148,6 @@ def test_engines_are_built_and_keep_the_fields(build: Build, tmp_path: Path) -> 
 
 def _sorted(nodes: list[dict[str, Number]]) -> list[list[tuple[str, Number]]]:
     return sorted(sorted(node.items()) for node in nodes)
-
-
-@pytest.mark.parametrize("build", ["python", "load"], indirect=True)
-def test_aliasing_needs_the_preview_feature(build: Build, tmp_path: Path) -> None:
-    model = build_model(attention={"aliased_cache": 1})
-    (result,), _ = build([_job(tmp_path, "aliased", model, aliasing=False)])
-    assert result["parsed"] and not result["built"]
-    assert any("ALIASED_PLUGIN_IO_10_03" in line for line in result["log"])
 
 
 @pytest.mark.parametrize("build", ["python", "load"], indirect=True)

@@ -179,7 +179,6 @@ def _build(plan: _Plan, sm: str, observe: Callable[[float, str], None]) -> Engin
             engine=str(work / ENGINE_FILE),
             sm=sm,
             plugins=plan.plugin is not None,
-            aliasing=_has_aliased_cache(manifest),
             profiles=profiles,
             inputs=manifest.inputs,
             outputs=manifest.outputs,
@@ -205,13 +204,6 @@ def _build(plan: _Plan, sm: str, observe: Callable[[float, str], None]) -> Engin
         text = json.dumps(described.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return Engine(final, described)
-
-
-def _has_aliased_cache(manifest: BundleManifest) -> bool:
-    """Whether TensorRT itself is told that the cache is changed in place."""
-    if manifest.plugin is None:
-        return False
-    return any(1 in a.get("aliased_cache", ()) for a in manifest.plugin.attributes.values())
 
 
 def _timing_cache(plan: _Plan, sm: str) -> str | None:

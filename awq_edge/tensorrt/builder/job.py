@@ -10,16 +10,21 @@ from awq_edge.tensorrt.engines.manifest import EngineProfile
 
 
 class BuildJob(Record):
-    """module: TensorRT's Python module. graph: path of the ONNX file. engine: path to write. sm:
-    "SM89". aliasing: a node says that its output is its input's memory. timing_cache: path, of
-    TensorRT on the device only. workspace_bytes: of the builder, None for its own choice."""
+    """The build of one engine.
+
+    module: TensorRT's Python module.
+    graph: path of the ONNX file.
+    engine: path to write.
+    sm: "SM89".
+    timing_cache: path, of TensorRT on the device only.
+    workspace_bytes: of the builder, None for its own choice.
+    """
 
     module: str
     graph: str
     engine: str
     sm: str
     plugins: bool
-    aliasing: bool
     profiles: tuple[EngineProfile, ...]
     inputs: tuple[TensorPort, ...]
     outputs: tuple[TensorPort, ...]

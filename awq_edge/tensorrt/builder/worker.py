@@ -101,8 +101,6 @@ def _config(trt: Any, builder: Any, job: BuildJob) -> Any:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
-    if job.aliasing:
-        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     return config
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from awq_edge.artifacts.directories import BundleManifest, TensorPort
 from awq_edge.errors import ArtifactError
-from awq_edge.tensorrt.contract import DECODE_ROWS
+from awq_edge.kernels.interface import DECODE_ROWS
 from awq_edge.tensorrt.engines.manifest import EngineProfile, ShapeRange
 
 # Rows of logits that one execution of a prefill gives: a chunk of 512 by a vocabulary of 128,000

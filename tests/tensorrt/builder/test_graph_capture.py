@@ -21,7 +21,6 @@ def test_memory_of_a_run_is_the_sessions() -> None:
         engine="",
         sm="SM89",
         plugins=False,
-        aliasing=False,
         profiles=(),
         inputs=(),
         outputs=(),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from awq_edge.artifacts.directories import Bundle, TensorPort
 from awq_edge.errors import ArtifactError
-from awq_edge.tensorrt.contract import DECODE_ROWS
+from awq_edge.kernels.interface import DECODE_ROWS
 from awq_edge.tensorrt.engines import profiles_of
 
 

@@ -36,7 +36,7 @@ PluginField = stub_tensorrt.PluginField
 PluginFieldCollection = stub_tensorrt.PluginFieldCollection
 IPluginV3 = stub_tensorrt.IPluginV3
 IPluginV3OneCore = stub_tensorrt.IPluginV3OneCore
-IPluginV3OneBuildV2 = stub_tensorrt.IPluginV3OneBuildV2
+IPluginV3OneBuild = stub_tensorrt.IPluginV3OneBuild
 IPluginV3OneRuntime = stub_tensorrt.IPluginV3OneRuntime
 IPluginCreatorV3One = stub_tensorrt.IPluginCreatorV3One
 
