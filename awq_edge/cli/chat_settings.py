@@ -11,7 +11,7 @@ from awq_edge.errors import ConfigError
 if TYPE_CHECKING:
     from awq_edge.runtime.conversation import Conversation
 
-# What other programs call them.
+# Other programs' names of the settings.
 _OTHER_NAMES = {
     "repeat_penalty": "repetition_penalty",
     "num_predict": "max_new_tokens",

@@ -8,7 +8,7 @@ from awq_edge.device.buffers import DeviceBuffer, Owned
 from awq_edge.device.layer import DeviceLayer
 from awq_edge.errors import ResourceError
 
-# Of one copy: beyond every cache, and little enough to fit beside a model.
+# The size of one copy: beyond every cache, and little enough to fit beside a model.
 _COPY_BYTES = 256 << 20
 _COPIES = 11
 

@@ -20,7 +20,7 @@ from awq_edge.errors import ConfigError, DeviceError, ResourceError, RuntimeUnav
 ENVIRONMENT_VARIABLE = "AWQ_EDGE_DEVICE_LAYER"
 # Name of a layer -> the module that it needs.
 _LAYERS = {"cuda-python": "cuda.bindings", "pycuda": "pycuda"}
-# What TensorRT asks of an address: IExecutionContext::setTensorAddress.
+# TensorRT's alignment of an address: IExecutionContext::setTensorAddress.
 ALIGNMENT = 256
 
 HostBytes = npt.NDArray[np.uint8]

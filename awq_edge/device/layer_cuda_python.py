@@ -102,7 +102,7 @@ class CudaPythonLayer:
         return float(milliseconds) / 1e3
 
     def begin_capture(self, stream: int) -> None:
-        # Of this thread: what others allocate meanwhile does not spoil the capture.
+        # Thread-local: allocations of other threads do not spoil the capture.
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
 

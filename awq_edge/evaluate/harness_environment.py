@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-# What the metric that runs code (code_eval of the evaluate library) looks for.
+# The permission that the metric which runs code (code_eval of the evaluate library) looks for.
 _CODE_VARIABLE = "HF_ALLOW_CODE_EVAL"
 # Without it standard errors are computed in forked processes; the runtime has threads by then.
 _ONE_PROCESS_VARIABLE = "DISABLE_MULTIPROC"

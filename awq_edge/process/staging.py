@@ -36,7 +36,7 @@ _FORGOTTEN_SECONDS = 7 * 24 * 3600
 _LONGEST_NAME = 255  # bytes, of nearly every file system
 _CONTENTS = "contents"  # NAME where the temporary folder lies inside the output
 _JOURNAL, _REPLACED = ".journal", ".replaced"
-# Those of earlier versions had the number of a process in them.
+# Names of earlier versions had the number of a process in them.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(partial|old)-(\d+-)?[0-9a-f]{8}")
 _KEPT = re.compile(rf"\.(?P<name>.+)\.({RESUME}|{CHECKPOINT})")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

@@ -22,7 +22,7 @@ from awq_edge.errors import ConfigError
 from awq_edge.process import children
 
 CPU_SECONDS = 3.0  # of one request
-# Of a machine that is busy with other work, or has no clock for a process's own time.
+# The limit where a machine is busy with other work, or has no clock for a process's own time.
 _WALL_SECONDS = 30.0
 _PROGRAM = Path(__file__).with_name("worker.py")
 _MOST_PROCESSES = 2  # so that a request that takes its time keeps no other waiting
@@ -50,7 +50,7 @@ class _Worker:
                 f"no process can be started for the model's chat template or tokenizer: "
                 f"{error.strerror}"
             ) from None
-        # Of jinja2 and tokenizers it needs no more than where they are.
+        # The worker needs only the paths of jinja2 and tokenizers.
         self._send({"path": sys.path, **setup})
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -340,7 +340,7 @@ class TextStream:
         if special and before == "answer":  # it may belong to a stop string
             pieces = [TextDelta(text)]
         for piece in pieces:
-            # What follows the thoughts within one token is not what a constraint made.
+            # The constraint has not seen the text that follows the thoughts within one token.
             if piece.thought or before != "thoughts" or self._request.constraint is None:
                 yield from self._give(piece, special=special)
 

@@ -22,8 +22,8 @@ from awq_edge.runtime.session import Float32
 # undecided: nothing but what may become a marker has come.
 State = Literal["undecided", "thoughts", "answer"]
 
-# Of DeepSeek, Qwen, SmolLM, Phi and most others first: a template that explains another pair to
-# its model, as SmolLM3's does, has this one too.
+# The pair of DeepSeek, Qwen, SmolLM, Phi and most others comes first: a template that explains
+# another pair to its model, as SmolLM3's does, has this one too.
 _PAIRS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -38,7 +38,7 @@ _PAIRS = (
     ("<|channel>thought", "<channel|>"),  # Gemma 4
     ("Here is my thought process:", "Here is my response:"),  # Granite 3.2
 )
-# What some models put around the answer behind their thoughts.
+# Markers that some models put around the answer after their thoughts.
 _WRAPPERS = (
     ("<response>", "</response>"),  # Granite 3.3
     ("<answer>", "</answer>"),  # Hunyuan

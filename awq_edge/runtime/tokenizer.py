@@ -14,7 +14,7 @@ from awq_edge.artifacts.input_files import read_json, read_text, show_path, show
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.runtime.tokenizer_limits import GuardedTokenizer, is_plain
 
-# What a decoder writes for bytes that are not (yet) valid UTF-8.
+# A decoder's character for bytes that are not (yet) valid UTF-8.
 _REPLACEMENT = "\ufffd"
 # Tokens of the prompt that the decoder of a continuation sees before it: enough that a decoder
 # which strips the space of a text's first word does not strip the continuation's.
@@ -199,7 +199,7 @@ class TokenStream:
         if text.endswith(_REPLACEMENT) or len(text) <= len(self._shown):
             return ""
         piece = text[len(self._shown) :]
-        # What was just given out is where the next window begins, unless it has no text alone:
+        # The next window begins with the text just given out, unless that has no text alone:
         # special tokens are not shown, and the first word of a window may lose its space.
         following = self._window[self._known :]
         shown = self._tokenizer.decode(following)
@@ -305,7 +305,7 @@ def _add_tokens(
     # A special token that is an ordinary entry of the vocabulary would be cut, and shown.
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
     named = [t for t in sorted(special - added) if t and backend.token_to_id(t) is not None]
-    # What ends a turn may stand in no vocabulary at all; it gets the next id.
+    # A turn's end may stand in no vocabulary at all; it gets the next id.
     ends = [special_tokens.get(name, "") for name in ("bos_token", "eos_token")]
     named += [t for t in ends if t and backend.token_to_id(t) is None]
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in named])

@@ -33,7 +33,7 @@ async def respond(service: Service, request: Request, task: Task) -> Response:
     events: asyncio.Queue[Event] = asyncio.Queue()
 
     def deliver(event: Event) -> None:
-        # Nobody reads the pieces of an answer that comes whole, but their tokens' scores.
+        # An answer that comes whole has its deltas' text already; their tokens' scores it has not.
         if task.stream or not isinstance(event, AnswerDelta) or event.tokens:
             try:
                 loop.call_soon_threadsafe(events.put_nowait, event)

@@ -54,8 +54,8 @@ _WITHOUT_EFFECT = (
     "prompt_cache_retention",
     "parallel_tool_calls",
 )
-# What a message may carry beside role and content. The first change no answer of this server,
-# whatever they are; the others are only taken where they are empty.
+# Further keys of a message. The first change no answer of this server, whatever their values; the
+# others are accepted only where they are empty.
 _WITHOUT_EFFECT_IN_MESSAGE = (
     "annotations",
     "cache_control",
@@ -139,7 +139,7 @@ def _few_stops(stops: list[str]) -> list[str]:
 
 Tokens = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=_LARGEST_SEED)]
-# What -1 asks for: all that there is room for.
+# max_tokens: -1 means as many as there is room for.
 UNLIMITED_TOKENS = 2**31
 MaxTokens = Annotated[Tokens | None, off(-1, means=UNLIMITED_TOKENS)]
 

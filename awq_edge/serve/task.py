@@ -25,7 +25,7 @@ Api = Literal["completions", "chat"]
 # Checks a JSON schema and gives the grammar of it; raises GrammarError.
 GrammarOf = Callable[[dict[str, object]], str]
 
-# What the OpenAI API generates where a completion names no number.
+# The OpenAI API's default for a completion.
 _COMPLETION_TOKENS = 16
 
 

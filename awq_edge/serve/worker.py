@@ -50,7 +50,7 @@ class Worker:
             job.fail(invalid(str(error), "response_format", "invalid_schema"))
             return "failed"
         except BaseException:
-            # What the cache holds is not certain any more.
+            # The KV cache's contents are not certain any more.
             self._model.session.reset()
             raise
         return "cancelled" if generation.finish_reason == "cancelled" else "completed"
@@ -79,7 +79,7 @@ class Worker:
         # Before the client is told, who may look at once; and by the thread that owns the session.
         self._recorder.finished(generation, self._model.session.memory, self._kept.nbytes)
         if generation.finish_reason == "cancelled":
-            # Of interest only where the server shuts down: else the client is gone.
+            # A client that is still there sees this where the server shuts down.
             job.deliver(Failed(ClosedError("the server is shutting down")))
         else:
             job.deliver(Finished(generation, scores.new(stream, final=True)))

@@ -1,7 +1,7 @@
 """Layouts: how the quantized weights of a checkpoint lie in its files. One file each, found by
 import.
 
-To add one: write `layouts/<name>.py` with a module constant LAYOUT. Nothing else changes.
+To add one: write `layouts/<name>.py` with a module constant LAYOUT; docs/formats.md.
 """
 
 from __future__ import annotations

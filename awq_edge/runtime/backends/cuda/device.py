@@ -58,7 +58,7 @@ class Device(Protocol):
         ...
 
 
-# Of one copy: beyond every cache, and little enough to fit beside a model.
+# The size of one copy: beyond every cache, and little enough to fit beside a model.
 _COPY_BYTES = 256 << 20
 _COPIES = 11
 
