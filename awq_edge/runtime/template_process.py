@@ -12,7 +12,7 @@ from typing import Any
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.process import worker_process
 
-# Limits of one rendering, beside the time. A conversation of a million characters takes milliseconds.
+# One rendering's limits beside the time. A conversation of a million characters takes milliseconds.
 MEMORY_BYTES = 512 << 20
 CHARACTERS = 4_000_000
 
