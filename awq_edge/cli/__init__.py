@@ -93,7 +93,7 @@ app.add_typer(recipes_app)
 
 
 class _Escaped(Exception):
-    """What typer would turn into an exit code by itself, on its way to `main`."""
+    """An exception that typer would turn into an exit code, on its way to `main`."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error

@@ -11,7 +11,7 @@ _MEASURE = "measure"
 
 
 class _BenchGroup(typer.core.TyperGroup):
-    """What is no subcommand is the bundle to measure (one named "compare": ./compare)."""
+    """A word that is no subcommand is the bundle to measure (one named "compare": ./compare)."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands:

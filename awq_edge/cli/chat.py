@@ -164,16 +164,16 @@ def _answer(conversation: Conversation, text: str, interrupt: Interrupt, quiet: 
 
 
 def _note(text: str) -> None:
-    """What is not an answer goes to standard error, and not at all into a pipe's log."""
+    """Print a note on standard error; none into a pipe's log."""
     if is_terminal():
         _tell(text)
 
 
 def _tell(text: str) -> None:
-    """What was asked for, and is no answer of the model."""
+    """Print the output of a command, which is no answer of the model."""
     print(printable(text), file=sys.stderr, flush=True)
 
 
 def _warn(text: str) -> None:
-    """What the reader of a pipe must know too."""
+    """Print a warning that the reader of a pipe must see too."""
     _tell(text if is_terminal() else f"warning: {text}")

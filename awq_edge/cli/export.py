@@ -171,7 +171,7 @@ def export(
 
 
 def print_bundle(bundle: Bundle, console: Console) -> None:
-    """What was exported in a few lines, and the next command."""
+    """Print the bundle in a few lines, and the next command."""
     from awq_edge.artifacts.input_files import read_json
     from awq_edge.model.archs import decoder_from_config
     from awq_edge.model.group_size import coverage
@@ -204,7 +204,7 @@ def print_bundle(bundle: Bundle, console: Console) -> None:
 
 
 def _template_warnings(bundle: Bundle) -> list[str]:
-    """What chat and serve will say of the chat template, where it cannot be used."""
+    """Warnings of chat and serve about a chat template that cannot be used."""
     from awq_edge.errors import AwqEdgeError
     from awq_edge.runtime.chat_template import load_chat_template
     from awq_edge.runtime.tokenizer import Tokenizer
@@ -219,7 +219,7 @@ def _template_warnings(bundle: Bundle) -> list[str]:
 
 
 def _notes(bundle: Bundle) -> tuple[str, ...]:
-    """What the quantization inside the export, or before it, has to say of its choices."""
+    """Notes on the choices of the quantization, inside the export or before it."""
     from awq_edge.inspect.provenance import read_report
 
     report, _ = read_report(bundle.path)

@@ -59,7 +59,7 @@ def inspect(
 
 
 def _damage(inspection: Inspection) -> str:
-    """What is wrong in one line."""
+    """The faults of a directory in one line."""
     if inspection.kind != "bundle":
         return "; ".join(inspection.problems)
     return f"{inspection.path}: {'; '.join(inspection.problems)}; copy or export it again"

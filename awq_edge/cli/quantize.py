@@ -123,7 +123,7 @@ def quantize(
 
 
 def print_report(report: QuantizationReport, path: Path, console: Console) -> None:
-    """What was done in a few lines, and the next command."""
+    """Print the quantization in a few lines, and the next command."""
     from awq_edge.model.checkpoint import Checkpoint
     from awq_edge.model.group_size import coverage
 
@@ -168,13 +168,13 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
 
 
 def print_warnings(report: QuantizationReport, console: Console) -> None:
-    """What a report warns of: said last, where it is not read over."""
+    """Print a report's warnings: last, where they are not read over."""
     for warning in report.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
 
 
 def calibration_notes(report: QuantizationReport) -> list[str]:
-    """What was read for the calibration and what was not, in lines; none for the packaged text."""
+    """The calibration's documents, read and skipped, in lines; none for the packaged text."""
     from awq_edge.quantizer.report.schema import PACKAGED
 
     drawn = report.calibration
