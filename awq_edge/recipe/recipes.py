@@ -364,7 +364,7 @@ def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
             raise ConfigError(f"{path}: extends goes in a circle: {circle}")
         if len(chain) > _MAX_EXTENDS:
             raise ConfigError(f"{path}: extends is more than {_MAX_EXTENDS} recipes deep")
-        data = _read(following)
+        data = read_toml(following, error=ConfigError)
         parent = data.pop("extends", None)
         chain.append((following, data))
         if parent is not None and not isinstance(parent, str):
@@ -374,10 +374,6 @@ def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
             )
         following = None if parent is None else _locate(parent, following)
     return chain
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_toml(path, error=ConfigError)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

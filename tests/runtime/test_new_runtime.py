@@ -21,7 +21,7 @@ from awq_edge.fit.models import find_model
 from awq_edge.fit.storage import LinearSizes, Target, matmul_nbits
 from awq_edge.inspect.artifact import inspect_artifact
 from awq_edge.recipe.recipes import list_recipes, load_recipe
-from awq_edge.recipe.runtimes import Memory, Runtime, load, register, require_runtime, runtimes
+from awq_edge.recipe.runtimes import Memory, Runtime, load, register, runtimes
 from awq_edge.runtime.backends.onnxruntime import OnnxRuntimeSession
 from awq_edge.runtime.memory import ModelSizes
 from awq_edge.runtime.session import SessionInfo, SessionOptions
@@ -168,7 +168,7 @@ def test_default_recipes_are_of_the_runtime_or_of_a_cpu() -> None:
 
 
 @pytest.fixture
-def recomputing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+def recomputing(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     """The guide's files, in the places that it names."""
     text = GUIDE.read_text(encoding="utf-8")
     files = re.findall(r"`awq_edge/([\w/]+)\.py`:\n\n```python\n(.*?)```", text, re.DOTALL)
@@ -181,14 +181,12 @@ def recomputing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
         exec(compile(code, path, "exec"), module.__dict__)
         record = getattr(module, "RUNTIME", record)
     assert isinstance(record, Runtime)
-    register(record)
-    yield record
-    del runtimes()[record.name]
+    monkeypatch.setitem(runtimes(), record.name, record)
+    return record
 
 
 def test_the_guide_s_example(recomputing: Runtime, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="needs the [host] extra")
-    assert require_runtime("recomputing") is recomputing
     options = {"method": "rtn", "context": 64}
     mine = awq_edge.export("demo", tmp_path / "mine", runtime="recomputing", **options)  # type: ignore[arg-type]
     known = awq_edge.export("demo", tmp_path / "known", recipe="cpu", **options)  # type: ignore[arg-type]
