@@ -32,20 +32,16 @@ Metric = Literal["prefill_tokens_per_second", "decode_tokens_per_second", "ttft"
 
 
 class MetricChange(Record):
-    """One metric of one cell.
-
-    before, after: medians of the repeats, tokens/s or seconds.
-    change: after / before - 1.
-    p_value: of the rank test.
-    """
+    """One metric of one cell."""
 
     prompt_tokens: int
     generated_tokens: int
     metric: Metric
+    # before, after: medians of the repeats, tokens/s or seconds
     before: float
     after: float
-    change: float
-    p_value: float
+    change: float  # after / before - 1
+    p_value: float  # of the rank test
     repeats: tuple[int, int]
     verdict: Verdict
 
@@ -69,11 +65,7 @@ class Difference(Record):
 
 
 class Comparison(Manifest):
-    """Two bench reports side by side.
-
-    differences: between the measured settings and machines.
-    only_before, only_after: cells (prompt and generated tokens) that the other report lacks.
-    """
+    """Two bench reports side by side."""
 
     format: Literal["awq-edge-bench-comparison"] = "awq-edge-bench-comparison"
     format_version: Literal[1] = 1
@@ -81,7 +73,8 @@ class Comparison(Manifest):
     min_change: float
     changes: tuple[MetricChange, ...]
     peaks: tuple[PeakChange, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[Difference, ...]  # between the measured settings and machines
+    # only_before, only_after: cells (prompt and generated tokens) that the other report lacks
     only_before: tuple[tuple[int, int], ...]
     only_after: tuple[tuple[int, int], ...]
 

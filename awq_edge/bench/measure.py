@@ -31,13 +31,10 @@ class Repeat:
 
 @dataclass
 class Measurement:
-    """The repeats of each cell, without the warm-up.
-
-    interrupted: some of the plan's are missing.
-    """
+    """The repeats of each cell, without the warm-up."""
 
     repeats: dict[Cell, list[Repeat]] = field(default_factory=dict)
-    interrupted: bool = False
+    interrupted: bool = False  # some of the plan's are missing
 
 
 def measure(

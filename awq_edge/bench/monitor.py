@@ -15,20 +15,15 @@ from awq_edge.sensors.reading import Reading, Sensor
 
 @dataclass(frozen=True)
 class Sample:
-    """Memory and energy at one moment.
+    """Memory and energy at one moment."""
 
-    time: seconds of the clock.
-    anonymous, file_backed: bytes of this process.
-    device: in use on the whole GPU.
-    energy: joules since the monitor began, by sensor.
-    other_cpu: CPU seconds of all other processes since the machine started.
-    """
-
-    time: float
+    time: float  # seconds of the clock
+    # anonymous, file_backed: bytes of this process
     anonymous: int | None = None
     file_backed: int | None = None
-    device: int | None = None
-    other_cpu: float | None = None
+    device: int | None = None  # in use on the whole GPU
+    other_cpu: float | None = None  # CPU seconds of all other processes since the machine started
+    # joules since the monitor began, by sensor
     energy: Mapping[str, float] = field(default_factory=dict)
     clocks: Mapping[str, int] = field(default_factory=dict)
     throttled: tuple[str, ...] = ()

@@ -33,17 +33,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells, in the order of a round; rounds of warm-up and rounds that count.
-
-    seed: draws the prompts.
-    sample_interval: seconds between two samples of memory and sensors.
-    """
+    """Cells, in the order of a round; rounds of warm-up and rounds that count."""
 
     cells: tuple[Cell, ...]
     warmup: int = WARMUP
     repeats: int = REPEATS
-    seed: int = SEED
-    sample_interval: float = SAMPLE_INTERVAL
+    seed: int = SEED  # draws the prompts
+    sample_interval: float = SAMPLE_INTERVAL  # seconds between two samples of memory and sensors
 
     @property
     def requests(self) -> int:

@@ -20,23 +20,18 @@ from awq_edge.run.report import (
 
 
 class PlanReport(Record):
-    """The plan of the measurement.
-
-    batch: sequences at a time; a session runs one.
-    prompt_sha256: of the ids of the longest prompt, int64; shorter ones are its beginning.
-    context: positions of the KV cache.
-    """
+    """The plan of the measurement."""
 
     prompt_lengths: tuple[int, ...]
     generated_lengths: tuple[int, ...]
-    batch: Literal[1] = 1
+    batch: Literal[1] = 1  # sequences at a time; a session runs one
     warmup: int
     repeats: int
     seed: int
-    prompt_sha256: str
+    prompt_sha256: str  # of the ids of the longest prompt, int64; shorter ones are its beginning
     sampling: Literal["greedy"] = "greedy"
     ignore_eos: Literal[True] = True
-    context: int
+    context: int  # positions of the KV cache
     sample_interval: float
 
 
@@ -50,20 +45,15 @@ class PercentilesReport(Record):
 
 
 class RepeatReport(Record):
-    """One request.
-
-    prefill: seconds of all chunks.
-    steps: seconds of each decode step, the warm-up steps at the beginning included.
-    decode_tokens_per_second: of the steps after the warm-up, their number over their sum,
-        interruptions included.
-    tpot: their median, which leaves interruptions out.
-    """
+    """One request."""
 
     ttft: float
-    prefill: float
+    prefill: float  # seconds of all chunks
     prefill_tokens_per_second: float
+    # of the steps after the warm-up, their number over their sum, interruptions included
     decode_tokens_per_second: float | None
-    tpot: float | None
+    tpot: float | None  # median of those steps, which leaves interruptions out
+    # seconds of each decode step, the warm-up steps at the beginning included
     steps: tuple[float, ...]
     total: float
 
@@ -93,24 +83,18 @@ class PeakReport(Record):
 
 
 class CellReport(Record):
-    """One pair of lengths.
-
-    prefill, decode: tokens/s, one value a repeat.
-    ttft: one value a repeat.
-    tpot: every step after the warm-up, of all repeats.
-    bandwidth: at decode's median.
-    others: share of the CPUs that other processes took meanwhile.
-    """
+    """One pair of lengths."""
 
     prompt_tokens: int
     generated_tokens: int
     batch: Literal[1] = 1
+    # prefill, decode: tokens/s, one value a repeat
     prefill: SpreadReport
     decode: SpreadReport | None
-    ttft: PercentilesReport
-    tpot: PercentilesReport | None
-    bandwidth: BandwidthReport
-    others: float | None
+    ttft: PercentilesReport  # one value a repeat
+    tpot: PercentilesReport | None  # every step after the warm-up, of all repeats
+    bandwidth: BandwidthReport  # at decode's median
+    others: float | None  # share of the CPUs that other processes took meanwhile
     peak: PeakReport
     energy: tuple[EnergyReport, ...]
     repeats: tuple[RepeatReport, ...]
@@ -144,15 +128,11 @@ class ClockReport(Record):
 
 
 class ThrottlingReport(Record):
-    """Reduced clocks.
-
-    reasons: number of samples in which each held clocks down.
-    events: by how much counters grew.
-    """
+    """Reduced clocks."""
 
     samples: int
-    reasons: dict[str, int]
-    events: dict[str, int]
+    reasons: dict[str, int]  # number of samples in which each held clocks down
+    events: dict[str, int]  # by how much counters grew
 
     @property
     def seen(self) -> bool:
@@ -161,11 +141,7 @@ class ThrottlingReport(Record):
 
 
 class BenchReport(Manifest):
-    """One measurement of `awq-edge bench`.
-
-    manifest_sha256: of the bundle's manifest.json, which has the hashes of all its files.
-    notes: warnings to the reader, in words.
-    """
+    """One measurement of `awq-edge bench`."""
 
     noun: ClassVar[str] = "a bench report of this version"
     remedy: ClassVar[str] = "make it with `awq-edge bench BUNDLE --json FILE`"
@@ -173,7 +149,7 @@ class BenchReport(Manifest):
     format: Literal["awq-edge-bench-report"] = "awq-edge-bench-report"
     format_version: Literal[1] = 1
     bundle: BundleReport
-    manifest_sha256: str
+    manifest_sha256: str  # of the bundle's manifest.json, which has the hashes of all its files
     plan: PlanReport
     interrupted: bool
     load: float
@@ -186,7 +162,7 @@ class BenchReport(Manifest):
     nvpmodel: str | None
     governor: str | None
     environment: EnvironmentReport
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # warnings to the reader, in words
 
 
 def read_bench_report(path: Path) -> BenchReport:

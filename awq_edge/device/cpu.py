@@ -26,20 +26,14 @@ _BANDWIDTH_PASSES = 5
 
 @dataclass(frozen=True)
 class CpuInfo:
-    """The CPU that this process runs on.
-
-    cores: physical cores this process may use.
-    threads: logical ones.
-    memory_bytes: bytes this process may use, a container's limit included.
-    power_mode: the frequency governor.
-    """
+    """The CPU that this process runs on."""
 
     name: str
     architecture: str
-    cores: int
-    threads: int
-    memory_bytes: int | None
-    power_mode: str | None
+    cores: int  # physical cores this process may use
+    threads: int  # logical ones
+    memory_bytes: int | None  # bytes this process may use, a container's limit included
+    power_mode: str | None  # the frequency governor
 
 
 def describe_cpu() -> CpuInfo:

@@ -15,13 +15,10 @@ Run = Callable[[Sequence[str]], str | None]
 
 @dataclass(frozen=True)
 class JetPack:
-    """A release of JetPack.
+    """A release of JetPack."""
 
-    version: "6.2".
-    tensorrt, cuda: releases of its packages.
-    """
-
-    version: str
+    version: str  # "6.2"
+    # tensorrt, cuda: releases of its packages
     tensorrt: str
     cuda: str
 

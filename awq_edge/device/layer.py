@@ -28,15 +28,11 @@ HostBytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU.
-
-    compute_capability: 10 * major + minor.
-    integrated: its memory is the system's (Jetson).
-    """
+    """A GPU."""
 
     name: str
-    compute_capability: int
-    integrated: bool
+    compute_capability: int  # 10 * major + minor
+    integrated: bool  # its memory is the system's (Jetson)
 
 
 class DeviceLayer(Protocol):

@@ -10,19 +10,14 @@ from awq_edge.device.system_memory import read_system_memory
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes in use on a whole GPU: before loading, after it, and at its peak.
-
-    total: the GPU's bytes.
-    source: of the figures.
-    nvmap: NvMap's part of `loaded`; Jetson only.
-    """
+    """Bytes in use on a whole GPU: before loading, after it, and at its peak."""
 
     before: int
     loaded: int
     peak: int
-    total: int
-    source: str
-    nvmap: int | None
+    total: int  # the GPU's bytes
+    source: str  # of the figures
+    nvmap: int | None  # NvMap's part of `loaded`; Jetson only
 
 
 class MemoryMeter:

@@ -27,41 +27,26 @@ _ADMINISTRATORS = ("sudo", "wheel", "admin")  # groups that sudo lets in, by dis
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """GPU 0 by the CUDA driver.
-
-    compute_capability: 10 * major + minor.
-    memory: bytes.
-    cuda: the newest CUDA that the driver supports.
-    """
+    """GPU 0 by the CUDA driver."""
 
     name: str
-    compute_capability: int
-    memory: int
-    cuda: str | None
+    compute_capability: int  # 10 * major + minor
+    memory: int  # bytes
+    cuda: str | None  # the newest CUDA that the driver supports
 
 
 @dataclass(frozen=True)
 class PythonFacts:
-    """The running Python.
+    """The running Python."""
 
-    version: "3.12.3".
-    executable: the interpreter.
-    base: prefix of its installation.
-    is_venv: a virtual environment.
-    sees_system: packages of `base`'s own site are seen.
-    conda: an environment of conda's.
-    managed: the distribution keeps pip out (PEP 668).
-    pip: it has pip.
-    """
-
-    version: str
-    executable: str
-    base: str
-    is_venv: bool
-    sees_system: bool
-    conda: bool
-    managed: bool
-    pip: bool
+    version: str  # "3.12.3"
+    executable: str  # the interpreter
+    base: str  # prefix of its installation
+    is_venv: bool  # a virtual environment
+    sees_system: bool  # packages of `base`'s own site are seen
+    conda: bool  # an environment of conda's
+    managed: bool  # the distribution keeps pip out (PEP 668)
+    pip: bool  # it has pip
 
     @property
     def is_systems(self) -> bool:
@@ -72,43 +57,32 @@ class PythonFacts:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine's files, user, programs and libraries.
+    """A machine's files, user, programs and libraries."""
 
-    root: of the file system.
-    system: "Linux x86_64".
-    environment: variables.
-    is_root, may_sudo: of this user.
-    run: a program's standard output, None where it is not there or fails.
-    version: of an installed distribution.
-    has_module: True if a module could be imported; nothing is.
-    gpu: None where there is none, or no driver.
-    cuda_status: cuInit's answer, None without a driver.
-    can_open: True if this user may read and write a device file, None where it is not there.
-    compiler: nvcc's release and place; raises RuntimeUnavailableError where a tool is missing.
-    missing_tools: their names.
-    kernels: the library that runs here; raises RuntimeUnavailableError where there is none.
-    free_disk: bytes.
-    """
-
-    root: Path
+    root: Path  # of the file system
     python: PythonFacts
-    system: str
+    system: str  # "Linux x86_64"
     folder: Path
     cache: Path
-    environment: Mapping[str, str]
+    environment: Mapping[str, str]  # variables
+    # is_root, may_sudo: of this user
     is_root: bool
     may_sudo: bool
+    # a program's standard output, None where it is not there or fails
     run: Callable[[Sequence[str]], str | None]
-    version: Callable[[str], str | None]
+    version: Callable[[str], str | None]  # of an installed distribution
     requirements: Callable[[], Sequence[str]]
-    has_module: Callable[[str], bool]
-    gpu: Callable[[], GpuFacts | None]
-    cuda_status: Callable[[], int | None]
+    has_module: Callable[[str], bool]  # True if a module could be imported; nothing is
+    gpu: Callable[[], GpuFacts | None]  # None where there is none, or no driver
+    cuda_status: Callable[[], int | None]  # cuInit's answer, None without a driver
+    # True if this user may read and write a device file, None where it is not there
     can_open: Callable[[str], bool | None]
+    # nvcc's release and place; raises RuntimeUnavailableError where a tool is missing
     compiler: Callable[[], str]
-    missing_tools: Callable[[], Sequence[str]]
+    missing_tools: Callable[[], Sequence[str]]  # names
+    # the library that runs here; raises RuntimeUnavailableError where there is none
     kernels: Callable[[], KernelLibrary]
-    free_disk: Callable[[Path], int]
+    free_disk: Callable[[Path], int]  # bytes
 
     def read(self, path: str) -> str | None:
         """A text file by its absolute path; None where it cannot be read."""

@@ -12,34 +12,23 @@ Status = Literal["ok", "missing", "warning", "optional", "failed"]
 
 
 class DoctorRow(Record):
-    """One check's result.
+    """One check's result."""
 
-    check: its name.
-    found: the state of the machine.
-    needed_for: the step, or "" for all.
-    fix: the command that mends it, "" where nothing is to be mended.
-    """
-
-    check: str
+    check: str  # its name
     status: Status
-    found: str
-    needed_for: str = ""
-    fix: str = ""
+    found: str  # the state of the machine
+    needed_for: str = ""  # the step, or "" for all
+    fix: str = ""  # the command that mends it, "" where nothing is to be mended
 
 
 class DoctorReport(Manifest):
-    """All checks of a machine.
-
-    recipe: that the machine is compared with.
-    recipe_reason: the reason for that recipe.
-    ready: nothing that the recipe needs is missing.
-    """
+    """All checks of a machine."""
 
     format: Literal["awq-edge-doctor"] = "awq-edge-doctor"
     format_version: Literal[1] = 1
-    recipe: str
-    recipe_reason: str
-    ready: bool
+    recipe: str  # that the machine is compared with
+    recipe_reason: str  # the reason for that recipe
+    ready: bool  # nothing that the recipe needs is missing
     rows: tuple[DoctorRow, ...]
     versions: dict[str, str]
     commit: str | None

@@ -23,15 +23,11 @@ _BUILT_IN_GPUS = ("Orin", "Thor")  # CUDA's names, where a container shows nothi
 
 @dataclass(frozen=True)
 class PciGpu:
-    """An NVIDIA GPU as the PCI bus has it, whatever its driver says.
-
-    driver: of the kernel, None where it has none.
-    asleep: switched off to save power, until a program asks for it.
-    """
+    """An NVIDIA GPU as the PCI bus has it, whatever its driver says."""
 
     slot: str
-    driver: str | None
-    asleep: bool
+    driver: str | None  # of the kernel, None where it has none
+    asleep: bool  # switched off to save power, until a program asks for it
 
 
 def in_container(machine: Machine) -> bool:

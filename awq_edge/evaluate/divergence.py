@@ -33,17 +33,12 @@ _TOP = 5
 
 @dataclass(frozen=True)
 class Divergence:
-    """Comparison of two models, one entry a scored token, all float64 [tokens].
+    """Comparison of two models, one entry a scored token, all float64 [tokens]."""
 
-    kl: KL(reference || target), nats.
-    same_top1: 1 where the same token is likeliest for both.
-    shared_top5: share of the reference's five likeliest tokens among the target's five.
-    nll, reference_nll: negative log-likelihood of the text's token, nats.
-    """
-
-    kl: Float64
-    same_top1: Float64
-    shared_top5: Float64
+    kl: Float64  # KL(reference || target), nats
+    same_top1: Float64  # 1 where the same token is likeliest for both
+    shared_top5: Float64  # share of the reference's five likeliest tokens among the target's five
+    # nll, reference_nll: negative log-likelihood of the text's token, nats
     nll: Float64
     reference_nll: Float64
 

@@ -23,24 +23,19 @@ from awq_edge.runtime.text_tokens import TokenizedText
 
 
 class PerplexityReport(Manifest):
-    """The report of `awq-edge eval perplexity`.
-
-    perplexity: exp(nll / tokens).
-    nll: nats, the sum over `tokens` scored tokens.
-    bits_per_byte: nll / ln 2 over the UTF-8 bytes of those tokens; comparable between tokenizers.
-    window, stride: tokens.
-    seconds: scoring alone, without loading.
-    """
+    """The report of `awq-edge eval perplexity`."""
 
     format: Literal["awq-edge-perplexity"] = "awq-edge-perplexity"
     format_version: Literal[2] = 2
-    perplexity: float
-    nll: float
+    perplexity: float  # exp(nll / tokens)
+    nll: float  # nats, the sum over `tokens` scored tokens
     tokens: int
+    # nll / ln 2 over the UTF-8 bytes of those tokens; comparable between tokenizers
     bits_per_byte: float | None
+    # window, stride: tokens
     window: int
     stride: int
-    seconds: float
+    seconds: float  # scoring alone, without loading
     tokens_per_second: float
     model: SourceInfo
     text: TextInfo

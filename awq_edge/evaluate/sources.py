@@ -28,21 +28,15 @@ Float32 = npt.NDArray[np.float32]
 
 
 class SourceInfo(Record):
-    """The model that computes the logits.
+    """The model that computes the logits."""
 
-    kind: of the target.
-    runtime: that executes it.
-    dtype: of the activations.
-    accuracy_level: of MatMulNBits, None elsewhere.
-    method, bits, group_size, scheme: of the quantization, None where there is none.
-    """
-
-    kind: Literal["bundle", "checkpoint", "model"]
+    kind: Literal["bundle", "checkpoint", "model"]  # of the target
     path: str
-    runtime: str
+    runtime: str  # that executes it
     device: str
-    dtype: str
-    accuracy_level: int | None = None
+    dtype: str  # of the activations
+    accuracy_level: int | None = None  # of MatMulNBits, None elsewhere
+    # method, bits, group_size, scheme: of the quantization, None where there is none
     method: str | None = None
     bits: int | None = None
     group_size: int | None = None

@@ -41,14 +41,10 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The likelihood of a continuation.
+    """The likelihood of a continuation."""
 
-    log_likelihood: log p(tokens | context), nats.
-    is_greedy: each of the tokens is the likeliest one at its place, so that greedy decoding would
-        write them.
-    """
-
-    log_likelihood: float
+    log_likelihood: float  # log p(tokens | context), nats
+    # each of the tokens is the likeliest one at its place, so that greedy decoding would write them
     is_greedy: bool
 
 

@@ -28,61 +28,44 @@ _BOOTSTRAP = 1000
 
 
 class MetricResult(Record):
-    """One metric.
-
-    filter: the extraction of the answer, "none" where there is none.
-    standard_error: None where the metric has none or one sample was evaluated.
-    """
+    """One metric."""
 
     metric: str
-    filter: str
+    filter: str  # the extraction of the answer, "none" where there is none
     value: float | None
-    standard_error: float | None
+    standard_error: float | None  # None where the metric has none or one sample was evaluated
     higher_is_better: bool | None
 
 
 class TaskResult(Record):
-    """One task, or a group with the mean of its tasks.
-
-    version: of the task's definition.
-    n_shot: examples in the prompt.
-    samples: documents evaluated.
-    samples_available: of the task's split, None for a group.
-    """
+    """One task, or a group with the mean of its tasks."""
 
     name: str
     kind: Literal["task", "group"]
-    version: str | None
-    n_shot: int | None
-    samples: int
-    samples_available: int | None
+    version: str | None  # of the task's definition
+    n_shot: int | None  # examples in the prompt
+    samples: int  # documents evaluated
+    samples_available: int | None  # of the task's split, None for a group
     metrics: tuple[MetricResult, ...]
 
 
 class TasksReport(Manifest):
-    """The report of `awq-edge eval tasks`.
-
-    tasks: as asked for.
-    limit, num_fewshot: as given, None for the tasks' own.
-    context: tokens of prompt and answer.
-    truncated_requests: prompts whose beginning did not fit it.
-    warnings: the harness's.
-    seconds: evaluation, without loading.
-    """
+    """The report of `awq-edge eval tasks`."""
 
     format: Literal["awq-edge-tasks"] = "awq-edge-tasks"
     format_version: Literal[1] = 1
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # as asked for
     results: tuple[TaskResult, ...]
+    # limit, num_fewshot: as given, None for the tasks' own
     limit: int | None
     num_fewshot: int | None
     chat_template: bool
-    context: int
+    context: int  # tokens of prompt and answer
     batch_size: int
     seed: int
-    truncated_requests: int
-    warnings: tuple[str, ...]
-    seconds: float
+    truncated_requests: int  # prompts whose beginning did not fit it
+    warnings: tuple[str, ...]  # the harness's
+    seconds: float  # evaluation, without loading
     model: SourceInfo
     versions: dict[str, str]
     commit: str | None

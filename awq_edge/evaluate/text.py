@@ -12,20 +12,14 @@ from awq_edge.runtime.tokenizer import Tokenizer
 
 
 class TextInfo(Record):
-    """The text that was scored.
-
-    bytes: of the file.
-    documents: their number.
-    tokens: of the whole text, without `prefix`.
-    prefix: token ids before each window, most often BOS or none.
-    """
+    """The text that was scored."""
 
     path: str
     sha256: str
-    bytes: int
-    documents: int = 1
-    tokens: int
-    prefix: tuple[int, ...] = ()
+    bytes: int  # of the file
+    documents: int = 1  # their number
+    tokens: int  # of the whole text, without `prefix`
+    prefix: tuple[int, ...] = ()  # token ids before each window, most often BOS or none
 
 
 @dataclass(frozen=True)

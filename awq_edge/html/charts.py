@@ -78,18 +78,15 @@ class Mark:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a heat map.
-
-    strength: 0..1, its distance from the background; None: an empty cell, drawn as an outline.
-    text: the value, written where there is room.
-    """
+    """One cell of a heat map."""
 
     row: int
     column: int
+    # 0..1, its distance from the background; None: an empty cell, drawn as an outline
     strength: float | None
     role: Role
     tip: str
-    text: str = ""
+    text: str = ""  # the value, written where there is room
 
 
 @contextmanager

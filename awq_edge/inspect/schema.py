@@ -23,11 +23,7 @@ FileStatus = Literal["unchecked", "verified", "missing", "resized", "changed", "
 
 
 class ArchitectureReport(Record):
-    """The decoder's sizes.
-
-    context: tokens that the model can take, of a bundle those of its export.
-    tied_embeddings: the embedding is the output layer too.
-    """
+    """The decoder's sizes."""
 
     layers: int
     hidden_size: int
@@ -36,8 +32,8 @@ class ArchitectureReport(Record):
     kv_heads: int
     head_size: int
     vocab_size: int
-    context: int
-    tied_embeddings: bool | None
+    context: int  # tokens that the model can take, of a bundle those of its export
+    tied_embeddings: bool | None  # the embedding is the output layer too
 
 
 class QuantizationFormat(Record):
@@ -72,21 +68,15 @@ class SamplingReport(Record):
 
 
 class WeightsReport(Record):
-    """One part of the model.
+    """One part of the model."""
 
-    name: embedding, blocks, norms, lm_head, vision (tower and projector), tables (rotary), or
-        other.
-    parameters: of the unquantized model.
-    formats: number of parameters by stored format.
-    bytes_per_token: read by one decode step.
-    """
-
+    # embedding, blocks, norms, lm_head, vision (tower and projector), tables (rotary), or other
     name: str
-    parameters: int | None
-    formats: dict[str, int | None]
+    parameters: int | None  # of the unquantized model
+    formats: dict[str, int | None]  # number of parameters by stored format
     bytes: int
     bits_per_weight: float | None
-    bytes_per_token: int
+    bytes_per_token: int  # read by one decode step
 
 
 class DtypeReport(Record):
@@ -97,47 +87,27 @@ class DtypeReport(Record):
 
 
 class ProvenanceReport(Record):
-    """Origin of the weights.
-
-    source: facts of a bundle's manifest.
-    calibration: in words.
-    """
+    """Origin of the weights."""
 
     model_name: str | None = None
-    calibration: str | None = None
+    calibration: str | None = None  # in words
     versions: dict[str, str] = {}
     commit: str | None = None
     time: str | None = None
-    source: dict[str, str] = {}
+    source: dict[str, str] = {}  # facts of a bundle's manifest
 
 
 class FileReport(Record):
-    """One file.
-
-    size: None where it is missing.
-    sha256: a bundle's as its manifest says.
-    """
+    """One file."""
 
     name: str
-    size: int | None
-    sha256: str | None
+    size: int | None  # None where it is missing
+    sha256: str | None  # a bundle's as its manifest says
     status: FileStatus
 
 
 class Inspection(Manifest):
-    """The contents of a directory.
-
-    parameters: of the unquantized model.
-    size: of all files.
-    weight_bytes: of weights in them.
-    bits_per_weight: weight_bytes over all parameters.
-    quantized_bits_per_weight: of the quantized linears, with their scales and zero points.
-    weight_bytes_per_token: read by one decode step.
-    kv_bytes_per_token: read for each position of the KV cache.
-    unquantized: linears that stay as they were, with the reason.
-    notes: unknown facts, with the reason.
-    problems: damage.
-    """
+    """The contents of a directory."""
 
     format: Literal["awq-edge-inspection"] = "awq-edge-inspection"
     format_version: Literal[1] = 1
@@ -148,20 +118,21 @@ class Inspection(Manifest):
     quantization: QuantizationFormat | None
     bundle: BundleReport | None
     sampling: SamplingReport | None = None
-    parameters: int | None
-    size: int
-    weight_bytes: int
-    bits_per_weight: float | None
+    parameters: int | None  # of the unquantized model
+    size: int  # of all files
+    weight_bytes: int  # of weights in them
+    bits_per_weight: float | None  # weight_bytes over all parameters
+    # of the quantized linears, with their scales and zero points
     quantized_bits_per_weight: float | None
-    weight_bytes_per_token: int | None
-    kv_bytes_per_token: int | None
+    weight_bytes_per_token: int | None  # read by one decode step
+    kv_bytes_per_token: int | None  # read for each position of the KV cache
     parts: tuple[WeightsReport, ...]
     dtypes: dict[str, DtypeReport]
-    unquantized: dict[str, str]
+    unquantized: dict[str, str]  # linears that stay as they were, with the reason
     provenance: ProvenanceReport
     files: tuple[FileReport, ...]
-    notes: tuple[str, ...]
-    problems: tuple[str, ...]
+    notes: tuple[str, ...]  # unknown facts, with the reason
+    problems: tuple[str, ...]  # damage
 
 
 def bits_per_weight(size: int, parameters: int | None) -> float | None:

@@ -11,11 +11,7 @@ from awq_edge.artifacts.schema import Manifest, Record
 
 
 class BundleReport(Record):
-    """The bundle.
-
-    commit: of the awq-edge that exported it.
-    context: of its export.
-    """
+    """The bundle."""
 
     path: str
     model_name: str
@@ -28,48 +24,38 @@ class BundleReport(Record):
     lm_head_bits: int
     activation_dtype: str
     accuracy_level: int | None
-    context: int
-    commit: str | None
+    context: int  # of its export
+    commit: str | None  # of the awq-edge that exported it
 
 
 class RequestReport(Record):
-    """The request.
-
-    seed: the one used, given or drawn.
-    max_new_tokens: None without a limit.
-    context: positions of the KV cache of this run.
-    """
+    """The request."""
 
     prompt: str
     prompt_format: Literal["raw", "chat"]
     prompt_tokens: int
-    max_new_tokens: int | None
+    max_new_tokens: int | None  # None without a limit
     temperature: float
     top_k: int
     top_p: float
     min_p: float
     repetition_penalty: float
-    seed: int
+    seed: int  # the one used, given or drawn
     stop: tuple[str, ...]
     ignore_eos: bool
-    context: int
+    context: int  # positions of the KV cache of this run
 
 
 class ResultReport(Record):
-    """The generated text.
-
-    token_ids: generated, without the stop token.
-    thoughts: of a reasoning model, before the text.
-    thought_tokens: number of their ids.
-    """
+    """The generated text."""
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # generated, without the stop token
     generated_tokens: int
     finish_reason: Literal["stop", "length", "context", "cancelled"]
     stop_string: str | None
-    thoughts: str = ""
-    thought_tokens: int = 0
+    thoughts: str = ""  # of a reasoning model, before the text
+    thought_tokens: int = 0  # number of their ids
 
 
 class SpreadReport(Record):
@@ -82,22 +68,18 @@ class SpreadReport(Record):
 
 
 class LatencyReport(Record):
-    """Seconds.
+    """Seconds."""
 
-    load: hashes checked and session opened.
-    ttft: from the request to the first token. tpot: of the decode steps after the warm-up.
-    total: the request from its arrival to its end.
-    """
-
-    load: float
+    load: float  # hashes checked and session opened
     load_verify: float
     load_session: float
+    # from the request to the first token. tpot: of the decode steps after the warm-up.
     ttft: float | None
     prefill: float
     tpot_p50: float | None
     tpot_p95: float | None
     tpot_p99: float | None
-    total: float
+    total: float  # the request from its arrival to its end
 
 
 class ThroughputReport(Record):
@@ -164,10 +146,6 @@ class MeasuredMemoryReport(Record):
 class MemoryReport(Record):
     """The memory fit.
 
-    peak_over_predicted: measured peak / predicted total.
-    loaded_over_predicted: measured loaded / predicted weights + KV cache.
-    device: bytes that the device has.
-
     On a GPU, loaded is the session's weights and KV cache, and there is no peak, unless the whole
     GPU was measured: then loaded and peak are the growth of its use, against the prediction without
     the overhead.
@@ -175,17 +153,13 @@ class MemoryReport(Record):
 
     predicted: PredictedMemoryReport
     measured: MeasuredMemoryReport
-    loaded_over_predicted: float | None
-    peak_over_predicted: float | None
-    device: int | None
+    loaded_over_predicted: float | None  # measured loaded / predicted weights + KV cache
+    peak_over_predicted: float | None  # measured peak / predicted total
+    device: int | None  # bytes that the device has
 
 
 class EnvironmentReport(Record):
-    """The machine.
-
-    commit: of the awq-edge that ran.
-    time: ISO 8601, UTC.
-    """
+    """The machine."""
 
     backend: str
     device: str
@@ -195,8 +169,8 @@ class EnvironmentReport(Record):
     memory: int | None
     power_mode: str | None
     versions: dict[str, str]
-    commit: str | None
-    time: str
+    commit: str | None  # of the awq-edge that ran
+    time: str  # ISO 8601, UTC
 
 
 class RunReport(Manifest):

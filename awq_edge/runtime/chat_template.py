@@ -41,14 +41,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Traits:
-    """The traits of a template.
+    """The traits of a template."""
 
-    parts: contents must be lists of parts.
-    system: system messages have a place.
-    """
-
-    parts: bool
-    system: bool
+    parts: bool  # contents must be lists of parts
+    system: bool  # system messages have a place
 
 
 class ChatTemplate:

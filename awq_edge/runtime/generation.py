@@ -58,13 +58,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class ThoughtRules:
-    """The rules that tell thoughts from the answer.
-
-    beginning: of the answer's turn, in the prompt.
-    """
+    """The rules that tell thoughts from the answer."""
 
     markers: ThoughtMarkers
-    beginning: str = ""
+    beginning: str = ""  # of the answer's turn, in the prompt
 
 
 class Constraint(Protocol):
@@ -82,27 +79,19 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One generation's prompt, sampling and limits.
-
-    max_new_tokens: None means until a stop or the end of the context.
-    stop: texts that end the answer, not part of it; one may name special tokens.
-    stop_token_ids: ids that end it.
-    cancelled: asked before every execution of the graph.
-    constraint: restricts every token of the answer.
-    top_logprobs: also give log-probabilities of every token and of this many likeliest; None: of
-        none.
-    thoughts: None where all of the text is the answer.
-    """
+    """One generation's prompt, sampling and limits."""
 
     prompt_ids: Sequence[int]
-    max_new_tokens: int | None = None
+    max_new_tokens: int | None = None  # None means until a stop or the end of the context
     sampling: Sampling = field(default_factory=Sampling)
+    # texts that end the answer, not part of it; one may name special tokens
     stop: tuple[str, ...] = ()
-    stop_token_ids: frozenset[int] = frozenset()
-    cancelled: Callable[[], bool] | None = None
-    constraint: Constraint | None = None
+    stop_token_ids: frozenset[int] = frozenset()  # ids that end it
+    cancelled: Callable[[], bool] | None = None  # asked before every execution of the graph
+    constraint: Constraint | None = None  # restricts every token of the answer
+    # also give log-probabilities of every token and of this many likeliest; None: of none
     top_logprobs: int | None = None
-    thoughts: ThoughtRules | None = None
+    thoughts: ThoughtRules | None = None  # None where all of the text is the answer
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a request that cannot be met whatever the model."""

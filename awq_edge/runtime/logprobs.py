@@ -12,14 +12,11 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """One generated token.
-
-    logprob: natural logarithm of its probability.
-    top: the likeliest ids at its place with their logprobs, likeliest first, equal ones by id.
-    """
+    """One generated token."""
 
     token_id: int
-    logprob: float
+    logprob: float  # natural logarithm of its probability
+    # the likeliest ids at its place with their logprobs, likeliest first, equal ones by id
     top: tuple[tuple[int, float], ...]
 
 

@@ -78,14 +78,10 @@ class SessionMemory:
 
 @dataclass(frozen=True)
 class CacheCopy:
-    """The filled part of a KV cache in the host's memory.
+    """The filled part of a KV cache in the host's memory."""
 
-    ids: the tokens of its positions.
-    parts: the backend's own arrays, by name.
-    """
-
-    ids: tuple[int, ...]
-    parts: Mapping[str, npt.NDArray[Any]]
+    ids: tuple[int, ...]  # the tokens of its positions
+    parts: Mapping[str, npt.NDArray[Any]]  # the backend's own arrays, by name
 
     @property
     def nbytes(self) -> int:

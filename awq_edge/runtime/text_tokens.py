@@ -15,14 +15,10 @@ _BETWEEN_TEXTS = "\n\n"
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """A text's ids.
+    """A text's ids."""
 
-    prefix: ids that the tokenizer adds before a text, most often one BOS or none.
-    ids: of the text, without the prefix.
-    """
-
-    prefix: tuple[int, ...]
-    ids: tuple[int, ...]
+    prefix: tuple[int, ...]  # ids that the tokenizer adds before a text, most often one BOS or none
+    ids: tuple[int, ...]  # of the text, without the prefix
 
     def first(self, tokens: int | None) -> TokenizedText:
         """The first tokens of the text; None for all."""

@@ -61,16 +61,12 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class ThoughtMarkers:
-    """The markers around a model's thoughts.
-
-    channels: gpt-oss's form in place of a pair.
-    wrapper: markers that may surround the answer.
-    """
+    """The markers around a model's thoughts."""
 
     opening: str
     closing: str
-    channels: bool = False
-    wrapper: tuple[str, str] | None = None
+    channels: bool = False  # gpt-oss's form in place of a pair
+    wrapper: tuple[str, str] | None = None  # markers that may surround the answer
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -18,14 +18,10 @@ _TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class PowerModes:
-    """The modes that bound power and clocks; None where one is unknown.
+    """The modes that bound power and clocks; None where one is unknown."""
 
-    nvpmodel: its mode's name ("15W", "MAXN").
-    governor: of the CPU's clocks.
-    """
-
-    nvpmodel: str | None
-    governor: str | None
+    nvpmodel: str | None  # its mode's name ("15W", "MAXN")
+    governor: str | None  # of the CPU's clocks
 
     def __str__(self) -> str:
         parts = {"nvpmodel": self.nvpmodel, "governor": self.governor}

@@ -9,22 +9,14 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Reading:
-    """One sensor's figures now; empty or None where it has none.
+    """One sensor's figures now; empty or None where it has none."""
 
-    energy: joules since some moment, a counter that only grows.
-    power: watts now.
-    clocks: Hz by name.
-    throttled: reasons for which clocks are held down now.
-    throttle_counts: events so far, by name.
-    memory_used: bytes of a GPU's own memory in use, by all programs.
-    """
-
-    energy: float | None = None
-    power: float | None = None
-    clocks: Mapping[str, int] = field(default_factory=dict)
-    throttled: tuple[str, ...] = ()
-    throttle_counts: Mapping[str, int] = field(default_factory=dict)
-    memory_used: int | None = None
+    energy: float | None = None  # joules since some moment, a counter that only grows
+    power: float | None = None  # watts now
+    clocks: Mapping[str, int] = field(default_factory=dict)  # Hz by name
+    throttled: tuple[str, ...] = ()  # reasons for which clocks are held down now
+    throttle_counts: Mapping[str, int] = field(default_factory=dict)  # events so far, by name
+    memory_used: int | None = None  # bytes of a GPU's own memory in use, by all programs
 
 
 class Sensor(Protocol):

@@ -13,29 +13,22 @@ from awq_edge.serve.task import Task
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A token's text and log-probabilities.
-
-    offset: characters of the answer before it.
-    top: the likeliest tokens at its place, as (bytes, log-probability).
-    """
+    """A token's text and log-probabilities."""
 
     data: bytes
     logprob: float
-    offset: int
+    offset: int  # characters of the answer before it
+    # the likeliest tokens at its place, as (bytes, log-probability)
     top: tuple[tuple[bytes, float], ...]
 
 
 @dataclass(frozen=True)
 class AnswerDelta:
-    """Text as it comes.
-
-    tokens: its tokens, where log-probabilities were asked for.
-    thought: the text belongs to the thoughts before the answer.
-    """
+    """Text as it comes."""
 
     text: str
-    tokens: Sequence[ScoredToken] = ()
-    thought: bool = False
+    tokens: Sequence[ScoredToken] = ()  # its tokens, where log-probabilities were asked for
+    thought: bool = False  # the text belongs to the thoughts before the answer
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,15 @@ from awq_edge.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """The server's limits.
+    """The server's limits."""
 
-    max_queue: requests that wait for the running one, see `Scheduler`.
-    max_new_tokens: of one answer; None: the context is the limit.
-    max_body: bytes of a request.
-    body_seconds: for a request to arrive.
-    send_seconds: for a client to take a part of a stream.
-    shutdown_seconds: for accepted requests to finish.
-    spare_connections: beyond those that wait.
-    """
-
-    max_queue: int = 64
-    max_new_tokens: int | None = None
-    max_body: int = 1_000_000
-    body_seconds: float = 30.0
-    send_seconds: float = 60.0
-    shutdown_seconds: float = 30.0
-    spare_connections: int = 64
+    max_queue: int = 64  # requests that wait for the running one, see `Scheduler`
+    max_new_tokens: int | None = None  # of one answer; None: the context is the limit
+    max_body: int = 1_000_000  # bytes of a request
+    body_seconds: float = 30.0  # for a request to arrive
+    send_seconds: float = 60.0  # for a client to take a part of a stream
+    shutdown_seconds: float = 30.0  # for accepted requests to finish
+    spare_connections: int = 64  # beyond those that wait
 
     @property
     def max_connections(self) -> int:

@@ -62,21 +62,17 @@ class ClosedError(Exception):
 
 @dataclass(frozen=True)
 class SchedulerState:
-    """Counts of the jobs at one moment.
-
-    refused: jobs that met a full or closed queue, not among the submitted.
-    crashes_in_row: the last jobs whose execution raised.
-    """
+    """Counts of the jobs at one moment."""
 
     queued: int
     running: int
     closed: bool
     submitted: int
-    refused: int
+    refused: int  # jobs that met a full or closed queue, not among the submitted
     completed: int
     cancelled: int
     failed: int
-    crashes_in_row: int
+    crashes_in_row: int  # the last jobs whose execution raised
 
     @property
     def idle(self) -> bool:

@@ -79,14 +79,10 @@ class _Body(Record, strict=True):
 
 
 class StreamOptions(_Body):
-    """Options of a stream.
+    """Options of a stream."""
 
-    include_usage: a last chunk with the counts of tokens.
-    include_obfuscation: has no effect.
-    """
-
-    include_usage: bool = False
-    include_obfuscation: bool | None = None
+    include_usage: bool = False  # a last chunk with the counts of tokens
+    include_obfuscation: bool | None = None  # has no effect
 
 
 class JsonSchema(_Body):
@@ -187,14 +183,11 @@ class TextPart(_Body):
 
 
 class ChatMessage(_Body):
-    """One message. developer is another word for system.
-
-    refusal: stands in place of the content.
-    """
+    """One message. developer is another word for system."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[TextPart] | None, BeforeValidator(_parts)] = None
-    refusal: str | None = None
+    refusal: str | None = None  # stands in place of the content
     reasoning_content: str | None = None
     reasoning: str | None = None  # another server's name of the same
 

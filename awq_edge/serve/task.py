@@ -31,39 +31,29 @@ _COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True)
 class Task:
-    """One generation.
-
-    max_new_tokens: None: to the end of the context.
-    grammar: of the answer, made by `grammar_of`.
-    top_logprobs: None where none were asked for.
-    stop_token_ids: beside the model's own.
-    thoughts: how they are told from the answer.
-    """
+    """One generation."""
 
     api: Api
     prompt_ids: tuple[int, ...]
-    max_new_tokens: int | None
+    max_new_tokens: int | None  # None: to the end of the context
     sampling: Sampling
     stop: tuple[str, ...]
-    grammar: str | None
-    top_logprobs: int | None
+    grammar: str | None  # of the answer, made by `grammar_of`
+    top_logprobs: int | None  # None where none were asked for
     stream: bool
     include_usage: bool
-    stop_token_ids: frozenset[int] = frozenset()
-    thoughts: ThoughtRules | None = None
+    stop_token_ids: frozenset[int] = frozenset()  # beside the model's own
+    thoughts: ThoughtRules | None = None  # how they are told from the answer
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Settings that all requests of one server share.
-
-    sampling: keys that a request may replace.
-    variables: of the chat template, which a request may replace.
-    """
+    """Settings that all requests of one server share."""
 
     limits: Limits
-    sampling: SamplingKeys
+    sampling: SamplingKeys  # keys that a request may replace
     grammar_of: GrammarOf
+    # of the chat template, which a request may replace
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 

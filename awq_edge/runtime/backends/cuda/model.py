@@ -270,16 +270,12 @@ class CudaModel:
 
 @dataclass(frozen=True)
 class _PlacedLayer:
-    """A layer with its weights on the device.
-
-    qkv_outputs: the output address of each linear of `qkv`.
-    attention: complete but for the number of tokens.
-    """
+    """A layer with its weights on the device."""
 
     attention_norm: torch.Tensor
     qkv: list[ReadyLinear]
-    qkv_outputs: list[torch.Tensor]
-    attention: AttentionParameters
+    qkv_outputs: list[torch.Tensor]  # the output address of each linear of `qkv`
+    attention: AttentionParameters  # complete but for the number of tokens
     attention_out: ReadyLinear
     mlp_norm: torch.Tensor
     gate_up: list[ReadyLinear]

@@ -53,21 +53,18 @@ class TensorPlace(Record):
 
 class QuantizedLinear(Record):
     """A linear of awq_edge_w4a16_linear. Strings name tensors in the layout of the kernels
-    (`awq_edge.kernels.packing`).
-
-    zeros: None where all are 2**(bits-1).
-    gate_up: the rows of a gate and an up projection alternate, and the outputs are silu(gate) * up.
-    """
+    (`awq_edge.kernels.packing`)."""
 
     kind: Literal["w4a16"] = "w4a16"
     bits: Bits
     group_size: Channels
     in_features: Channels
     out_features: Features
+    # the rows of a gate and an up projection alternate, and the outputs are silu(gate) * up
     gate_up: bool = False
     qweight: str
     scales: str
-    zeros: str | None = None
+    zeros: str | None = None  # None where all are 2**(bits-1)
     bias: str | None = None
 
     def tensor_names(self) -> list[str]:
@@ -114,21 +111,14 @@ class Layer(Record):
 
 
 class CudaProgram(Manifest):
-    """A decoder for the cuda runtime. Strings are names of tensors.
-
-    layout_version: of the quantized tensors.
-    context: positions of the rotary tables.
-    cosine, sine: float32 [context, rotary_size / 2].
-    embedding: [vocab, hidden].
-    attention_scale: multiplies q k^T.
-    """
+    """A decoder for the cuda runtime. Strings are names of tensors."""
 
     noun: ClassVar[str] = "a program of this version"
     remedy: ClassVar[str] = "export the bundle again"
 
     format: Literal["awq-edge-cuda-program"] = "awq-edge-cuda-program"
     format_version: Literal[1] = 1
-    layout_version: int
+    layout_version: int  # of the quantized tensors
     activation_dtype: Literal["float16", "bfloat16"]
     vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)]
     hidden_size: Channels
@@ -137,10 +127,11 @@ class CudaProgram(Manifest):
     num_kv_heads: Heads
     head_size: HeadSize
     rotary_size: HeadSize
-    context: Positions
+    context: Positions  # positions of the rotary tables
     norm_eps: Annotated[float, Field(gt=0, lt=1)]
-    attention_scale: Annotated[float, Field(gt=0, lt=1e9)]
-    embedding: str
+    attention_scale: Annotated[float, Field(gt=0, lt=1e9)]  # multiplies q k^T
+    embedding: str  # [vocab, hidden]
+    # cosine, sine: float32 [context, rotary_size / 2]
     cosine: str
     sine: str
     layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=MAX_LAYERS)]
