@@ -18,10 +18,11 @@ from awq_edge.artifacts.paths import system_faults, user_path
 from awq_edge.artifacts.sampling_keys import SamplingKeys, check_sampling
 from awq_edge.errors import AwqEdgeError, ConfigError, ModelError
 from awq_edge.model.archs import decoder_from_config, require_known_keys
-from awq_edge.model.files import ModelFiles, read_config, resolve_model
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.files import ModelFiles, read_config
 from awq_edge.model.foreign_formats import refuse_foreign
 from awq_edge.model.group_size import choose_group_size
-from awq_edge.model.layouts import quantization_config
+from awq_edge.model.hub import resolve_model
 from awq_edge.model.lm_head import for_export
 from awq_edge.process.interruption import keeping
 from awq_edge.process.staging import CHECKPOINT, RESUME, discard, discard_abandoned, hold, kept_path
@@ -219,15 +220,14 @@ def export(
     check_output(out, overwrite=overwrite, inputs=_inputs(model, recipe, calibration, None, ()))
     path = resolve_model(str(model))
     require_apart(out, [("MODEL", path)])
-    check_export(path, resolved, context=context, lm_head_bits=lm_head_bits)
+    source = Checkpoint.open(path)
+    checked = check_export(source, resolved, context=context, lm_head_bits=lm_head_bits)
     Tokenizer(path)  # `run` needs one, on a device that cannot make it
     name = model_name(str(model))
-    config = ModelFiles(path).config
-    require_known_keys(config, path, allow=allow_unknown_keys)
-    is_quantized = quantization_config(config) is not None
-    if is_quantized:
+    require_known_keys(source.files.config, path, allow=allow_unknown_keys)
+    if source.has_quantized:
         check_overrides(
-            path,
+            source,
             {
                 "method": method,
                 "bits": bits,
@@ -240,9 +240,9 @@ def export(
                 "seed": seed,
             },
         )
-    if is_quantized or resolved.quantization.method == "none":
+    if source.has_quantized or resolved.quantization.method == "none":
         bundle = export_checkpoint(
-            path,
+            source,
             out,
             resolved,
             model_name=name,
@@ -252,6 +252,7 @@ def export(
             sampling=sampling,
             overwrite=overwrite,
             verify=verify,
+            checked=checked,
             observer=observer,
         )
         _discard_kept(out)

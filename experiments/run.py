@@ -16,7 +16,7 @@ from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.torch_device import device_name, torch_device
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.model.files import resolve_model
+from awq_edge.model.hub import resolve_model
 from awq_edge.pipeline import model_name
 from awq_edge.process.children import scratch_directory
 from awq_edge.quantizer.report.schema import PACKAGED

@@ -20,7 +20,7 @@ import awq_edge
 from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.evaluate.report import evaluate_perplexity
-from awq_edge.model.files import resolve_model
+from awq_edge.model.hub import resolve_model
 from experiments.salient import make_salient
 
 # Accuracy levels that each method is scored at.

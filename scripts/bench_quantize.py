@@ -26,7 +26,8 @@ from random_checkpoint import SHAPES, write_random_model
 from awq_edge.artifacts.outputs import require_disk
 from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import describe_cpu
-from awq_edge.model.files import TOKENIZER_FILES, resolve_model
+from awq_edge.model.files import TOKENIZER_FILES
+from awq_edge.model.hub import resolve_model
 from awq_edge.process import children
 
 PACKAGES = ("numpy", "torch", "transformers")

@@ -17,5 +17,6 @@ TOKENIZER_FILES = (
     "video_preprocessor_config.json",
 )
 # What the quantizer says about a checkpoint; a bundle keeps it.
+RECIPE_FILE = "recipe.json"  # of a bundle: the resolved recipe
 QUANTIZATION_REPORT = "quantization_report.json"
 REPORT_FILES = (QUANTIZATION_REPORT, "quantization_report.html")

@@ -119,8 +119,11 @@ def parse_json(
     return value
 
 
-def parse_json_value(data: bytes | str, source: str, error: type[AwqEdgeError] = ModelError) -> Any:
-    """Any JSON value. source: where it is from, for messages. Raises `error`."""
+def parse_json_value(
+    data: bytes | str, source: str, error: type[AwqEdgeError] = ModelError, *, finite: bool = True
+) -> Any:
+    """Any JSON value. source: where it is from, for messages. finite: refuse NaN and infinities.
+    Raises `error`."""
     text = data if isinstance(data, str) else decode(data, source, error)
     reader = _Json()
     try:
@@ -132,7 +135,7 @@ def parse_json_value(data: bytes | str, source: str, error: type[AwqEdgeError] =
     except ValueError as problem:  # JSONDecodeError, or an integer of thousands of digits
         raise error(f"{source} is not valid JSON: {_json_problem(problem)}") from None
     _check_depth(value, source, error)
-    if reader.has_non_finite:
+    if finite and reader.has_non_finite:
         key = next(_non_finite(value), "a number")
         raise error(f"{source}: {key} is NaN or infinite, which is no JSON number")
     if _SURROGATE.search(text) and _has_lone_surrogate(value):

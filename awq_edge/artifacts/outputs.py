@@ -16,6 +16,7 @@ from awq_edge.artifacts.input_files import read_json
 from awq_edge.artifacts.paths import system_fault, user_path
 from awq_edge.errors import ConfigError, ResourceError
 from awq_edge.process.staging import is_temporary, temporary_name, visible_entries, workplace
+from awq_edge.units import size_text
 
 _LARGEST_REPORT = 256_000_000  # bytes; a report of a model with 100,000 experts has a tenth
 _LISTED = 3  # names in a message
@@ -235,6 +236,6 @@ def require_disk(directory: Path, needed: int, what: str, kept: str = "") -> Non
     free = shutil.disk_usage(existing_parent(directory)).free
     if free < needed:
         raise ResourceError(
-            f"{what} needs {needed / 1e6:,.0f} MB in {directory}, {free / 1e6:,.0f} MB are free; "
+            f"{what} needs {size_text(needed)} in {directory}, {size_text(free)} are free; "
             f"free some space or choose another --out{kept}"
         )

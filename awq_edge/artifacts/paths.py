@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from awq_edge.errors import AwqEdgeError, ConfigError, ResourceError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# What a machine or its owner set up, and a way out; other numbers are looked at as defects.
+# What a machine or its owner set up, and a way out.
 _REMEDIES = {
     errno.EACCES: "change its permissions, or name another place",
     errno.EPERM: "change its permissions, or name another place",
@@ -56,15 +56,20 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _DISK_FULL
 
 
-def system_fault(error: OSError) -> AwqEdgeError | None:
+def system_fault(error: BaseException) -> AwqEdgeError | None:
     """An error of the machine or its set-up in one line, the file named; None for others."""
+    if isinstance(error, MemoryError):
+        detail = f": {error}" if str(error) else ""
+        return ResourceError(f"the memory is used up{detail}; close other programs")
+    if not isinstance(error, OSError):
+        return None
     name = error.filename2 or error.filename
     place = "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
     if error.errno in _DISK_FULL:
         return ResourceError(f"{place}{error.strerror}; free some space or name another place")
-    remedy = _REMEDIES.get(error.errno or 0)
-    if remedy is None or not place:
+    if not place or not error.strerror:
         return None
+    remedy = _REMEDIES.get(error.errno or 0, "check the path and its permissions")
     return ConfigError(f"{place}{error.strerror}; {remedy}")
 
 

@@ -11,15 +11,16 @@ be taken for language without a word.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from awq_edge.artifacts.input_files import parse_json_value
 from awq_edge.artifacts.paths import user_path
 from awq_edge.errors import ConfigError
 
@@ -222,31 +223,35 @@ def _documents(
 
 def _rows(text: str, name: str, *, is_cut: bool) -> Iterator[tuple[str, Any]]:
     """(where it stands, row) of JSON lines, of an array of rows, or of a single row."""
-    if not is_cut:
+    lines = text.split("\n")
+    if is_cut:
+        lines = lines[:-1]
+    else:
         try:
-            value = json.loads(text)
-        except RecursionError:
-            raise ConfigError(f"{name}: JSON nested too deeply; {_ROWS}") from None
-        except ValueError:
-            value = None  # lines, or broken: the lines tell where
+            value = _parse(text, name)
+        except ConfigError:
+            # One value over lines is told where it breaks, lines by their number.
+            if _parsed(next(line for line in lines if line.strip())) is None:
+                raise
         else:
             rows = value if isinstance(value, list) else [value]
             yield from ((f"{name}: row {number}", row) for number, row in enumerate(rows, 1))
             return
-    lines = text.split("\n")
-    if is_cut:
-        lines = lines[:-1]
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{name}: line {number}", json.loads(line)
-        except RecursionError:
-            raise ConfigError(f"{name}: line {number}: JSON nested too deeply") from None
-        except ValueError as error:
-            raise ConfigError(
-                f"{name}: line {number} is no JSON ({error}); write one row a line"
-            ) from None
+        if line.strip():
+            where = f"{name}: line {number}"
+            yield where, _parse(line, where)
+
+
+def _parse(text: str, where: str) -> Any:
+    """A JSON value; NaN as pandas writes it, which other columns of a row may have."""
+    return parse_json_value(text, where, ConfigError, finite=False)
+
+
+def _parsed(text: str) -> Any:
+    with contextlib.suppress(ConfigError):
+        return _parse(text, "")
+    return None
 
 
 def _is_json(data: bytes, path: Path) -> bool:
@@ -257,14 +262,9 @@ def _is_json(data: bytes, path: Path) -> bool:
 def _first_line_is_a_row(data: bytes) -> bool:
     """Whether the first line that is not blank is a JSON object with a document in it."""
     line = data.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
-    if not line.startswith(b"{"):
-        return False
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and any(
-        column in row for column in (*TEXT_COLUMNS, *_CONVERSATION_COLUMNS)
+    row = _parsed(line.decode("utf-8", "replace")) if line.startswith(b"{") else None
+    return isinstance(row, dict) and not row.keys().isdisjoint(
+        (*TEXT_COLUMNS, *_CONVERSATION_COLUMNS)
     )
 
 
@@ -272,7 +272,9 @@ def _require_text(data: bytes, path: Path, name: str) -> None:
     """Raise UnsuitableFile for what is no text, ConfigError for a text in another encoding."""
     for mark, encoding in _OTHER_MARKS:
         if data.startswith(mark):
-            raise ConfigError(f"{name}: the text is {encoding}, not UTF-8; {_convert(encoding)}")
+            raise ConfigError(
+                f"{name}: the text is {encoding}, not UTF-8; {_UTF8.format(encoding=encoding)}"
+            )
     kind = next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
     if kind is None and data[8:9] == b"{" and b"\x00" in data[:8]:
         kind = "a safetensors file"
@@ -282,7 +284,7 @@ def _require_text(data: bytes, path: Path, name: str) -> None:
         place = data.index(b"\x00")
         if _is_wide(data):
             raise ConfigError(
-                f"{name}: every other byte is 0, as in UTF-16; {_convert('UTF-16LE')}"
+                f"{name}: every other byte is 0, as in UTF-16; {_UTF8.format(encoding='UTF-16LE')}"
             )
         kind = f"binary data (a zero byte at {place})"
     if kind is None and (path.suffix.lower() in _TABLE_ENDINGS or _is_table(data)):
@@ -327,14 +329,10 @@ def _decode(data: bytes, name: str, *, is_cut: bool) -> str:
         text = decoder.decode(data, final=not is_cut)
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{name}: not UTF-8 at byte {error.start}; {_convert('WINDOWS-1252')}, with the "
-            "encoding that it is in"
+            f"{name}: not UTF-8 at byte {error.start}; {_UTF8.format(encoding='WINDOWS-1252')}, "
+            "with the encoding that it is in"
         ) from None
     return text.removeprefix("\ufeff")
-
-
-def _convert(encoding: str) -> str:
-    return _UTF8.format(encoding=encoding)
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from awq_edge.bench.report import BenchReport, CellReport
-from awq_edge.html.page import Tile, format_size, render
+from awq_edge.html.page import Tile, render
+from awq_edge.units import size_text
 
 _NO_CHARTS = (
     "Plots are drawn where matplotlib is installed: copy the JSON there and run "
@@ -84,10 +85,10 @@ def _tiles(report: BenchReport) -> Iterator[Tile]:
     yield Tile("Prefill, tokens/s", f"{fastest.prefill.median:,.0f}", f"at {_name(fastest)}")
     peaks = [cell.peak.anonymous for cell in report.cells if cell.peak.anonymous is not None]
     if peaks:
-        yield Tile("Peak, anonymous", format_size(max(peaks)), "of the process")
+        yield Tile("Peak, anonymous", size_text(max(peaks)), "of the process")
     devices = [cell.peak.device for cell in report.cells if cell.peak.device is not None]
     if devices:
-        yield Tile("Peak on the GPU", format_size(max(devices)), "of all programs")
+        yield Tile("Peak on the GPU", size_text(max(devices)), "of all programs")
     for cell in decoding[:1]:
         for part in cell.energy:
             if part.joules_per_generated_token is not None:
@@ -136,7 +137,7 @@ def _memory_row(cell: CellReport, has_device: bool) -> list[str]:
     sizes = [cell.peak.anonymous, cell.peak.file_backed, *([cell.peak.device] * has_device)]
     return [
         *_lengths(cell),
-        *("-" if size is None else f"{size / 1e6:,.1f} MB" for size in sizes),
+        *map(size_text, sizes),
     ]
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from awq_edge.bench.compare import Comparison, MetricChange
 from awq_edge.bench.report import BenchReport, CellReport, ClockReport, PercentilesReport
 from awq_edge.run.report import SpreadReport
+from awq_edge.units import size_text
 
 _METRICS = {
     "prefill_tokens_per_second": "prefill, tokens/s",
@@ -64,7 +65,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         if abs(peak.after - peak.before) >= comparison.min_change * max(peak.before, 1):
             console.print(
                 f"peak, {peak.what.replace('_', '-')}, {peak.prompt_tokens} + "
-                f"{peak.generated_tokens}: {_megabytes(peak.before)} -> {_megabytes(peak.after)}",
+                f"{peak.generated_tokens}: {size_text(peak.before)} -> {size_text(peak.after)}",
                 soft_wrap=True,
             )
     for one in comparison.differences:
@@ -118,7 +119,7 @@ def _memory(report: BenchReport) -> Table:
     for cell in report.cells:
         values = [cell.peak.anonymous, cell.peak.file_backed]
         values += [cell.peak.device] if has_device else []
-        table.add_row(_lengths(cell), *map(_megabytes, values))
+        table.add_row(_lengths(cell), *map(size_text, values))
     return table
 
 
@@ -193,7 +194,3 @@ def _percentiles(part: PercentilesReport | None) -> str:
 
 def _scaled(value: float | None, factor: float) -> str:
     return "-" if value is None else f"{value * factor:.2f}"
-
-
-def _megabytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:,.1f} MB"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from awq_edge.artifacts.paths import user_path
+from awq_edge.units import size_text
 
 if TYPE_CHECKING:
     from awq_edge.tensorrt.builder import BuiltEngine
@@ -84,14 +85,14 @@ def _line(built: BuiltEngine) -> str:
     manifest = built.engine.manifest
     size = manifest.files[manifest.engine].size
     if built.reused:
-        return f"{built.engine.file}: {size / 1e6:,.1f} MB, there already"
+        return f"{built.engine.file}: {size_text(size)}, there already"
     figures = manifest.build
     took = f"{figures.seconds:.1f} s"
     if figures.peak_rss is not None:
-        took += f", {figures.peak_rss / 1e9:.2f} GB at its peak"
+        took += f", {size_text(figures.peak_rss)} at its peak"
     if figures.available_drop is not None:
-        took += f" (the system's free memory fell by {figures.available_drop / 1e9:.2f} GB)"
-    return f"{built.engine.file}: {size / 1e6:,.1f} MB, built in {took}"
+        took += f" (the system's free memory fell by {size_text(figures.available_drop)})"
+    return f"{built.engine.file}: {size_text(size)}, built in {took}"
 
 
 def _described(built: BuiltEngine) -> dict[str, Any]:

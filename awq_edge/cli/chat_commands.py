@@ -13,6 +13,7 @@ from awq_edge.cli.chat_settings import NAMES, parse_setting, settings_rows
 from awq_edge.errors import ConfigError
 from awq_edge.runtime.chat_template import SWITCHES
 from awq_edge.terminal_text import printable
+from awq_edge.units import size_text
 
 if TYPE_CHECKING:
     from awq_edge.cli.interrupt import Interrupt
@@ -233,10 +234,10 @@ class ChatCommands:
         ]
         if self.last is not None:
             rows += _answer_rows(self.last)
-        rows.append(("KV cache", f"{session.memory.kv_cache / 1e6:.1f} MB"))
+        rows.append(("KV cache", f"{size_text(session.memory.kv_cache)}"))
         rss = read_process_memory().rss
         if rss is not None:
-            rows.append(("memory of the process", f"{rss / 1e6:.1f} MB"))
+            rows.append(("memory of the process", f"{size_text(rss)}"))
         self._tell(_aligned(rows))
 
 

@@ -27,8 +27,8 @@ def exit_code(error: BaseException) -> int:
         return 1
     if isinstance(error, AwqEdgeError):
         return _failed(str(error), 2)
-    if (machine := _of_the_machine(error)) is not None:
-        return _failed(machine, 2)
+    if (fault := system_fault(error)) is not None:
+        return _failed(str(fault), 2)
     if isinstance(error, ModuleNotFoundError):
         from awq_edge.extras import missing_extra
 
@@ -52,21 +52,6 @@ def _interrupted(stop: KeyboardInterrupt) -> int:
         signal.signal(number, signal.SIG_IGN)  # it is ending: a second one changes nothing
     word = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
     return _failed(f"{word}: {str(stop) or _NEUTRAL}", 128 + number)
-
-
-def _of_the_machine(error: BaseException) -> str | None:
-    """The words for a refusal of the file system or the memory that no stage has put into words."""
-    if isinstance(error, MemoryError):
-        return f"the memory is used up{': ' if str(error) else ''}{error}; close other programs"
-    if isinstance(error, OSError) and (fault := system_fault(error)) is not None:
-        return str(fault)
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{_name(error.filename)}: {error.strerror}; check the path and its permissions"
-    return None
-
-
-def _name(filename: object) -> str:
-    return filename.decode(errors="replace") if isinstance(filename, bytes) else str(filename)
 
 
 def _failed(message: str, code: int) -> int:

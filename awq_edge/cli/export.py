@@ -26,6 +26,7 @@ from awq_edge.cli.options import (
     SeedOption,
 )
 from awq_edge.recipe.runtimes import runtime_names
+from awq_edge.units import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -180,13 +181,13 @@ def print_bundle(bundle: Bundle, console: Console) -> None:
     manifest = bundle.manifest
     size = sum(entry.size for entry in manifest.files.values())
     parts = {part: count for part, count in manifest.part_bytes.items() if count}
-    weights = ", ".join(f"{part} {_megabytes(count)}" for part, count in parts.items())
+    weights = ", ".join(f"{part} {size_text(count)}" for part, count in parts.items())
     lines = [
         f"{bundle.path}: {manifest.model_name} for {manifest.runtime}, {_format(bundle)}; "
-        f"{_megabytes(size)} on disk",
+        f"{size_text(size)} on disk",
         f"weights: {weights}",
         f"context: {manifest.context} tokens, KV cache "
-        f"{_megabytes(kv_cache_bytes(manifest, manifest.context))} ({manifest.activation_dtype})",
+        f"{size_text(kv_cache_bytes(manifest, manifest.context))} ({manifest.activation_dtype})",
     ]
     if manifest.linear is not None:
         lines.append(
@@ -234,7 +235,3 @@ def _format(bundle: Bundle) -> str:
         f"{manifest.bits}-bit {manifest.method}, group {manifest.group_size}, {manifest.scheme}, "
         f"lm_head {manifest.lm_head_bits}-bit"
     )
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from awq_edge.recipe.units import format_bandwidth
+from awq_edge.units import format_bandwidth, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,19 +67,20 @@ def _memory(report: FitReport) -> Table:
     for part, size in report.weight_bytes.items():
         if not size:
             continue
-        table.add_row(f"weights: {part}", _size(size))
+        table.add_row(f"weights: {part}", size_text(size))
     context = report.settings.context
-    table.add_row(f"KV cache, {context:,} tokens", _size(predicted.kv_cache))
+    table.add_row(f"KV cache, {context:,} tokens", size_text(predicted.kv_cache))
     table.add_row(
-        f"activations, {report.settings.prefill_chunk:,} tokens", _size(predicted.activations)
+        f"activations, {report.settings.prefill_chunk:,} tokens",
+        size_text(predicted.activations),
     )
-    table.add_row("runtime", _size(predicted.overhead))
-    table.add_row("needed", _size(predicted.total), style="bold")
+    table.add_row("runtime", size_text(predicted.overhead))
+    table.add_row("needed", size_text(predicted.total), style="bold")
     kind = "memory, shared with the CPU" if device.unified_memory else "memory"
     origin = "" if device.memory_source == "recipe" else " (of this machine)"
-    table.add_row(f"{kind}{origin}", _size(device.memory_bytes))
-    table.add_row("kept by the system", _size(device.system_reserved_bytes))
-    table.add_row("usable", _size(device.usable_bytes), style="bold")
+    table.add_row(f"{kind}{origin}", size_text(device.memory_bytes))
+    table.add_row("kept by the system", size_text(device.system_reserved_bytes))
+    table.add_row("usable", size_text(device.usable_bytes), style="bold")
     return table
 
 
@@ -119,7 +120,7 @@ def _changes(changes: Iterable[ChangePart]) -> Table:
         fits = "yes" if change.makes_it_fit else "no"
         table.add_row(
             change.change if change.available else f"{change.change} (not built)",
-            _size(change.total_bytes),
+            size_text(change.total_bytes),
             f"{change.max_context:,}",
             fits,
             change.quality,
@@ -161,8 +162,8 @@ def _devices(cells: Iterable[FitCell]) -> Table:
         table.add_row(
             cell.recipe,
             _WORDS[cell.verdict],
-            _size(cell.total_bytes),
-            _size(cell.usable_bytes),
+            size_text(cell.total_bytes),
+            size_text(cell.usable_bytes),
             f"{cell.max_context:,}",
             "-" if rate is None else f"{rate:.1f}",
         )
@@ -202,10 +203,6 @@ def _cell(cell: FitCell) -> str:
 
 def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if abs(size) >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _bandwidth(rate: float) -> str:

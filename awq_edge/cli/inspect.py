@@ -43,7 +43,7 @@ def inspect(
     from awq_edge.cli.output import JsonTarget
     from awq_edge.errors import ArtifactError
     from awq_edge.inspect.artifact import inspect_artifact
-    from awq_edge.model.files import resolve_model
+    from awq_edge.model.hub import resolve_model
 
     target = JsonTarget(json_to, [directory])
     path = resolve_model(directory) if directory == "demo" else user_path(directory, "DIRECTORY")

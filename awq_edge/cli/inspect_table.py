@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from awq_edge.inspect.schema import Inspection, WeightsReport
+from awq_edge.units import size_text
 
 _PIPE_WIDTH = 160  # columns where there is no terminal to ask: no row is broken
 
@@ -40,7 +41,8 @@ def _what(inspection: Inspection) -> list[str]:
     if inspection.parameters:
         about.append(f"{_count(inspection.parameters)} parameters")
     lines = [
-        f"{inspection.kind} {inspection.path}: {', '.join(about)}; {_size(inspection.size)} on disk"
+        f"{inspection.kind} {inspection.path}: {', '.join(about)}; "
+        f"{size_text(inspection.size)} on disk"
     ]
     sizes = inspection.architecture
     if sizes is not None:
@@ -64,19 +66,17 @@ def _parts(inspection: Inspection) -> Table:
             part.name,
             _formats(part) + (", lm_head too" if part.name == "embedding" and shared else ""),
             "-" if part.parameters is None else f"{part.parameters:,}",
-            _size(part.bytes),
+            size_text(part.bytes),
             _bits(part.bits_per_weight),
-            _size(part.bytes_per_token),
+            size_text(part.bytes_per_token),
         )
     table.add_row(
         "all",
         "",
         "-" if inspection.parameters is None else f"{inspection.parameters:,}",
-        _size(inspection.weight_bytes),
+        size_text(inspection.weight_bytes),
         _bits(inspection.bits_per_weight),
-        "-"
-        if inspection.weight_bytes_per_token is None
-        else _size(inspection.weight_bytes_per_token),
+        size_text(inspection.weight_bytes_per_token),
         style="bold",
     )
     return table
@@ -98,7 +98,7 @@ def _dtypes(inspection: Inspection) -> Table:
     table.add_column("tensors", justify="right")
     table.add_column("size", justify="right")
     for name, dtype in inspection.dtypes.items():
-        table.add_row(name, f"{dtype.tensors:,}", _size(dtype.bytes))
+        table.add_row(name, f"{dtype.tensors:,}", size_text(dtype.bytes))
     return table
 
 
@@ -171,13 +171,6 @@ def _count(parameters: int) -> str:
         if parameters >= factor:
             return f"{parameters / factor:.2f} {unit}"
     return str(parameters)
-
-
-def _size(size: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:,.2f} {unit}"
-    return f"{size} B"
 
 
 def _bits(bits: float | None) -> str:

@@ -74,13 +74,13 @@ def show(
 
 
 def _memory(device: Device) -> str:
-    from awq_edge.recipe.units import format_size
+    from awq_edge.units import format_size
 
     return "detected" if device.memory_bytes is None else format_size(device.memory_bytes)
 
 
 def _bandwidth(device: Device) -> str:
-    from awq_edge.recipe.units import format_bandwidth
+    from awq_edge.units import format_bandwidth
 
     if device.memory_bandwidth is None:
         return "detected"
@@ -89,7 +89,7 @@ def _bandwidth(device: Device) -> str:
 
 def _readable(recipe: Recipe) -> str:
     """The recipe as `key  value unit` lines under one heading per table."""
-    from awq_edge.recipe.units import format_bandwidth
+    from awq_edge.units import format_bandwidth
 
     units = {"context": "tokens", "prefill_chunk": "tokens", "length": "tokens"}
     lines = [f"{recipe.name}: {recipe.description}"]

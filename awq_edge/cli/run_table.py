@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from awq_edge.run.report import MeasuredMemoryReport, RunReport, SpreadReport
+from awq_edge.units import size_text
 
 _WEIGHTS = {"none": "not quantized"}
 
@@ -68,8 +69,8 @@ def _speed(report: RunReport) -> Table:
     )
     table.add_row(
         "bytes per token",
-        f"{_megabytes(bandwidth.weight_bytes_per_token)} weights + "
-        f"{_megabytes(bandwidth.kv_bytes_per_token)} KV cache",
+        f"{size_text(bandwidth.weight_bytes_per_token)} weights + "
+        f"{size_text(bandwidth.kv_bytes_per_token)} KV cache",
     )
     table.add_row("achieved", _achieved(report))
     return table
@@ -95,17 +96,17 @@ def _memory(report: RunReport) -> Table:
     table.add_column("memory", style="bold", no_wrap=True)
     table.add_column("predicted", justify="right")
     table.add_column("measured", justify="right")
-    table.add_row("weights", _megabytes(predicted.weights), "")
-    table.add_row("KV cache", _megabytes(predicted.kv_cache), "")
+    table.add_row("weights", size_text(predicted.weights), "")
+    table.add_row("KV cache", size_text(predicted.kv_cache), "")
     loaded = predicted.weights + predicted.kv_cache
-    table.add_row("weights + KV cache", _megabytes(loaded), _megabytes(measured.loaded))
-    table.add_row("activations", _megabytes(predicted.activations), "")
-    table.add_row("overhead", _megabytes(predicted.overhead), _megabytes(measured.before_load))
+    table.add_row("weights + KV cache", size_text(loaded), size_text(measured.loaded))
+    table.add_row("activations", size_text(predicted.activations), "")
+    table.add_row("overhead", size_text(predicted.overhead), size_text(measured.before_load))
     if measured.on_device is not None:
         on_device = loaded + predicted.activations
-        table.add_row("on the GPU", _megabytes(on_device), _megabytes(measured.on_device))
+        table.add_row("on the GPU", size_text(on_device), size_text(measured.on_device))
         _add_device_use(table, on_device, measured)
-    table.add_row("total, peak", _megabytes(predicted.total), _megabytes(measured.peak))
+    table.add_row("total, peak", size_text(predicted.total), size_text(measured.peak))
     return table
 
 
@@ -115,7 +116,7 @@ def _add_device_use(table: Table, predicted: int, measured: MeasuredMemoryReport
         return
     grown = measured.device_peak - measured.device_before_load
     source = f"({measured.device_source})"
-    table.add_row(f"GPU, peak {source}", _megabytes(predicted), _megabytes(grown))
+    table.add_row(f"GPU, peak {source}", size_text(predicted), size_text(grown))
 
 
 def _rate(spread: SpreadReport | None, what: str) -> str:
@@ -129,7 +130,3 @@ def _rate(spread: SpreadReport | None, what: str) -> str:
 
 def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e3:.1f} ms"
-
-
-def _megabytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:,.1f} MB"

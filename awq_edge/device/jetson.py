@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from awq_edge.device.system_files import read_text
+from awq_edge.units import release
 
 # Runs a program: its standard output, None where it is not there or fails.
 Run = Callable[[Sequence[str]], str | None]
@@ -24,7 +25,7 @@ class JetPack:
 
     @property
     def major(self) -> int:
-        return int(self.version.partition(".")[0])
+        return release(self.version)[0]
 
 
 # NVIDIA's JetPack archive (developer.nvidia.com/embedded/jetpack-archive): packages of each; the
@@ -62,7 +63,7 @@ class JetsonLinux:
     @property
     def jetpack(self) -> JetPack | None:
         """The JetPack of this release; None before or after the known ones."""
-        numbers = tuple(int(part) for part in self.release.split("."))
+        numbers = release(self.release, None)
         if numbers[0] > _NEWEST:
             return None
         versions = [version for first, version in _JETSON_LINUX if first <= numbers]

@@ -23,7 +23,7 @@ from awq_edge.doctor.setting import (
     pci_gpus,
     wsl,
 )
-from awq_edge.recipe.recipes import Recipe, list_recipes
+from awq_edge.recipe.recipes import Recipe, recipe_names
 
 _OLDEST_JETPACK = 6  # that a recipe is for
 _MODULES = (
@@ -137,7 +137,7 @@ def other_jetpack(recipe: Recipe) -> str:
     """The same device's recipe for the other JetPack."""
     name = recipe.name.removesuffix(_OTHER_JETPACK)
     name = name if name != recipe.name else f"{name}{_OTHER_JETPACK}"
-    if name in {each.name for each in list_recipes()}:
+    if name in recipe_names():
         return f"awq-edge export MODEL --recipe {name}"
     return "awq-edge export MODEL --recipe NAME  # `awq-edge recipes` lists them with their JetPack"
 

@@ -13,6 +13,7 @@ from awq_edge.doctor.setting import in_container, jetpack, on_jetson, pci_gpus, 
 from awq_edge.errors import RuntimeUnavailableError
 from awq_edge.kernels.architectures import OLDEST, dotted
 from awq_edge.recipe.recipes import Recipe
+from awq_edge.units import release, size_text
 
 _OLDEST_PYTHON, _NEWEST_PYTHON = (3, 10), (3, 13)
 _OLDEST_JETPACK = 6  # that a recipe is for
@@ -21,8 +22,7 @@ _OLDEST_JETPACK = 6  # that a recipe is for
 def python(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     """Python's version against those that pyproject.toml allows and CI runs."""
     facts = machine.python
-    release = tuple(int(part) for part in re.findall(r"\d+", facts.version)[:2])
-    fine = _OLDEST_PYTHON <= release <= _NEWEST_PYTHON
+    fine = _OLDEST_PYTHON <= release(facts.version) <= _NEWEST_PYTHON
     yield DoctorRow(
         check="Python",
         status="ok" if fine else "warning",
@@ -90,9 +90,9 @@ def _jetpack(
             fixes.newer_jetpack(machine, installed),
         )
     if installed is not None and wanted is not None:
-        if installed.major != int(wanted.partition(".")[0]):
+        if installed.major != release(wanted)[0]:
             return lacking(of_recipe, fixes.other_jetpack(recipe))
-        if _release(installed.tensorrt) < _release(recipe.runtime.version):
+        if release(installed.tensorrt) < release(recipe.runtime.version):
             return lacking(
                 f"{of_recipe}, whose TensorRT is {recipe.runtime.version} and not "
                 f"{installed.tensorrt}",
@@ -121,7 +121,7 @@ def gpu(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         )
         return
     capability = f"{device.compute_capability // 10}.{device.compute_capability % 10}"
-    words = f"{device.name}, compute capability {capability}, {device.memory / 1e9:.1f} GB"
+    words = f"{device.name}, compute capability {capability}, {size_text(device.memory)}"
     words += f", driver {driver}" if driver else ""
     wanted = recipe.device.compute_capability
     if wanted is not None and wanted != capability:
@@ -168,7 +168,7 @@ def cuda(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
     wanted, device = recipe.runtime.cuda_version, machine.gpu()
     supported = None if device is None else device.cuda
     if supported is not None:
-        old = wanted is not None and _release(supported)[:1] < _release(wanted)[:1]
+        old = wanted is not None and release(supported)[:1] < release(wanted)[:1]
         yield DoctorRow(
             check="CUDA, driver",
             status="missing" if old else "ok",
@@ -202,7 +202,3 @@ def _driver(machine: Machine) -> str | None:
         if lines and re.fullmatch(r"[\d.]+", lines[0]):
             return lines[0]
     return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

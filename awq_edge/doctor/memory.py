@@ -11,6 +11,7 @@ from awq_edge.doctor.machine import Machine
 from awq_edge.doctor.report import DoctorRow
 from awq_edge.doctor.setting import in_container, on_jetson, wsl
 from awq_edge.recipe.recipes import Recipe
+from awq_edge.units import size_text
 
 _LITTLE_DISK = 10_000_000_000  # a 7 B model's bundle and the checkpoint that it is made of: 8 GB
 _SPARE_DISK = 2_000_000_000  # that a new swap file leaves
@@ -31,7 +32,7 @@ def memory(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         return
     is_jetson = recipe.device.kind == "jetson" and on_jetson(machine)
     free = system.pinnable if is_jetson else system.available
-    words = f"{_gigabytes(free)} of {_gigabytes(system.total)} available"
+    words = f"{size_text(free)} of {size_text(system.total)} available"
     words += ", as this container's limit has it" if system.limited else ""
     expected = recipe.device.usable_memory_bytes
     if expected is not None:  # of a module with less than the recipe's
@@ -40,7 +41,7 @@ def memory(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         yield DoctorRow(
             check="memory",
             status="warning",
-            found=f"{words}; the recipe expects {_gigabytes(expected)} for a model",
+            found=f"{words}; the recipe expects {size_text(expected)} for a model",
             needed_for="build, run",
             fix=_free_memory(machine, system),
         )
@@ -48,7 +49,7 @@ def memory(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         yield DoctorRow(
             check="memory",
             status="ok",
-            found=f"{words}, {_gigabytes(system.cached)} of it page cache: if an allocation for "
+            found=f"{words}, {size_text(system.cached)} of it page cache: if an allocation for "
             f"the GPU fails, {fixes.on_host(machine, 'sysctl vm.drop_caches=1')}",
         )
     else:
@@ -60,13 +61,13 @@ def memory(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         yield DoctorRow(
             check="CMA",
             status="warning" if low else "ok",
-            found=f"{_megabytes(system.cma_free)} of {_megabytes(system.cma_total)} free; not "
+            found=f"{size_text(system.cma_free)} of {size_text(system.cma_total)} free; not "
             "among the available",
             needed_for="build, run" if low else "",
             fix="close what uses the camera or the video decoder" if low else "",
         )
     if system.nvmap is not None:
-        used = f"{_megabytes(system.nvmap)} allocated for the GPU and other engines"
+        used = f"{size_text(system.nvmap)} allocated for the GPU and other engines"
         yield DoctorRow(check="NvMap", status="ok", found=used)
 
 
@@ -88,11 +89,9 @@ def _swap(machine: Machine, system: SystemMemory) -> DoctorRow:
     disk."""
     wanted = system.total // 2
     little = system.swap < wanted
-    words = f"{_gigabytes(system.swap)} free"
+    words = f"{size_text(system.swap)} free"
     if system.compressed_swap:
-        words += (
-            f" on disks; {_gigabytes(system.compressed_swap)} in compressed memory do not count"
-        )
+        words += f" on disks; {size_text(system.compressed_swap)} in compressed memory do not count"
     return DoctorRow(
         check="swap",
         status="warning" if little else "ok",
@@ -125,7 +124,7 @@ def disk(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
         yield DoctorRow(
             check=what,
             status="warning" if little else "ok",
-            found=f"{_gigabytes(free)} free in {path}",
+            found=f"{size_text(free)} free in {path}",
             needed_for="quantize, export, build" if little else "",
             fix=_more_disk(machine, path) if little else "",
         )
@@ -137,11 +136,3 @@ def _more_disk(machine: Machine, path: Path) -> str:
     if wsl(machine) is not None:
         return "--out DIRECTORY on another disk of Linux's: /mnt/c is slow"
     return "--out DIRECTORY on another disk"
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"

@@ -16,6 +16,7 @@ from awq_edge.extras import EXTRAS_OF_STEPS, packages_of_extras
 from awq_edge.kernels.build import PLUGIN_FILE_NAME
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.recipe.runtimes import runtimes
+from awq_edge.units import release
 
 _LAYERS = (
     ("cuda-python", "cuda-bindings", "cuda.bindings"),
@@ -43,7 +44,7 @@ def tensorrt(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             )
             continue
         wanted = recipe.runtime.version
-        old = needed and version is not None and _release(version) < _release(wanted)
+        old = needed and version is not None and release(version) < release(wanted)
         is_jetpacks = needed and not engine.ahead_of_time and on_jetson(machine)
         hiding = is_jetpacks and _is_pips(machine)
         yield DoctorRow(
@@ -88,7 +89,7 @@ def _device_layer_fix(machine: Machine, recipe: Recipe) -> str:
     if fixes.is_before_orin_s_jetpack(machine):
         return fixes.newer_jetpack(machine, jetpack(machine))
     wanted, supported = recipe.runtime.cuda_version, cuda_major(machine, None)
-    if wanted and supported and supported < int(wanted.partition(".")[0]):
+    if wanted and supported and supported < release(wanted)[0]:
         return fixes.newer_cuda(machine, recipe)
     if on_jetson(machine) and not in_container(machine) and not machine.python.is_systems:
         return fixes.jetson_python(machine, recipe)  # it has to see TensorRT too
@@ -215,8 +216,4 @@ def _is_pips(machine: Machine) -> bool:
     """True if a wheel of TensorRT, which is for other GPUs, shadows JetPack's."""
     version = machine.version("tensorrt")
     system = read_package("libnvinfer10", machine.root) or read_package("libnvinfer8", machine.root)
-    return version is not None and system is not None and _release(version) != _release(system)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    return version is not None and system is not None and release(version) != release(system)

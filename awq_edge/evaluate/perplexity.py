@@ -27,12 +27,12 @@ import numpy.typing as npt
 
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.sources import Float32, LogitsSource
+from awq_edge.runtime.memory import LOGITS_ROWS
 from awq_edge.runtime.text_tokens import TokenizedText
 
 Progress = Callable[[int, int], None]  # (tokens scored, tokens to score)
 
 DEFAULT_WINDOW = 1024  # tokens, or the model's context where that is shorter
-_ROWS = 64  # rows of logits whose exponentials are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -188,12 +188,12 @@ def negative_log_likelihoods(
     logits: float32 [rows, vocab]. targets: int64 [rows].
     """
     result = np.empty(len(targets), dtype=np.float64)
-    for start in range(0, len(targets), _ROWS):
-        rows = logits[start : start + _ROWS]
-        wanted = targets[start : start + _ROWS]
+    for start in range(0, len(targets), LOGITS_ROWS):
+        rows = logits[start : start + LOGITS_ROWS]
+        wanted = targets[start : start + LOGITS_ROWS]
         highest = rows.max(axis=1)
         # Exponentials in float32 (relative error 1e-7), their sum in float64.
         total = np.exp(rows - highest[:, None]).sum(axis=1, dtype=np.float64)
         chosen = rows[np.arange(len(wanted)), wanted].astype(np.float64)
-        result[start : start + _ROWS] = np.log(total) + highest.astype(np.float64) - chosen
+        result[start : start + LOGITS_ROWS] = np.log(total) + highest.astype(np.float64) - chosen
     return result

@@ -18,8 +18,9 @@ from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError
 from awq_edge.model.archs import require_known_keys
-from awq_edge.model.files import ModelFiles, resolve_model
+from awq_edge.model.files import ModelFiles
 from awq_edge.model.foreign_formats import refuse_foreign
+from awq_edge.model.hub import resolve_model
 from awq_edge.model.layouts import quantization_config
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.tokenizer import Tokenizer

@@ -21,7 +21,7 @@ from awq_edge.artifacts.directories import (
     atomic_directory,
     hash_file,
 )
-from awq_edge.artifacts.file_names import QUANTIZATION_REPORT
+from awq_edge.artifacts.file_names import RECIPE_FILE
 from awq_edge.artifacts.outputs import check_output, require_disk
 from awq_edge.artifacts.provenance import source_commit
 from awq_edge.artifacts.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
@@ -39,7 +39,6 @@ from awq_edge.model.source import bundle_source, verify_weights
 from awq_edge.process.staging import workplace
 from awq_edge.recipe.recipes import QuantizationDefaults, Recipe
 
-RECIPE_FILE = "recipe.json"
 # What manifest, recipe and the file system's own blocks take beside the files that are counted.
 _SMALL_FILES_BYTES = 1 << 20
 
@@ -47,7 +46,7 @@ Observer = Callable[[int, int, str], None]
 
 
 def export_checkpoint(
-    checkpoint: Path,
+    model: Path | Checkpoint,
     out: Path,
     recipe: Recipe,
     *,
@@ -59,26 +58,31 @@ def export_checkpoint(
     overwrite: bool = False,
     verify: bool = True,
     kept: bool = True,
+    checked: Lowering | None = None,
     observer: Observer | None = None,
 ) -> Bundle:
     """Export a model directory, quantized (see `awq_edge.model.layouts`) or not, into a bundle.
 
-    checkpoint: a directory; one without quantization_config is exported unquantized, whatever the
-    recipe's method. recipe: names the runtime. model_name: as reports call it. given: the model as
-    the user named it. context: tokens of the KV cache; None for the recipe's, clipped to what the
-    model allows. lm_head_bits: 4, 8 or 16; None for the recipe's, or 16 with an unquantized model.
-    sampling: keys in the place of the model's own set, for chat and serve. verify: compare the
-    weights with the hashes in the checkpoint's report. kept: whether the checkpoint stays after
-    the export. observer: called with the megabytes written, their number, and a word.
+    model: a directory, or one that is open; without quantization_config it is exported
+    unquantized, whatever the recipe's method.
+    recipe: names the runtime.
+    model_name: as reports call it. given: the model as the user named it.
+    context: tokens of the KV cache; None for the recipe's, clipped to what the model allows.
+    lm_head_bits: 4, 8 or 16; None for the recipe's, or 16 with an unquantized model.
+    sampling: keys in the place of the model's own set, for chat and serve.
+    verify: compare the weights with the hashes in the checkpoint's report.
+    kept: whether the checkpoint stays after the export.
+    checked: the answer of `check_export` about this model and recipe, where it was asked before.
+    observer: called with the megabytes written, their number, and a word.
 
     Peak memory is the largest tensor and some 300 MB, whatever the size of the model.
     Raises ConfigError (a runtime without a lowering, a context beyond the model's, an `out` that
     exists), ModelError (the checkpoint), ResourceError (disk space).
     """
     # One that does not stay lies where the work on this bundle does.
-    check_output(out, overwrite=overwrite, inputs={"MODEL": checkpoint} if kept else {})
-    lowering = check_export(checkpoint, recipe, context=context, lm_head_bits=lm_head_bits)
-    source = Checkpoint.open(checkpoint)
+    source = Checkpoint.open(model) if isinstance(model, Path) else model
+    check_output(out, overwrite=overwrite, inputs={"MODEL": source.path} if kept else {})
+    lowering = checked or check_export(source, recipe, context=context, lm_head_bits=lm_head_bits)
     if lm_head_bits is None:
         lm_head_bits = 16 if source.quantization is None else recipe.quantization.lm_head_bits
     unquantized = unquantized_linears(source, lm_head_bits)
@@ -90,15 +94,15 @@ def export_checkpoint(
     )
     lowered = lowering(source, spec, recipe)
     plan = WeightPlan.of(lowered.weights)
-    model = lowered.render(plan)
+    graph = lowered.render(plan)
     small = sum(file.stat().st_size for file in _copied(source.files))
-    needed = plan.size + len(model) + small + _SMALL_FILES_BYTES
+    needed = plan.size + len(graph) + small + _SMALL_FILES_BYTES
     require_disk(workplace(out)[0], needed, f"the bundle of {model_name}")
     if verify:
         verify_weights(source)
     with atomic_directory(out, overwrite=overwrite) as work:
-        files = _write_files(work, source.files, lowered, model, plan, recipe, observer)
-        manifest = _manifest(source, recipe, lowered, model, plan, files, model_name, unquantized)
+        files = _write_files(work, source.files, lowered, graph, plan, recipe, observer)
+        manifest = _manifest(source, recipe, lowered, graph, plan, files, model_name, unquantized)
         chain = bundle_source(source, given, kept=kept)
         defaults = bundle_sampling(source.files, sampling)
         manifest = manifest.model_copy(update={"sampling": defaults, "source": chain})
@@ -108,13 +112,17 @@ def export_checkpoint(
 
 
 def check_export(
-    model: Path, recipe: Recipe, *, context: int | None = None, lm_head_bits: int | None = None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    context: int | None = None,
+    lm_head_bits: int | None = None,
 ) -> Lowering:
     """Raise for whatever an export would refuse later; so that it is known before a model is
     quantized. The arguments, and the errors, are those of `export_checkpoint`."""
     lowering = require_lowering(recipe.runtime.backend)
     check_recipe(recipe)
-    checkpoint = Checkpoint.open(model)
+    model = checkpoint.path
     checkpoint.files.require_readable()
     bundle_sampling(checkpoint.files, None)
     if lm_head_bits is not None:
@@ -281,22 +289,3 @@ def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
     return tuple(
         dict.fromkeys([*keys.token_ids("eos_token_id"), *checkpoint.decoder.eos_token_ids])
     )
-
-
-def _source(checkpoint: Checkpoint) -> dict[str, str]:
-    """What the bundle was made from, as far as it can be told without reading the weights again.
-
-    revision: the commit on the hub, where the directory is in the hub's cache.
-    """
-    entries = checkpoint.files.entries.values()
-    facts = {
-        "path": str(checkpoint.path.resolve()),
-        "config_sha256": hash_file(checkpoint.path / "config.json").sha256,
-        "weight_bytes": str(sum(entry.size for entry in entries)),
-    }
-    if checkpoint.path.parent.name == "snapshots":
-        facts["revision"] = checkpoint.path.name
-    report = checkpoint.path / QUANTIZATION_REPORT
-    if report.exists():
-        facts["quantization_report_sha256"] = hash_file(report).sha256
-    return facts

@@ -19,6 +19,7 @@ from awq_edge.model.archs import Decoder
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.recipe.runtimes import load
+from awq_edge.units import release
 
 
 class ExportedModel(Protocol):
@@ -73,7 +74,9 @@ def activation_dtypes(recipe: Recipe) -> tuple[str, ...]:
 def is_decomposed(recipe: Recipe) -> bool:
     """Whether graphs for this version of the runtime have newer operators in primitives."""
     native = recipe.runtime.record.native
-    return native is not None and release(recipe.runtime.version) < release(native.first_version)
+    return native is not None and release(recipe.runtime.version, None) < release(
+        native.first_version, None
+    )
 
 
 def _check_activations(model: ExportedModel, recipe: Recipe) -> None:
@@ -124,8 +127,3 @@ def packing_problems(model: ExportedModel) -> list[str]:
                 groups = ", ".join(map(str, GROUP_SIZES))
                 return [f"group_size {group_size} of {name} is not one of {groups}"]
     return []
-
-
-def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, to compare."""
-    return tuple(int(part) for part in version.split("."))

@@ -8,12 +8,12 @@ from awq_edge.exporter.checks import (
     is_decomposed,
     packing_problems,
     quantizable,
-    release,
 )
 from awq_edge.model.lm_head import LM_HEAD_SCHEMES, UNQUANTIZED, rounded_bits
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.recipe.runtimes.tensorrt import FIRST_WITH_LAYERS, OLDEST_VERSION
 from awq_edge.tensorrt.contract import CACHED_ATTENTION
+from awq_edge.units import release
 
 DECOMPOSED_OPSET = 17  # of graphs for what is older than the first with layers
 _RTX_MAJOR = 1
@@ -29,7 +29,7 @@ def check(recipe: Recipe, model: ExportedModel | None) -> None:
 
 def check_rtx(recipe: Recipe, model: ExportedModel | None) -> None:
     """As `check`, for TensorRT for RTX."""
-    if release(recipe.runtime.version)[0] != _RTX_MAJOR:
+    if release(recipe.runtime.version, None)[0] != _RTX_MAJOR:
         raise ConfigError(
             f"recipe {recipe.name} has version {recipe.runtime.version} of runtime "
             f"{recipe.runtime.backend}, which is not one of TensorRT for RTX; take a recipe of an "
@@ -61,7 +61,7 @@ def _check_nodes(recipe: Recipe, model: ExportedModel) -> None:
 
 def _check_version(recipe: Recipe) -> None:
     version = recipe.runtime.version
-    if release(version) < release(OLDEST_VERSION):
+    if release(version, None) < release(OLDEST_VERSION, None):
         raise ConfigError(
             f"recipe {recipe.name} has version {version} of runtime tensorrt; graphs are made for "
             f"{OLDEST_VERSION} and newer: take a recipe of a Jetson, or write one with the "

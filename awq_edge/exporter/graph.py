@@ -17,7 +17,6 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from awq_edge.exporter.weights import BFLOAT16, FLOAT16, FLOAT32, Weight
 
-DOMAIN = "awq_edge"
 CANONICAL_OPSET = 24
 ACTIVATION_DTYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": FLOAT32}
 BATCH, SEQUENCE, POSITIONS, CONTEXT = "batch", "sequence", "positions", "context"

@@ -20,7 +20,7 @@ from awq_edge.exporter.graph import BATCH, CONTEXT, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
 from awq_edge.exporter.matmul_nbits import MatMulNBits
 from awq_edge.exporter.onnxruntime_rotation import (
-    DOMAIN,
+    MICROSOFT,
     Rotations,
     position_ids,
     rotates_apart,
@@ -208,7 +208,7 @@ class _Lowering:
             "accuracy_level": self._accuracy_level,
         }
         self._builder.node(
-            "MatMulNBits", f"{path}/MatMulNBits", [x, *tensors], [output], attributes, DOMAIN
+            "MatMulNBits", f"{path}/MatMulNBits", [x, *tensors], [output], attributes, MICROSOFT
         )
 
     def _split(self, node: gs.Node) -> None:
@@ -255,7 +255,7 @@ class _Lowering:
             inputs,
             outputs,
             group_query,
-            DOMAIN,
+            MICROSOFT,
         )
 
     def _table(self, table: gs.Constant) -> gs.Constant:
@@ -298,7 +298,7 @@ class _Lowering:
             [*addends, scale],
             [output, empty, empty, x],
             {"epsilon": epsilon},
-            DOMAIN,
+            MICROSOFT,
         )
 
 

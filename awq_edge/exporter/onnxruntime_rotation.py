@@ -14,7 +14,7 @@ from onnx import TensorProto
 from awq_edge.exporter.graph import BATCH, SEQUENCE, GraphBuilder
 from awq_edge.exporter.passes import detach
 
-DOMAIN = "com.microsoft"
+MICROSOFT = "com.microsoft"
 INT64 = int(TensorProto.INT64)
 # GroupQueryAttention rotates heads whose size, and rotary part, are multiples of this.
 ROTARY_MULTIPLE = 16
@@ -70,7 +70,7 @@ class Rotations:
             attributes["rotary_embedding_dim"] = sizes[1]
         inputs, result = [x, ids, *tables], (self._dtype, x.shape)
         (found,) = self._builder.node(
-            "RotaryEmbedding", f"{path}/RotaryEmbedding", inputs, [result], attributes, DOMAIN
+            "RotaryEmbedding", f"{path}/RotaryEmbedding", inputs, [result], attributes, MICROSOFT
         )
         return found
 
@@ -81,7 +81,7 @@ class Rotations:
         attributes = dict(node.attrs)
         detach(node)
         inputs = [x, self._row_numbers(x), *(self._rows(table) for table in tables)]
-        self._builder.node("RotaryEmbedding", node.name, inputs, [output], attributes, DOMAIN)
+        self._builder.node("RotaryEmbedding", node.name, inputs, [output], attributes, MICROSOFT)
 
     def _rows(self, table: gs.Variable) -> gs.Variable:
         """[B, S, half] ─ Reshape ─ [B * S, half]"""

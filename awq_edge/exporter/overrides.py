@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from awq_edge.errors import ConfigError
 from awq_edge.model.checkpoint import Checkpoint
@@ -13,13 +12,13 @@ from awq_edge.recipe.runtimes import require_runtime, runtimes
 _CALIBRATION = ("calibration", "samples", "length", "seed", "propagate_error")
 
 
-def check_overrides(checkpoint: Path, overrides: Mapping[str, object]) -> None:
+def check_overrides(checkpoint: Checkpoint, overrides: Mapping[str, object]) -> None:
     """Raise ConfigError naming the first override that a quantized checkpoint contradicts.
 
     overrides: by parameter name ("group_size"); None means not given. Keys: method, bits,
     group_size, scheme, and those of the calibration, which has happened already.
     """
-    quantization = Checkpoint.open(checkpoint).quantization
+    quantization = checkpoint.quantization
     if quantization is None:
         return
     stored = {
@@ -34,10 +33,10 @@ def check_overrides(checkpoint: Path, overrides: Mapping[str, object]) -> None:
         flag = _flag(key, value)
         remedy = f"leave it out, or quantize the original model with {flag}"
         if key in _CALIBRATION:
-            raise ConfigError(f"{flag}: {checkpoint} is quantized already; {remedy}")
+            raise ConfigError(f"{flag}: {checkpoint.path} is quantized already; {remedy}")
         if value != stored[key]:
             raise ConfigError(
-                f"{flag} contradicts {checkpoint}, which is quantized with "
+                f"{flag} contradicts {checkpoint.path}, which is quantized with "
                 f"{key.replace('_', ' ')} {stored[key]}; {remedy}"
             )
 

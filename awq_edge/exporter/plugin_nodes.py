@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from awq_edge.exporter.graph import DOMAIN, DecoderGraph, GraphBuilder
+from awq_edge.exporter.graph import DecoderGraph, GraphBuilder
 from awq_edge.exporter.kernel_weights import kernel_weight
 from awq_edge.exporter.passes import LinearGroup, detach, linear_groups, producer, rewrite
 from awq_edge.kernels.interface import LAYOUT_VERSION, Epilogue
 from awq_edge.tensorrt.contract import (
     CACHED_ATTENTION,
+    DOMAIN,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
     W4A16_LINEAR,

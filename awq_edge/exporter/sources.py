@@ -24,7 +24,7 @@ from awq_edge.exporter.weights import (
     pack_nibbles,
 )
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.model.files import TensorEntry
+from awq_edge.model.safetensors_files import TensorEntry
 from awq_edge.model.w4a16 import NumberFormat, quantize
 
 _PIECE_BYTES = 32 << 20  # of a piece while it is float32

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from awq_edge.artifacts.directories import PluginUse
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
-from awq_edge.exporter.graph import DOMAIN, DecoderGraph, GraphBuilder
+from awq_edge.exporter.graph import DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
 from awq_edge.exporter.masked_experts import masked_experts
 from awq_edge.exporter.native_nodes import NativeAttention, native_linears
@@ -25,7 +25,7 @@ from awq_edge.exporter.primitive_nodes import PrimitiveAttention, primitive_func
 from awq_edge.kernels.interface import LAYOUT_VERSION
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe
-from awq_edge.tensorrt.contract import PLUGIN_VERSION
+from awq_edge.tensorrt.contract import DOMAIN, PLUGIN_VERSION
 
 # The opset of RMSNormalization, RotaryEmbedding and Attention.
 FIRST_WITH_ATTENTION = 23

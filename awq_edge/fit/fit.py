@@ -27,6 +27,7 @@ from awq_edge.fit.report import (
 from awq_edge.model.lm_head import UNQUANTIZED
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import KvDtype, kv_cache_bytes, packing_bytes
+from awq_edge.units import size_text
 
 
 @dataclass(frozen=True)
@@ -220,18 +221,18 @@ def _reason(
 
 
 def _of_memory(verdict: Verdict, prediction: Prediction, device: DeviceFigures) -> str:
-    total, usable = _size(prediction.memory.total), _size(device.usable)
+    total, usable = size_text(prediction.memory.total), size_text(device.usable)
     context, most = prediction.settings.context, prediction.max_context
     needs = f"needs {total} with {context:,} tokens, {usable} are usable"
     if verdict == "does_not_fit" and most:
         return f"{needs}; only {most:,} tokens would fit"
     if verdict == "does_not_fit":
-        weights = _size(prediction.memory.weights)
+        weights = size_text(prediction.memory.weights)
         return f"{needs}; the weights alone take {weights}"
     if most < context:
         return f"{needs}; it loads with a context of up to {most:,} tokens"
     if verdict == "tight":
-        return f"{needs}: {_size(device.usable - prediction.memory.total)} are left"
+        return f"{needs}: {size_text(device.usable - prediction.memory.total)} are left"
     return needs
 
 
@@ -266,7 +267,7 @@ def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> li
     notes = []
     if assessor.device.in_use is not None:
         notes.append(
-            f"of this machine's memory {_size(assessor.device.in_use)} are in use by other "
+            f"of this machine's memory {size_text(assessor.device.in_use)} are in use by other "
             "programs and the system now; what is closed can be had"
         )
     notes += assessor.model.decoder.notes
@@ -290,7 +291,3 @@ def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> li
     if assessor.model.decoder.architecture.vision is not None:
         notes.append("of a vision-language model the language model alone is counted")
     return notes
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

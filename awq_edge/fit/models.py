@@ -17,8 +17,9 @@ from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model.archs import Config, Decoder, decoder_from_config, require_known_keys
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.model.files import ModelFiles, download_config, read_config, resolve_model
+from awq_edge.model.files import ModelFiles, read_config
 from awq_edge.model.foreign_formats import refuse_foreign
+from awq_edge.model.hub import download_config, resolve_model
 from awq_edge.model.weight_totals import count_parameters
 
 _TABLE = DATA / "models.toml"

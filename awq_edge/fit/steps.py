@@ -16,6 +16,7 @@ from awq_edge.model.archs import Decoder
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.tensorrt.builder.memory import predict_build, shortage
+from awq_edge.units import size_text
 
 
 @dataclass(frozen=True)
@@ -81,26 +82,27 @@ def build_step(weights: int, recipe: Recipe, device: DeviceFigures) -> StepPart 
         return None
     needed = predict_build(weights, engine, recipe.runtime.workspace_bytes)
     if engine.ahead_of_time:
-        words = f"{_size(needed.total)} of memory, on any x86-64 machine"
+        words = f"{size_text(needed.total)} of memory, on any x86-64 machine"
         return StepPart(step="build", takes_it=True, words=words)
     system = SystemMemory(total=device.memory, available=device.usable)
     short = shortage(needed, system, unified=recipe.device.unified_memory)
     if short is None:
-        return StepPart(step="build", takes_it=True, words=f"{_size(needed.total)} of memory")
+        return StepPart(step="build", takes_it=True, words=f"{size_text(needed.total)} of memory")
     if short.of_memory > 0:
         return StepPart(
             step="build",
             takes_it=False,
-            words=f"the GPU's part of a build on the board needs {_size(needed.device)}, which no "
-            f"swap helps, and {_size(device.usable)} are usable; take fewer --bits, a smaller "
-            "model, or a recipe with a smaller runtime.workspace_bytes",
+            words="the GPU's part of a build on the board needs "
+            f"{size_text(needed.device)}, which no swap helps, and {size_text(device.usable)} are "
+            "usable; take fewer --bits, a smaller model, or a recipe with a smaller "
+            "runtime.workspace_bytes",
         )
     return StepPart(
         step="build",
         takes_it=True,
         swap_bytes=short.of_all,
-        words=f"{_size(needed.total)} of memory on the board, {_size(short.of_all)} of it swap on "
-        "a disk while it builds (docs/jetson.md)",
+        words=f"{size_text(needed.total)} of memory on the board, {size_text(short.of_all)} of it "
+        "swap on a disk while it builds (docs/jetson.md)",
     )
 
 
@@ -113,7 +115,3 @@ def run_step(kv_dtype: str) -> StepPart:
             words="no runtime here makes an int8 KV cache yet; leave out --kv-dtype",
         )
     return StepPart(step="run", takes_it=True)
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -31,8 +31,3 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(values)
-
-
-def format_size(size: int) -> str:
-    """Bytes in MB, or in GB from one on."""
-    return f"{size / 1e9:,.2f} GB" if size >= 10**9 else f"{size / 1e6:,.0f} MB"

@@ -24,9 +24,10 @@ from awq_edge.inspect.schema import (
 )
 from awq_edge.model.archs import Decoder, decoder_from_config
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.model.files import ModelFiles, TensorEntry
+from awq_edge.model.files import ModelFiles
 from awq_edge.model.foreign_formats import foreign_of_directory
 from awq_edge.model.layouts import layout_of_config, quantization_config
+from awq_edge.model.safetensors_files import TensorEntry
 from awq_edge.model.weight_totals import count_parameters
 
 _KINDS: dict[str, Kind] = {

@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from awq_edge.errors import ModelError
 from awq_edge.model.archs import Decoder, Linear, decoder_from_config
-from awq_edge.model.files import ModelFiles, TensorEntry, read_pieces
+from awq_edge.model.files import ModelFiles
 from awq_edge.model.foreign_formats import refuse_foreign
 from awq_edge.model.fused_experts import names_in_memory, split_fused_experts
 from awq_edge.model.layouts import Layout, StoredConfig, layout_of_config, quantization_config
 from awq_edge.model.layouts.base import DENSE_DTYPES
+from awq_edge.model.safetensors_files import TensorEntry, read_pieces
 from awq_edge.model.w4a16 import NumberFormat, QuantizedWeight, Scheme, dequantize
 
 Array = npt.NDArray[Any]

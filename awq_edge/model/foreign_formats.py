@@ -14,7 +14,8 @@ from typing import Any
 
 from awq_edge.artifacts.input_files import read_json
 from awq_edge.errors import ModelError
-from awq_edge.model.files import ModelFiles, TensorEntry
+from awq_edge.model.files import ModelFiles
+from awq_edge.model.safetensors_files import TensorEntry
 
 Entries = Mapping[str, TensorEntry]
 Quantization = Mapping[str, Any]

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 
 from awq_edge.errors import ModelError
 from awq_edge.model.archs import Decoder, Experts
-from awq_edge.model.files import TensorEntry
+from awq_edge.model.safetensors_files import TensorEntry
 
 Entries = dict[str, TensorEntry]
 

@@ -110,3 +110,9 @@ def dequantize(quantized: QuantizedWeight) -> Float32:
     zeros = quantized.zeros.astype(np.float32)[:, :, None]
     scales = quantized.scales.astype(np.float32)[:, :, None]
     return ((codes - zeros) * scales).reshape(out_features, in_features)
+
+
+def check_codes(largest: int, bits: int) -> None:
+    """Raise ValueError when a code does not fit."""
+    if largest >= 2**bits:
+        raise ValueError(f"code {largest} does not fit {bits} bits")

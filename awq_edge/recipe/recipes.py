@@ -29,8 +29,8 @@ from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError
 from awq_edge.recipe.runtimes import Runtime, require_runtime, runtime_names, runtimes
-from awq_edge.recipe.units import format_bandwidth, format_size, parse_bandwidth, parse_size
 from awq_edge.recipe.validation import describe_errors, dotted_keys, show, unknown_key
+from awq_edge.units import format_bandwidth, format_size, parse_bandwidth, parse_size
 
 __all__ = [
     "CalibrationDefaults",
@@ -45,6 +45,7 @@ __all__ = [
     "load_recipe",
     "recipe_folder",
     "recipe_keys",
+    "recipe_names",
 ]
 
 DETECT = "detect"  # stands in a recipe for a figure that is read from the machine
@@ -318,17 +319,13 @@ def default_recipe(runtime: str | None) -> Recipe:
 
 def list_recipes() -> list[Recipe]:
     """Every packaged recipe, in the natural order of the names (8gb before 16gb)."""
-    return [load_recipe(path) for path in _packaged()]
+    return [load_recipe(name) for name in recipe_names()]
 
 
-def _packaged() -> list[Path]:
-    paths = [path for path in recipe_folder().glob("*.toml") if not path.name.startswith("_")]
-    return sorted(paths, key=lambda path: _natural(path.stem))
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key that compares numbers as numbers: 8gb before 16gb."""
-    return [(int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes, numbers in them compared as numbers."""
+    names = [path.stem for path in recipe_folder().glob("*.toml") if path.name[0] != "_"]
+    return sorted(names, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name))
 
 
 def _locate(name: str, near: Path | None) -> Path:
@@ -344,8 +341,7 @@ def _locate(name: str, near: Path | None) -> Path:
     path = recipe_folder() / f"{name}.toml"
     if name == Path(name).name and path.is_file():
         return path
-    known = [path.stem for path in _packaged()]
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, recipe_names(), n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(close)}? " if close else ""
     source = f"{near}: extends: " if near else ""
     raise ConfigError(

@@ -36,9 +36,9 @@ _ARENA_SLACK = 1.5
 _PACKED_INT8_BYTES = 8
 _PACKED_FLOAT16_BYTES = 4
 _INT8_LEVEL = 4
-# Rows of logits that the cuda backend and TensorRT's engines compute at a time: a chunk of 512 by a
-# vocabulary of 128,000 would take 131 MB in 16 bits alone.
-CUDA_LOGITS_ROWS = 64
+# Rows of logits that are computed, or scored, at a time by the cuda backend, TensorRT's engines and
+# the perplexity: a chunk of 512 by a vocabulary of 128,000 would take 131 MB in 16 bits alone.
+LOGITS_ROWS = 64
 # float16 stands for unquantized: the cache is in the activations' type. int8: the form that the
 # kernels have, with a float32 scale a head and position (docs/plugin.md); no runtime makes it yet.
 KvDtype = Literal["float16", "int8"]
@@ -160,7 +160,7 @@ def chunk_activations(sizes: ModelSizes, context: int) -> int:
     )
     per_logits_row = 6 * sizes.vocab_size + 2 * 2 * sizes.hidden_size
     item = _ITEM_BYTES[sizes.activation_dtype]
-    return item * chunk * per_token + CUDA_LOGITS_ROWS * per_logits_row
+    return item * chunk * per_token + LOGITS_ROWS * per_logits_row
 
 
 def graph_activations(sizes: ModelSizes, context: int) -> int:

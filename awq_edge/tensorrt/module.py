@@ -14,6 +14,7 @@ from types import ModuleType
 
 from awq_edge.artifacts.cache import cache_directory
 from awq_edge.errors import RuntimeUnavailableError
+from awq_edge.units import release
 
 MODULES = ("tensorrt", "tensorrt_rtx")
 # The oldest that the plugin is compiled for and was tried with: JetPack 6's, and the first RTX.
@@ -42,7 +43,7 @@ def load_tensorrt(name: str = "") -> ModuleType:
     if wanted == "tensorrt_rtx" and sys.platform == "linux":
         _let_parser_find_plugins(cache_directory())
     tensorrt = importlib.import_module(wanted)
-    version = tuple(int(part) for part in tensorrt.__version__.split(".")[:2])
+    version = release(tensorrt.__version__)
     if version < OLDEST[wanted]:
         oldest = ".".join(map(str, OLDEST[wanted]))
         raise RuntimeUnavailableError(

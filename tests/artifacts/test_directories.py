@@ -111,5 +111,5 @@ def test_opening_what_is_no_bundle(tmp_path: Path) -> None:
 
 def test_disk_space_is_compared_with_what_is_free(tmp_path: Path) -> None:
     outputs.require_disk(tmp_path / "not" / "yet", 1, "export")
-    with pytest.raises(ResourceError, match=r"export needs 1,000,000,000,000 MB"):
+    with pytest.raises(ResourceError, match=r"export needs 1,000,000,000.00 GB"):
         outputs.require_disk(tmp_path, 10**18, "export")

@@ -11,7 +11,7 @@ import pytest
 import awq_edge
 from awq_edge.artifacts.outputs import check_output, foreign_entries, refuse_existing, require_apart
 from awq_edge.errors import ConfigError
-from awq_edge.model.files import resolve_model
+from awq_edge.model.hub import resolve_model
 
 OPTIONS = {"method": "rtn", "group_size": 64}
 

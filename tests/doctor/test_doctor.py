@@ -33,7 +33,7 @@ def test_a_bare_cpu_lacks_nothing_for_its_recipe(tmp_path: Path) -> None:
         "optional"
     }
     assert "JetPack" not in found and "power mode" not in found and "swap" not in found
-    assert row(report, "memory").found == "12.9 GB of 17.2 GB available"
+    assert row(report, "memory").found == "12.88 GB of 17.18 GB available"
     assert row(report, "extra [host]").found == "not installed: torch, onnx"
     fix = "/home/me/env/bin/python -m pip install 'awq-edge[host]'"
     assert row(report, "extra [host]").fix == fix
@@ -56,7 +56,7 @@ def test_a_laptop_that_is_ready(tmp_path: Path) -> None:
     report = examine(rtx_laptop(tmp_path).machine())
     assert (report.recipe, report.ready) == ("rtx-4070-laptop-8gb", True)
     assert row(report, "GPU and driver").found == (
-        "NVIDIA GeForce RTX 4070 Laptop GPU, compute capability 8.9, 8.6 GB, driver 580.95.05"
+        "NVIDIA GeForce RTX 4070 Laptop GPU, compute capability 8.9, 8.59 GB, driver 580.95.05"
     )
     assert row(report, "CUDA, driver").found == "up to 13.2"
     assert row(report, "power").found == "mains"
@@ -106,7 +106,7 @@ def test_a_jetson_that_is_ready(tmp_path: Path) -> None:
     board = "NVIDIA Jetson Orin Nano Developer Kit, Jetson Linux 36.4.3"
     assert report.recipe_reason == f"module p3767-0005: {board}"
     assert "JetPack 6.2+b77" in row(report, "JetPack").found
-    assert row(report, "CMA").found == "256 MB of 268 MB free; not among the available"
+    assert row(report, "CMA").found == "256.0 MB of 268.4 MB free; not among the available"
     assert statuses(report.rows)["power mode"] == "ok"  # 25W has the full memory clock
     assert row(report, "TensorRT").found == "10.3.0"
 
@@ -141,7 +141,7 @@ def test_a_jetson_with_all_that_may_be_wrong(tmp_path: Path) -> None:
     assert all(row(report, check).fix for check in warned)
     assert "memory at 68 GB/s, 102 in the fastest mode" in row(report, "power mode").found
     assert row(report, "JetPack").fix == "sudo apt update && sudo apt install nvidia-jetpack"
-    assert row(report, "NvMap").found.startswith("758 MB")
+    assert row(report, "NvMap").found.startswith("758.2 MB")
     assert not report.ready
 
 

@@ -206,14 +206,17 @@ def test_the_advice_for_float16_is_one_that_is_taken(tmp_path: Path) -> None:
         for dtype in ("float16", "bfloat16", "float32"):
             recipe = load_recipe(name).overridden({"runtime.activation_dtype": dtype})
             try:
-                check_export(model, recipe)
+                check_export(Checkpoint.open(model), recipe)
             except ConfigError as error:
                 found = advised.search(str(error))
                 assert found is not None, str(error)
                 for other in filter(None, found.groups()):
                     assert other not in (dtype, "float16")
                     try:
-                        check_export(model, recipe.overridden({"runtime.activation_dtype": other}))
+                        check_export(
+                            Checkpoint.open(model),
+                            recipe.overridden({"runtime.activation_dtype": other}),
+                        )
                     except ConfigError as second:
                         raise AssertionError(f"{error}, then: {second}") from None
                     except ModelError:

@@ -162,13 +162,13 @@ def test_overrides_that_a_checkpoint_contradicts(
     overrides: dict[str, Any], message: str, llama_checkpoint: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_overrides(llama_checkpoint, overrides)
+        check_overrides(Checkpoint.open(llama_checkpoint), overrides)
 
 
 def test_overrides_that_agree(llama_checkpoint: Path, llama: Path) -> None:
     same = {"method": "rtn", "bits": 4, "group_size": 32, "scheme": None, "seed": None}
-    check_overrides(llama_checkpoint, same)
-    check_overrides(llama, {"bits": 3})
+    check_overrides(Checkpoint.open(llama_checkpoint), same)
+    check_overrides(Checkpoint.open(llama), {"bits": 3})
 
 
 def test_an_existing_bundle_is_kept(llama: Path, export: Export) -> None:
@@ -235,7 +235,7 @@ def three_megabytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_disk_space_is_checked_before_the_work(three_megabytes: Path, small_disk: Path) -> None:
     seen: list[str] = []
-    with pytest.raises(ResourceError, match=r"the bundle of large needs \d MB in .* are free"):
+    with pytest.raises(ResourceError, match=r"the bundle of large needs \d\.\d MB in .* are free"):
         export_checkpoint(
             three_megabytes,
             small_disk / "out",

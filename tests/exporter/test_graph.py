@@ -12,13 +12,14 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
-from awq_edge.exporter.graph import DOMAIN, DecoderGraph, module_path, to_model
+from awq_edge.exporter.graph import DecoderGraph, module_path, to_model
 from awq_edge.exporter.weights import FLOAT16, FLOAT32, UINT4, UINT8
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import default_recipe, list_recipes
 from awq_edge.recipe.runtimes import runtimes
 from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
+from awq_edge.tensorrt.contract import DOMAIN
 
 from .conftest import Export, lowering_of, parity_recipe
 from .models import MAX_POSITIONS, VOCAB, Reference, random_ids, save_quantized, save_random_model

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from awq_edge.errors import ModelError
-from awq_edge.model.files import ModelFiles, read_header, resolve_model
+from awq_edge.model.files import ModelFiles
+from awq_edge.model.hub import resolve_model
+from awq_edge.model.safetensors_files import read_header
 
 
 @pytest.fixture

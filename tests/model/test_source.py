@@ -12,7 +12,7 @@ import pytest
 import awq_edge
 from awq_edge.artifacts.directories import Bundle, hash_file
 from awq_edge.errors import ArtifactError, ResourceError
-from awq_edge.model.files import resolve_model
+from awq_edge.model.hub import resolve_model
 
 OPTIONS = {"method": "rtn", "group_size": 64}
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.model.files import resolve_model
+from awq_edge.model.hub import resolve_model
 from awq_edge.quantizer.calibration.text import CalibrationSet, load_calibration
 from awq_edge.runtime.tokenizer import Tokenizer
 
@@ -191,18 +191,18 @@ SAFETENSORS = (24).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}   ' + b"\x00"
         ("a.txt", b" \n\t\r\n", "the file is blank"),
         ("a.txt", b"", "the file is blank"),
         ("a.jsonl", b'{"text": ""}\n{"text": "  "}\n', "none of its 2 rows has a text"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "line 2 is no JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "line 2 is not valid JSON"),
         ("a.jsonl", b'{"text": 3}\n', "row 1: 'text' is a number, not a string"),
         (
             "a.jsonl",
             b'{"prompt": "a", "answer": "b"}\n',
             r"neither 'text' nor .* \('prompt', 'answer'\)",
         ),
-        ("a.jsonl", b"words that are no JSON", "line 1 is no JSON"),
+        ("a.jsonl", b"words that are no JSON", "is not valid JSON"),
         ("a.json", b"[1, 2]", "row 1: a number is no document"),
-        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.json", b"[" * 100_000, "nested deeper than"),
         ("a.json", b"[]", "none of its 0 rows has a text"),
-        ("a.jsonl", b'{"text": "\\ud800"}', "half of a surrogate pair at character 0"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "half a surrogate pair"),
         ("a.jsonl", b'{"messages": []}', "'messages': an empty array where messages belong"),
         ("a.jsonl", b'{"messages": [{"content": "a"}]}', "message 1 has no role"),
         (
@@ -258,7 +258,7 @@ def test_a_folder_says_what_it_left_out(tokenizer: Tokenizer, tmp_path: Path) ->
     }
     # Damage is no reason to leave a file out without a word.
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": ')
-    with pytest.raises(ConfigError, match=r"c\.jsonl: line 2 is no JSON"):
+    with pytest.raises(ConfigError, match=r"c\.jsonl: line 2 is not valid JSON"):
         draw(tokenizer, tmp_path)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from awq_edge.model import files as model_files
+from awq_edge.model import safetensors_files as model_files
 from awq_edge.quantizer.checkpoint.safetensors_stream import (
     StreamedTensor,
     tensor_in_file,

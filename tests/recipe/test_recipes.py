@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from awq_edge.cli.recipes import recipes_app
 from awq_edge.errors import ConfigError
 from awq_edge.recipe import recipes
-from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe, recipe_folder, recipe_keys
-from awq_edge.recipe.units import (
-    BANDWIDTH_UNITS,
-    SIZE_UNITS,
-    format_bandwidth,
-    format_size,
-    parse_bandwidth,
-    parse_size,
-)
+from awq_edge.recipe.recipes import load_recipe, recipe_folder
 
 GiB = 2**30
 GB_S = 10**9
 FILES = sorted(recipe_folder().glob("*.toml"))
-NAMES = sorted(path.stem for path in FILES if not path.name.startswith("_"))
 DEVICES = {  # what the project promises
     "cpu",
     "cuda",
@@ -40,7 +23,6 @@ DEVICES = {  # what the project promises
     *(f"rtx-{gpu}-laptop-8gb" for gpu in (3070, 4060, 4070, 5060, 5070)),
     "rtx-4090",
 }
-JETPACK6 = sorted(f"{name}-jetpack6" for name in DEVICES if "orin" in name)
 
 WHOLE = """
 description = "a device of the tests"
@@ -102,81 +84,6 @@ def message(path: str | Path) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
-
-
-# Quantities
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("8 GiB", 8 * GiB),
-        ("8GiB", 8 * GiB),
-        ("1.5 GiB", 3 * GiB // 2),
-        ("512 MiB", GiB // 2),
-        ("8 GB", 8_000_000_000),
-        ("250 MB", 250_000_000),
-        ("0 B", 0),
-    ],
-)
-def test_sizes(text: str, expected: int) -> None:
-    assert parse_size(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("102.4 GB/s", 102_400_000_000), ("900 MB/s", 900_000_000)]
-)
-def test_bandwidths(text: str, expected: int) -> None:
-    assert parse_bandwidth(text) == expected
-
-
-@given(st.integers(min_value=0, max_value=2**50))
-def test_formatting_loses_nothing(quantity: int) -> None:
-    assert parse_size(format_size(quantity)) == quantity
-    assert parse_bandwidth(format_bandwidth(quantity)) == quantity
-
-
-@given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from(sorted(SIZE_UNITS)))
-def test_decimals_are_exact_or_refused(whole: int, thousandths: int, unit: str) -> None:
-    text = f"{whole}.{thousandths:03d} {unit}"
-    scaled = (whole * 1000 + thousandths) * SIZE_UNITS[unit]
-    if scaled % 1000:
-        with pytest.raises(ValueError, match="whole number"):
-            parse_size(text)
-    else:
-        assert parse_size(text) == scaled // 1000
-
-
-@given(st.text(max_size=12))
-def test_any_text_is_a_quantity_or_an_error_with_the_units(text: str) -> None:
-    try:
-        parse_size(text)
-    except ValueError as error:
-        assert all(unit in str(error) for unit in SIZE_UNITS)
-    else:
-        assert text.rstrip().endswith(tuple(SIZE_UNITS))
-
-
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        ("8", "missing unit"),
-        ("8 Gb", "wrong unit"),
-        ("8 gib", "wrong unit"),
-        ("8 GB/s", "wrong unit"),
-        ("-8 GiB", "a number and a unit"),
-        ("8  GiB", "a number and a unit"),
-        ("eight GiB", "a number and a unit"),
-        ("1e3 B", "a number and a unit"),
-        ("\u0668 GiB", "a number and a unit"),
-        (8, "a number and a unit"),
-        (True, "a number and a unit"),
-        (None, "a number and a unit"),
-    ],
-)
-def test_wrong_sizes(text: object, what: str) -> None:
-    with pytest.raises(ValueError, match=f"{what}.*GiB, MiB, GB, MB, B"):
-        parse_size(text)
 
 
 # Loading
@@ -417,222 +324,6 @@ def test_wrong_overrides_are_named(key: str, value: object, expected: str) -> No
         load_recipe("rtx-4090").overridden({key: value})
     assert str(caught.value).startswith("override of recipe rtx-4090: ")
     assert expected in str(caught.value)
-
-
-# The recipes that come with the package
-
-
-def test_the_promised_devices_are_there() -> None:
-    assert {*DEVICES, *JETPACK6} <= set(NAMES)
-    assert sorted(recipe.name for recipe in list_recipes()) == NAMES
-
-
-def test_the_order_is_natural() -> None:
-    names = [recipe.name for recipe in list_recipes()]
-    assert names[0] == "cpu"
-    assert names.index("jetson-orin-nx-8gb") < names.index("jetson-orin-nx-16gb")
-    assert names.index("jetson-orin-nx-16gb") < names.index("rtx-3070-laptop-8gb")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_loads_and_survives_json(name: str) -> None:
-    recipe = load_recipe(name)
-    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
-    assert Recipe.model_validate(json.loads(recipe.model_dump_json())) == recipe
-    assert recipe.overridden({}) == recipe
-    assert name.startswith(recipe.device.kind)
-    if recipe.device.power_modes:
-        rates = [mode.memory_bandwidth for mode in recipe.device.power_modes]
-        assert max(rates) == recipe.device.memory_bandwidth
-
-
-def test_every_shared_part_is_used() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in FILES]
-    for path in FILES:
-        if path.name.startswith("_"):
-            assert any(f'extends = "{path.stem}"' in text for text in texts), path.name
-
-
-@pytest.mark.parametrize(
-    ("name", "capability", "sms", "memory", "bandwidth", "unified"),
-    [
-        ("jetson-orin-nano-4gb", "8.7", 4, 4, 51.0, True),
-        ("jetson-orin-nano-8gb", "8.7", 8, 8, 102.0, True),
-        ("jetson-orin-nx-8gb", "8.7", 8, 8, 102.0, True),
-        ("jetson-orin-nx-16gb", "8.7", 8, 16, 102.0, True),
-        ("jetson-agx-orin-32gb", "8.7", 14, 32, 204.8, True),
-        ("jetson-agx-orin-64gb", "8.7", 16, 64, 204.8, True),
-        ("jetson-agx-thor", "11.0", 20, 128, 273.0, True),
-        ("rtx-3070-laptop-8gb", "8.6", 40, 8, 448.0, False),
-        ("rtx-4060-laptop-8gb", "8.9", 24, 8, 256.0, False),
-        ("rtx-4070-laptop-8gb", "8.9", 36, 8, 256.0, False),
-        ("rtx-5060-laptop-8gb", "12.0", 26, 8, 384.0, False),
-        ("rtx-5070-laptop-8gb", "12.0", 36, 8, 384.0, False),
-        ("rtx-4090", "8.9", 128, 24, 1008.0, False),
-    ],
-)
-def test_known_figures(
-    name: str, capability: str, sms: int, memory: int, bandwidth: float, unified: bool
-) -> None:
-    device = load_recipe(name).device
-    assert (device.compute_capability, device.sm_count) == (capability, sms)
-    assert device.memory_bytes == memory * GiB
-    assert device.memory_bandwidth == round(bandwidth * GB_S)
-    assert device.unified_memory is unified
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "bandwidth", "default"),
-    [
-        ("jetson-orin-nano-8gb", "MAXN_SUPER", 102.0, False),
-        ("jetson-orin-nano-8gb", "25W", 102.0, True),
-        ("jetson-orin-nano-8gb", "15W", 68.0, False),
-        ("jetson-orin-nano-4gb", "MAXN_SUPER", 51.0, False),
-        ("jetson-orin-nano-4gb", "10W", 34.0, False),
-        ("jetson-orin-nx-16gb", "40W", 102.0, True),
-        ("jetson-orin-nx-16gb", "10W", 68.0, False),
-        ("jetson-agx-orin-64gb", "MODE_15W", 136.5, False),
-        ("jetson-agx-thor", "120W", 273.0, True),
-    ],
-)
-def test_known_power_modes(name: str, mode: str, bandwidth: float, default: bool) -> None:
-    found = load_recipe(name).device.power_mode(mode)
-    assert found is not None
-    assert (found.memory_bandwidth, found.default) == (round(bandwidth * GB_S), default)
-
-
-def test_the_cpu_is_detected() -> None:
-    recipe = load_recipe("cpu")
-    device = recipe.device
-    assert device.memory_bytes is None and device.memory_bandwidth is None
-    assert device.compute_capability is None and device.usable_memory_bytes is None
-    assert device.power_mode() is None
-    with pytest.raises(ConfigError, match="this device has no power modes"):
-        device.power_mode("15W")
-    assert (recipe.runtime.backend, recipe.runtime.activation_dtype) == ("onnxruntime", "float32")
-    assert (recipe.runtime.accuracy_level, recipe.quantization.lm_head_bits) == (4, 8)
-    assert recipe.export.context == 2048
-
-
-@pytest.mark.parametrize("name", JETPACK6)
-def test_jetpack6_changes_the_software_only(name: str) -> None:
-    old, new = load_recipe(name), load_recipe(name.removesuffix("-jetpack6"))
-    assert (old.runtime.version, old.runtime.cuda_version, old.runtime.jetpack) == (
-        "10.3",
-        "12.6",
-        "6.2",
-    )
-    assert (new.runtime.version, new.runtime.cuda_version, new.runtime.jetpack) == (
-        "10.16",
-        "13.2",
-        "7.2",
-    )
-    assert (old.quantization, old.export, old.calibration) == (
-        new.quantization,
-        new.export,
-        new.calibration,
-    )
-    same = {"power_modes": ()}
-    assert old.device.model_copy(update=same) == new.device.model_copy(update=same)
-    modes = {mode.name for mode in new.device.power_modes} - {
-        mode.name for mode in old.device.power_modes
-    }
-    # AGX Orin 32GB has its Super mode since Jetson Linux 39.2.
-    assert modes == ({"MAXN_SUPER"} if "agx-orin-32gb" in name else set())
-
-
-SOURCE = re.compile(
-    r"data sheet|Linux, arch/|\.conf\.common|whitepaper|User Guide|Developer Guide|nvidia\.com"
-    r"|nvidia-smi|nvpmodel|tegrastats"
-    r"|JetPack [0-9.]+ packages|release|specification|PCWorld|pyproject|unverified|project default"
-    r"|measured"
-)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_figure_names_its_source(path: Path) -> None:
-    """A line with a figure has a comment that says where it is from, or "unverified"."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        setting, _, comment = line.partition("#")
-        key, equals, value = setting.partition("=")
-        if not equals or key.strip() in ("extends", "description", "jetpack"):
-            continue
-        figure = re.search(r"[0-9]", re.sub(r'"[a-z]+[0-9]+"', "", value))  # not "float16"
-        if figure:
-            assert SOURCE.search(comment), f"{path.name}:{number}: {line}"
-
-
-def test_every_key_is_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    for key in recipe_keys():
-        assert f"`{key}`" in text, key
-    for unit in (*SIZE_UNITS, *BANDWIDTH_UNITS):
-        assert f"`{unit}`" in text, unit
-
-
-def test_the_example_of_the_documentation_loads(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    examples = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
-    assert examples
-    for index, example in enumerate(examples):
-        load_recipe(write(tmp_path, f"example-{index}", example))
-
-
-# The command line
-
-
-def test_the_table_lists_every_recipe() -> None:
-    result = CliRunner().invoke(recipes_app, [])
-    assert result.exit_code == 0
-    rows = [line.split() for line in result.output.splitlines()]
-    assert [row[0] for row in rows[1:]] == [recipe.name for recipe in list_recipes()]
-    nano = next(row for row in rows if row[0] == "jetson-orin-nano-8gb")
-    for cell in ("tensorrt", "10.16", "8.7", "GiB", "102", "GB/s", "4-bit", "awq", "4096"):
-        assert cell in nano
-
-
-def test_show_prints_units_and_modes() -> None:
-    result = CliRunner().invoke(recipes_app, ["show", "jetson-orin-nano-8gb"])
-    assert result.exit_code == 0
-    for text in (
-        "memory_bytes            8 GiB",
-        "workspace_bytes         512 MiB",
-        "unified_memory          yes",
-        "power mode 25W          25 W      102 GB/s  (default)",
-        "power mode MAXN_SUPER   no limit  102 GB/s",
-        "context                 4096 tokens",
-    ):
-        assert text in result.output
-
-
-def test_show_writes_json(tmp_path: Path) -> None:
-    expected = load_recipe("rtx-5060-laptop-8gb")
-    result = CliRunner().invoke(recipes_app, ["show", expected.name, "--json", "-"])
-    assert Recipe.model_validate_json(result.output) == expected
-    target = tmp_path / "recipe.json"
-    result = CliRunner().invoke(recipes_app, ["show", expected.name, "--json", str(target)])
-    assert (result.exit_code, result.output) == (0, "")
-    assert Recipe.model_validate_json(target.read_text(encoding="utf-8")) == expected
-    result = CliRunner().invoke(
-        recipes_app, ["show", expected.name, "--json", str(tmp_path / "absent" / "recipe.json")]
-    )
-    assert isinstance(result.exception, ConfigError)
-
-
-def test_show_passes_errors_on() -> None:
-    result = CliRunner().invoke(recipes_app, ["show", "no-such-device"])
-    assert isinstance(result.exception, ConfigError)
-
-
-def test_importing_the_command_imports_neither_rich_nor_pydantic() -> None:
-    code = (
-        "import sys, awq_edge.cli.recipes\n"
-        "print([m for m in ('rich', 'pydantic', 'numpy') if m in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert result.stdout.strip() == "[]"
 
 
 def test_the_public_names() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from awq_edge.errors import ConfigError
-from awq_edge.model.files import resolve_model
+from awq_edge.model.hub import resolve_model
 from awq_edge.process import worker_process
 from awq_edge.runtime import tokenizer as tokenizer_module
 from awq_edge.runtime.tokenizer import Tokenizer as OurTokenizer

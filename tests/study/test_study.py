@@ -15,7 +15,7 @@ import awq_edge
 from awq_edge.cli import main, run_app
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.report import evaluate_perplexity
-from awq_edge.model.files import resolve_model
+from awq_edge.model.hub import resolve_model
 from experiments.__main__ import app
 from experiments.result import StudyReport
 from experiments.run import markdown, run_study, write_results

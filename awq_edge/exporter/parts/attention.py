@@ -6,11 +6,12 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from awq_edge.exporter.graph import BATCH, DOMAIN, SEQUENCE, module_path
+from awq_edge.exporter.graph import BATCH, SEQUENCE, module_path
 from awq_edge.exporter.parts.building import Building, parent_of
 from awq_edge.exporter.parts.linears import block_linear, block_linears
 from awq_edge.exporter.parts.norms import head_norm
 from awq_edge.exporter.parts.rotation import TokenTables, layer_tables, rotated
+from awq_edge.tensorrt.contract import DOMAIN
 
 _CACHE_PARTS = ("key", "value")
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from awq_edge.exporter.graph import DOMAIN, module_path
+from awq_edge.exporter.graph import module_path
 from awq_edge.exporter.parts.building import Building
 from awq_edge.exporter.sources import QuantizedWeights
 from awq_edge.exporter.weights import Part
+from awq_edge.tensorrt.contract import DOMAIN
 
 # layout_version of a W4A16Linear whose weights are as docs/graph.md says; lowerings that repack
 # them for their kernels count from 1.

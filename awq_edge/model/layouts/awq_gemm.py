@@ -36,13 +36,12 @@ from awq_edge.model.layouts.base import (
     Read,
     Shapes,
     StoredConfig,
-    check_codes,
     check_groups,
     is_group_size,
     matcher,
     quantization_keys,
 )
-from awq_edge.model.w4a16 import NumberFormat, Scheme, UInt8
+from awq_edge.model.w4a16 import NumberFormat, Scheme, UInt8, check_codes
 
 if TYPE_CHECKING:
     import torch

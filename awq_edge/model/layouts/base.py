@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic_core import SchemaError, SchemaValidator
 
 from awq_edge.artifacts.config_keys import MAX_CHANNELS, ConfigKeys
-from awq_edge.model.files import TensorEntry
+from awq_edge.model.safetensors_files import TensorEntry
 from awq_edge.model.w4a16 import NumberFormat, QuantizedWeight, UInt8
 
 if TYPE_CHECKING:
@@ -196,12 +196,6 @@ class Layout(ABC):
             zeros=zeros,
             bits=number_format.bits,
         )
-
-
-def check_codes(largest: int, bits: int) -> None:
-    """Raise ValueError when a code does not fit."""
-    if largest >= 2**bits:
-        raise ValueError(f"code {largest} does not fit {bits} bits")
 
 
 def check_groups(in_features: int, group_size: int) -> str | None:

@@ -27,11 +27,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from awq_edge.artifacts.config_keys import ConfigKeys
 from awq_edge.artifacts.input_files import show, show_text
 from awq_edge.errors import ModelError
+from awq_edge.model.bit_strings import (
+    WORD,
+    is_loose,
+    loose_words_of,
+    pack_torch,
+    unpack,
+    words_of,
+)
 from awq_edge.model.layouts.base import (
     ANY_LINEAR,
     ONE_GROUP,
@@ -42,7 +49,6 @@ from awq_edge.model.layouts.base import (
     Read,
     Shapes,
     StoredConfig,
-    check_codes,
     check_groups,
     is_group_size,
     matcher,
@@ -53,9 +59,6 @@ from awq_edge.model.w4a16 import NumberFormat, UInt8
 if TYPE_CHECKING:
     import torch
 
-Int32 = npt.NDArray[np.int32]
-
-WORD = 32
 FORMAT = "pack-quantized"
 _FLOATS = {8: "FP8", 4: "NVFP4 or MXFP4"}
 
@@ -149,8 +152,8 @@ class CompressedTensors(Layout):
         bits, groups = number_format.bits, in_features // number_format.group_size
         packed, zero = f"{linear}.weight_packed", f"{linear}.weight_zero_point"
         count = words_of
-        if packed in entries and _is_loose(entries[packed].shape[-1], in_features, bits):
-            count = _loose
+        if packed in entries and is_loose(entries[packed].shape[-1], in_features, bits):
+            count = loose_words_of
         shapes = {
             packed: (out_features, count(in_features, bits)),
             self.scales_name(linear): (out_features, groups),
@@ -179,13 +182,13 @@ class CompressedTensors(Layout):
         out_features, in_features = self._shape(linear, read)
         loose = False
         if WORD % bits:  # else the two kinds are one
-            loose = _is_loose(read(f"{linear}.weight_packed").shape[1], in_features, bits)
+            loose = is_loose(read(f"{linear}.weight_packed").shape[1], in_features, bits)
         return np.ascontiguousarray(unpack(packed.T, bits, out_features, loose).T)
 
     def codes(self, linear: str, number_format: NumberFormat, read: Read) -> UInt8:
         packed, bits = read(f"{linear}.weight_packed"), number_format.bits
         in_features = self._in_features(linear, bits, packed, read)
-        return unpack(packed, bits, in_features, _is_loose(packed.shape[1], in_features, bits))
+        return unpack(packed, bits, in_features, is_loose(packed.shape[1], in_features, bits))
 
     def pack(
         self,
@@ -199,12 +202,12 @@ class CompressedTensors(Layout):
 
         bits = number_format.bits
         found = {
-            f"{linear}.weight_packed": _pack(codes, bits),
+            f"{linear}.weight_packed": pack_torch(codes, bits),
             f"{linear}.weight_scale": scales.contiguous(),
             f"{linear}.weight_shape": torch.tensor(codes.shape, dtype=torch.int64),
         }
         if number_format.scheme == "asymmetric":
-            found[f"{linear}.weight_zero_point"] = _pack(zeros.T, bits).T.contiguous()
+            found[f"{linear}.weight_zero_point"] = pack_torch(zeros.T, bits).T.contiguous()
         elif bool((zeros != 2 ** (bits - 1)).any()):
             raise ValueError(f"a zero point is not {2 ** (bits - 1)}: the scheme is not symmetric")
         return found
@@ -216,7 +219,7 @@ class CompressedTensors(Layout):
             yield np.ascontiguousarray(packed).view(np.uint8)[:, : in_features // 2]
             return
         rows = max(1, _PIECE_CODES // in_features)
-        loose = _is_loose(packed.shape[1], in_features, bits)
+        loose = is_loose(packed.shape[1], in_features, bits)
         for begin in range(0, len(packed), rows):
             codes = unpack(packed[begin : begin + rows], bits, in_features, loose)
             yield codes[:, 0::2] | (codes[:, 1::2] << 4)
@@ -227,7 +230,7 @@ class CompressedTensors(Layout):
         rows, words = packed.shape
         if rows != out_features or words not in (
             words_of(in_features, bits),
-            _loose(in_features, bits),
+            loose_words_of(in_features, bits),
         ):
             raise ValueError(
                 f"weight_shape {[out_features, in_features]} does not fit weight_packed "
@@ -242,77 +245,6 @@ class CompressedTensors(Layout):
 
 LAYOUT = CompressedTensors()
 _PIECE_CODES = 1 << 22  # unpacked at a time; a code is some 10 bytes while it is
-
-
-def words_of(codes: int, bits: int) -> int:
-    """int32 words of a row."""
-    return -(-codes * bits // WORD)
-
-
-def _loose(codes: int, bits: int) -> int:
-    """int32 words of a row where no code goes across two words."""
-    return -(-codes // (WORD // bits))
-
-
-def _is_loose(words: int, codes: int, bits: int) -> bool:
-    """Of which kind the words of a row are; the present one where both would be as many."""
-    return words != words_of(codes, bits) and words == _loose(codes, bits)
-
-
-def pack(codes: UInt8, bits: int) -> Int32:
-    """Pack rows of codes: uint8 [rows, n] to int32 [rows, ceil(n * bits / 32)].
-
-    The NumPy reference. Raises ValueError when a code does not fit.
-    """
-    check_codes(int(codes.max()) if codes.size else 0, bits)
-    rows, count = codes.shape
-    string = np.zeros((rows, words_of(count, bits) * WORD), np.uint8)
-    string[:, : count * bits] = _bits(codes, bits)
-    return np.packbits(string, axis=1, bitorder="little").view("<i4")
-
-
-def unpack(packed: Int32, bits: int, count: int, loose: bool = False) -> UInt8:
-    """The inverse of `pack`: int32 [rows, words] to uint8 [rows, count].
-
-    loose: no code goes across two words.
-    """
-    rows, words = packed.shape
-    raw = np.ascontiguousarray(packed).view(np.uint8)
-    string = np.unpackbits(raw, axis=1, bitorder="little")
-    if loose:
-        lanes = WORD // bits
-        string = string.reshape(rows, words, WORD)[:, :, : lanes * bits]
-    string = string.reshape(rows, -1)[:, : count * bits].reshape(rows, count, bits)
-    return np.packbits(string, axis=2, bitorder="little")[:, :, 0]
-
-
-def _bits(codes: UInt8, bits: int) -> UInt8:
-    """uint8 [rows, n] to single bits [rows, n * bits], the lowest first."""
-    singles = np.unpackbits(codes[:, :, None], axis=2, bitorder="little")[:, :, :bits]
-    return singles.reshape(len(codes), -1)
-
-
-def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """`pack` in torch, on the device of the codes.
-
-    `bits` words hold 32 codes; code i of them begins in word i * bits // 32.
-    """
-    import torch
-
-    check_codes(int(codes.max()) if codes.numel() else 0, bits)
-    rows, count = codes.shape
-    runs = -(-count // WORD)
-    if count % WORD:
-        codes = torch.nn.functional.pad(codes, (0, runs * WORD - count))
-    lanes = codes.reshape(rows, runs, WORD)
-    words = torch.zeros(rows, runs, bits, dtype=torch.int32, device=codes.device)
-    for lane in range(WORD):
-        word, shift = divmod(lane * bits, WORD)
-        values = lanes[:, :, lane].to(torch.int32)
-        words[:, :, word] |= values << shift
-        if shift + bits > WORD:
-            words[:, :, word + 1] |= values >> (WORD - shift)
-    return words.reshape(rows, runs * bits)[:, : words_of(count, bits)].contiguous()
 
 
 def _refuse_extras(keys: ConfigKeys, path: Path) -> None:

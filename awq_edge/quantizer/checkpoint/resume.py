@@ -28,7 +28,7 @@ from awq_edge.artifacts.directories import atomic_file
 from awq_edge.artifacts.input_files import read_bytes
 from awq_edge.errors import AwqEdgeError, ConfigError
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.model.files import read_header
+from awq_edge.model.safetensors_files import read_header
 from awq_edge.process.staging import RESUME, discard, hold, kept_path
 from awq_edge.quantizer.checkpoint.safetensors_stream import StreamedTensor, tensor_in_file
 from awq_edge.quantizer.report.schema import BlockReport

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from awq_edge.model.files import Array, TensorEntry, read_pieces
+from awq_edge.model.files import Array
+from awq_edge.model.safetensors_files import TensorEntry, read_pieces
 
 # safetensors dtype -> bytes of an element, in the order of safetensors' own list of types.
 _ITEM_BYTES = {

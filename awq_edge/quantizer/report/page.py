@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awq_edge.artifacts.directories import atomic_file
-from awq_edge.html.page import Tile, format_size, render
+from awq_edge.html.page import Tile, render
 from awq_edge.quantizer.report.charts import (
     EXACT_DB,
     clip_chart,
@@ -23,6 +23,7 @@ from awq_edge.quantizer.report.charts import (
     kind_of,
     time_chart,
 )
+from awq_edge.units import size_text
 
 if TYPE_CHECKING:
     from awq_edge.quantizer.report.schema import (
@@ -136,9 +137,9 @@ def _tiles(report: QuantizationReport) -> Iterator[Tile]:
     yield Tile("Quantized linears", f"{summary.quantized_linears:,}", f"of {total:,} in blocks")
     yield Tile("Time", _duration(report.seconds), report.device)
     if report.peak_cuda_bytes is not None:
-        yield Tile("Peak GPU memory", format_size(report.peak_cuda_bytes), report.device)
+        yield Tile("Peak GPU memory", size_text(report.peak_cuda_bytes), report.device)
     elif report.peak_host_bytes is not None:
-        yield Tile("Peak memory", format_size(report.peak_host_bytes), "of the process")
+        yield Tile("Peak memory", size_text(report.peak_host_bytes), "of the process")
 
 
 def _choices(report: QuantizationReport) -> str:
@@ -241,9 +242,9 @@ def _facts(report: QuantizationReport) -> Iterator[tuple[str, str]]:
     yield "time", f"{_duration(report.seconds)}, on {report.device}, {report.threads} threads"
     yield "time by phase", _phases(report)
     if report.peak_host_bytes is not None:
-        yield "peak memory of the process", format_size(report.peak_host_bytes)
+        yield "peak memory of the process", size_text(report.peak_host_bytes)
     if report.peak_cuda_bytes is not None:
-        yield "peak GPU memory", format_size(report.peak_cuda_bytes)
+        yield "peak GPU memory", size_text(report.peak_cuda_bytes)
     yield "made", report.time
     yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
     yield "commit", report.commit or "unknown"

@@ -35,6 +35,7 @@ from awq_edge.runtime.session import (
     SessionOptions,
     check_positions,
 )
+from awq_edge.units import release, size_text
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
@@ -220,17 +221,12 @@ def _check_threads(threads: int | None, cores: int) -> int:
 def _require_version(bundle: Bundle, installed: str) -> None:
     """Raise RuntimeUnavailableError when this onnxruntime would compute the graph wrong."""
     oldest = bundle.manifest.min_runtime_version
-    if oldest is not None and _release(installed) < _release(oldest):
+    if oldest is not None and release(installed) < release(oldest):
         raise RuntimeUnavailableError(
             f"onnxruntime {installed} computes {bundle.path / bundle.manifest.graph} wrong: it "
             f"needs {oldest} or later; update onnxruntime, or, where the model has sliding "
             "windows, export with a --context that does not exceed them"
         )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version: "1.23.2" and "1.23.0rc1" -> (1, 23)."""
-    return tuple(int(number) for number in version.split(".")[:2])
 
 
 def _load(bundle: Bundle, threads: int) -> ort.InferenceSession:
@@ -352,7 +348,7 @@ def _allocate_cache(
     size = 2 * layers * math.prod(shape) * dtype.itemsize
     system = read_system_memory()
     message = (
-        f"the KV cache of {shape[2]} tokens needs {size / 1e6:,.0f} MB, which this machine "
+        f"the KV cache of {shape[2]} tokens needs {size_text(size)}, which this machine "
         "does not have; choose a smaller --context"
     )
     # A system that promises more than it has would end the process, or another one.

@@ -18,6 +18,7 @@ from awq_edge.artifacts.directories import (
     atomic_directory,
     hash_file,
 )
+from awq_edge.artifacts.file_names import RECIPE_FILE
 from awq_edge.artifacts.input_files import read_json
 from awq_edge.artifacts.outputs import require_disk
 from awq_edge.artifacts.provenance import source_commit
@@ -35,8 +36,8 @@ from awq_edge.tensorrt.engines.manifest import ENGINE_FILE, EngineManifest, Plug
 from awq_edge.tensorrt.engines.places import bundle_sha256, engine_name, writable_folder
 from awq_edge.tensorrt.engines.profiles import profiles_of
 from awq_edge.tensorrt.module import load_tensorrt
+from awq_edge.units import release
 
-RECIPE_FILE = "recipe.json"
 # The engine has the weights once, and code beside them.
 _ENGINE_CODE_BYTES = 64_000_000
 
@@ -139,15 +140,11 @@ def _require_version(manifest: BundleManifest, runtime: str, tensorrt: ModuleTyp
     minimum = manifest.min_runtime_version
     if minimum is None or runtime != manifest.runtime:
         return
-    if _numbers(tensorrt.__version__) < _numbers(minimum):
+    if release(tensorrt.__version__, 3) < release(minimum, 3):
         raise RuntimeUnavailableError(
             f"the bundle needs {runtime} {minimum} or newer, here is {tensorrt.__version__}; "
             "update it, or export the model with the recipe of this device"
         )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _existing(plan: _Plan, sm: str) -> Engine | None:

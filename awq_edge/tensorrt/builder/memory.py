@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from awq_edge.device.system_memory import SystemMemory
 from awq_edge.errors import ResourceError
 from awq_edge.recipe.runtimes import EngineKind
+from awq_edge.units import size_text
 
 # TensorRT for RTX 1.7.1 ahead of time, SM89, x86-64 Linux (docs/build.md): resident memory of the
 # process reached 0.29 GB with 6 MB of weights, 2.60 GB with 705 MB, 11.67 GB with 3,769 MB. About a
@@ -63,16 +64,16 @@ def require_memory(needed: BuildMemory, system: SystemMemory | None, *, unified:
         return
     device = needed.device if unified else 0
     figures = (
-        f"the build needs about {_gigabytes(needed.host + device)}"
-        + (f", {_gigabytes(device)} of it for the GPU" if device else "")
-        + f"; {_gigabytes(system.available)} are available and {_gigabytes(system.swap)} of "
+        f"the build needs about {size_text(needed.host + device)}"
+        + (f", {size_text(device)} of it for the GPU" if device else "")
+        + f"; {size_text(system.available)} are available and {size_text(system.swap)} of "
         "swap are free"
     )
     if unified and system.cma_free:
-        figures += f" ({_gigabytes(system.cma_free)} of the first: CMA, which the GPU cannot have)"
+        figures += f" ({size_text(system.cma_free)} of the first: CMA, which the GPU cannot have)"
     if system.compressed_swap:
         figures += (
-            f"; another {_gigabytes(system.compressed_swap)} of swap are compressed memory (zram) "
+            f"; another {size_text(system.compressed_swap)} of swap are compressed memory (zram) "
             "and do not count"
         )
     raise ResourceError(
@@ -99,19 +100,15 @@ def shortage(needed: BuildMemory, system: SystemMemory, *, unified: bool) -> Sho
 def _advice(short: Shortage, system: SystemMemory, unified: bool) -> str:
     """What to do about it, the cheapest first."""
     if not unified:
-        return f"close other programs or add {_gigabytes(short.of_all)} of swap"
+        return f"close other programs or add {size_text(short.of_all)} of swap"
     advice = ["stop the desktop (sudo systemctl isolate multi-user.target)"]
     if short.of_memory > 0:
         advice.append("export with a smaller runtime.workspace_bytes or fewer --bits")
     else:
-        advice.append(f"add {_gigabytes(short.of_all)} of swap on a disk (docs/jetson.md)")
+        advice.append(f"add {size_text(short.of_all)} of swap on a disk (docs/jetson.md)")
     if system.cma_total and system.cma_free < system.cma_total // 2:
         advice.append(
-            f"CMA has {system.cma_free / 1e6:,.0f} of {system.cma_total / 1e6:,.0f} MB free: "
+            f"CMA has {size_text(system.cma_free)} of {size_text(system.cma_total)} free: "
             "close what uses the camera or the video decoder"
         )
     return ", ".join(advice)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{max(size, 0) / 1e9:.1f} GB"

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from awq_edge.artifacts.directories import BundleManifest, TensorPort
 from awq_edge.errors import ArtifactError
 from awq_edge.kernels.interface import DECODE_ROWS
+from awq_edge.runtime.memory import LOGITS_ROWS
 from awq_edge.tensorrt.engines.manifest import EngineProfile, ShapeRange
 
-# Rows of logits that one execution of a prefill gives: a chunk of 512 by a vocabulary of 128,000
-# would take 131 MB in 16 bits, and activation memory is that of the largest shapes of a profile.
-PREFILL_ROWS = 64
 DECODE, PREFILL = "decode", "prefill"
 
 
@@ -34,7 +32,7 @@ def profiles_of(manifest: BundleManifest) -> tuple[EngineProfile, ...]:
     few = min(DECODE_ROWS, chunk)
     ranges = [(DECODE, _Sizes(1, 1), _Sizes(1, 1), _Sizes(few, few))]
     if chunk > few:
-        rows = min(PREFILL_ROWS, chunk)
+        rows = min(LOGITS_ROWS, chunk)
         ranges.append((PREFILL, _Sizes(few + 1, 1), _Sizes(chunk, 1), _Sizes(chunk, rows)))
     return tuple(
         EngineProfile(

@@ -44,6 +44,7 @@ from awq_edge.tensorrt.session.contexts import (
 )
 from awq_edge.tensorrt.session.creation import ContextFactory
 from awq_edge.tensorrt.session.ports import EnginePorts, Piece, Profile, pieces, read_ports
+from awq_edge.units import size_text
 
 
 class EngineSource(Protocol):
@@ -280,8 +281,8 @@ def _refuse_threads(options: SessionOptions, bundle: Bundle) -> None:
 def _require_memory(available: int, needed: int, context: int, gpu: str) -> None:
     if needed > available:
         raise ResourceError(
-            f"the engine and a KV cache of {context} tokens need {needed / 1e6:,.0f} MB of the "
-            f"memory of {gpu}, {available / 1e6:,.0f} MB are available; close other programs, or "
+            f"the engine and a KV cache of {context} tokens need {size_text(needed)} of the "
+            f"memory of {gpu}, {size_text(available)} are available; close other programs, or "
             "choose a smaller --context or model"
         )
 

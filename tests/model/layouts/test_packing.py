@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awq_edge.model.layouts import awq_gemm, compressed_tensors, layouts
+from awq_edge.model import bit_strings
+from awq_edge.model.layouts import awq_gemm, layouts
 from awq_edge.model.w4a16 import NumberFormat, Scheme
 
 torch = pytest.importorskip("torch", reason="needs the [host] extra")
@@ -55,7 +56,7 @@ def test_dense_golden_bytes() -> None:
     """By hand: code i of b bits begins at bit i * b; the last word is filled with 0."""
 
     def packed(codes: list[int], bits: int) -> str:
-        return compressed_tensors.pack(np.array([codes], np.uint8), bits).tobytes().hex()
+        return bit_strings.pack(np.array([codes], np.uint8), bits).tobytes().hex()
 
     assert packed([1, 2, 3, 4, 5, 6, 7, 8, 15], 4) == "21436587" + "0f000000"
     assert packed([0, 1, 2, 3], 2) == "e4000000"
@@ -74,14 +75,14 @@ def test_dense_golden_bytes() -> None:
 )
 def test_dense_round_trip(rows: int, columns: int, bits: int, seed: int) -> None:
     codes = random_codes(rows, columns, bits, seed)
-    packed = compressed_tensors.pack(codes, bits)
+    packed = bit_strings.pack(codes, bits)
     assert (packed.dtype, packed.shape) == (np.int32, (rows, -(-columns * bits // 32)))
-    np.testing.assert_array_equal(compressed_tensors.unpack(packed, bits, columns), codes)
+    np.testing.assert_array_equal(bit_strings.unpack(packed, bits, columns), codes)
 
 
 def test_dense_refuses_a_code_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="code 8 does not fit 3 bits"):
-        compressed_tensors.pack(np.full((2, 32), 8, np.uint8), 3)
+        bit_strings.pack(np.full((2, 32), 8, np.uint8), 3)
 
 
 @pytest.mark.parametrize("columns", [32, 100, 128])
@@ -91,7 +92,7 @@ def test_words_with_room_left_are_read(columns: int) -> None:
     words = np.zeros((3, -(-columns // 10)), np.uint32)
     for column in range(columns):
         words[:, column // 10] |= codes[:, column].astype(np.uint32) << (3 * (column % 10))
-    found = compressed_tensors.unpack(words.view(np.int32), 3, columns, loose=True)
+    found = bit_strings.unpack(words.view(np.int32), 3, columns, loose=True)
     np.testing.assert_array_equal(found, codes)
 
 
@@ -129,10 +130,10 @@ def check_pack(
     if name == "awq":
         pairs = {"qweight": awq_gemm.pack_gemm(codes), "qzeros": awq_gemm.pack_gemm(zeros)}
     else:
-        pairs = {"weight_packed": compressed_tensors.pack(codes, bits)}
+        pairs = {"weight_packed": bit_strings.pack(codes, bits)}
         if scheme == "asymmetric":
             columns = np.ascontiguousarray(zeros.T)
-            pairs["weight_zero_point"] = compressed_tensors.pack(columns, bits).T
+            pairs["weight_zero_point"] = bit_strings.pack(columns, bits).T
     for suffix, expected in pairs.items():
         tensor = tensors[f"linear.{suffix}"]
         assert tensor.dtype == torch.int32 and tensor.is_contiguous()

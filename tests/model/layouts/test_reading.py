@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from awq_edge.errors import ModelError
-from awq_edge.model import w4a16
+from awq_edge.model import bit_strings, w4a16
 from awq_edge.model.archs import decoder_from_config
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.model.layouts import compressed_tensors, layouts, quantization_config
+from awq_edge.model.layouts import layouts, quantization_config
 from awq_edge.model.layouts.base import StoredConfig
 from awq_edge.model.w4a16 import NumberFormat, Scheme
 
@@ -76,7 +76,7 @@ def write(
 
     def packed(codes: np.ndarray) -> np.ndarray:
         if not loose:
-            return compressed_tensors.pack(codes, bits)
+            return bit_strings.pack(codes, bits)
         lanes = 32 // bits
         words = np.zeros((len(codes), -(-codes.shape[1] // lanes)), np.uint32)
         for column in range(codes.shape[1]):

@@ -46,10 +46,10 @@ def test_what_fits_passes() -> None:
 
 def test_swap_is_advised_where_it_helps() -> None:
     message = refusal(BuildMemory(host=3 * GB, device=2 * GB), system(4.0))
-    assert "needs about 5.0 GB, 2.0 GB of it for the GPU; 4.2 GB are available" in message
-    assert "0.2 GB of the first: CMA, which the GPU cannot have" in message
+    assert "needs about 5.00 GB, 2.00 GB of it for the GPU; 4.20 GB are available" in message
+    assert "200.0 MB of the first: CMA, which the GPU cannot have" in message
     assert "stop the desktop" in message
-    assert "add 0.8 GB of swap on a disk" in message
+    assert "add 800.0 MB of swap on a disk" in message
     assert "--no-memory-check" in message
 
 
@@ -61,12 +61,12 @@ def test_swap_is_not_advised_for_the_gpus_part() -> None:
 
 def test_cma_is_named_where_it_is_taken() -> None:
     message = refusal(BuildMemory(3 * GB, 2 * GB), system(4.0, cma_free=0.05))
-    assert "CMA has 50 of 250 MB free" in message
+    assert "CMA has 50.0 MB of 250.0 MB free" in message
 
 
 def test_workstation_gets_its_own_advice() -> None:
     message = refusal(BuildMemory(host=3 * GB, device=0), system(2.0), unified=False)
-    assert "close other programs or add 0.8 GB of swap" in message
+    assert "close other programs or add 800.0 MB of swap" in message
     assert "desktop" not in message
 
 
@@ -74,7 +74,7 @@ def test_swap_in_memory_does_not_count() -> None:
     """Half of an Orin's memory is swap in zram as it comes; what is put there stays in memory."""
     needed = BuildMemory(host=3 * GB, device=2 * GB)
     message = refusal(needed, system(4.0, zram=4, cma_free=0))
-    assert "4.0 GB are available and 0.0 GB of swap are free; another 4.0 GB of swap" in message
+    assert "4.00 GB are available and 0 B of swap are free; another 4.00 GB of swap" in message
     assert "compressed memory (zram) and do not count: " in message
     require_memory(needed, system(4.0, swap=4, cma_free=0), unified=True)
 

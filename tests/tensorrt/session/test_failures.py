@@ -54,7 +54,7 @@ def test_memory_is_measured_on_the_device(machine: Machine) -> None:
 
 def test_too_little_memory_is_told_before_loading(machine: Machine) -> None:
     machine.layer = FakeLayer(memory=10_000)
-    with pytest.raises(ResourceError, match=r"KV cache of 96 tokens need 0 MB of the memory of F"):
+    with pytest.raises(ResourceError, match=r"KV cache of 96 tokens need .* of the memory of F"):
         machine.open()
     assert "create_stream" not in machine.layer.calls and machine.layer.held == {}
 

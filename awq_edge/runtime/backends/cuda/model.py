@@ -19,7 +19,7 @@ from awq_edge.runtime.backends.cuda.device import Device
 from awq_edge.runtime.backends.cuda.linears import KERNEL_DTYPES, Kernels, ReadyLinear, ready_linear
 from awq_edge.runtime.backends.cuda.program import CudaProgram, Layer, Linear
 from awq_edge.runtime.backends.cuda.weights import DTYPES
-from awq_edge.runtime.memory import CUDA_LOGITS_ROWS as LOGITS_ROWS
+from awq_edge.runtime.memory import LOGITS_ROWS
 
 
 class CudaModel:

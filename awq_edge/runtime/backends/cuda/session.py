@@ -22,8 +22,7 @@ from awq_edge.runtime.backends.cuda.linears import Kernels
 from awq_edge.runtime.backends.cuda.model import CudaModel
 from awq_edge.runtime.backends.cuda.program import CudaProgram
 from awq_edge.runtime.backends.cuda.weights import load_weights
-from awq_edge.runtime.memory import CUDA_LOGITS_ROWS as LOGITS_ROWS
-from awq_edge.runtime.memory import kv_cache_bytes
+from awq_edge.runtime.memory import LOGITS_ROWS, kv_cache_bytes
 from awq_edge.runtime.session import (
     CacheCopy,
     Float32,
@@ -33,6 +32,7 @@ from awq_edge.runtime.session import (
     SessionOptions,
     check_positions,
 )
+from awq_edge.units import size_text
 
 
 class CudaSession(SessionBase):
@@ -237,8 +237,8 @@ def _require_memory(device: Device, needed: int, context: int) -> None:
     free, _ = device.memory()
     if needed > free:
         raise ResourceError(
-            f"weights and a KV cache of {context} tokens need {needed / 1e6:,.0f} MB of the memory "
-            f"of {device.name}, {free / 1e6:,.0f} MB are free; choose a smaller --context or model"
+            f"weights and a KV cache of {context} tokens need {size_text(needed)} of the memory "
+            f"of {device.name}, {size_text(free)} are free; choose a smaller --context or model"
         )
 
 

@@ -1,4 +1,5 @@
-"""Quantities with units: "8 GiB" and "102.4 GB/s" to integers and back, exactly."""
+"""Quantities and versions as texts: "8 GiB" and "102.4 GB/s" to integers and back, exactly; sizes
+rounded for people; versions in numbers."""
 
 from __future__ import annotations
 
@@ -61,3 +62,18 @@ def format_size(size: int) -> str:
 def format_bandwidth(bandwidth: int) -> str:
     """The inverse of parse_bandwidth. bandwidth: bytes/s."""
     return format_quantity(bandwidth, BANDWIDTH_UNITS)
+
+
+def size_text(size: int | None) -> str:
+    """Bytes as people read them: "1.24 GB", "69.1 MB"; "-" for None."""
+    if size is None:
+        return "-"
+    for unit, factor, decimals in (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1)):
+        if abs(size) >= factor:
+            return f"{size / factor:,.{decimals}f} {unit}"
+    return f"{size} B"
+
+
+def release(version: str, parts: int | None = 2) -> tuple[int, ...]:
+    """The first numbers of a version: "1.23.0rc1" -> (1, 23). parts: how many, None for all."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:parts])
