@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,7 @@ class ChatCommands:
                      self._reset),
             _Command(("/save",), "FILE", "write the conversation; /save! replaces another one",
                      self._save),
-            _Command(("/save!",), "FILE", "", self._replace),
+            _Command(("/save!",), "FILE", "", partial(self._save, replace=True)),
             _Command(("/load",), "FILE", "go on with a saved conversation", self._load),
             _Command(("/regen", "/retry"), "", "answer the last message again", self._regenerate),
             _Command(("/set",), "NAME VALUE", "change a setting; alone it shows them", self._set),
@@ -145,9 +146,6 @@ class ChatCommands:
         saved = self._conversation.saved()
         save(path, saved, replace=replace)
         self._note(f"{_turns(len(saved.messages))} saved in {path}")
-
-    def _replace(self, argument: str) -> None:
-        self._save(argument, replace=True)
 
     def _load(self, argument: str) -> None:
         from awq_edge.runtime.saved_conversation import read

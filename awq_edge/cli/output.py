@@ -119,7 +119,9 @@ class FileTarget:
             return path, None
         if size == len(text.encode()) and path.read_text(encoding="utf-8") == text:
             return path, None
-        if interrupted or (self._flag == "--json" and report_kind(path) != _kind(text)):
+        if interrupted or (
+            self._flag == "--json" and report_kind(path) != json.loads(text).get("format", "")
+        ):
             why = "this one was interrupted" if interrupted else "it is of another kind"
             beside = _free_name(path)
             return beside, f"{path} keeps the report that it has, {why}: written to {beside}"
@@ -168,10 +170,6 @@ def _require_ours(flag: str, path: Path) -> None:
             f"{flag} {path}: exists and was not written by awq-edge; choose another file, or "
             "remove it first"
         )
-
-
-def _kind(text: str) -> str:
-    return str(json.loads(text).get("format", ""))
 
 
 def _free_name(path: Path) -> Path:

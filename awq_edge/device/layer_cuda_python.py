@@ -23,24 +23,16 @@ class CudaPythonLayer:
         self.activate()
         (properties,) = self._call("cudaGetDeviceProperties", 0)
         (integrated,) = self._call("cudaDeviceGetAttribute", attributes.cudaDevAttrIntegrated, 0)
-        self._gpu = Gpu(
+        self.gpu = Gpu(
             name=_text(properties.name),
             compute_capability=10 * properties.major + properties.minor,
             integrated=bool(integrated),
         )
         (version,) = self._call("cudaDriverGetVersion")
-        self._versions = {
+        self.versions = {
             "cuda-python": _package_version(),
             "cuda-driver": f"{version // 1000}.{version % 1000 // 10}",
         }
-
-    @property
-    def gpu(self) -> Gpu:
-        return self._gpu
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return self._versions
 
     def activate(self) -> None:
         self._call("cudaSetDevice", 0)

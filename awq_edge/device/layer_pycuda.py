@@ -38,22 +38,14 @@ class PyCudaLayer:
         self._handle = self._driver.current_context()
         major, minor = device.compute_capability()
         attribute = self._pycuda.device_attribute.INTEGRATED
-        self._gpu = Gpu(device.name(), 10 * major + minor, bool(device.get_attribute(attribute)))
+        self.gpu = Gpu(device.name(), 10 * major + minor, bool(device.get_attribute(attribute)))
         version = self._pycuda.get_driver_version()
-        self._versions = {
+        self.versions = {
             "pycuda": _package_version(),
             "cuda-driver": f"{version // 1000}.{version % 1000 // 10}",
         }
         # PyCUDA frees what is no longer referred to: address or handle -> its object.
         self._objects: dict[int, Any] = {}
-
-    @property
-    def gpu(self) -> Gpu:
-        return self._gpu
-
-    @property
-    def versions(self) -> dict[str, str]:
-        return self._versions
 
     def activate(self) -> None:
         self._driver.call("cuCtxSetCurrent", c_void_p(self._handle))

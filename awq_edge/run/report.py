@@ -73,7 +73,7 @@ class LatencyReport(Record):
     load: float  # hashes checked and session opened
     load_verify: float
     load_session: float
-    # from the request to the first token. tpot: of the decode steps after the warm-up.
+    # ttft: from the request to the first token; tpot: of the decode steps after the warm-up
     ttft: float | None
     prefill: float
     tpot_p50: float | None

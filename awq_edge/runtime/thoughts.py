@@ -150,42 +150,32 @@ class _PairSplitter:
         self._held = HeldText()
         self._fresh = True  # only blanks came since the last marker
         self._wrapped = False  # the answer has a wrapper
-        self._ended = False
+        self.ended = False
         opened, closed = beginning.rfind(markers.opening), beginning.rfind(markers.closing)
-        self._state: State = "undecided"
+        self.state: State = "undecided"
         if opened > closed:
-            self._state = "thoughts"
+            self.state = "thoughts"
             self._fresh = not beginning[opened + len(markers.opening) :].strip()
         elif closed >= 0:
-            self._state = "answer"
+            self.state = "answer"
             self._fresh = not beginning[closed + len(markers.closing) :].strip()
-
-    @property
-    def state(self) -> State:
-        return self._state
-
-    @property
-    def ended(self) -> bool:
-        return self._ended
 
     def push(self, text: str, *, special: bool = False) -> list[TextDelta]:
         pieces: list[TextDelta] = []
-        if self._ended:
+        if self.ended:
             return pieces
         self._held.append(text, special)
-        if self._state == "undecided" and not self._opened():
+        if self.state == "undecided" and not self._opened():
             return pieces
-        if self._state == "thoughts" and not self._closed(pieces):
+        if self.state == "thoughts" and not self._closed(pieces):
             return pieces
         if self._fresh and not self._begun():
             return pieces
-        shown = self._held.take(len(self._unwrapped()))
-        if self.ended:
-            self._held.take(len(self._held.text))
+        shown = self._take_answer()
         return [*pieces, TextDelta(shown)] if shown else pieces
 
     def flush(self) -> list[TextDelta]:
-        thought = self._state == "thoughts"
+        thought = self.state == "thoughts"
         text = self._held.take(len(self._held.text))
         text = text.rstrip() if thought or self._wrapped else text
         return [TextDelta(text, thought)] if text else []
@@ -204,15 +194,19 @@ class _PairSplitter:
         self._fresh = not held.text
         return not self._fresh
 
-    def _unwrapped(self) -> str:
-        """The held text that is certain not to belong to the end of the answer's wrapper."""
+    def _take_answer(self) -> str:
+        """The held text that is certain not to belong to the end of the answer's wrapper; the text
+        after that end is dropped."""
         text, wrapper = self._held.text, self._markers.wrapper
         if not self._wrapped or wrapper is None:
-            return text
+            return self._held.take(len(text))
         place = text.find(wrapper[1])
-        self._ended = place >= 0
-        end = place if self._ended else len(text) - overlap(text, wrapper[1])
-        return text[:end].rstrip()
+        self.ended = place >= 0
+        end = place if self.ended else len(text) - overlap(text, wrapper[1])
+        shown = self._held.take(len(text[:end].rstrip()))
+        if self.ended:
+            self._held.take(len(self._held.text))
+        return shown
 
     def _opened(self) -> bool:
         """True if it is certain what the text begins with."""
@@ -220,10 +214,10 @@ class _PairSplitter:
         if begin.startswith(opening):
             self._held.strip_left()
             self._held.take(len(opening))
-            self._state = "thoughts"
+            self.state = "thoughts"
         elif not opening.startswith(begin):
-            self._state, self._fresh = "answer", False
-        return self._state != "undecided"
+            self.state, self._fresh = "answer", False
+        return self.state != "undecided"
 
     def _closed(self, pieces: list[TextDelta]) -> bool:
         """Give out the thoughts; True if they have ended."""
@@ -245,7 +239,7 @@ class _PairSplitter:
             return False
         held.strip_left()
         held.take(len(closing))
-        self._state, self._fresh = "answer", True
+        self.state, self._fresh = "answer", True
         return True
 
 
@@ -254,20 +248,12 @@ class _ChannelSplitter:
 
     def __init__(self, beginning: str) -> None:
         self._held = HeldText()
-        self._state: State = "undecided"
+        self.state: State = "undecided"
         self._header: str | None = ""  # None inside a message
-        self._ended = False
+        self.ended = False
         self.push(beginning)
-        if self._state == "undecided":  # the header's role is in the prompt
+        if self.state == "undecided":  # the header's role is in the prompt
             self._header = ""
-
-    @property
-    def state(self) -> State:
-        return self._state
-
-    @property
-    def ended(self) -> bool:
-        return self._ended
 
     def push(self, text: str, *, special: bool = False) -> list[TextDelta]:
         held, pieces = self._held, list[TextDelta]()
@@ -283,33 +269,33 @@ class _ChannelSplitter:
     def flush(self) -> list[TextDelta]:
         pieces: list[TextDelta] = []
         self._text(self._held.take(len(self._held.text)), pieces)
-        if self._state == "undecided" and self._header:
+        if self.state == "undecided" and self._header:
             pieces.append(TextDelta(self._header))
         return pieces
 
     def _marker(self, marker: str) -> None:
         if marker == _MESSAGE:
             words = (self._header or "final").split()
-            self._state = "answer" if words[:1] == ["final"] else "thoughts"
+            self.state = "answer" if words[:1] == ["final"] else "thoughts"
             self._header = None
-        elif marker in ("<|return|>", "<|call|>") or self._state == "answer":
-            self._ended = True
+        elif marker in ("<|return|>", "<|call|>") or self.state == "answer":
+            self.ended = True
         else:
             self._header = ""
 
     def _text(self, text: str, pieces: list[TextDelta]) -> None:
-        if self._ended or not text:
+        if self.ended or not text:
             return
         if self._header is None:
-            pieces.append(TextDelta(text, self._state == "thoughts"))
+            pieces.append(TextDelta(text, self.state == "thoughts"))
             return
         self._header += text
-        if self._state == "undecided" and (
+        if self.state == "undecided" and (
             "\n" in self._header or len(self._header) > _LONGEST_HEADER
         ):
             # A model that does not keep to the form: all of it is the answer.
             pieces.append(TextDelta(self._header))
-            self._state, self._header = "answer", None
+            self.state, self._header = "answer", None
 
 
 class AnswerConstraint:

@@ -110,13 +110,17 @@ class Vocabulary:
     """The model's tokens as llguidance needs them: their bytes, and grammars over them."""
 
     def __init__(self, model: Model) -> None:
-        """Loading takes a second or two and 100 MB for a vocabulary of 128,000."""
-        self._size = model.session.vocab_size
-        stops = sorted(model.stop_token_ids)
-        self._tokenizer = LLTokenizer(
+        self._model = model
+
+    @functools.cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        """llguidance's form, made for the first answer that needs it: most need none, and one of
+        128,000 tokens takes a second or two and 100 MB."""
+        model = self._model
+        return LLTokenizer(
             model.tokenizer.to_json(),
-            n_vocab=max(self._size, model.tokenizer.vocab_size),
-            eos_token=stops or None,
+            n_vocab=max(model.session.vocab_size, model.tokenizer.vocab_size),
+            eos_token=sorted(model.stop_token_ids) or None,
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -125,7 +129,7 @@ class Vocabulary:
 
     def constraint(self, grammar: str) -> GrammarConstraint:
         """The state of a grammar at the beginning of an answer."""
-        return GrammarConstraint(self._tokenizer, grammar, self._size)
+        return GrammarConstraint(self._tokenizer, grammar, self._model.session.vocab_size)
 
 
 class GrammarConstraint:

@@ -56,16 +56,8 @@ class Job:
         self.task = task
         self.deliver = deliver
         self.arrived = time.perf_counter()
-        self._client = client
-        self._cancelled = threading.Event()
-
-    @property
-    def client(self) -> str:
-        return self._client
-
-    @property
-    def cancelled(self) -> threading.Event:
-        return self._cancelled
+        self.client = client
+        self.cancelled = threading.Event()
 
     def fail(self, error: BaseException) -> None:
         self.deliver(Failed(error))

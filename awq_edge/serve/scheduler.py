@@ -114,7 +114,8 @@ class Scheduler(Generic[J]):
                 raise ClosedError("the server is shutting down")
             if self._queued() >= self._room(job.client):
                 self._refused += 1
-                raise QueueFullError(self._queued(), self._retry_after())
+                wait = max(self._seconds_per_job * self._queued(), _SHORTEST_RETRY)
+                raise QueueFullError(self._queued(), int(min(wait, _LONGEST_RETRY)))
             self._turns.setdefault(job.client, deque()).append(job)
             self._submitted += 1
             self._condition.notify_all()
@@ -189,10 +190,6 @@ class Scheduler(Generic[J]):
         newcomers = 0 if client in self._turns else self._max_queue // _NEWCOMERS_SHARE
         idle = self._running is None  # the worker takes one at once
         return self._max_queue + newcomers + idle
-
-    def _retry_after(self) -> int:
-        wait = self._seconds_per_job * self._queued()
-        return int(min(max(wait, _SHORTEST_RETRY), _LONGEST_RETRY))
 
     def _next(self) -> J | None:
         """Wait for a job and take it; None when the scheduler was stopped."""

@@ -100,11 +100,11 @@ def serve(service: Service, sock: socket.socket, say: Callable[[str], None]) -> 
         timeout_graceful_shutdown=int(_LAST_SECONDS),
     )
     server = _Server(config, service, say)
-    service.start()
+    service.scheduler.start()
     try:
         server.run(sockets=[sock])
     finally:
-        ended = service.stop(_LAST_SECONDS)
+        ended = service.scheduler.stop(_LAST_SECONDS)
     return ended
 
 

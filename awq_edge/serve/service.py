@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from awq_edge.artifacts.sampling_keys import SamplingKeys
-from awq_edge.runtime.generation import Constraint
 from awq_edge.runtime.model import Model
 from awq_edge.runtime.template_process import warm_up
 from awq_edge.serve.grammar import Vocabulary, grammar_of
@@ -27,7 +26,8 @@ _CRASHES = 3
 
 
 class Service:
-    """Everything behind the HTTP routes. `start` it, and `stop` it before the model is closed."""
+    """Everything behind the HTTP routes. Start its scheduler, and stop it before the model is
+    closed."""
 
     def __init__(
         self,
@@ -58,15 +58,8 @@ class Service:
         self._local = local
         self._key = None if api_key is None else api_key.encode("utf-8")
         self.metrics = Metrics(lambda: self.scheduler.state(), model.session.memory)
-        worker = Worker(model, _LazyVocabulary(model), self.metrics)
+        worker = Worker(model, Vocabulary(model), self.metrics)
         self.scheduler: Scheduler[Job] = Scheduler(worker, limits.max_queue)
-
-    def start(self) -> None:
-        self.scheduler.start()
-
-    def stop(self, seconds: float) -> bool:
-        """End the worker; True if it ended in time (then the model may be closed)."""
-        return self.scheduler.stop(seconds)
 
     def authorized(self, header: str | None) -> bool:
         """True if an Authorization header has the key. Compared in constant time."""
@@ -119,22 +112,3 @@ class Service:
             "running": state.running,
         }
         return status == "ok", body
-
-
-class _LazyVocabulary:
-    """A `Vocabulary` made for the first answer that needs it: most need none."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._made: Vocabulary | None = None
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return self._vocabulary().token_bytes(token_id)
-
-    def constraint(self, grammar: str) -> Constraint:
-        return self._vocabulary().constraint(grammar)
-
-    def _vocabulary(self) -> Vocabulary:
-        if self._made is None:  # only the worker asks: no lock
-            self._made = Vocabulary(self._model)
-        return self._made

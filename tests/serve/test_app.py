@@ -36,9 +36,9 @@ def model(tiny_chat_bundle: Path) -> Iterator[Model]:
 @pytest.fixture
 def service(model: Model) -> Iterator[Service]:
     running = Service(model, limits=Limits(body_seconds=0.05))
-    running.start()
+    running.scheduler.start()
     yield running
-    assert running.stop(10)
+    assert running.scheduler.stop(10)
 
 
 @dataclass

@@ -54,13 +54,13 @@ def serve(tiny_chat_bundle: Path) -> Iterator[Serve]:
             template = ChatTemplate(source, tokenizer.special_tokens)
             model = Model(real.bundle, session, tokenizer, template, real.load_figures)
             service = Service(model, limits=Limits(), **options)
-            service.start()
+            service.scheduler.start()
             services.append(service)
             return service
 
         yield start
         for service in services:
-            assert service.stop(10)
+            assert service.scheduler.stop(10)
 
 
 def chat(service: Service, **body: Any) -> Answer:
