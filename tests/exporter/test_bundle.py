@@ -5,10 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import signal
 import subprocess
-import sys
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
 
 from .conftest import Export, parity_recipe
+from .exports import kill_in_the_middle, peak_of_export
 from .models import (
     MAX_POSITIONS,
     VOCAB,
@@ -256,42 +254,14 @@ def test_a_disk_that_fills_up_leaves_nothing(
     assert list(small_disk.iterdir()) == []
 
 
-_KILLED_EXPORT = """
-import os, signal, sys
-from pathlib import Path
-from awq_edge.exporter.bundle import export_checkpoint
-from awq_edge.recipe.recipes import load_recipe
-calls = 0
-def observer(done, total, what):
-    global calls
-    calls += 1
-    if calls == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), load_recipe("cpu"), model_name="x",
-                  observer=observer)
-"""
-
-
 def test_a_killed_export_leaves_nothing_under_the_final_name(llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    result = subprocess.run([sys.executable, "-c", _KILLED_EXPORT, str(llama), str(out)])
-    assert result.returncode == -signal.SIGKILL
-    assert not out.exists()
+    kill_in_the_middle(llama, out, "cpu")
     left = [path.name for path in tmp_path.iterdir()]
     assert len(left) == 1 and left[0].startswith(".bundle.partial-")
     export_checkpoint(llama, out, parity_recipe(), model_name="x")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     Bundle.open(out)
-
-
-def peak_of_export(source: Path, out: Path) -> int:
-    """Bytes of the largest allocation at one time, arrays included."""
-    tracemalloc.start()
-    try:
-        export_checkpoint(source, out, parity_recipe(), model_name="x", overwrite=True)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 def test_peak_memory_does_not_grow_with_layers(tmp_path: Path) -> None:
@@ -304,8 +274,7 @@ def test_peak_memory_does_not_grow_with_layers(tmp_path: Path) -> None:
         )
         entries = Checkpoint.open(source).files.entries.values()
         weights.append(sum(entry.size for entry in entries))
-        peak_of_export(source, tmp_path / "bundle")  # imports and caches
-        peaks.append(peak_of_export(source, tmp_path / "bundle"))
+        peaks.append(peak_of_export(source, tmp_path / "bundle", parity_recipe()))
     assert weights[1] - weights[0] > 20_000_000
     assert peaks[1] - peaks[0] < 1_500_000
     assert peaks[1] < 8_000_000  # the largest tensor is 1 MB, read and transposed

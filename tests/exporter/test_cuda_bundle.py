@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from awq_edge.runtime.backends.cuda.program import CudaProgram, QuantizedLinear
 from tests.tiny_models import save_tokenizer
 
 from .conftest import Export
+from .exports import kill_in_the_middle, peak_of_export
 from .models import VOCAB, save_quantized, save_random_model
 
 CT = "compressed-tensors"
@@ -303,42 +300,14 @@ def test_a_program_of_another_version(llama: Path, export: Export) -> None:
             parse_manifest(CudaProgram, data, str(path))
 
 
-_KILLED_EXPORT = """
-import os, signal, sys
-from pathlib import Path
-from awq_edge.exporter.bundle import export_checkpoint
-from awq_edge.recipe.recipes import load_recipe
-calls = 0
-def observer(done, total, what):
-    global calls
-    calls += 1
-    if calls == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), load_recipe("cuda"), model_name="x",
-                  observer=observer)
-"""
-
-
 def test_a_killed_export_leaves_nothing_under_the_final_name(
     llama_checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "bundle"
-    command = [sys.executable, "-c", _KILLED_EXPORT, str(llama_checkpoint), str(out)]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
-    assert not out.exists()
+    kill_in_the_middle(llama_checkpoint, out, "cuda")
     export_checkpoint(llama_checkpoint, out, cuda_recipe(), model_name="x")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     Bundle.open(out)
-
-
-def peak_of_export(source: Path, out: Path) -> int:
-    """Bytes of the largest allocation at one time, arrays included."""
-    tracemalloc.start()
-    try:
-        export_checkpoint(source, out, cuda_recipe(), model_name="x", overwrite=True)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 def test_peak_memory_does_not_grow_with_layers(tmp_path: Path) -> None:
@@ -350,8 +319,7 @@ def test_peak_memory_does_not_grow_with_layers(tmp_path: Path) -> None:
             tmp_path / f"{layers}", "llama", num_hidden_layers=layers, **sizes
         )
         path = save_quantized(source, tmp_path / f"{layers}-quantized")
-        peak_of_export(path, tmp_path / "bundle")  # imports and caches
-        peaks.append(peak_of_export(path, tmp_path / "bundle"))
+        peaks.append(peak_of_export(path, tmp_path / "bundle", cuda_recipe()))
         files.append((tmp_path / "bundle" / "model.weights").stat().st_size)
     assert files[1] - files[0] > 4_000_000
     assert peaks[1] - peaks[0] < 700_000

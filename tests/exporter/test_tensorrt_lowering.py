@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 import awq_edge
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.exporter.bundle import export_checkpoint
 from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import DecoderGraph
 from awq_edge.exporter.native_nodes import transposed_codes
@@ -27,6 +25,7 @@ from awq_edge.tensorrt.contract import OPS
 from tests.tiny_models import save_tokenizer
 
 from .conftest import Export, lowering_of
+from .exports import peak_of_export
 from .models import MAX_POSITIONS, save_quantized, save_random_model
 from .test_graph import ops
 from .test_tensorrt_parity import FORMS, JETPACK_6, RTX, form_recipe
@@ -268,30 +267,19 @@ def test_an_export_repeats_to_the_byte(symmetric: Path, export: Export) -> None:
         assert export(symmetric, recipe).manifest.files == export(symmetric, recipe).manifest.files
 
 
-def peak_of_export(source: Path, out: Path, form: str) -> int:
-    """Bytes of the largest allocation at one time, arrays included."""
-    recipe = form_recipe(form, "float16")
-    tracemalloc.start()
-    try:
-        export_checkpoint(source, out, recipe, model_name="x", overwrite=True)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.parametrize("form", ["plugin", "native"])
 def test_peak_memory_does_not_grow_with_layers(form: str, tmp_path: Path) -> None:
     """Eight more blocks of 0.6 MB of weights: the peak grows by 0.24 MB a block, which is what
     their nodes take in memory."""
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64}
+    recipe = form_recipe(form, "float16")
     peaks, files = [], []
     for layers in (2, 10):
         source = save_random_model(
             tmp_path / f"{layers}", "llama", num_hidden_layers=layers, **sizes
         )
         path = save_quantized(source, tmp_path / f"{layers}-quantized", scheme="symmetric")
-        peak_of_export(path, tmp_path / "bundle", form)  # imports and caches
-        peaks.append(peak_of_export(path, tmp_path / "bundle", form))
+        peaks.append(peak_of_export(path, tmp_path / "bundle", recipe))
         files.append((tmp_path / "bundle" / "model.onnx.data").stat().st_size)
     assert files[1] - files[0] > 4_000_000
     assert peaks[1] - peaks[0] < 2_500_000
