@@ -219,7 +219,7 @@ def test_what_is_no_text_is_refused_by_name(
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
         draw(tokenizer, path)
-    assert str(caught.value).startswith(f"--calibration {path}: ")
+    assert str(caught.value).startswith(f"--calibration {path}")
 
 
 @pytest.mark.parametrize(
