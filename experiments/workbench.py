@@ -20,7 +20,7 @@ from awq_edge.artifacts.text_files import Document
 from awq_edge.errors import ConfigError
 from awq_edge.evaluate.perplexity import check_window, negative_log_likelihoods, windows
 from awq_edge.evaluate.text import read_text
-from awq_edge.evaluate.torch_models import ModelSource
+from awq_edge.evaluate.torch_models import DenseModel
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.quantizer.blocks.weights import Tensors
 from awq_edge.quantizer.calibration.text import CalibrationSet, load_calibration
@@ -83,7 +83,7 @@ class Text:
         return SourceInfo(name=self.name, sha256=self.sha256)
 
 
-class _Model(ModelSource):
+class _Model(DenseModel):
     """A transformers model whose blocks are replaced."""
 
     def __init__(self, path: Path, device: torch.device) -> None:

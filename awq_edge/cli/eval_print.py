@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from awq_edge.evaluate.divergence_report import DivergenceReport
+from awq_edge.evaluate.logits_models import EvaluatedModel
 from awq_edge.evaluate.report import PerplexityReport
-from awq_edge.evaluate.sources import SourceInfo
 from awq_edge.evaluate.tasks import MetricResult, TasksReport
 
 _TABLE_WIDTH = 200  # characters; names of tasks are long
@@ -90,7 +90,7 @@ def _scored(report: PerplexityReport | DivergenceReport) -> str:
     )
 
 
-def _describe(model: SourceInfo) -> str:
+def _describe(model: EvaluatedModel) -> str:
     weights = "unquantized"
     if model.method is not None:
         weights = f"{model.bits}-bit {model.method}, group {model.group_size}"

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.evaluate.logits_models import Float32, LogitsModel
 from awq_edge.evaluate.perplexity import Progress, check_length, check_window, windows
-from awq_edge.evaluate.sources import Float32, LogitsSource
 from awq_edge.runtime.text_tokens import TokenizedText
 
 Float64 = npt.NDArray[np.float64]
@@ -53,8 +53,8 @@ class Divergence:
 
 
 def divergence(
-    target: LogitsSource,
-    reference: LogitsSource,
+    target: LogitsModel,
+    reference: LogitsModel,
     text: TokenizedText,
     *,
     window: int,
@@ -131,7 +131,7 @@ def log_softmax(logits: Float32) -> Float64:
     return shifted
 
 
-def check_same_vocabulary(target: LogitsSource, reference: LogitsSource) -> None:
+def check_same_vocabulary(target: LogitsModel, reference: LogitsModel) -> None:
     """Raise ConfigError unless every id means the same token to both models."""
     names = f"{target.info.path} and the reference {reference.info.path}"
     if target.vocab_size != reference.vocab_size:

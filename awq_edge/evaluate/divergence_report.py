@@ -13,13 +13,18 @@ from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.errors import ConfigError
 from awq_edge.evaluate.divergence import Divergence, Float64, check_same_vocabulary, divergence
+from awq_edge.evaluate.logits_models import (
+    EvaluatedModel,
+    LogitsModel,
+    is_bundle,
+    open_logits_model,
+)
 from awq_edge.evaluate.perplexity import (
     DEFAULT_WINDOW,
     Progress,
     check_max_tokens,
     choose_window,
 )
-from awq_edge.evaluate.sources import LogitsSource, SourceInfo, is_bundle, open_source
 from awq_edge.evaluate.text import Text, TextInfo, read_text
 
 
@@ -63,8 +68,8 @@ class DivergenceReport(Manifest):
     stride: int
     seconds: float
     tokens_per_second: float
-    model: SourceInfo
-    reference: SourceInfo
+    model: EvaluatedModel
+    reference: EvaluatedModel
     text: TextInfo
     versions: dict[str, str]
     commit: str | None
@@ -92,7 +97,7 @@ def evaluate_divergence(
     stride: default half of it.
     max_tokens: score only the text's first tokens.
     device, dtype: for models and checkpoints.
-    threads: for both; see `open_source`.
+    threads: for both; see `open_logits_model`.
     Raises ConfigError for a text or a window that cannot be scored and for two models of different
     vocabularies, and the errors of loading.
     """
@@ -101,13 +106,13 @@ def evaluate_divergence(
     longest = DEFAULT_WINDOW if window is None else window
     names = (str(target), str(reference))
     flexible = not all(map(is_bundle, names))
-    opened: list[LogitsSource] = []
+    opened: list[LogitsModel] = []
     try:
         for name in names:
             # Where one of the two is a bundle, the flags are the other's.
             takes = not (flexible and is_bundle(name))
             opened.append(
-                open_source(
+                open_logits_model(
                     name,
                     window=longest,
                     device=device if takes else None,
@@ -123,8 +128,8 @@ def evaluate_divergence(
 
 
 def _measure(
-    target: LogitsSource,
-    reference: LogitsSource,
+    target: LogitsModel,
+    reference: LogitsModel,
     text: Text,
     window: int | None,
     stride: int | None,

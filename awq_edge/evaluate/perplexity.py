@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.evaluate.sources import Float32, LogitsSource
+from awq_edge.evaluate.logits_models import Float32, LogitsModel
 from awq_edge.runtime.memory import LOGITS_ROWS
 from awq_edge.runtime.text_tokens import TokenizedText
 
@@ -96,7 +96,7 @@ def windows(text: TokenizedText, window: int, stride: int) -> Iterator[Window]:
 
 
 def score(
-    source: LogitsSource,
+    source: LogitsModel,
     text: TokenizedText,
     *,
     window: int,

@@ -9,6 +9,7 @@ from typing import Literal
 
 from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.artifacts.schema import Manifest
+from awq_edge.evaluate.logits_models import EvaluatedModel, LogitsModel, open_logits_model
 from awq_edge.evaluate.perplexity import (
     DEFAULT_WINDOW,
     Progress,
@@ -17,7 +18,6 @@ from awq_edge.evaluate.perplexity import (
     choose_window,
     score,
 )
-from awq_edge.evaluate.sources import LogitsSource, SourceInfo, open_source
 from awq_edge.evaluate.text import Text, TextInfo, read_text
 from awq_edge.runtime.text_tokens import TokenizedText
 
@@ -37,7 +37,7 @@ class PerplexityReport(Manifest):
     stride: int
     seconds: float  # scoring alone, without loading
     tokens_per_second: float
-    model: SourceInfo
+    model: EvaluatedModel
     text: TextInfo
     versions: dict[str, str]
     commit: str | None
@@ -63,13 +63,13 @@ def evaluate_perplexity(
     window: tokens, default 1024 or the context where that is shorter;
     stride: default half of it.
     max_tokens: score only the text's first tokens.
-    device, dtype, threads, allow_unknown_keys: see `open_source`.
+    device, dtype, threads, allow_unknown_keys: see `open_logits_model`.
     Raises ConfigError for a text or a window that cannot be scored, and the errors of loading.
     """
     content = text if isinstance(text, Text) else read_text(Path(text))
     check_max_tokens(max_tokens)
     longest = DEFAULT_WINDOW if window is None else window
-    source = open_source(
+    source = open_logits_model(
         str(target),
         window=longest,
         device=device,
@@ -102,7 +102,7 @@ def evaluate_perplexity(
         source.close()
 
 
-def _bits_per_byte(source: LogitsSource, text: TokenizedText, score: Score) -> float | None:
+def _bits_per_byte(source: LogitsModel, text: TokenizedText, score: Score) -> float | None:
     """Bits per byte of the scored text; None where the tokens stand for no text at all."""
     # Without a prefix the first token is not scored, and with stride = window neither is that of
     # each window: those count as average ones.

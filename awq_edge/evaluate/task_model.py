@@ -14,14 +14,14 @@ from typing import Protocol
 import numpy as np
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.evaluate.perplexity import negative_log_likelihoods
-from awq_edge.evaluate.sources import (
+from awq_edge.evaluate.logits_models import (
+    EvaluatedModel,
     Float32,
-    SessionSource,
-    SourceInfo,
+    SessionLogitsModel,
     is_bundle,
-    open_source,
+    open_logits_model,
 )
+from awq_edge.evaluate.perplexity import negative_log_likelihoods
 from awq_edge.runtime.generation import Request, common_prefix
 from awq_edge.runtime.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ class TaskModel(Protocol):
     least."""
 
     @property
-    def info(self) -> SourceInfo: ...
+    def info(self) -> EvaluatedModel: ...
 
     @property
     def packages(self) -> Sequence[str]:
@@ -91,7 +91,7 @@ class SessionTaskModel:
     neighbours (the examples of a few-shot task, the question of a multiple choice) stays in the KV
     cache."""
 
-    def __init__(self, source: SessionSource) -> None:
+    def __init__(self, source: SessionLogitsModel) -> None:
         self._model = source.model
         self.info = source.info
         self.packages = source.packages
@@ -158,7 +158,7 @@ def open_task_model(
     threads: int | None,
     allow_unknown_keys: bool = False,
 ) -> TaskModel:
-    """Load a bundle, a checkpoint, or a model; see `open_source`.
+    """Load a bundle, a checkpoint, or a model; see `open_logits_model`.
 
     context: tokens of prompt and answer, None for the model's whole.
     batch_size: sequences that torch computes at a time.
@@ -174,7 +174,7 @@ def open_task_model(
             "out, or evaluate the checkpoint"
         )
     window = sys.maxsize if context is None else context
-    source = open_source(
+    source = open_logits_model(
         target,
         window=window,
         device=device,
@@ -188,12 +188,12 @@ def open_task_model(
                 f"--context {context} is beyond the {source.context} tokens of {target}; choose "
                 f"--context {source.context} or less"
             )
-        if isinstance(source, SessionSource):
+        if isinstance(source, SessionLogitsModel):
             return SessionTaskModel(source)
-        from awq_edge.evaluate.torch_models import TransformersSource
+        from awq_edge.evaluate.torch_models import TransformersModel
         from awq_edge.evaluate.torch_task_model import TorchTaskModel
 
-        assert isinstance(source, TransformersSource)
+        assert isinstance(source, TransformersModel)
         return TorchTaskModel(source, context=context or source.context, batch_size=batch_size)
     except BaseException:
         source.close()

@@ -15,7 +15,7 @@ from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.errors import AwqEdgeError, ConfigError
-from awq_edge.evaluate.sources import SourceInfo
+from awq_edge.evaluate.logits_models import EvaluatedModel
 from awq_edge.evaluate.task_model import open_task_model
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class TasksReport(Manifest):
     truncated_requests: int  # prompts whose beginning did not fit it
     warnings: tuple[str, ...]  # the harness's
     seconds: float  # evaluation, without loading
-    model: SourceInfo
+    model: EvaluatedModel
     versions: dict[str, str]
     commit: str | None
 

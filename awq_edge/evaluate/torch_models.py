@@ -11,7 +11,7 @@ import torch
 
 from awq_edge.device.torch_device import device_name, torch_device
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.evaluate.sources import Float32, SourceInfo
+from awq_edge.evaluate.logits_models import EvaluatedModel, Float32
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles
 from awq_edge.model.w4a16 import dequantize
@@ -20,10 +20,10 @@ from awq_edge.runtime.tokenizer import Tokenizer
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class TransformersSource:
+class TransformersModel:
     """A transformers model in memory, with its tokenizer."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, info: SourceInfo) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer, info: EvaluatedModel) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.info = info
@@ -33,7 +33,7 @@ class TransformersSource:
         self.packages = ("torch", "transformers")
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
-        """See `LogitsSource`; one block."""
+        """See `LogitsModel`; one block."""
         with torch.inference_mode():
             output = self.model(
                 input_ids=torch.tensor([ids], device=self.model.device),
@@ -48,7 +48,7 @@ class TransformersSource:
         del self.model
 
 
-class ModelSource(TransformersSource):
+class DenseModel(TransformersModel):
     """An unquantized Hugging Face model, run by transformers itself."""
 
     def __init__(self, path: Path, device: torch.device, dtype: str) -> None:
@@ -58,7 +58,7 @@ class ModelSource(TransformersSource):
         ModelFiles(path)
         tokenizer = Tokenizer(path)
         model = _load(path, device, DTYPES[dtype])
-        info = SourceInfo(
+        info = EvaluatedModel(
             kind="model",
             path=str(path),
             runtime="transformers",
@@ -68,7 +68,7 @@ class ModelSource(TransformersSource):
         super().__init__(model, tokenizer, info)
 
 
-class CheckpointSource(TransformersSource):
+class CheckpointModel(TransformersModel):
     """A checkpoint in the AutoAWQ gemm layout: transformers' model of its config, with dequantized
     weights. lm_head is as stored, 16 bits where the quantizer left it alone."""
 
@@ -79,11 +79,11 @@ class CheckpointSource(TransformersSource):
         """
         checkpoint = Checkpoint.open(path)
         quantization = checkpoint.quantization
-        assert quantization is not None, "open_torch_source looked for quantization_config"
+        assert quantization is not None, "open_torch_model looked for quantization_config"
         tokenizer = Tokenizer(path)
         weights = dict(dense_weights(checkpoint, DTYPES[dtype]))
         model = _load(path, device, DTYPES[dtype], weights)
-        info = SourceInfo(
+        info = EvaluatedModel(
             kind="checkpoint",
             path=str(path),
             runtime="transformers",
@@ -111,10 +111,10 @@ def dense_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[tuple[
         yield name, torch.from_numpy(values).to(dtype)
 
 
-def open_torch_source(
+def open_torch_model(
     path: Path, *, quantized: bool, device: str | None, dtype: str | None, threads: int | None
-) -> TransformersSource:
-    """Load a model directory; see `awq_edge.evaluate.sources.open_source`."""
+) -> TransformersModel:
+    """Load a model directory; see `awq_edge.evaluate.logits_models.open_logits_model`."""
     where = torch_device(device or "cpu")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: allowed values: {', '.join(DTYPES)}")
@@ -122,7 +122,7 @@ def open_torch_source(
         if threads < 1:
             raise ConfigError(f"--threads {threads}: must be 1 or more")
         torch.set_num_threads(threads)
-    kind = CheckpointSource if quantized else ModelSource
+    kind = CheckpointModel if quantized else DenseModel
     return kind(path, where, dtype or "float32")
 
 

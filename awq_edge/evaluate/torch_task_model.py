@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from awq_edge.evaluate.sources import Float32
+from awq_edge.evaluate.logits_models import Float32
 from awq_edge.evaluate.task_model import Continuation, Likelihood, likelihood
-from awq_edge.evaluate.torch_models import TransformersSource
+from awq_edge.evaluate.torch_models import TransformersModel
 from awq_edge.runtime.generation import Request, StopStrings
 from awq_edge.runtime.sampling import Sampler
 from awq_edge.runtime.tokenizer import Tokenizer, stop_token_ids
@@ -23,7 +23,7 @@ class TorchTaskModel:
     """A transformers model. Requests run in batches, the longest first, so that a lack of memory
     shows at once."""
 
-    def __init__(self, source: TransformersSource, *, context: int, batch_size: int) -> None:
+    def __init__(self, source: TransformersModel, *, context: int, batch_size: int) -> None:
         """context: tokens of prompt and answer.
         batch_size: sequences of one execution.
         """

@@ -101,8 +101,8 @@ class Conversation:
         self._require_template(text)
         self._system = text
         prompt: list[Message] = [] if text is None else [{"role": "system", "content": text}]
-        self.messages = prompt + _turns(self.messages)
-        self.transcript = prompt + _turns(self.transcript)
+        self.messages = prompt + _without_system(self.messages)
+        self.transcript = prompt + _without_system(self.transcript)
         self._said = None
 
     def take_back(self) -> str:
@@ -110,7 +110,7 @@ class Conversation:
 
         Raises ConfigError where there is none.
         """
-        if not _turns(self.messages):
+        if not _without_system(self.messages):
             raise ConfigError("there is no message yet that could be answered again")
         question = str(self.messages[-2]["content"])
         del self.messages[-2:], self.transcript[-2:]
@@ -187,8 +187,8 @@ class Conversation:
         template, tokenizer = self._model.chat_template, self._model.tokenizer
         first = 1 if messages and messages[0]["role"] == "system" else 0
 
-        def without(turns: int) -> list[Message]:
-            return messages[:first] + messages[first + 2 * turns :]
+        def without(dropped: int) -> list[Message]:
+            return messages[:first] + messages[first + 2 * dropped :]
 
         def ids_of(kept: list[Message]) -> list[int]:
             if template is None:
@@ -200,9 +200,9 @@ class Conversation:
             return tokenizer.encode(text, add_special_tokens=False)
 
         # Fewer turns are fewer tokens: a search by halves, since each try encodes everything.
-        turns, room = (len(messages) - first) // 2, context - min(_ANSWER_ROOM, context // 4)
+        turn_count, room = (len(messages) - first) // 2, context - min(_ANSWER_ROOM, context // 4)
         dropped = bisect.bisect_left(
-            range(turns), True, key=lambda count: len(ids_of(without(count))) <= room
+            range(turn_count), True, key=lambda count: len(ids_of(without(count))) <= room
         )
         kept = without(dropped)
         ids = ids_of(kept)
@@ -313,6 +313,6 @@ def _continued(messages: list[Message]) -> str:
     return text
 
 
-def _turns(messages: list[Message]) -> list[Message]:
+def _without_system(messages: list[Message]) -> list[Message]:
     """The messages without the system prompt."""
     return messages[1:] if messages and messages[0]["role"] == "system" else messages

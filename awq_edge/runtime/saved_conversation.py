@@ -49,8 +49,8 @@ class SavedConversation(Manifest):
     @model_validator(mode="after")
     def _turns(self) -> SavedConversation:
         roles = [message.role for message in self.messages]
-        turns = roles[1:] if roles[:1] == ["system"] else roles
-        if turns != ["user", "assistant"] * (len(turns) // 2):
+        speakers = roles[1:] if roles[:1] == ["system"] else roles
+        if speakers != ["user", "assistant"] * (len(speakers) // 2):
             raise ValueError(
                 "messages must be a system prompt or none, then user and assistant in turns; they "
                 f"are {', '.join(roles) or 'none'}"

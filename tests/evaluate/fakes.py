@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from awq_edge.evaluate.sources import Float32, SourceInfo
+from awq_edge.evaluate.logits_models import EvaluatedModel, Float32
 from awq_edge.evaluate.task_model import Continuation, Likelihood
 from awq_edge.runtime.generation import Request, StopStrings
 from awq_edge.runtime.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ class ScriptedTaskModel:
         context: int = 1000,
     ) -> None:
         self.tokenizer = Tokenizer(directory)
-        self.info = SourceInfo(
+        self.info = EvaluatedModel(
             kind="model", path="scripted", runtime="none", device="none", dtype="none"
         )
         self.context = context

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.evaluate.divergence import compare, divergence
 from awq_edge.evaluate.divergence_report import standard_error
+from awq_edge.evaluate.logits_models import Float32
 from awq_edge.evaluate.perplexity import score
-from awq_edge.evaluate.sources import Float32
 from awq_edge.runtime.text_tokens import TokenizedText
 
 from .fakes import VOCAB, PrefixSource

@@ -54,10 +54,10 @@ def test_a_bundle_is_its_model(tiny_bundle: Path, tiny_llama: Path, text: Path) 
 
 def test_a_checkpoint_against_torch(checkpoint: Path, tiny_llama: Path, text: Path) -> None:
     """KL by torch in float64, over windows that begin with BOS each."""
-    from awq_edge.evaluate.sources import open_source
+    from awq_edge.evaluate.logits_models import open_logits_model
 
     options: dict[str, Any] = {"window": WINDOW, "device": None, "dtype": None, "threads": None}
-    models = [open_source(str(path), **options).model for path in (checkpoint, tiny_llama)]
+    models = [open_logits_model(str(path), **options).model for path in (checkpoint, tiny_llama)]
     bos, *ids = Tokenizer(tiny_llama).encode(text.read_text(encoding="utf-8"))
     divergences, agreements, before = [], [], 0
     for begin in range(0, len(ids), STRIDE):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from awq_edge.evaluate.torch_models import open_torch_source
+from awq_edge.evaluate.torch_models import open_torch_model
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.quantizer.blocks.runner import BlockRunner
 from awq_edge.quantizer.report.schema import LinearReport
@@ -203,7 +203,7 @@ def test_a_checkpoint_is_evaluated(model_type: str, calibration_text: Path, tmp_
     )
     ids = list(range(3, 40))
     sources = [
-        open_torch_source(path, quantized=is_quantized, device="cpu", dtype=None, threads=None)
+        open_torch_model(path, quantized=is_quantized, device="cpu", dtype=None, threads=None)
         for path, is_quantized in ((tmp_path / "model", False), (checkpoint.path, True))
     ]
     original, found = (np.concatenate(list(source.logits(ids, 0))) for source in sources)

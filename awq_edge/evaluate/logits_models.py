@@ -1,8 +1,8 @@
 """Models that can be evaluated: anything that gives logits for token ids.
 
-bundle       through the session of its runtime               SessionSource (here)
-checkpoint   AutoAWQ layout, dequantized                      torch_models.CheckpointSource
-model        Hugging Face, unquantized, run by transformers   torch_models.ModelSource
+bundle       through the session of its runtime               SessionLogitsModel (here)
+checkpoint   AutoAWQ layout, dequantized                      torch_models.CheckpointModel
+model        Hugging Face, unquantized, run by transformers   torch_models.DenseModel
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from awq_edge.runtime.tokenizer import Tokenizer
 Float32 = npt.NDArray[np.float32]
 
 
-class SourceInfo(Record):
+class EvaluatedModel(Record):
     """The model that computes the logits."""
 
     kind: Literal["bundle", "checkpoint", "model"]  # of the target
@@ -44,11 +44,11 @@ class SourceInfo(Record):
     scheme: str | None = None
 
 
-class LogitsSource(Protocol):
+class LogitsModel(Protocol):
     """A loaded model with its tokenizer."""
 
     @property
-    def info(self) -> SourceInfo: ...
+    def info(self) -> EvaluatedModel: ...
 
     @property
     def packages(self) -> Sequence[str]:
@@ -80,14 +80,14 @@ class LogitsSource(Protocol):
         ...
 
 
-class SessionSource:
+class SessionLogitsModel:
     """A bundle, through the session of its runtime."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         manifest = model.manifest
         quantized = manifest.method != "none"
-        self.info = SourceInfo(
+        self.info = EvaluatedModel(
             kind="bundle",
             path=str(model.bundle.path),
             runtime=model.session.info.backend,
@@ -116,7 +116,7 @@ class SessionSource:
         return self.model.tokenizer
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
-        """See `LogitsSource`; one block a prefill chunk."""
+        """See `LogitsModel`; one block a prefill chunk."""
         session = self.model.session
         session.reset()
         for start in range(0, len(ids), session.prefill_chunk):
@@ -132,11 +132,11 @@ class SessionSource:
 
 
 def is_bundle(target: str) -> bool:
-    """True if `open_source` would open a bundle."""
+    """True if `open_logits_model` would open a bundle."""
     return (user_path(target, "TARGET") / MANIFEST).exists()
 
 
-def open_source(
+def open_logits_model(
     target: str,
     *,
     window: int,
@@ -144,7 +144,7 @@ def open_source(
     dtype: str | None,
     threads: int | None,
     allow_unknown_keys: bool = False,
-) -> LogitsSource:
+) -> LogitsModel:
     """Load a bundle, a checkpoint, or a model (a directory, a hub id, or `demo`).
 
     window: tokens of the longest input; a bundle's KV cache is no larger.
@@ -164,16 +164,16 @@ def open_source(
                 )
         exported = Bundle.open(directory, verify=False).manifest.context
         context = max(1, min(window, exported))
-        return SessionSource(load(directory, context=context, threads=threads))
+        return SessionLogitsModel(load(directory, context=context, threads=threads))
     # A target that is not there is the error, whatever is installed.
     path = resolve_model(target)
     files = ModelFiles(path)
     refuse_foreign(path, files.config, files.entries)
     require_known_keys(files.config, target, allow=allow_unknown_keys)
     quantized = quantization_config(files.config) is not None
-    from awq_edge.evaluate.torch_models import open_torch_source
+    from awq_edge.evaluate.torch_models import open_torch_model
 
-    source = open_torch_source(
+    source = open_torch_model(
         path, quantized=quantized, device=device, dtype=dtype, threads=threads
     )
     # As it was given: a hub id or "demo" says more than the folder that it was found in.
