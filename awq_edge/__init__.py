@@ -1,7 +1,8 @@
 """AWQ for edge devices: quantize a language model, export it, run it.
 
-    awq_edge.quantize("demo", "checkpoint", recipe="cpu")         [host]
-    awq_edge.export("checkpoint", "bundle", recipe="cpu")         [host]
+    recipe = awq_edge.load_recipe("cpu", bits=4, group_size=64)
+    awq_edge.quantize("demo", "checkpoint", recipe)               [host]
+    awq_edge.export("checkpoint", "bundle", recipe)               [host]
     with awq_edge.load("bundle") as model:
         print(model.generate("Once upon a time", max_new_tokens=64).text)
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from awq_edge.artifacts.directories import Bundle
     from awq_edge.errors import AwqEdgeError
     from awq_edge.pipeline import export, quantize
+    from awq_edge.quantizer.run_options import RunOptions
     from awq_edge.recipe.recipes import Recipe, load_recipe
     from awq_edge.runtime.model import Model, load
 
@@ -29,6 +31,7 @@ __all__ = [
     "Bundle",
     "Model",
     "Recipe",
+    "RunOptions",
     "__version__",
     "export",
     "load",
@@ -41,6 +44,7 @@ _HOME = {
     "Bundle": "awq_edge.artifacts.directories",
     "Model": "awq_edge.runtime.model",
     "Recipe": "awq_edge.recipe.recipes",
+    "RunOptions": "awq_edge.quantizer.run_options",
     "export": "awq_edge.pipeline",
     "load": "awq_edge.runtime.model",
     "load_recipe": "awq_edge.recipe.recipes",

@@ -6,16 +6,18 @@ Stages do not know each other; here they are put one behind the other.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from awq_edge.artifacts.directories import Bundle, atomic_file
 from awq_edge.artifacts.outputs import check_output, require_apart
 from awq_edge.artifacts.paths import system_faults, user_path
 from awq_edge.artifacts.sampling_keys import SamplingKeys, check_sampling
+from awq_edge.deprecated import with_former
 from awq_edge.errors import AwqEdgeError, ConfigError, ModelError
 from awq_edge.model.archs import decoder_from_config, require_known_keys
 from awq_edge.model.checkpoint import Checkpoint
@@ -23,64 +25,45 @@ from awq_edge.model.files import ModelFiles, read_config
 from awq_edge.model.foreign_formats import refuse_foreign
 from awq_edge.model.group_size import choose_group_size
 from awq_edge.model.hub import resolve_model
-from awq_edge.model.lm_head import for_export
+from awq_edge.model.lm_head import UNQUANTIZED, for_export
 from awq_edge.process.interruption import keeping
 from awq_edge.process.staging import CHECKPOINT, RESUME, discard, discard_abandoned, hold, kept_path
-from awq_edge.quantizer.cluster.options import ExecutorOptions
-from awq_edge.recipe.recipes import Recipe, default_recipe, load_recipe
-from awq_edge.recipe.runtimes import require_runtime
+from awq_edge.quantizer.run_options import HERE, RunOptions
+from awq_edge.recipe.recipes import Recipe
 
 if TYPE_CHECKING:
     from awq_edge.evaluate.text import Text
     from awq_edge.quantizer import QuantizedCheckpoint
-
-# (steps done, steps, what is being done)
-Observer = Callable[[int, int, str], None]
 
 
 @system_faults()
 def quantize(
     model: str | Path,
     out: str | Path,
-    *,
     recipe: str | Path | Recipe = "cpu",
-    method: str | None = None,
-    bits: int | None = None,
-    group_size: int | None = None,
-    scheme: str | None = None,
-    propagate_error: bool | None = None,
-    format: str | None = None,
-    lm_head_bits: int | None = None,
+    *,
     calibration: str | Path | None = None,
     images: str | Path | None = None,
-    samples: int | None = None,
-    length: int | None = None,
-    seed: int | None = None,
-    device: str | None = None,
     eval_texts: Sequence[str | Path] = (),
-    executor: str | ExecutorOptions = "local",
-    resume: bool = True,
     allow_unknown_keys: bool = False,
-    overwrite: bool = False,
-    observer: Observer | None = None,
+    run: RunOptions = HERE,
+    **former: Any,
 ) -> QuantizedCheckpoint:
     """Quantize a model into a checkpoint that transformers and vLLM read too.
 
-    model: a directory, a hub id, or "demo". recipe: a name, a path, or a Recipe; the arguments
-    after it override its keys where they are not None. format: "awq" (AutoAWQ gemm, 4 bits) or
-    "compressed-tensors"; None for the first where that holds what is asked for. lm_head_bits: 4, 8
-    or 16; a compressed-tensors checkpoint has the output layer in them, an AutoAWQ one in 16.
-    group_size: None for the recipe's, or that of 128, 64 and 32 which quantizes most weights, where
-    the recipe's does not fit every linear.
+    model: a directory, a hub id, or "demo".
+    recipe: a name, a path, or a recipe with options, `load_recipe("cpu", bits=3, group_size=64)`.
+    Where no group size was asked for and the recipe's does not fit every linear, that of 128, 64
+    and 32 is taken which quantizes most weights. An output layer of 4 or 8 bits that was asked for
+    makes the layout compressed-tensors, because AutoAWQ's has it in 16.
     calibration: a file of text or of documents in JSON (docs/quantize.md), a folder of such files,
-    "hub:NAME", or None for the text that comes with the package. images: a directory of pictures
-    for a vision-language model, or None for drawn ones. device: "cpu" (default), "cuda" or
-    "cuda:N". eval_texts: files whose perplexity, of the model and of the checkpoint, goes into the
-    report; each is loaded whole for it, in float32.
-    executor: "local", "ray", or `ExecutorOptions`; the result does not depend on it. resume:
-    continue where a run that was killed has stopped. allow_unknown_keys: ignore keys of config.json
-    that only a newer transformers may know. observer: called with the blocks done, their number and
-    a word.
+    "hub:NAME", or None for the text that comes with the package.
+    images: a directory of pictures for a vision-language model, or None for drawn ones.
+    eval_texts: files whose perplexity, of the model and of the checkpoint, goes into the report;
+    each is loaded whole for it, in float32.
+    allow_unknown_keys: ignore keys of config.json that only a newer transformers may know.
+    run: the device, the executor, and what to do with an output that is there.
+    former: the keyword arguments of before, which still work and warn.
     Returns the checkpoint's path and its report. Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.evaluate.text import read_text
@@ -88,29 +71,15 @@ def quantize(
     from awq_edge.quantizer.checkpoint.resume import has_blocks, kept_blocks
     from awq_edge.runtime.tokenizer import Tokenizer
 
-    work = _executor(executor)
-    resolved = _recipe(recipe).overridden(
-        {
-            "quantization.method": method,
-            "quantization.bits": bits,
-            "quantization.group_size": group_size,
-            "quantization.scheme": scheme,
-            "quantization.propagate_error": propagate_error,
-            "quantization.format": format,
-            "quantization.lm_head_bits": lm_head_bits,
-            "calibration.samples": samples,
-            "calibration.length": length,
-            "calibration.seed": seed,
-        }
-    )
-    if lm_head_bits in (4, 8):
-        resolved = _holding_lm_head(resolved)
-    out = user_path(out, "--out")
     inputs = _inputs(model, recipe, calibration, images, eval_texts)
-    if resume and has_blocks(out):
+    resolved, run = with_former("quantize", recipe, run, former)
+    resolved = _holding_lm_head(resolved)
+    run = replace(run, executor=run.workers)
+    out = user_path(out, "--out")
+    if run.resume and has_blocks(out):
         require_apart(out, inputs.items())
     else:
-        check_output(out, overwrite=overwrite, inputs=inputs)
+        check_output(out, overwrite=run.overwrite, inputs=inputs)
     texts = [read_text(Path(text), "--eval-text") for text in eval_texts]
     source = resolve_model(str(model))
     require_apart(out, [("MODEL", source)])
@@ -118,8 +87,8 @@ def quantize(
     refuse_foreign(source, files.config, files.entries)
     require_known_keys(files.config, source, allow=allow_unknown_keys)
     Tokenizer(source)  # without it, or damaged, the checkpoint would be of no use
-    resolved, notes = _with_groups(resolved, source, group_size)
-    with keeping(lambda: kept_blocks(out, resume=resume)):
+    resolved, notes = _with_groups(resolved, source)
+    with keeping(lambda: kept_blocks(out, resume=run.resume)):
         checkpoint = quantize_checkpoint(
             source,
             out,
@@ -128,18 +97,14 @@ def quantize(
             given=str(model),
             calibration=calibration,
             images=None if images is None else user_path(images, "--images"),
-            device=device or "cpu",
-            executor=work,
-            resume=resume,
-            overwrite=overwrite,
+            run=run,
             notes=notes,
-            observer=observer,
         )
     if not texts:
         return checkpoint
     try:
         with keeping(lambda: f"{out} is complete, but not evaluated"):
-            return _with_perplexities(checkpoint, source, texts, device, observer)
+            return _with_perplexities(checkpoint, source, texts, run)
     except AwqEdgeError as error:
         raise type(error)(f"{out} is complete, but not evaluated: {error}") from error
 
@@ -148,154 +113,82 @@ def quantize(
 def export(
     model: str | Path,
     out: str | Path,
-    *,
     recipe: str | Path | Recipe | None = None,
-    runtime: str | None = None,
-    context: int | None = None,
-    method: str | None = None,
-    bits: int | None = None,
-    group_size: int | None = None,
-    scheme: str | None = None,
-    propagate_error: bool | None = None,
-    lm_head_bits: int | None = None,
-    accuracy_level: int | None = None,
-    activation_dtype: str | None = None,
-    linear: str | None = None,
-    attention: str | None = None,
+    *,
     sampling: SamplingKeys | Mapping[str, float] | None = None,
     calibration: str | Path | None = None,
-    samples: int | None = None,
-    length: int | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    executor: str | ExecutorOptions = "local",
-    resume: bool = True,
     verify: bool = True,
     allow_unknown_keys: bool = False,
-    overwrite: bool = False,
-    observer: Observer | None = None,
+    run: RunOptions = HERE,
+    **former: Any,
 ) -> Bundle:
     """Export a model or a checkpoint into a bundle for one runtime, quantizing it first if needed.
 
     model: a directory, a hub id, or "demo"; a checkpoint that is quantized already is exported as
-    it is, and arguments that contradict it are refused. recipe: None for "cpu", or for the recipe
-    that is called as the runtime. runtime: None for the recipe's. context: tokens of the KV cache.
-    linear, attention: "plugin" or "native", for TensorRT only. sampling: keys of how chat and serve
-    draw, in the place of the model's own: {"temperature": 0.6}. verify: compare the weights of a
-    checkpoint with the hashes in its quantization report. The others: see `quantize`.
+    it is, and options of the recipe that contradict it are refused.
+    recipe: a name, a path, or a recipe with options, `load_recipe("cpu", context=1024)`; None for
+    "cpu".
+    sampling: keys that chat and serve draw by, in the place of the model's: {"temperature": 0.6}.
+    verify: compare the weights of a checkpoint with the hashes in its quantization report.
+    calibration, allow_unknown_keys, run, former: see `quantize`.
     Raises AwqEdgeError (see `awq_edge.errors`).
     """
     from awq_edge.exporter.bundle import check_export, export_checkpoint
     from awq_edge.exporter.overrides import check_forms, check_overrides
     from awq_edge.runtime.tokenizer import Tokenizer
 
-    out = user_path(out, "--out")
+    inputs = _inputs(model, recipe, calibration, None, ())
+    resolved, run = with_former("export", recipe, run, former)
     if sampling is not None and not isinstance(sampling, SamplingKeys):
         sampling = check_sampling(sampling, "sampling")
-    work = _executor(executor)
-    # By name, before the recipe is asked for what such a runtime needs.
-    if runtime is not None:
-        require_runtime(runtime)
-    loaded = default_recipe(runtime) if recipe is None else _recipe(recipe)
-    check_forms(runtime or loaded.runtime.backend, linear=linear, attention=attention)
-    resolved = loaded.overridden(
-        {
-            "runtime.backend": runtime,
-            "runtime.accuracy_level": accuracy_level,
-            "runtime.activation_dtype": activation_dtype,
-            "export.linear": linear,
-            "export.attention": attention,
-            "quantization.method": method,
-            "quantization.bits": bits,
-            "quantization.group_size": group_size,
-            "quantization.scheme": scheme,
-            "quantization.propagate_error": propagate_error,
-            "quantization.lm_head_bits": lm_head_bits,
-            "calibration.samples": samples,
-            "calibration.length": length,
-            "calibration.seed": seed,
-        }
-    )
+    run = replace(run, executor=run.workers)
+    out = user_path(out, "--out")
+    check_forms(resolved)
     # What can be refused is refused before minutes of quantization.
-    check_output(out, overwrite=overwrite, inputs=_inputs(model, recipe, calibration, None, ()))
+    check_output(out, overwrite=run.overwrite, inputs=inputs)
     path = resolve_model(str(model))
     require_apart(out, [("MODEL", path)])
     source = Checkpoint.open(path)
-    checked = check_export(source, resolved, context=context, lm_head_bits=lm_head_bits)
+    checked = check_export(source, resolved)
     Tokenizer(path)  # `run` needs one, on a device that cannot make it
-    name = model_name(str(model))
+    write = functools.partial(
+        export_checkpoint,
+        out=out,
+        model_name=model_name(str(model)),
+        given=str(model),
+        sampling=sampling,
+        overwrite=run.overwrite,
+        observer=run.observer,
+    )
     require_known_keys(source.files.config, path, allow=allow_unknown_keys)
     if source.has_quantized:
-        check_overrides(
-            source,
-            {
-                "method": method,
-                "bits": bits,
-                "group_size": group_size,
-                "scheme": scheme,
-                "propagate_error": propagate_error,
-                "calibration": calibration,
-                "samples": samples,
-                "length": length,
-                "seed": seed,
-            },
-        )
+        check_overrides(source, resolved, calibration)
     if source.has_quantized or resolved.quantization.method == "none":
-        bundle = export_checkpoint(
-            source,
-            out,
-            resolved,
-            model_name=name,
-            given=str(model),
-            context=context,
-            lm_head_bits=lm_head_bits,
-            sampling=sampling,
-            overwrite=overwrite,
-            verify=verify,
-            checked=checked,
-            observer=observer,
-        )
+        bundle = write(source, recipe=resolved, verify=verify, checked=checked)
         _discard_kept(out)
         return bundle
     from awq_edge.quantizer import quantize_checkpoint
     from awq_edge.quantizer.checkpoint.resume import kept_blocks
 
-    resolved = for_export(resolved)
-    resolved, notes = _with_groups(resolved, path, group_size)
+    resolved, notes = _with_groups(for_export(resolved), path)
     # Beside the bundle: there is the disk that was chosen for large files. Kept when a run is
     # killed, so that the next one continues where it was.
     between = kept_path(out, CHECKPOINT)
-    with keeping(lambda: kept_blocks(between, resume=resume)):
+    with keeping(lambda: kept_blocks(between, resume=run.resume)):
         checkpoint = quantize_checkpoint(
             path,
             between,
             resolved,
-            model_name=name,
+            model_name=model_name(str(model)),
             given=str(model),
             calibration=calibration,
-            device=device or "cpu",
-            executor=work,
-            resume=resume,
-            reuse=resume,
-            overwrite=True,  # a checkpoint of ours
-            room=_bundle_bytes(path, resolved, context),
+            run=replace(run, overwrite=True),  # a checkpoint of ours
+            reuse=run.resume,
+            room=_bundle_bytes(path, resolved),
             notes=notes,
-            observer=observer,
         )
     with _keeping(between):
-        return export_checkpoint(
-            checkpoint.path,
-            out,
-            resolved,
-            model_name=name,
-            given=str(model),
-            context=context,
-            lm_head_bits=lm_head_bits,
-            sampling=sampling,
-            overwrite=overwrite,
-            kept=False,
-            observer=observer,
-        )
+        return write(checkpoint.path, recipe=resolved, kept=False)
 
 
 @contextlib.contextmanager
@@ -326,7 +219,7 @@ def _discard_kept(out: Path) -> None:
         discard_abandoned(path)
 
 
-def _bundle_bytes(model: Path, recipe: Recipe, context: int | None) -> int:
+def _bundle_bytes(model: Path, recipe: Recipe) -> int:
     """About the bytes of the bundle that a model will become."""
     from awq_edge.fit.formats import planned_formats
     from awq_edge.fit.sizes import Planner
@@ -334,7 +227,7 @@ def _bundle_bytes(model: Path, recipe: Recipe, context: int | None) -> int:
     decoder = decoder_from_config(read_config(model))
     quantization = recipe.quantization
     formats = planned_formats(decoder, quantization, quantization.lm_head_bits)
-    tokens = min(context or recipe.export.context, decoder.max_positions)
+    tokens = min(recipe.export.context, decoder.max_positions)
     return sum(Planner(decoder, formats, recipe).sizes(tokens).part_bytes.values())
 
 
@@ -355,8 +248,7 @@ def _with_perplexities(
     checkpoint: QuantizedCheckpoint,
     source: Path,
     texts: Sequence[Text],
-    device: str | None,
-    observer: Observer | None,
+    run: RunOptions,
 ) -> QuantizedCheckpoint:
     """The checkpoint with its perplexities, and those of the model it came from, in its report."""
     from awq_edge.evaluate.report import evaluate_perplexity
@@ -364,14 +256,14 @@ def _with_perplexities(
     from awq_edge.quantizer.report.schema import REPORT_FILE, PerplexityComparison, report_warnings
 
     def progress(done: int, total: int) -> None:
-        if observer is not None:
-            observer(done, total, "perplexity, tokens")
+        if run.observer is not None:
+            run.observer(done, total, "perplexity, tokens")
 
     found = []
     for text in texts:
         original, quantized = (
             evaluate_perplexity(
-                target, text, device=device, allow_unknown_keys=True, progress=progress
+                target, text, device=run.device, allow_unknown_keys=True, progress=progress
             )
             for target in (source, checkpoint.path)
         )
@@ -395,37 +287,30 @@ def _with_perplexities(
     return replace(checkpoint, report=report)
 
 
-def _with_groups(recipe: Recipe, model: Path, asked: int | None) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with groups that fit this model, unless a size was asked for; and what to say."""
-    if asked is not None or recipe.quantization.method == "none":
+def _with_groups(recipe: Recipe, model: Path) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with groups that fit this model, and why they are not the recipe's own."""
+    if recipe.quantization.method == "none":
         return recipe, ()
-    decoder = decoder_from_config(read_config(model))
-    choice = choose_group_size(recipe, decoder)
+    choice = choose_group_size(recipe, decoder_from_config(read_config(model)))
     notes = () if choice.note is None else (choice.note,)
-    return recipe.overridden({"quantization.group_size": choice.size}), notes
+    return recipe.resolved({"quantization.group_size": choice.size}), notes
 
 
 def _holding_lm_head(recipe: Recipe) -> Recipe:
-    """The recipe with a layout that holds a quantized output layer. Raises ConfigError where it
-    names one that does not."""
+    """The recipe with a layout that holds the quantized output layer that was asked for. Raises
+    ConfigError where it names one that does not."""
+    bits = recipe.asked.get("quantization.lm_head_bits", UNQUANTIZED)
+    if bits == UNQUANTIZED:
+        return recipe
     if recipe.quantization.format == "awq":
         raise ConfigError(
-            f"--lm-head-bits {recipe.quantization.lm_head_bits}: the AutoAWQ layout has the output "
-            "layer in 16 bits (an export rounds it then); give --format compressed-tensors, or "
-            "leave out --lm-head-bits"
+            f"--lm-head-bits {bits}: the AutoAWQ layout has the output layer in 16 bits (an export "
+            "rounds it then); give --format compressed-tensors, or leave out --lm-head-bits"
         )
-    return recipe.overridden({"quantization.format": "compressed-tensors"})
+    return recipe.resolved({"quantization.format": "compressed-tensors"})
 
 
 def model_name(model: str) -> str:
     """How reports call a model: "demo", the hub id, or the directory's name."""
     path = user_path(model, "MODEL")
     return path.resolve().name if path.is_dir() else model
-
-
-def _executor(executor: str | ExecutorOptions) -> ExecutorOptions:
-    return ExecutorOptions(executor) if isinstance(executor, str) else executor
-
-
-def _recipe(recipe: str | Path | Recipe) -> Recipe:
-    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)

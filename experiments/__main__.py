@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from awq_edge.cli import new_app, run_app
-from awq_edge.cli.options import DeviceOption
+from awq_edge.cli.options import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,15 +53,12 @@ def study(
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of a text that are scored.  [default: 20000]")
     ] = None,
-    device: DeviceOption = None,
+    device: DeviceOption = "cpu",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for study.json, study.md and an SVG plot per experiment."),
     ] = None,
-    json_to: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - : alone, out."),
-    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Compare methods, formats and calibration on a small model, as the AWQ paper does."""
     from awq_edge.cli.output import JsonTarget, open_console

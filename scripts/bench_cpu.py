@@ -111,9 +111,8 @@ def prepare(folder: Path, checkpoint: Path, bundle: Path, model: Path) -> None:
     recipe = load_recipe("cpu").overridden(
         {"runtime.accuracy_level": ACCURACY_LEVEL, "runtime.activation_dtype": "float32"}
     )
-    export_checkpoint(
-        checkpoint, bundle, recipe, model_name=SHAPE, lm_head_bits=LM_HEAD_BITS, overwrite=True
-    )
+    recipe = recipe.asking(lm_head_bits=LM_HEAD_BITS)
+    export_checkpoint(checkpoint, bundle, recipe, model_name=SHAPE, overwrite=True)
     if not model.exists():
         build_genai(folder, checkpoint, model)
 

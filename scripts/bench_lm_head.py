@@ -70,10 +70,8 @@ class Bench:
         made = awq_edge.quantize(
             "demo",
             self._folder / f"{method}-{bits}",
-            method=method,
-            group_size=GROUP_SIZE,
-            lm_head_bits=bits,
-            device=self._device,
+            awq_edge.load_recipe(method=method, group_size=GROUP_SIZE, lm_head_bits=bits),
+            run=awq_edge.RunOptions(device=self._device),
         )
         assert made.report.lm_head is not None
         (linear,) = made.report.lm_head.block.linears
@@ -86,10 +84,8 @@ class Bench:
             awq_edge.quantize(
                 "demo",
                 path,
-                method=method,
-                group_size=GROUP_SIZE,
-                format="awq",
-                device=self._device,
+                awq_edge.load_recipe(method=method, group_size=GROUP_SIZE, format="awq"),
+                run=awq_edge.RunOptions(device=self._device),
             )
         return path
 
@@ -97,9 +93,8 @@ class Bench:
         bundle = awq_edge.export(
             checkpoint,
             self._folder / "bundle",
-            lm_head_bits=bits,
-            accuracy_level=0,
-            overwrite=True,
+            awq_edge.load_recipe(lm_head_bits=bits, accuracy_level=0),
+            run=awq_edge.RunOptions(overwrite=True),
         )
         report = evaluate_perplexity(bundle.path, self._text, max_tokens=self._max_tokens)
         head = bundle.manifest.part_bytes["lm_head"]

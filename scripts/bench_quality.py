@@ -66,16 +66,18 @@ def measure(
     source = model
     if method != "none":
         source = folder / f"{name}-{method}"
-        awq_edge.quantize(model, source, method=method, bits=4, group_size=128)
+        awq_edge.quantize(
+            model, source, awq_edge.load_recipe(method=method, bits=4, group_size=128)
+        )
     rows = []
     for level in METHODS[method]:
         bundle = folder / f"{name}-{method}-{level}-bundle"
         awq_edge.export(
             source,
             bundle,
-            method="none" if method == "none" else None,
-            accuracy_level=level,
-            lm_head_bits=16,
+            awq_edge.load_recipe(
+                method="none" if method == "none" else None, accuracy_level=level, lm_head_bits=16
+            ),
         )
         row: dict[str, Any] = {"model": name, "method": method, "accuracy_level": level}
         for key, text in texts.items():

@@ -104,6 +104,7 @@ def quantize_here(model: str, out: str, method: str, arguments: argparse.Namespa
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     from awq_edge.quantizer import quantize_checkpoint
+    from awq_edge.quantizer.run_options import RunOptions
     from awq_edge.recipe.recipes import load_recipe
     from awq_edge.runtime.memory import read_process_memory
 
@@ -118,7 +119,7 @@ def quantize_here(model: str, out: str, method: str, arguments: argparse.Namespa
         }
     )
     done = quantize_checkpoint(
-        Path(model), Path(out), recipe, model_name="random", device=arguments.device
+        Path(model), Path(out), recipe, model_name="random", run=RunOptions(arguments.device)
     )
     print(json.dumps({"libraries_bytes": libraries, **done.report.model_dump(mode="json")}))
 

@@ -31,9 +31,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with atomic_directory(arguments.out) as work:
         checkpoint = work / "checkpoint"
-        awq_edge.quantize("demo", checkpoint, method=arguments.method)
-        awq_edge.export(checkpoint, work / "bundle", runtime="cuda")
-        found = reference(awq_edge.export(checkpoint, work / "onnx", accuracy_level=0).path)
+        awq_edge.quantize("demo", checkpoint, awq_edge.load_recipe(method=arguments.method))
+        awq_edge.export(checkpoint, work / "bundle", awq_edge.load_recipe(runtime="cuda"))
+        found = reference(
+            awq_edge.export(checkpoint, work / "onnx", awq_edge.load_recipe(accuracy_level=0)).path
+        )
         np.savez(work / "reference.npz", **found)
     print(f"{arguments.out}: perplexity {np.exp(found['losses'].mean()):.5f}")
 

@@ -81,5 +81,5 @@ def _exported(model: Path, out: Path) -> Path:
     import awq_edge
 
     recipe = awq_edge.load_recipe("cpu").overridden({"export.prefill_chunk": 32})
-    settings = {"method": "none", "accuracy_level": 0, "activation_dtype": "float32"}
-    return awq_edge.export(model, out, recipe=recipe, **settings).path
+    recipe = recipe.asking(method="none", accuracy_level=0, activation_dtype="float32")
+    return awq_edge.export(model, out, recipe).path

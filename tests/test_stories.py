@@ -23,7 +23,9 @@ KNOWN_TEXT_PERPLEXITY = 3.0
 @pytest.fixture(scope="module")
 def bundle(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("stories") / "bundle"
-    return awq_edge.export(stories, out, method="awq", group_size=32, accuracy_level=0)
+    return awq_edge.export(
+        stories, out, awq_edge.load_recipe(method="awq", group_size=32, accuracy_level=0)
+    )
 
 
 def test_layers_that_do_not_fit_are_named(bundle: Bundle, stories: Path, tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_layers_that_do_not_fit_are_named(bundle: Bundle, stories: Path, tmp_pat
     assert set(unquantized) == {f"model.layers.{i}.mlp.down_proj" for i in range(5)}
     assert set(unquantized.values()) == {groups}
     checkpoint = awq_edge.quantize(
-        stories, tmp_path / "awq", method="rtn", group_size=32, format="awq"
+        stories, tmp_path / "awq", awq_edge.load_recipe(method="rtn", group_size=32, format="awq")
     )
     unquantized = checkpoint.report.unquantized
     assert len(unquantized) == 15  # gate, up and down of five blocks

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.flags import Flag
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -52,11 +53,13 @@ class SamplingKeys(Record, strict=True):
     """Some of the keys of `Sampling`; None: not said. top_p 0 and top_k -1, which clients send
     for "off", are taken as 1 and 0."""
 
-    temperature: Temperature | None = None
-    top_k: TopK | None = None
-    top_p: TopP | None = None
-    min_p: MinP | None = None
-    repetition_penalty: RepetitionPenalty | None = None
+    temperature: Annotated[Temperature | None, Flag("0 takes the likeliest token")] = None
+    top_k: Annotated[TopK | None, Flag("Draw from the k likeliest; 0: from all")] = None
+    top_p: Annotated[TopP | None, Flag("Draw from the likeliest that sum to p; 1: from all")] = None
+    min_p: Annotated[
+        MinP | None, Flag("Draw from those at least p times as likely as the likeliest")
+    ] = None
+    repetition_penalty: Annotated[RepetitionPenalty | None, Flag("1 is none")] = None
 
     def given(self) -> dict[str, Any]:
         """The keys that are said, with their values."""

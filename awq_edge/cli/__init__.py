@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import getdoc
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from awq_edge.cli.ending import exit_code
 from awq_edge.cli.eval import eval_app
 from awq_edge.cli.export import export
 from awq_edge.cli.fit import fit
+from awq_edge.cli.generated import GroupedCommand, command
 from awq_edge.cli.inspect import inspect
 from awq_edge.cli.quantize import quantize
 from awq_edge.cli.recipes import recipes_app
@@ -29,9 +32,42 @@ from awq_edge.cli.streams import StandardStreams
 from awq_edge.cli.study import study
 from awq_edge.process.interruption import termination_as_exception
 
+_COMMANDS: dict[str, Callable[..., None] | typer.Typer] = {
+    "fit": fit,
+    "quantize": quantize,
+    "export": export,
+    "build": build,
+    "run": run,
+    "chat": chat,
+    "serve": serve,
+    "inspect": inspect,
+    "doctor": doctor,
+    "study": study,
+    "build-plugins": build_plugins,
+    "bench": bench_app,
+    "eval": eval_app,
+    "recipes": recipes_app,
+}
+_HIDDEN = "study"
+
+
+@functools.cache
+def _made(name: str) -> Any:
+    """The command as click has it: its options take longer to make than a whole `--help`."""
+    source = _COMMANDS[name]
+    if isinstance(source, typer.Typer):
+        return typer.main.get_command(source)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    passed_on = {"ignore_unknown_options": True, "allow_extra_args": True}
+    hidden = name == _HIDDEN
+    app.command(
+        name, cls=GroupedCommand, hidden=hidden, context_settings=passed_on if hidden else None
+    )(command(source))
+    return typer.main.get_command(app)
+
 
 class _Group(typer.core.TyperGroup):
-    """Commands whose interruptions and I/O errors reach `main` as they are."""
+    """Commands whose interruptions and I/O errors reach `run_app` as they are."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _escaping():
@@ -42,11 +78,35 @@ class _Group(typer.core.TyperGroup):
             return super().invoke(ctx)
 
 
-def new_app(name: str, help: str) -> typer.Typer:
+class _LazyGroup(_Group):
+    """The commands of `awq-edge`, each made when it is used."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {name: _outline(name) for name in _COMMANDS}
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        return _made(name) if name in _COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        shown = {name: each for name, each in self.commands.items() if name != _HIDDEN}
+        width = formatter.width - 6 - max(map(len, shown))
+        with formatter.section("Commands"):
+            formatter.write_dl([(n, each.get_short_help_str(width)) for n, each in shown.items()])
+
+
+def _outline(name: str) -> typer.core.TyperCommand:
+    """A command without its options, for the line about it."""
+    source = _COMMANDS[name]
+    text = source.info.help if isinstance(source, typer.Typer) else getdoc(source)
+    return typer.core.TyperCommand(name, help=text)
+
+
+def new_app(name: str, help: str, cls: type[_Group] = _Group) -> typer.Typer:
     """A command line for `run_app`."""
     return typer.Typer(
         name=name,
-        cls=_Group,
+        cls=cls,
         help=help,
         no_args_is_help=True,
         add_completion=False,
@@ -55,7 +115,9 @@ def new_app(name: str, help: str) -> typer.Typer:
     )
 
 
-app = new_app("awq-edge", "Language models in 4-bit weights on Jetson, RTX laptops and CPUs.")
+app = new_app(
+    "awq-edge", "Language models in 4-bit weights on Jetson, RTX laptops and CPUs.", _LazyGroup
+)
 
 
 def _print_version(value: bool) -> None:
@@ -74,26 +136,8 @@ def _options(
     pass
 
 
-app.command()(fit)
-app.command()(quantize)
-app.command()(export)
-app.command()(build)
-app.command()(run)
-app.command()(chat)
-app.command()(serve)
-app.command()(inspect)
-app.command()(doctor)
-app.command(
-    hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
-)(study)
-app.command()(build_plugins)
-app.add_typer(bench_app)
-app.add_typer(eval_app)
-app.add_typer(recipes_app)
-
-
 class _Escaped(Exception):
-    """An exception that typer would turn into an exit code, on its way to `main`."""
+    """An exception that typer would turn into an exit code, on its way to `run_app`."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error

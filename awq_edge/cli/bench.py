@@ -7,6 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from awq_edge.cli.generated import GroupedCommand
+from awq_edge.cli.options import (
+    OUTPUT,
+    BundleArgument,
+    ContextOption,
+    JsonOption,
+    ThreadsOption,
+)
+
 _MEASURE = "measure"
 
 
@@ -29,18 +38,20 @@ bench_app = typer.Typer(
     help="Measure a bundle, compare two measurements.",
     cls=_BenchGroup,
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
 )
 
 
 @bench_app.command(
     name=_MEASURE,
+    cls=GroupedCommand,
     hidden=True,
     epilog="`awq-edge bench compare A.json B.json` says what changed between two measurements; "
     "`awq-edge bench page A.json --html FILE` draws the page of one.",
 )
 def measure(
-    bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
+    bundle: BundleArgument,
     prompt: Annotated[
         str | None,
         typer.Option(
@@ -58,22 +69,23 @@ def measure(
     sample_interval: Annotated[
         float, typer.Option(help="Seconds between two looks at memory and sensors.")
     ] = 0.1,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads.  [default: physical cores]")
-    ] = None,
-    json_to: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - : alone, out."),
-    ] = None,
+    context: ContextOption = None,
+    threads: ThreadsOption = None,
+    json_to: JsonOption = None,
     csv_to: Annotated[
-        str | None, typer.Option("--csv", metavar="FILE", help="Write one row a cell as CSV.")
+        str | None,
+        typer.Option(
+            "--csv", metavar="FILE", help="Write one row a cell as CSV.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     html_to: Annotated[
         str | None,
-        typer.Option("--html", metavar="FILE", help="Write one page; plots need matplotlib."),
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write one page; plots need matplotlib.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
 ) -> None:
     """Measure a bundle: prefill, decode, latency, memory, energy, by prompt and length."""
@@ -131,10 +143,7 @@ def compare(
     fail_on_regression: Annotated[
         bool, typer.Option("--fail-on-regression", help="Exit with 1 when something is worse.")
     ] = False,
-    json_to: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - : alone, out."),
-    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Say what changed between two reports, and whether it is more than their spread."""
     from awq_edge.bench.compare import compare as compare_reports

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from awq_edge.artifacts.paths import user_path
+from awq_edge.cli.options import BundleArgument, JsonOption
 from awq_edge.units import size_text
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ _STEPS = 1000  # of the progress bar, for one engine
 
 
 def build(
-    bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
+    bundle: BundleArgument,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,10 +39,7 @@ def build(
             help="Refuse a build that needs more memory than is free.",
         ),
     ] = True,
-    json_to: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write what was built; - : alone, out."),
-    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Build the engines of a bundle; TensorRT for RTX does it on any x86-64 machine."""
     import json

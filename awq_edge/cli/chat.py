@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from awq_edge.cli.chat_input import is_terminal
-from awq_edge.cli.options import StopOption
-from awq_edge.cli.sampling_options import (
-    MinPOption,
-    RepetitionPenaltyOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    sampling_keys,
-)
-from awq_edge.cli.template_options import (
+from awq_edge.cli.generated import SamplingOptions
+from awq_edge.cli.options import (
+    BundleArgument,
     ChatTemplateOption,
+    ContextOption,
+    MaxNewTokensOption,
+    SeedOption,
+    StopOption,
     TemplateVariablesOption,
+    ThreadsOption,
     template_variables,
 )
 from awq_edge.process.interruption import Terminated
@@ -34,29 +32,20 @@ _ENDS = {"context": ", the context is full", "cancelled": ", stopped", "length":
 
 
 def chat(
-    bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
+    bundle: BundleArgument,
+    sampling: SamplingOptions,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of one answer.  [default: until the model stops]")
-    ] = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    repetition_penalty: RepetitionPenaltyOption = None,
-    seed: Annotated[int | None, typer.Option(help="Repeats a drawn answer.")] = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    seed: SeedOption = None,
     chat_template: ChatTemplateOption = None,
     chat_template_kwargs: TemplateVariablesOption = None,
     stop: StopOption = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads.  [default: physical cores]")
-    ] = None,
+    context: ContextOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Chat with a bundle. Ctrl-C stops the answer, Ctrl-D leaves, /help shows the commands and how
     a message of several lines is written. Each line of a pipe is one message."""
+    from awq_edge.artifacts.sampling_keys import check_sampling
     from awq_edge.cli.chat_commands import HINT, ChatCommands
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.cli.output import open_console
@@ -66,7 +55,7 @@ def chat(
     from awq_edge.runtime.model import load
     from awq_edge.runtime.sampling import Sampling
 
-    keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
+    keys = check_sampling(sampling, "sampling")
     variables = template_variables(chat_template_kwargs)
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
@@ -80,11 +69,10 @@ def chat(
             observer=building,
         ) as model,
     ):
-        sampling = Sampling.of(keys.over(model.sampling), seed)
         conversation = Conversation(
             model,
             system=system,
-            sampling=sampling,
+            sampling=Sampling.of(keys.over(model.sampling), seed),
             max_new_tokens=max_new_tokens,
             variables=variables,
             stop=tuple(stop or ()),

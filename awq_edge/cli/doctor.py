@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -29,10 +31,7 @@ def doctor(
             help="Device to hold this machine against.  [default: the one it seems to be]"
         ),
     ] = None,
-    json_to: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - : alone, out."),
-    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Show what this machine is and what is missing for which step, with the command that fixes it.
 

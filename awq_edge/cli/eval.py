@@ -10,12 +10,14 @@ from typing import Annotated
 
 import typer
 
-from awq_edge.cli.options import AllowUnknownKeysOption
+from awq_edge.cli.generated import GroupedCommand
+from awq_edge.cli.options import AllowUnknownKeysOption, JsonOption, ThreadsOption
 
 eval_app = typer.Typer(
     name="eval",
     help="How good a model is.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
 )
 
@@ -51,12 +53,6 @@ DtypeOption = Annotated[
         help="float32, float16 or bfloat16, for a model or checkpoint. [default: float32]",
     ),
 ]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", help="CPU threads. [default: physical cores]")
-]
-JsonOption = Annotated[
-    str | None, typer.Option("--json", metavar="-|FILE", help="Write the result as JSON.")
-]
 
 
 @eval_app.callback()
@@ -64,7 +60,7 @@ def _eval() -> None:
     """How good a model, a checkpoint or a bundle is."""
 
 
-@eval_app.command()
+@eval_app.command(cls=GroupedCommand)
 def perplexity(
     target: TargetArgument,
     text: TextOption,
@@ -101,7 +97,7 @@ def perplexity(
     print_perplexity(report, target_json.console())
 
 
-@eval_app.command()
+@eval_app.command(cls=GroupedCommand)
 def divergence(
     target: TargetArgument,
     reference: Annotated[
@@ -147,7 +143,7 @@ def divergence(
     print_divergence(report, target_json.console())
 
 
-@eval_app.command()
+@eval_app.command(cls=GroupedCommand)
 def tasks(
     target: TargetArgument,
     tasks: Annotated[

@@ -6,26 +6,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.cli.generated import Given, recipe_options
 from awq_edge.cli.options import (
+    OUTPUT,
+    SAMPLING,
     AllowUnknownKeysOption,
-    BitsOption,
     CalibrationOption,
     DeviceOption,
     ExecutorOption,
-    GroupSizeOption,
-    LengthOption,
-    OutBundle,
+    ModelArgument,
+    OutOption,
     OverwriteOption,
-    PropagateErrorOption,
     RayAddressOption,
     RayBlocksOption,
     RayGpusOption,
+    RecipeOption,
     ResumeOption,
-    SamplesOption,
-    SchemeOption,
-    SeedOption,
 )
-from awq_edge.recipe.runtimes import runtime_names
 from awq_edge.units import size_text
 
 if TYPE_CHECKING:
@@ -35,80 +32,21 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[
-        str, typer.Argument(help="Directory of a model or checkpoint, a hub id, or 'demo'.")
-    ],
-    out: OutBundle,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Target device; see `awq-edge recipes`.  [default: cpu, or cuda with --runtime "
-            "cuda]"
-        ),
-    ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(runtime_names())}.  [default: the recipe's]"),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens of the KV cache.  [default: the recipe's, or the model's maximum]"
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="awq, gptq, awq+gptq, rtn (plain), or none: unquantized.  [default: the recipe's]"
-        ),
-    ] = None,
-    bits: BitsOption = None,
-    group_size: GroupSizeOption = None,
-    scheme: SchemeOption = None,
-    propagate_error: PropagateErrorOption = None,
-    lm_head_bits: Annotated[
-        int | None,
-        typer.Option(
-            help="4 or 8; 16: unquantized.  [default: the recipe's, 16 with --method none]"
-        ),
-    ] = None,
-    accuracy_level: Annotated[
-        int | None,
-        typer.Option(
-            help="onnxruntime's: 0 computes in the activations' type, 4 in int8, some three times "
-            "as fast.  [default: the recipe's]"
-        ),
-    ] = None,
-    activation_dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float16, float32 (onnxruntime) or bfloat16 (cuda).  [default: the recipe's]"
-        ),
-    ] = None,
-    linear: Annotated[
-        str | None,
-        typer.Option(
-            help="TensorRT: plugin (this project's kernels) or native (TensorRT's INT4 layers; "
-            "symmetric weights only).  [default: the recipe's]"
-        ),
-    ] = None,
-    attention: Annotated[
-        str | None,
-        typer.Option(help="TensorRT: plugin or native layers.  [default: the recipe's]"),
-    ] = None,
+    model: ModelArgument,
+    out: OutOption,
+    given: Annotated[Given, recipe_options("export")],
+    recipe: RecipeOption = None,
     sampling: Annotated[
         str | None,
         typer.Option(
             metavar="KEY=NUMBER,...|greedy",
             help="How chat and serve draw: temperature, top_k, top_p, min_p, repetition_penalty.  "
             "[default: the model's own]",
+            rich_help_panel=SAMPLING,
         ),
     ] = None,
     calibration: CalibrationOption = None,
-    samples: SamplesOption = None,
-    length: LengthOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
+    device: DeviceOption = "cpu",
     executor: ExecutorOption = "local",
     ray_address: RayAddressOption = None,
     ray_blocks: RayBlocksOption = None,
@@ -117,7 +55,9 @@ def export(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify/--no-verify", help="Compare a checkpoint's weights with its report's hashes."
+            "--verify/--no-verify",
+            help="Compare a checkpoint's weights with its report's hashes.",
+            rich_help_panel=OUTPUT,
         ),
     ] = True,
     allow_unknown_keys: AllowUnknownKeysOption = False,
@@ -131,36 +71,20 @@ def export(
     from awq_edge.inspect.provenance import read_report
     from awq_edge.pipeline import export as export_stage
     from awq_edge.quantizer.cluster.options import ExecutorOptions
+    from awq_edge.quantizer.run_options import RunOptions
+    from awq_edge.recipe.recipes import load_recipe
 
+    workers = ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus)
     with block_progress(open_console(stderr=True)) as observer:
         bundle = export_stage(
             model,
             out,
-            recipe=recipe,
-            runtime=runtime,
-            context=context,
-            method=method,
-            bits=bits,
-            group_size=group_size,
-            scheme=scheme,
-            propagate_error=propagate_error,
-            lm_head_bits=lm_head_bits,
-            accuracy_level=accuracy_level,
-            activation_dtype=activation_dtype,
-            linear=linear,
-            attention=attention,
+            load_recipe(recipe, **given),
             sampling=None if sampling is None else parse_sampling(sampling, "--sampling"),
             calibration=calibration,
-            samples=samples,
-            length=length,
-            seed=seed,
-            device=device,
-            executor=ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus),
-            resume=resume,
             verify=verify,
             allow_unknown_keys=allow_unknown_keys,
-            overwrite=overwrite,
-            observer=observer,
+            run=RunOptions(device, workers, resume, overwrite, observer),
         )
     console = open_console()
     print_bundle(bundle, console)

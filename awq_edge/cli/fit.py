@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.cli.generated import Given, recipe_options
 from awq_edge.cli.options import (
+    MODEL,
+    WHERE,
     AllowUnknownKeysOption,
-    GroupSizeOption,
-    LmHeadBitsOption,
-    SchemeOption,
+    JsonOption,
+    RecipeOption,
 )
-from awq_edge.recipe.runtimes import runtime_names
 
 if TYPE_CHECKING:
     from awq_edge.fit.fit import Asked
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def fit(
+    given: Annotated[Given, recipe_options("fit")],
     model: Annotated[
         str | None,
         typer.Argument(
@@ -27,46 +29,32 @@ def fit(
             "shipped table, such as Llama-3.2-1B.",
         ),
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Target device; see `awq-edge recipes`.  [default: cpu]"),
-    ] = None,
+    recipe: RecipeOption = None,
     all_devices: Annotated[
         bool,
-        typer.Option("--all", help="A table of all devices; without MODEL also of all models."),
+        typer.Option(
+            "--all",
+            help="A table of all devices; without MODEL also of all models.",
+            rich_help_panel=WHERE,
+        ),
     ] = False,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of the KV cache.  [default: the recipe's]")
-    ] = None,
     bits: Annotated[
         int | None,
         typer.Option(
-            help="Bits of a weight: 2, 3, 4, 8; 16: unquantized.  [default: the recipe's]"
+            help="Bits of a weight: 2, 3, 4, 8; 16: unquantized.  [default: the recipe's]",
+            rich_help_panel=MODEL,
         ),
     ] = None,
-    group_size: GroupSizeOption = None,
-    scheme: SchemeOption = None,
-    lm_head_bits: LmHeadBitsOption = None,
     kv_dtype: Annotated[
         str,
         typer.Option(
             help="float16: unquantized, in the activations' type; int8: what the kernels could do, "
-            "no runtime does it yet."
+            "no runtime does it yet.",
+            rich_help_panel=MODEL,
         ),
     ] = "float16",
-    runtime: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(runtime_names())}.  [default: the recipe's]"),
-    ] = None,
-    activation_dtype: Annotated[
-        str | None,
-        typer.Option(help="float16, bfloat16 or float32.  [default: the recipe's]"),
-    ] = None,
     allow_unknown_keys: AllowUnknownKeysOption = False,
-    json_to: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - : alone, out."),
-    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Predict memory and speed from config.json alone, and say whether the model fits."""
     from awq_edge.cli.fit_table import print_fit, print_table
@@ -74,18 +62,13 @@ def fit(
     from awq_edge.errors import ConfigError
     from awq_edge.fit import fit as stage
     from awq_edge.fit.models import all_known, find_model
-    from awq_edge.recipe.recipes import default_recipe, list_recipes, load_recipe
+    from awq_edge.recipe.recipes import list_recipes, load_recipe
 
     target = JsonTarget(json_to, [model, recipe])
-    asked = _asked(bits, group_size, lm_head_bits, kv_dtype, context)
-    overrides: dict[str, object] = {
-        "runtime.backend": runtime,
-        "runtime.activation_dtype": activation_dtype,
-        "quantization.scheme": scheme,
-    }
+    asked = _asked(bits, kv_dtype, given)
 
     def changed(recipe: Recipe) -> Recipe:
-        return recipe.overridden(overrides)
+        return recipe.asking(**given)
 
     if all_devices:
         if recipe is not None:
@@ -100,24 +83,18 @@ def fit(
             "MODEL is missing: give a directory, a hub id or a name of the shipped table; "
             "`awq-edge fit --all` shows all of them on all devices"
         )
-    loaded = default_recipe(runtime) if recipe is None else load_recipe(recipe)
-    report = stage.fit(find_model(model, allow_unknown_keys), changed(loaded), asked)
+    named = find_model(model, allow_unknown_keys)
+    report = stage.fit(named, load_recipe(recipe, **given), asked)
     print_fit(report, target.console())
     target.write(report.model_dump_json(indent=2))
 
 
-def _asked(
-    bits: int | None,
-    group_size: int | None,
-    lm_head_bits: int | None,
-    kv_dtype: str,
-    context: int | None,
-) -> Asked:
+def _asked(bits: int | None, kv_dtype: str, given: Given) -> Asked:
+    """The settings that were given; the recipe has the rest of `given`."""
     from awq_edge.errors import ConfigError
     from awq_edge.fit.fit import Asked
 
     if kv_dtype not in ("float16", "int8"):
         raise ConfigError(f"--kv-dtype {kv_dtype}: allowed values: float16, int8")
-    return Asked(
-        bits, group_size, lm_head_bits, "int8" if kv_dtype == "int8" else "float16", context
-    )
+    settings = {name: given.pop(name, None) for name in ("group_size", "lm_head_bits", "context")}
+    return Asked(bits, kv_dtype="int8" if kv_dtype == "int8" else "float16", **settings)

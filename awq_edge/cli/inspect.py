@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from awq_edge.inspect.schema import Inspection
 
@@ -32,10 +34,7 @@ def inspect(
             metavar="FILE", help="Write the page of its quantization report again. Needs [host]."
         ),
     ] = None,
-    json_to: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write it as JSON; - : alone, out."),
-    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Show what is inside: parts, bits, sizes, bytes a token, provenance, files."""
     from awq_edge.artifacts.paths import user_path

@@ -1,36 +1,49 @@
-"""Flags that commands share, so that they read and mean the same."""
+"""Options that commands share, each declared once, and the groups in which `--help` shows them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-RecipeOption = Annotated[str, typer.Option(help="Target device; see `awq-edge recipes`.")]
-BitsOption = Annotated[
-    int | None, typer.Option(help="Bits of a weight: 2, 3, 4, 8.  [default: the recipe's]")
+# Groups of options.
+MODEL = "What it does to the model"
+WHERE = "Where it runs"
+CALIBRATION = "Calibration"
+SAMPLING = "Sampling"
+OUTPUT = "Output"
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="Directory of a model or checkpoint, a hub id, or 'demo'.")
 ]
-GroupSizeOption = Annotated[
-    int | None,
-    typer.Option(help="Input channels that share a scale: 32, 64, 128.  [default: the recipe's]"),
+BundleArgument = Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")]
+OutOption = Annotated[
+    Path, typer.Option(help="Directory that the command makes.", rich_help_panel=OUTPUT)
 ]
-SchemeOption = Annotated[
-    str | None, typer.Option(help="asymmetric or symmetric.  [default: the recipe's]")
-]
-PropagateErrorOption = Annotated[
-    bool | None,
+OverwriteOption = Annotated[
+    bool,
     typer.Option(
-        "--propagate-error/--no-propagate-error",
-        help="Calibrate later blocks on the outputs of quantized ones.  [default: the recipe's]",
+        "--overwrite",
+        help="Replace a checkpoint or bundle of awq-edge that --out is.",
+        rich_help_panel=OUTPUT,
     ),
 ]
-FormatOption = Annotated[
+JsonOption = Annotated[
     str | None,
-    typer.Option(help="awq (AutoAWQ gemm, 4 bits) or compressed-tensors.  [default: the recipe's]"),
+    typer.Option(
+        "--json",
+        metavar="FILE|-",
+        help="Write the result as JSON; - : alone, out.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
-LmHeadBitsOption = Annotated[
-    int | None, typer.Option(help="Bits of the output layer: 4, 8, 16.  [default: the recipe's]")
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Target device; see `awq-edge recipes`.  [default: cpu; with --runtime cuda: cuda]",
+        rich_help_panel=WHERE,
+    ),
 ]
 CalibrationOption = Annotated[
     str | None,
@@ -38,59 +51,99 @@ CalibrationOption = Annotated[
         metavar="PATH|hub:NAME",
         help="Text or .jsonl file, folder of such files, or hub data set.  [default: packaged "
         "text]",
+        rich_help_panel=CALIBRATION,
     ),
 ]
-SamplesOption = Annotated[
-    int | None, typer.Option(help="Calibration sequences.  [default: the recipe's]")
-]
-LengthOption = Annotated[
-    int | None, typer.Option(help="Tokens of one sequence.  [default: the recipe's]")
-]
-SeedOption = Annotated[
-    int | None, typer.Option(help="Draws the sequences.  [default: the recipe's]")
-]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N, to quantize on.  [default: cpu]")
+    str, typer.Option(help="cpu, cuda or cuda:N, to quantize on.", rich_help_panel=WHERE)
 ]
 ExecutorOption = Annotated[
     str,
-    typer.Option(help="local: this process; ray: the machines of a Ray cluster. Same result."),
+    typer.Option(
+        help="local: this process; ray: the machines of a Ray cluster. Same result.",
+        rich_help_panel=WHERE,
+    ),
 ]
 RayAddressOption = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT|auto",
         help="A Ray cluster that runs.  [default: RAY_ADDRESS, or one for this run, here]",
+        rich_help_panel=WHERE,
     ),
 ]
 RayBlocksOption = Annotated[
     int | None,
-    typer.Option(help="Blocks in work at a time.  [default: as many as there is room for]"),
+    typer.Option(
+        help="Blocks in work at a time.  [default: as many as there is room for]",
+        rich_help_panel=WHERE,
+    ),
 ]
 RayGpusOption = Annotated[
-    float, typer.Option(help="Share of a GPU that a Ray task gets, with --device cuda.")
+    float,
+    typer.Option(
+        help="Share of a GPU that a Ray task gets, with --device cuda.", rich_help_panel=WHERE
+    ),
 ]
 ResumeOption = Annotated[
     bool,
     typer.Option(
-        "--resume/--no-resume", help="Keep the finished blocks of a run that was interrupted."
+        "--resume/--no-resume",
+        help="Keep the finished blocks of a run that was interrupted.",
+        rich_help_panel=OUTPUT,
     ),
 ]
-OverwriteOption = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace a checkpoint or bundle of awq-edge that --out is."),
+
+# Of a bundle that runs: run, chat, serve and bench.
+ContextOption = Annotated[
+    int | None,
+    typer.Option(help="Tokens of the KV cache.  [default: as exported]", rich_help_panel=WHERE),
 ]
 AllowUnknownKeysOption = Annotated[
     bool,
     typer.Option(
         "--allow-unknown-keys",
         help="Ignore keys of config.json that only a newer transformers may know.",
+        rich_help_panel=MODEL,
     ),
 ]
-OutCheckpoint = Annotated[
-    Path, typer.Option(help="Directory of the checkpoint, made by this command.")
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", help="CPU threads.  [default: physical cores]", rich_help_panel=WHERE
+    ),
 ]
-OutBundle = Annotated[Path, typer.Option(help="Directory of the bundle, made by this command.")]
+MaxNewTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of one answer.  [default: until the model stops; run: 128, or as many as fit]"
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Repeats a drawn text.  [default: random, reported by run]", rich_help_panel=SAMPLING
+    ),
+]
 StopOption = Annotated[
     list[str] | None, typer.Option(help="End before this text; may be given several times.")
 ]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="A Jinja file in place of the model's own template."),
+]
+TemplateVariablesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help="What the template knows beside the messages: '{\"enable_thinking\": false}'.",
+    ),
+]
+
+
+def template_variables(text: str | None) -> dict[str, Any] | None:
+    """The object of --chat-template-kwargs. Raises ConfigError for what is none."""
+    from awq_edge.artifacts.input_files import parse_json
+    from awq_edge.errors import ConfigError
+
+    return None if text is None else parse_json(text, "--chat-template-kwargs", ConfigError)

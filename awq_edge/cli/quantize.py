@@ -7,27 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.cli.generated import Given, recipe_options
 from awq_edge.cli.options import (
+    CALIBRATION,
+    OUTPUT,
     AllowUnknownKeysOption,
-    BitsOption,
     CalibrationOption,
     DeviceOption,
     ExecutorOption,
-    FormatOption,
-    GroupSizeOption,
-    LengthOption,
-    LmHeadBitsOption,
-    OutCheckpoint,
+    JsonOption,
+    ModelArgument,
+    OutOption,
     OverwriteOption,
-    PropagateErrorOption,
     RayAddressOption,
     RayBlocksOption,
     RayGpusOption,
     RecipeOption,
     ResumeOption,
-    SamplesOption,
-    SchemeOption,
-    SeedOption,
 )
 
 if TYPE_CHECKING:
@@ -40,82 +36,58 @@ _NAMED = 5  # entries of a folder that a line names
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(help="Directory of a model, a hub id, or 'demo'.")],
-    out: OutCheckpoint,
-    recipe: RecipeOption = "cpu",
-    method: Annotated[
-        str | None,
-        typer.Option(help="awq, gptq, awq+gptq, or rtn (plain).  [default: the recipe's]"),
-    ] = None,
-    bits: BitsOption = None,
-    group_size: GroupSizeOption = None,
-    scheme: SchemeOption = None,
-    propagate_error: PropagateErrorOption = None,
-    format: FormatOption = None,
-    lm_head_bits: LmHeadBitsOption = None,
+    model: ModelArgument,
+    out: OutOption,
+    given: Annotated[Given, recipe_options("quantize")],
+    recipe: RecipeOption = None,
     calibration: CalibrationOption = None,
     images: Annotated[
         Path | None,
         typer.Option(
             help="Directory of pictures to calibrate a vision-language model with.  "
-            "[default: drawn ones]"
+            "[default: drawn ones]",
+            rich_help_panel=CALIBRATION,
         ),
     ] = None,
-    samples: SamplesOption = None,
-    length: LengthOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = None,
+    device: DeviceOption = "cpu",
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
+    ray_blocks: RayBlocksOption = None,
+    ray_gpus: RayGpusOption = 1.0,
     eval_text: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
             help="Put the perplexity of this text, before and after, into the report; may be given "
             "several times. Loads the whole model.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    executor: ExecutorOption = "local",
-    ray_address: RayAddressOption = None,
-    ray_blocks: RayBlocksOption = None,
-    ray_gpus: RayGpusOption = 1.0,
     resume: ResumeOption = True,
     allow_unknown_keys: AllowUnknownKeysOption = False,
     overwrite: OverwriteOption = False,
-    json_to: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - : alone, out."),
-    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Quantize a model: AWQ scales and clips, weights of 2 to 8 bits, as other tools read them."""
     from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
     from awq_edge.pipeline import quantize as quantize_stage
     from awq_edge.quantizer.cluster.options import ExecutorOptions
+    from awq_edge.quantizer.run_options import RunOptions
+    from awq_edge.recipe.recipes import load_recipe
 
     target = JsonTarget(json_to, [model, calibration, images, *(eval_text or ())])
+    workers = ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus)
     with block_progress(open_console(stderr=True)) as observer:
         checkpoint = quantize_stage(
             model,
             out,
-            recipe=recipe,
-            method=method,
-            bits=bits,
-            group_size=group_size,
-            scheme=scheme,
-            propagate_error=propagate_error,
-            format=format,
-            lm_head_bits=lm_head_bits,
+            load_recipe(recipe, **given),
             calibration=calibration,
             images=images,
-            samples=samples,
-            length=length,
-            seed=seed,
-            device=device,
             eval_texts=eval_text or (),
-            executor=ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus),
-            resume=resume,
             allow_unknown_keys=allow_unknown_keys,
-            overwrite=overwrite,
-            observer=observer,
+            run=RunOptions(device, workers, resume, overwrite, observer),
         )
     console = target.console()
     target.write(checkpoint.report.model_dump_json(indent=2))

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from awq_edge.cli.generated import GroupedCommand
+from awq_edge.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from awq_edge.recipe.recipes import Device, Recipe
 
 recipes_app = typer.Typer(
     name="recipes",
     help="The target devices and their defaults.",
+    add_completion=False,
     rich_markup_mode=None,
 )
 
@@ -50,15 +54,10 @@ def list_all(context: typer.Context) -> None:
     open_console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 
 
-@recipes_app.command()
+@recipes_app.command(cls=GroupedCommand)
 def show(
     name: Annotated[str, typer.Argument(help="Name of a recipe, or path of a .toml file.")],
-    json_to: Annotated[
-        str | None,
-        typer.Option(
-            "--json", metavar="-|FILE", help="Write it as JSON to a file or, with -, out."
-        ),
-    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Print one recipe with everything that it takes from others."""
     from awq_edge.cli.output import JsonTarget

@@ -8,18 +8,17 @@ from typing import Annotated
 
 import typer
 
-from awq_edge.cli.options import StopOption
-from awq_edge.cli.sampling_options import (
-    MinPOption,
-    RepetitionPenaltyOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    sampling_keys,
-)
-from awq_edge.cli.template_options import (
+from awq_edge.cli.generated import SamplingOptions
+from awq_edge.cli.options import (
+    BundleArgument,
     ChatTemplateOption,
+    ContextOption,
+    JsonOption,
+    MaxNewTokensOption,
+    SeedOption,
+    StopOption,
     TemplateVariablesOption,
+    ThreadsOption,
     template_variables,
 )
 
@@ -28,7 +27,8 @@ _DEFAULT_PROMPT = "Once upon a time"
 
 
 def run(
-    bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
+    bundle: BundleArgument,
+    sampling: SamplingOptions,
     prompt: Annotated[
         str | None, typer.Option(help=f'Text to start from.  [default: "{_DEFAULT_PROMPT}"]')
     ] = None,
@@ -36,30 +36,17 @@ def run(
         str | None,
         typer.Option(metavar="FILE|-", help="Read the prompt from a file, or standard input."),
     ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens to generate.  [default: 128, or as many as fit]")
-    ] = None,
+    max_new_tokens: MaxNewTokensOption = None,
     sample: Annotated[
         bool,
         typer.Option("--sample", help="Draw as chat and serve do; else the likeliest token."),
     ] = False,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    repetition_penalty: RepetitionPenaltyOption = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Repeats a drawn text.  [default: random, reported]")
-    ] = None,
+    seed: SeedOption = None,
     stop: StopOption = None,
     chat_template: ChatTemplateOption = None,
     chat_template_kwargs: TemplateVariablesOption = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads.  [default: physical cores]")
-    ] = None,
+    context: ContextOption = None,
+    threads: ThreadsOption = None,
     chat: Annotated[
         bool | None,
         typer.Option(
@@ -71,12 +58,10 @@ def run(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Generate on where the model would stop.")
     ] = False,
-    json_to: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write the report as JSON; - : alone, out."),
-    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Run a bundle on a prompt: the text as it comes, then what it took."""
+    from awq_edge.artifacts.sampling_keys import check_sampling
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.cli.output import AnswerWriter, JsonTarget, open_console
     from awq_edge.cli.progress import build_progress
@@ -88,7 +73,7 @@ def run(
     target = JsonTarget(json_to, [bundle, prompt_file])
     text = _prompt(prompt, prompt_file)
     formats: dict[bool | None, PromptFormat] = {None: "auto", True: "chat", False: "raw"}
-    keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
+    keys = check_sampling(sampling, "sampling")
     variables = template_variables(chat_template_kwargs)
     out = AnswerWriter(target.text_stream)
 

@@ -9,24 +9,22 @@ from typing import Annotated
 
 import typer
 
-from awq_edge.cli.sampling_options import (
-    MinPOption,
-    RepetitionPenaltyOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    sampling_keys,
-)
-from awq_edge.cli.template_options import (
+from awq_edge.cli.generated import SamplingOptions
+from awq_edge.cli.options import (
+    BundleArgument,
     ChatTemplateOption,
+    ContextOption,
+    MaxNewTokensOption,
     TemplateVariablesOption,
+    ThreadsOption,
     template_variables,
 )
 from awq_edge.terminal_text import one_line
 
 
 def serve(
-    bundle: Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")],
+    bundle: BundleArgument,
+    sampling: SamplingOptions,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.")] = 8000,
     api_key: Annotated[
@@ -38,9 +36,7 @@ def serve(
         ),
     ] = None,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; then 429.")] = 64,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of one answer.  [default: the context is the limit]")
-    ] = None,
+    max_new_tokens: MaxNewTokensOption = None,
     max_body_bytes: Annotated[int, typer.Option(help="Bytes of a request.")] = 1_000_000,
     shutdown_timeout: Annotated[
         float, typer.Option(help="Seconds that accepted requests have when the server is ended.")
@@ -48,21 +44,13 @@ def serve(
     model_name: Annotated[
         str | None, typer.Option(help="What clients call it.  [default: as exported]")
     ] = None,
-    temperature: TemperatureOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    repetition_penalty: RepetitionPenaltyOption = None,
     chat_template: ChatTemplateOption = None,
     chat_template_kwargs: TemplateVariablesOption = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of the KV cache.  [default: as exported]")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads.  [default: physical cores]")
-    ] = None,
+    context: ContextOption = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Serve a bundle over HTTP, as OpenAI's API: completions and chat completions."""
+    from awq_edge.artifacts.sampling_keys import check_sampling
     from awq_edge.cli.output import open_console
     from awq_edge.cli.progress import build_progress
     from awq_edge.errors import ConfigError
@@ -86,7 +74,7 @@ def serve(
         )
     if api_key is not None and api_key != api_key.strip():
         raise ConfigError("--api-key (or AWQ_EDGE_API_KEY) has blanks around it; remove them")
-    keys = sampling_keys(temperature, top_k, top_p, min_p, repetition_penalty)
+    keys = check_sampling(sampling, "sampling")
     variables = template_variables(chat_template_kwargs)
     with bind(host, port) as sock:
         if api_key is None and not is_loopback(sock):

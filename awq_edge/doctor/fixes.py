@@ -23,7 +23,8 @@ from awq_edge.doctor.setting import (
     pci_gpus,
     wsl,
 )
-from awq_edge.recipe.recipes import Recipe, recipe_names
+from awq_edge.recipe.files import recipe_names
+from awq_edge.recipe.recipes import Recipe
 
 _OLDEST_JETPACK = 6  # that a recipe is for
 _MODULES = (

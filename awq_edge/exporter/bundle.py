@@ -35,6 +35,7 @@ from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles
 from awq_edge.model.layouts import without_quantization
+from awq_edge.model.lm_head import UNQUANTIZED
 from awq_edge.model.source import bundle_source, verify_weights
 from awq_edge.process.staging import workplace
 from awq_edge.recipe.recipes import QuantizationDefaults, Recipe
@@ -52,8 +53,6 @@ def export_checkpoint(
     *,
     model_name: str,
     given: str | None = None,
-    context: int | None = None,
-    lm_head_bits: int | None = None,
     sampling: SamplingKeys | None = None,
     overwrite: bool = False,
     verify: bool = True,
@@ -65,10 +64,10 @@ def export_checkpoint(
 
     model: a directory, or one that is open; without quantization_config it is exported
     unquantized, whatever the recipe's method.
-    recipe: names the runtime.
+    recipe: names the runtime. Its context is clipped to what the model allows, and refused beyond
+    that where it was asked for; the output layer of an unquantized model is rounded to its
+    lm_head_bits only where they were.
     model_name: as reports call it. given: the model as the user named it.
-    context: tokens of the KV cache; None for the recipe's, clipped to what the model allows.
-    lm_head_bits: 4, 8 or 16; None for the recipe's, or 16 with an unquantized model.
     sampling: keys in the place of the model's own set, for chat and serve.
     verify: compare the weights with the hashes in the checkpoint's report.
     kept: whether the checkpoint stays after the export.
@@ -82,11 +81,9 @@ def export_checkpoint(
     # One that does not stay lies where the work on this bundle does.
     source = Checkpoint.open(model) if isinstance(model, Path) else model
     check_output(out, overwrite=overwrite, inputs={"MODEL": source.path} if kept else {})
-    lowering = checked or check_export(source, recipe, context=context, lm_head_bits=lm_head_bits)
-    if lm_head_bits is None:
-        lm_head_bits = 16 if source.quantization is None else recipe.quantization.lm_head_bits
-    unquantized = unquantized_linears(source, lm_head_bits)
-    recipe = resolved_recipe(recipe, source, context, lm_head_bits)
+    lowering = checked or check_export(source, recipe)
+    unquantized = unquantized_linears(source, _wanted_lm_head_bits(recipe, source))
+    recipe = resolved_recipe(recipe, source)
     spec = GraphSpec(
         context=recipe.export.context,
         activation_dtype=recipe.runtime.activation_dtype,
@@ -111,31 +108,25 @@ def export_checkpoint(
     return Bundle(out, manifest)
 
 
-def check_export(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    *,
-    context: int | None = None,
-    lm_head_bits: int | None = None,
-) -> Lowering:
+def check_export(checkpoint: Checkpoint, recipe: Recipe) -> Lowering:
     """Raise for whatever an export would refuse later; so that it is known before a model is
-    quantized. The arguments, and the errors, are those of `export_checkpoint`."""
+    quantized. The errors are those of `export_checkpoint`."""
     lowering = require_lowering(recipe.runtime.backend)
     check_recipe(recipe)
     model = checkpoint.path
     checkpoint.files.require_readable()
     bundle_sampling(checkpoint.files, None)
-    if lm_head_bits is not None:
-        recipe = recipe.overridden({"quantization.lm_head_bits": lm_head_bits})
     check_model(checkpoint, recipe)
-    source = f"the model (max_position_embeddings of {model / 'config.json'})"
-    check_context(checkpoint.decoder, context, source)
+    if "export.context" in recipe.asked:
+        source = f"the model (max_position_embeddings of {model / 'config.json'})"
+        check_context(checkpoint.decoder, recipe.export.context, source)
     lm_head = checkpoint.decoder.architecture.lm_head
     if checkpoint.is_quantized(lm_head):
         bits = checkpoint.linear_format(lm_head).bits
-        if lm_head_bits not in (None, bits):
+        asked = recipe.asked.get("quantization.lm_head_bits", bits)
+        if asked != bits:
             raise ConfigError(
-                f"--lm-head-bits {lm_head_bits} contradicts {model}, whose {lm_head} is quantized "
+                f"--lm-head-bits {asked} contradicts {model}, whose {lm_head} is quantized "
                 f"with bits {bits}; leave it out"
             )
     return lowering
@@ -150,14 +141,19 @@ def bundle_sampling(files: ModelFiles, asked: SamplingKeys | None) -> SamplingKe
     return own if asked is None else asked.over(own or FALLBACK)
 
 
-def resolved_recipe(
-    recipe: Recipe, checkpoint: Checkpoint, context: int | None, lm_head_asked: int
-) -> Recipe:
-    """The recipe with what this checkpoint decides: method, format, lm_head, context."""
-    longest = checkpoint.decoder.max_positions
-    tokens = min(context if context is not None else recipe.export.context, longest)
+def _wanted_lm_head_bits(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """Bits of the output layer before it is known whether groups fit it."""
+    if checkpoint.quantization is None and "quantization.lm_head_bits" not in recipe.asked:
+        return UNQUANTIZED
+    return recipe.quantization.lm_head_bits
+
+
+def resolved_recipe(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """The recipe with the values that this checkpoint decides: method, format, lm_head, context."""
+    tokens = min(recipe.export.context, checkpoint.decoder.max_positions)
+    lm_head_asked = _wanted_lm_head_bits(recipe, checkpoint)
     quantization = checkpoint.quantization
-    overrides: dict[str, object] = {
+    values: dict[str, object] = {
         "export.context": tokens,
         "export.prefill_chunk": min(recipe.export.prefill_chunk, tokens),
         "quantization.lm_head_bits": lm_head_bits(checkpoint, lm_head_asked),
@@ -169,8 +165,8 @@ def resolved_recipe(
             # Other tools' checkpoints have groups, and methods, that no recipe can ask for; the
             # manifest has them.
             known = get_args(QuantizationDefaults.model_fields[key].annotation)
-            overrides[f"quantization.{key}"] = value if value in known else None
-    return recipe.overridden(overrides)
+            values[f"quantization.{key}"] = value if value in known else None
+    return recipe.resolved(values)
 
 
 def _write_files(

@@ -103,7 +103,7 @@ def _check_activations(model: ExportedModel, recipe: Recipe) -> None:
     raise ConfigError(f"{problem}; give --activation-dtype {' or '.join(usable)}")
 
 
-def check_context(decoder: Decoder, context: int | None, source: str) -> None:
+def check_context(decoder: Decoder, context: int, source: str) -> None:
     """Raise ConfigError for more tokens than a model has positions. source: what says how many."""
     longest = decoder.max_positions
     if context is not None and context > longest:

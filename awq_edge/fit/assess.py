@@ -81,7 +81,7 @@ class Assessor:
         """The groups that an export takes where no size is asked for; of 16 bits those that the
         recipe's bits would have."""
         asked = None if bits == UNQUANTIZED else bits
-        recipe = self.recipe.overridden({"quantization.bits": asked})
+        recipe = self.recipe.resolved({"quantization.bits": asked})
         return choose_group_size(for_export(recipe), self.model.decoder)
 
     def clip(self, context: int | None) -> int:
@@ -128,7 +128,7 @@ class Assessor:
         recipe = (
             self._with(settings)
             if settings.bits != UNQUANTIZED
-            else self.recipe.overridden(
+            else self.recipe.resolved(
                 {"quantization.method": "none", "quantization.lm_head_bits": settings.lm_head_bits}
             )
         )
@@ -175,8 +175,8 @@ class Assessor:
     def _with(self, settings: Settings) -> Recipe:
         """The recipe with the settings; of a quantized checkpoint those that a recipe can name."""
         if self.is_quantized:
-            return self.recipe.overridden({"quantization.lm_head_bits": settings.lm_head_bits})
-        return self.recipe.overridden(
+            return self.recipe.resolved({"quantization.lm_head_bits": settings.lm_head_bits})
+        return self.recipe.resolved(
             {
                 "quantization.bits": settings.bits,
                 "quantization.group_size": settings.group_size,

@@ -93,13 +93,15 @@ class GroupChoice:
 
 
 def choose_group_size(recipe: Recipe, decoder: Decoder) -> GroupChoice:
-    """The groups of a model where nobody asked for a size.
+    """The groups of a model: the size that was asked for, if one was.
 
-    One size holds for all linears (AutoAWQ's layout knows no other): the recipe's own, where
-    another quantizes no more weights, else the largest that quantizes most of them, which divides
-    every input where one does.
+    Otherwise one for all linears (AutoAWQ's layout knows no other): the recipe's own, where another
+    quantizes no more weights, else the largest that quantizes most of them, which divides every
+    input where one does.
     """
     quantization = recipe.quantization
+    if "quantization.group_size" in recipe.asked:
+        return GroupChoice(quantization.group_size, None)
     layout = choose_layout(quantization.format, quantization.bits)
     own = quantization.group_size
     left = {

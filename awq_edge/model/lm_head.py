@@ -27,7 +27,7 @@ def for_export(recipe: Recipe) -> Recipe:
     """
     if recipe.quantization.lm_head_bits == UNQUANTIZED:
         return recipe
-    return recipe.overridden({"quantization.format": "compressed-tensors"})
+    return recipe.resolved({"quantization.format": "compressed-tensors"})
 
 
 def output_format(asked: NumberFormat, bits: int, in_features: int) -> NumberFormat | None:

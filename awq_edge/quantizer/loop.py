@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +40,8 @@ from awq_edge.quantizer.cluster.executors import Executor
 from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report.schema import BlockReport
+from awq_edge.quantizer.run_options import Observer
 from awq_edge.quantizer.search.rounding import NumberFormat
-
-# (blocks done, blocks, what is being done)
-Observer = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from awq_edge.errors import AwqEdgeError, ConfigError, ModelError, ResourceError
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.group_size import coverage, require_groups
 from awq_edge.model.layouts import Layout, choose_layout
-from awq_edge.model.lm_head import output_format
+from awq_edge.model.lm_head import UNQUANTIZED, output_format
 from awq_edge.model.source import describe_model, hash_weight_files, verify_weights
 from awq_edge.process.staging import workplace
 from awq_edge.quantizer.blocks.stream import CalibrationStream
@@ -44,8 +44,7 @@ from awq_edge.quantizer.checkpoint.writer import (
     write_config,
 )
 from awq_edge.quantizer.cluster.executors import open_executor
-from awq_edge.quantizer.cluster.options import LOCAL, ExecutorOptions
-from awq_edge.quantizer.loop import Observer, quantize_layers
+from awq_edge.quantizer.loop import quantize_layers
 from awq_edge.quantizer.report.page import PAGE_FILE, write_quantization_page
 from awq_edge.quantizer.report.schema import (
     REPORT_FILE,
@@ -58,6 +57,7 @@ from awq_edge.quantizer.report.schema import (
     report_warnings,
     summarise,
 )
+from awq_edge.quantizer.run_options import HERE, RunOptions
 from awq_edge.quantizer.search.rounding import NumberFormat
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import read_process_memory
@@ -74,9 +74,8 @@ class QuantizedCheckpoint:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be done, checked. lm_head: None where it stays in 16 bits; lm_head_bits: what was
-    asked for. calibration: None for
-    plain rounding."""
+    """The checked inputs of one run. lm_head: None where it stays in 16 bits. calibration: None for
+    plain rounding. key: of the finished blocks. started: seconds of the performance counter."""
 
     model_name: str
     given: str | None
@@ -84,11 +83,11 @@ class _Job:
     method: Method
     layout: Layout
     number_format: NumberFormat
-    lm_head_bits: int
+    recipe: Recipe
     lm_head: NumberFormat | None
     calibration: CalibrationSet | None
     device: torch.device
-    executor: ExecutorOptions
+    run: RunOptions
     key: str
     notes: tuple[str, ...]
     started: float
@@ -103,23 +102,19 @@ def quantize_checkpoint(
     given: str | None = None,
     calibration: str | Path | None = None,
     images: Path | None = None,
-    device: str = "cpu",
-    executor: ExecutorOptions = LOCAL,
-    resume: bool = True,
-    overwrite: bool = False,
+    run: RunOptions = HERE,
     reuse: bool = False,
     room: int = 0,
     notes: Sequence[str] = (),
-    observer: Observer | None = None,
 ) -> QuantizedCheckpoint:
     """Quantize a model directory into a checkpoint directory.
 
-    recipe: method, layout, bits, group size, scheme, output layer, error propagation, calibration
-    size and seed. calibration: see `load_calibration`. images: a directory of pictures for a
-    vision-language model, None for drawn ones.
-    device: cpu, cuda or cuda:N. executor: where blocks are worked on; "rtn" has no searches and is
-    done here. resume: continue with the finished blocks that a run that was killed has left beside
-    `out`. reuse: return what `out` holds if it was made from the same inputs. notes: of the report.
+    recipe: method, layout, bits, group size, scheme, output layer, error propagation, calibration.
+    calibration: see `load_calibration`. images: a directory of pictures for a vision-language
+    model, None for drawn ones.
+    run: its executor is for searches, "rtn" is done here; it resumes from the finished blocks
+    beside `out`.
+    reuse: return what `out` holds if it was made from the same inputs. notes: of the report.
     given: the model as the user named it. room: bytes that the caller writes beside the checkpoint.
     Raises ModelError for a model that is damaged, unknown or quantized already, ConfigError for
     options that cannot be met, or where no linear fits the groups, ResourceError when the disk is
@@ -130,11 +125,11 @@ def quantize_checkpoint(
     method = _method(defaults.method)
     layout = choose_layout(defaults.format, defaults.bits)
     number_format = NumberFormat(defaults.bits, defaults.group_size, defaults.scheme)
-    where = torch_device(device)
-    continued = resume and has_blocks(out)
+    where = torch_device(run.device)
+    continued = run.resume and has_blocks(out)
     if not reuse and not continued:
         inputs = {"MODEL": model, "--calibration": calibration, "--images": images}
-        check_output(out, overwrite=overwrite, inputs=inputs)
+        check_output(out, overwrite=run.overwrite, inputs=inputs)
     checkpoint = _open_unquantized(model)
     checkpoint.files.require_readable()
     if images is not None and checkpoint.decoder.images is None:
@@ -156,9 +151,9 @@ def quantize_checkpoint(
             BlockStore(out, key).remove()
         return found
     if not reuse:
-        refuse_existing(out, overwrite=overwrite)
+        refuse_existing(out, overwrite=run.overwrite)
     size = checkpoint_bytes(checkpoint, number_format)
-    finished = stored_bytes(out) if resume else 0
+    finished = stored_bytes(out) if run.resume else 0
     kept = f"; {kept_blocks(out, resume=True)}" if finished else ""
     # Finished blocks and the shards that are made of them: twice. What the caller writes then comes
     # when the blocks are gone.
@@ -172,19 +167,19 @@ def quantize_checkpoint(
         method=method,
         layout=layout,
         number_format=number_format,
-        lm_head_bits=defaults.lm_head_bits,
+        recipe=recipe,
         lm_head=_lm_head_format(checkpoint, layout, number_format, defaults.lm_head_bits),
         calibration=drawn,
         device=where,
-        executor=executor,
+        run=run,
         key=key,
         notes=tuple(notes),
         started=started,
     )
-    store = BlockStore(out, key, resume=resume)
+    store = BlockStore(out, key, resume=run.resume)
     try:
-        reports = _quantize_layers(job, recipe, store, observer)
-        report = _publish(job, store, reports, out, overwrite or reuse, observer)
+        reports = _quantize_layers(job, store)
+        report = _publish(job, store, reports, out, run.overwrite or reuse)
     except (ConfigError, ModelError):
         store.remove()  # the same run would end the same way
         raise
@@ -214,7 +209,7 @@ def _lm_head_format(
     checkpoint: Checkpoint, layout: Layout, number_format: NumberFormat, bits: int
 ) -> NumberFormat | None:
     """The number format of the output layer, None where it stays in 16 bits."""
-    if bits == 16 or not layout.mixed:
+    if bits == UNQUANTIZED or not layout.mixed:
         return None
     return output_format(number_format, bits, checkpoint.decoder.embedding_size)
 
@@ -232,25 +227,16 @@ def _open_unquantized(model: Path) -> Checkpoint:
 def _calibration(
     checkpoint: Checkpoint, recipe: Recipe, source: str | Path | None, images: Path | None
 ) -> CalibrationSet:
-    samples, length = recipe.calibration.samples, recipe.calibration.length
-    seed = recipe.calibration.seed
-    if checkpoint.decoder.images is not None:
-        drawn = load_image_calibration(
-            checkpoint, source, images, samples=samples, length=length, seed=seed
-        )
+    size, decoder = recipe.calibration.model_dump(), checkpoint.decoder  # samples, length, seed
+    if decoder.images is not None:
+        drawn = load_image_calibration(checkpoint, source, images, **size)
     else:
-        drawn = load_calibration(
-            source,
-            Tokenizer(checkpoint.path),
-            samples=samples,
-            length=length,
-            seed=seed,
-            max_positions=checkpoint.decoder.max_positions,
-        )
-    if int(drawn.ids.max()) >= checkpoint.decoder.vocab_size:
+        tokenizer = Tokenizer(checkpoint.path)
+        drawn = load_calibration(source, tokenizer, **size, max_positions=decoder.max_positions)
+    if int(drawn.ids.max()) >= decoder.vocab_size:
         raise ModelError(
             f"{checkpoint.path}: its tokenizer has ids up to {int(drawn.ids.max())}, config.json a "
-            f"vocab_size of {checkpoint.decoder.vocab_size}; they do not belong together"
+            f"vocab_size of {decoder.vocab_size}; they do not belong together"
         )
     return drawn
 
@@ -259,27 +245,24 @@ def _finished(out: Path, key: str) -> QuantizedCheckpoint | None:
     """The checkpoint in `out` if it was made from the same inputs."""
     try:
         report = read_quantization_report(out)
-    except AwqEdgeError:
-        return None
-    if report.inputs_sha256 != key:
-        return None
-    try:
+        if report.inputs_sha256 != key:
+            return None
         verify_weights(Checkpoint.open(out))
     except AwqEdgeError:  # it is made again
         return None
     return QuantizedCheckpoint(out, report)
 
 
-def _quantize_layers(
-    job: _Job, recipe: Recipe, store: BlockStore, observer: Observer | None
-) -> list[BlockReport]:
+def _quantize_layers(job: _Job, store: BlockStore) -> list[BlockReport]:
     """Every block that is not in the store yet, into the store; the output layer is the last."""
-    checkpoint, options, device = job.checkpoint, _options(job, recipe), job.device
+    checkpoint, options, device = job.checkpoint, _options(job), job.device
     with contextlib.ExitStack() as stack:
         stream = executor = None
         count = checkpoint.decoder.num_layers + (job.lm_head is not None)
         if job.calibration is not None and not store.has_all(count):
-            executor = stack.enter_context(open_executor(job.executor, checkpoint, options, device))
+            executor = stack.enter_context(
+                open_executor(job.run.workers, checkpoint, options, device)
+            )
             stream = CalibrationStream(checkpoint, job.calibration, options, device)
         return quantize_layers(
             checkpoint,
@@ -289,17 +272,17 @@ def _quantize_layers(
             store,
             device,
             executor=executor,
-            observer=observer,
+            observer=job.run.observer,
         )
 
 
-def _options(job: _Job, recipe: Recipe) -> BlockOptions:
+def _options(job: _Job) -> BlockOptions:
     return BlockOptions(
         number_format=job.number_format,
         layout=job.layout,
-        statistics_budget=recipe.quantization.statistics_budget_bytes,
-        seed=recipe.calibration.seed,
-        propagate_error=recipe.quantization.propagate_error,
+        statistics_budget=job.recipe.quantization.statistics_budget_bytes,
+        seed=job.recipe.calibration.seed,
+        propagate_error=job.recipe.quantization.propagate_error,
         search=job.method in ("awq", "awq+gptq"),
         gptq=job.method in ("gptq", "awq+gptq"),
     )
@@ -311,12 +294,11 @@ def _publish(
     reports: list[BlockReport],
     out: Path,
     overwrite: bool,
-    observer: Observer | None,
 ) -> QuantizationReport:
     """Make the checkpoint directory of the stored blocks and what lies outside them."""
     total = job.checkpoint.decoder.num_layers
-    if observer is not None:
-        observer(total, total, "writing")
+    if job.run.observer is not None:
+        job.run.observer(total, total, "writing")
     with atomic_directory(out, overwrite=overwrite) as work:
         writer = CheckpointWriter(work)
         written = set()
@@ -345,7 +327,8 @@ def _publish(
 def _unquantized_lm_head(job: _Job) -> dict[str, str]:
     """Why the output layer stays in 16 bits though other bits were asked for."""
     decoder = job.checkpoint.decoder
-    if job.lm_head is not None or job.lm_head_bits == 16 or not job.layout.mixed:
+    bits = job.recipe.quantization.lm_head_bits
+    if job.lm_head is not None or bits == UNQUANTIZED or not job.layout.mixed:
         return {}
     size = decoder.embedding_size
     return {decoder.architecture.lm_head: f"in_features {size} is not a multiple of 32"}

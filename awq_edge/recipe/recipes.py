@@ -1,17 +1,15 @@
 """Recipes: what a target device is and the defaults for it, read from `recipes/<device>.toml`.
 
 A recipe may extend another (`extends = "name"`): tables are merged key by key, anything else is
-replaced. Files whose name begins with `_` are parts that recipes share, not recipes.
-docs/recipes.md describes every key.
+replaced. A field with a `Flag` can be given by itself too, to `load_recipe` and as an option of
+the commands. docs/recipes.md describes every key.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,17 +17,17 @@ from pydantic import (
     BeforeValidator,
     Field,
     PlainSerializer,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
 
-from awq_edge._package import PACKAGE
-from awq_edge.artifacts.input_files import read_toml
-from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError
+from awq_edge.flags import Flag, FlagField, flag_fields
+from awq_edge.recipe.files import locate, merge, origin, read_chain, recipe_names
 from awq_edge.recipe.runtimes import Runtime, require_runtime, runtime_names, runtimes
-from awq_edge.recipe.validation import describe_errors, dotted_keys, show, unknown_key
+from awq_edge.recipe.validation import describe_errors, dotted_keys, unknown_key
 from awq_edge.units import format_bandwidth, format_size, parse_bandwidth, parse_size
 
 __all__ = [
@@ -40,16 +38,25 @@ __all__ = [
     "QuantizationDefaults",
     "Recipe",
     "RuntimeSpec",
-    "default_recipe",
+    "command_fields",
     "list_recipes",
     "load_recipe",
-    "recipe_folder",
     "recipe_keys",
-    "recipe_names",
 ]
 
 DETECT = "detect"  # stands in a recipe for a figure that is read from the machine
-_MAX_EXTENDS = 8
+
+# What a command lets a person give, by section or key.
+_COMMANDS = {
+    "quantize": ("quantization", "calibration"),
+    "export": ("runtime", "export", "quantization", "calibration"),
+    "fit": (
+        *("runtime.backend", "runtime.activation_dtype", "export.context"),
+        *("quantization.group_size", "quantization.scheme", "quantization.lm_head_bits"),
+    ),
+}
+# An export chooses the layout of the checkpoint between by itself.
+_NOT_OF = {"export": ("quantization.format",)}
 
 
 def _version(text: str) -> str:
@@ -174,14 +181,28 @@ class Device(_Part):
 class RuntimeSpec(_Part):
     """What executes the model. backend: the name of a runtime, see `awq_edge.recipe.runtimes`.
     version: of the backend. workspace_bytes: bytes that the TensorRT builder may use as scratch,
-    None for its own choice. accuracy_level: of MatMulNBits."""
+    None for its own choice."""
 
-    backend: Annotated[str, AfterValidator(_backend)]
+    backend: Annotated[
+        str,
+        AfterValidator(_backend),
+        Flag(f"Runtime of the bundle: {', '.join(runtime_names())}", name="runtime"),
+    ]
     version: Version
     cuda_version: Version | None = None
     jetpack: Literal["6.2", "7.2"] | None = None
-    activation_dtype: Literal["float16", "bfloat16", "float32"]
-    accuracy_level: Annotated[int, Field(ge=0, le=4)]
+    activation_dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"],
+        Flag("Type of the activations: {} (bfloat16 for cuda, float32 for onnxruntime alone)"),
+    ]
+    accuracy_level: Annotated[
+        int,
+        Field(ge=0, le=4),
+        Flag(
+            "onnxruntime's MatMulNBits: 0 computes in the activations' type, 4 in int8, some three "
+            "times as fast"
+        ),
+    ]
     workspace_bytes: Size | None = None
 
     @model_validator(mode="after")
@@ -199,44 +220,59 @@ class RuntimeSpec(_Part):
 
 
 class QuantizationDefaults(_Part):
-    """Defaults of `awq-edge quantize`. format: layout of the checkpoint, "auto" for AutoAWQ's where
-    that holds the bits and compressed-tensors else. statistics_budget_bytes: bytes that the
-    calibration statistics of one block may take before a token sample replaces the exact ones.
-    propagate_error: later blocks are calibrated on the outputs of quantized ones."""
+    """Defaults of `awq-edge quantize`. format "auto" is AutoAWQ's where that holds the bits, and
+    compressed-tensors else. statistics_budget_bytes: bytes that the calibration statistics of one
+    block may take before a token sample replaces the exact ones."""
 
-    method: Literal["none", "rtn", "awq", "gptq", "awq+gptq"]
-    bits: Literal[2, 3, 4, 8]
-    group_size: Literal[32, 64, 128]
-    scheme: Literal["asymmetric", "symmetric"]
-    lm_head_bits: Literal[4, 8, 16]
-    propagate_error: bool
-    format: Literal["auto", "awq", "compressed-tensors"]
+    method: Annotated[
+        Literal["none", "rtn", "awq", "gptq", "awq+gptq"],
+        Flag("How weights are rounded: {}; rtn is to nearest, none leaves them as they are"),
+    ]
+    bits: Annotated[Literal[2, 3, 4, 8], Flag("Bits of a weight")]
+    group_size: Annotated[Literal[32, 64, 128], Flag("Input channels that share a scale")]
+    scheme: Annotated[Literal["asymmetric", "symmetric"], Flag("With zero points or without")]
+    lm_head_bits: Annotated[
+        Literal[4, 8, 16], Flag("Bits of the output layer: {}; 16 with --method none unless given")
+    ]
+    propagate_error: Annotated[
+        bool, Flag("Calibrate later blocks on the outputs of quantized ones")
+    ]
+    format: Annotated[
+        Literal["auto", "awq", "compressed-tensors"],
+        Flag("Layout of the checkpoint: {}; awq is AutoAWQ's gemm, for 4 bits"),
+    ]
     statistics_budget_bytes: Size
 
 
 class ExportDefaults(_Part):
-    """Defaults of `awq-edge export`. context: tokens that the KV cache holds. prefill_chunk: tokens
-    of one prefill step. Both are clipped to what the model allows. linear, attention: for TensorRT,
-    nodes of our plugin or TensorRT's own layers."""
+    """Defaults of `awq-edge export`. prefill_chunk: tokens of one prefill step. It and the context
+    are clipped to what the model allows."""
 
-    context: PositiveInt
+    context: Annotated[PositiveInt, Flag("Tokens of the KV cache, at most the model's")]
     prefill_chunk: PositiveInt
-    linear: Literal["plugin", "native"]
-    attention: Literal["plugin", "native"]
+    linear: Annotated[
+        Literal["plugin", "native"],
+        Flag("TensorRT, linears: {}; TensorRT's own INT4 layers take symmetric weights only"),
+    ]
+    attention: Annotated[
+        Literal["plugin", "native"],
+        Flag("TensorRT, attention: {}; this project's kernels or TensorRT's layers"),
+    ]
 
 
 class CalibrationDefaults(_Part):
     """Defaults of the calibration set: `samples` sequences of `length` tokens, drawn by `seed`."""
 
-    samples: PositiveInt
-    length: PositiveInt
-    seed: Annotated[int, Field(ge=0)]
+    samples: Annotated[PositiveInt, Flag("Calibration sequences")]
+    length: Annotated[PositiveInt, Flag("Tokens of one sequence")]
+    seed: Annotated[int, Field(ge=0), Flag("Draws the sequences")]
 
 
 class Recipe(_Part):
     """A device with everything that is chosen for it. `model_dump_json` and `model_validate_json`
-    are inverse to each other, quantities with their units."""
+    are inverse to each other, quantities with their units; what was asked for is in neither."""
 
+    _asked: dict[str, object] = PrivateAttr(default_factory=dict)
     name: str
     description: str
     device: Device
@@ -251,15 +287,39 @@ class Recipe(_Part):
             raise ValueError('runtime.jetpack belongs to recipes of kind "jetson", and only there')
         return self
 
-    def overridden(self, overrides: Mapping[str, object]) -> Recipe:
-        """This recipe with some keys replaced, validated as a file is: {"quantization.bits": 3}.
+    @property
+    def asked(self) -> Mapping[str, object]:
+        """Keys that a person asked for on top of the recipe, with their values."""
+        return self._asked
 
-        Values have the types of TOML; quantities are texts with units. None means "as it was", so
-        that flags that were not given can be passed on. Raises ConfigError.
+    def asking(self, **options: object) -> Recipe:
+        """The recipe with options replaced, by the names that they have in the commands:
+        `asking(bits=3, group_size=64)`. None: as it was. Raises ConfigError."""
+        keys = {field.name: field.key for field in flag_fields(Recipe)}
+        for name in options:
+            if name not in keys:
+                text = unknown_key(name, list(keys), "option")
+                raise ConfigError(f"recipe {self.name}: {text}")
+        if options.get("runtime") is not None:
+            require_runtime(str(options["runtime"]))  # before it is asked what such a one needs
+        return self.overridden({keys[name]: value for name, value in options.items()})
+
+    def overridden(self, overrides: Mapping[str, object]) -> Recipe:
+        """The recipe with keys replaced, and remembered as asked for: {"quantization.bits": 3}.
+
+        Values have the types of TOML; quantities are texts with units. None means "as it was".
+        Validated as a file is. Raises ConfigError.
         """
+        changed = self.resolved(overrides)
+        changed._asked |= {key: value for key, value in overrides.items() if value is not None}
+        return changed
+
+    def resolved(self, values: Mapping[str, object]) -> Recipe:
+        """The recipe with keys that a model or another choice decides; nobody has asked for them.
+        As `overridden` otherwise."""
         data = self.model_dump(mode="json")
         known = [key for key in recipe_keys() if "[]" not in key and key != "extends"]
-        for key, value in overrides.items():
+        for key, value in values.items():
             if key not in known:
                 section = [k for k in known if k.partition(".")[0] == key.partition(".")[0]]
                 text = unknown_key(key, section or known)
@@ -271,19 +331,15 @@ class Recipe(_Part):
                     table = table[part]
                 table[last] = value
         try:
-            return Recipe.model_validate(data)
+            changed = Recipe.model_validate(data)
         except ValidationError as error:
             text = describe_errors(error, Recipe, list(Recipe.model_fields))
             raise ConfigError(f"override of recipe {self.name}: {text}") from None
+        changed._asked = dict(self._asked)
+        return changed
 
 
 _TOP_LEVEL = ["extends", *(key for key in Recipe.model_fields if key != "name")]
-
-
-def recipe_folder() -> Path:
-    """The folder of the recipes that come with the package."""
-    installed = PACKAGE / "recipes"
-    return installed if installed.is_dir() else PACKAGE.parent / "recipes"
 
 
 def recipe_keys() -> list[str]:
@@ -291,105 +347,42 @@ def recipe_keys() -> list[str]:
     return ["extends", *(key for key in dotted_keys(Recipe) if key != "name")]
 
 
-def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
+def command_fields(command: str) -> list[FlagField]:
+    """Fields that a person may give to a command: quantize, export or fit."""
+    chosen, left_out = _COMMANDS[command], _NOT_OF.get(command, ())
+    return [
+        field
+        for field in flag_fields(Recipe)
+        if field.key not in left_out and (field.key in chosen or field.key.split(".")[0] in chosen)
+    ]
+
+
+def load_recipe(name_or_path: str | os.PathLike[str] | None = None, **options: object) -> Recipe:
     """The recipe of a packaged name ("jetson-orin-nano-8gb") or of a path that ends in .toml.
 
-    Raises ConfigError: unknown name, unreadable file, unknown key, wrong value or unit, or an
-    `extends` that leads nowhere or in a circle.
+    None: the recipe of the option `runtime`, or that of a CPU. options: asked for
+    on top of it, see `Recipe.asking`: `load_recipe("cpu", bits=3, group_size=64)`.
+    Raises ConfigError: unknown name, unreadable file, unknown key or option, wrong value or unit,
+    or an `extends` that leads nowhere or in a circle.
     """
-    path = _locate(os.fspath(name_or_path), None)
-    chain = _read_chain(path)
+    if name_or_path is None:
+        runtime = options.get("runtime")
+        name_or_path = "cpu" if runtime is None else require_runtime(str(runtime)).recipe
+    path = locate(os.fspath(name_or_path), None)
+    chain = read_chain(path)
     merged: dict[str, Any] = {}
     for _, data in reversed(chain):
-        merged = _merge(merged, data)
+        merged = merge(merged, data)
     if "name" in merged:  # the file's name is the recipe's
-        raise ConfigError(f"{_origin(chain, ('name',))}: {unknown_key('name', _TOP_LEVEL)}")
+        raise ConfigError(f"{origin(chain, ('name',))}: {unknown_key('name', _TOP_LEVEL)}")
     try:
-        return Recipe.model_validate({**merged, "name": path.stem})
+        recipe = Recipe.model_validate({**merged, "name": path.stem})
     except ValidationError as error:
-        origin = _origin(chain, error.errors()[0]["loc"])
-        raise ConfigError(f"{origin}: {describe_errors(error, Recipe, _TOP_LEVEL)}") from None
-
-
-def default_recipe(runtime: str | None) -> Recipe:
-    """The recipe where none was named. runtime: None for a CPU's. Raises ConfigError for a runtime
-    that there is not."""
-    return load_recipe("cpu" if runtime is None else require_runtime(runtime).recipe)
+        file = origin(chain, error.errors()[0]["loc"])
+        raise ConfigError(f"{file}: {describe_errors(error, Recipe, _TOP_LEVEL)}") from None
+    return recipe.asking(**options) if options else recipe
 
 
 def list_recipes() -> list[Recipe]:
     """Every packaged recipe, in the natural order of the names (8gb before 16gb)."""
     return [load_recipe(name) for name in recipe_names()]
-
-
-def recipe_names() -> list[str]:
-    """Names of the packaged recipes, numbers in them compared as numbers."""
-    names = [path.stem for path in recipe_folder().glob("*.toml") if path.name[0] != "_"]
-    return sorted(names, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name))
-
-
-def _locate(name: str, near: Path | None) -> Path:
-    """The file of a recipe's name or path. near: the file that extends it, searched beside."""
-    if name.endswith(".toml"):
-        path = (near.parent if near else Path()) / user_path(name, "--recipe")
-        if not path.is_file():
-            raise ConfigError(f"no recipe file at {path}")
-        return path
-    beside = near.with_name(f"{name}.toml") if near and name == Path(name).name else None
-    if near and beside and beside.is_file() and not beside.samefile(near):
-        return beside
-    path = recipe_folder() / f"{name}.toml"
-    if name == Path(name).name and path.is_file():
-        return path
-    close = difflib.get_close_matches(name, recipe_names(), n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}? " if close else ""
-    source = f"{near}: extends: " if near else ""
-    raise ConfigError(
-        f'{source}unknown recipe "{name}"; {hint}`awq-edge recipes` lists them, and a path must '
-        "end in .toml"
-    )
-
-
-def _read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The file and what it extends, nearest first, `extends` removed."""
-    chain: list[tuple[Path, dict[str, Any]]] = []
-    following: Path | None = path
-    while following is not None:
-        if any(following.samefile(seen) for seen, _ in chain):
-            circle = " -> ".join([*(seen.stem for seen, _ in chain), following.stem])
-            raise ConfigError(f"{path}: extends goes in a circle: {circle}")
-        if len(chain) > _MAX_EXTENDS:
-            raise ConfigError(f"{path}: extends is more than {_MAX_EXTENDS} recipes deep")
-        data = read_toml(following, error=ConfigError)
-        parent = data.pop("extends", None)
-        chain.append((following, data))
-        if parent is not None and not isinstance(parent, str):
-            raise ConfigError(
-                f'{following}: key "extends" is {show(parent)}; must be the name of a recipe in '
-                "quotes"
-            )
-        following = None if parent is None else _locate(parent, following)
-    return chain
-
-
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            value = _merge(old, value)
-        merged[key] = value
-    return merged
-
-
-def _origin(chain: list[tuple[Path, dict[str, Any]]], loc: tuple[int | str, ...]) -> Path:
-    """The file of the chain that sets the key at `loc`; the first one if none does."""
-    for path, data in chain:
-        value: Any = data
-        for part in loc:
-            value = value.get(part) if isinstance(value, dict) else None
-            if value is None or isinstance(value, list):
-                break
-        if value is not None:
-            return path
-    return chain[0][0]

@@ -29,14 +29,14 @@ def describe_errors(
     return "; ".join(_describe(dict(detail), model, root_keys) for detail in error.errors())
 
 
-def unknown_key(key: str, allowed: Sequence[str]) -> str:
+def unknown_key(key: str, allowed: Sequence[str], noun: str = "key") -> str:
     """The text about a key that does not exist, with the nearest one that does."""
     last = key.rpartition(".")[2]
     close = [name for name in allowed if name.rpartition(".")[2] == last]
     close = close or difflib.get_close_matches(last, allowed, n=1)
     close = close or difflib.get_close_matches(key, allowed, n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
-    return f'unknown key "{show_text(key)}"; {hint}allowed keys: {", ".join(allowed)}'
+    return f'unknown {noun} "{show_text(key)}"; {hint}allowed {noun}s: {", ".join(allowed)}'
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

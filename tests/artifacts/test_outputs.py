@@ -13,7 +13,7 @@ from awq_edge.artifacts.outputs import check_output, foreign_entries, refuse_exi
 from awq_edge.errors import ConfigError
 from awq_edge.model.hub import resolve_model
 
-OPTIONS = {"method": "rtn", "group_size": 64}
+RTN = awq_edge.load_recipe(method="rtn", group_size=64)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_an_output_that_is_holds_or_lies_in_its_input(
     before = content(tmp_path)
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match="which is read; choose another --out"):
-            stage("models/m", out, overwrite=overwrite, **OPTIONS)  # type: ignore[operator]
+            stage("models/m", out, RTN, run=awq_edge.RunOptions(overwrite=overwrite))  # type: ignore[operator]
     assert content(tmp_path) == before
 
 
@@ -47,7 +47,8 @@ def test_texts_and_recipes_are_inputs_too(model: Path, tmp_path: Path, what: str
     file.write_text('extends = "cpu"\n' if what == "recipe" else "some text " * 100)
     given = [file] if what == "eval_texts" else file
     with pytest.raises(ConfigError, match=r"--out .*out holds --"):
-        awq_edge.quantize(model, out, overwrite=True, **{what: given}, **OPTIONS)  # type: ignore[arg-type]
+        arguments = {"recipe": RTN, "run": awq_edge.RunOptions(overwrite=True), what: given}
+        awq_edge.quantize(model, out, **arguments)
     assert file.exists()
 
 
@@ -55,18 +56,18 @@ def test_a_checkpoint_and_a_bundle_are_replaced_by_their_like_alone(
     model: Path, tmp_path: Path
 ) -> None:
     checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
-    awq_edge.quantize(model, checkpoint, **OPTIONS)  # type: ignore[arg-type]
+    awq_edge.quantize(model, checkpoint, RTN)
     awq_edge.export(checkpoint, bundle)
     assert foreign_entries(checkpoint) == foreign_entries(bundle) == []
     with pytest.raises(ConfigError, match="exists; choose another --out or give --overwrite"):
         awq_edge.export(checkpoint, bundle)
-    awq_edge.export(checkpoint, bundle, overwrite=True)
+    awq_edge.export(checkpoint, bundle, run=awq_edge.RunOptions(overwrite=True))
     for folder in (checkpoint, bundle):
         notes = folder / "notes" / "mine.txt"
         notes.parent.mkdir()
         notes.write_text("mine")
         with pytest.raises(ConfigError, match=r"exists and holds notes/mine\.txt, which awq-edge"):
-            awq_edge.quantize(model, folder, overwrite=True, **OPTIONS)  # type: ignore[arg-type]
+            awq_edge.quantize(model, folder, RTN, run=awq_edge.RunOptions(overwrite=True))
         assert notes.read_text() == "mine"
 
 
@@ -120,7 +121,8 @@ def test_what_cannot_work_is_said_before_the_work(
     seen: list[object] = []
     for stage in (awq_edge.quantize, awq_edge.export):
         with pytest.raises(ConfigError, match=words):
-            stage("demo", out, observer=lambda *told: seen.append(told), **OPTIONS)  # type: ignore[operator]
+            run = awq_edge.RunOptions(observer=lambda *told: seen.append(told))
+            stage("demo", out, RTN, run=run)  # type: ignore[operator]
     assert seen == [] and sorted(p.name for p in tmp_path.iterdir()) == ["file", "loop"]
 
 

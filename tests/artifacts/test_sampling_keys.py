@@ -104,8 +104,8 @@ def with_config(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def exported(model: Path, out: Path, **options: Any) -> Path:
-    settings = {"method": "none", "accuracy_level": 0, "activation_dtype": "float32"}
-    return awq_edge.export(model, out, **settings, **options).path
+    recipe = awq_edge.load_recipe(method="none", accuracy_level=0, activation_dtype="float32")
+    return awq_edge.export(model, out, recipe, **options).path
 
 
 def test_the_bundle_has_the_model_s_set(with_config: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def make_artifacts(folder: Path) -> None:
 def _make(folder: Path) -> None:
     import awq_edge
     from awq_edge.artifacts.directories import Bundle
-    from awq_edge.recipe.recipes import recipe_folder
+    from awq_edge.recipe.files import recipe_folder
     from awq_edge.runtime.saved_conversation import SavedConversation, SavedMessage, save
     from tests.exporter.models import save_quantized, save_random_model
     from tests.tensorrt.engine_bundles import make_engine
@@ -40,11 +40,15 @@ def _make(folder: Path) -> None:
         save_quantized(model, folder / name, layout=layout)
         for file in (*model.glob("*token*.json"), model / "generation_config.json"):
             shutil.copyfile(file, folder / name / file.name)
-    awq_edge.quantize(model, folder / "reported", recipe="cpu", method="rtn", group_size=32)
+    awq_edge.quantize(
+        model, folder / "reported", awq_edge.load_recipe("cpu", method="rtn", group_size=32)
+    )
     for name, recipe in (("bundle", "cpu"), ("cuda", "cuda")):
-        awq_edge.export(folder / "reported", folder / name, recipe=recipe, context=64)
+        awq_edge.export(
+            folder / "reported", folder / name, awq_edge.load_recipe(recipe, context=64)
+        )
     tensorrt = awq_edge.export(
-        folder / "reported", folder / "trt", recipe="rtx-4070-laptop-8gb", context=64
+        folder / "reported", folder / "trt", awq_edge.load_recipe("rtx-4070-laptop-8gb", context=64)
     )
     make_engine(
         Bundle.open(tensorrt.path), tensorrt.path / "engines", "tensorrt-rtx", "1.7.1.116", "SM89"

@@ -54,7 +54,9 @@ def test_a_report_from_before_there_were_perplexities_is_read(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     """The schema version is the same: keys that came later are optional."""
-    report = awq_edge.quantize(tiny_llama, tmp_path / "out", method="rtn", group_size=32).report
+    report = awq_edge.quantize(
+        tiny_llama, tmp_path / "out", awq_edge.load_recipe(method="rtn", group_size=32)
+    ).report
     data = json.loads(report.model_dump_json())
     assert data.pop("perplexities") == []
     for block in data["blocks"]:
@@ -81,6 +83,11 @@ def test_an_evaluation_that_fails_leaves_a_whole_checkpoint(
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": False}))
     text.write_text("x", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"out is complete, but not evaluated: the text has 1"):
-        awq_edge.quantize(model, tmp_path / "out", method="rtn", group_size=32, eval_texts=[text])
+        awq_edge.quantize(
+            model,
+            tmp_path / "out",
+            awq_edge.load_recipe(method="rtn", group_size=32),
+            eval_texts=[text],
+        )
     report = (tmp_path / "out" / "quantization_report.json").read_bytes()
     assert QuantizationReport.model_validate_json(report).perplexities == ()

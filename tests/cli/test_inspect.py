@@ -25,7 +25,9 @@ from .conftest import Command, Outcome
 def checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AutoAWQ checkpoint with a linear that does not fit: 96 input channels, groups of 64."""
     out = tmp_path_factory.mktemp("inspect") / "checkpoint"
-    return awq_edge.quantize(tiny_llama, out, method="rtn", group_size=64).path
+    return awq_edge.quantize(
+        tiny_llama, out, awq_edge.load_recipe(method="rtn", group_size=64)
+    ).path
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from .conftest import BareEnvironment
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, exported where the host packages are."""
     out = tmp_path_factory.mktemp("device") / "bundle"
-    awq_edge.export("demo", out, method="rtn")
+    awq_edge.export("demo", out, awq_edge.load_recipe(method="rtn"))
     return out
 
 

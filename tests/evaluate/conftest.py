@@ -24,5 +24,5 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_llama`, rounded to nearest in groups of 32; lm_head as it was."""
     out = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    awq_edge.quantize(tiny_llama, out, method="rtn", group_size=GROUP_SIZE)
+    awq_edge.quantize(tiny_llama, out, awq_edge.load_recipe(method="rtn", group_size=GROUP_SIZE))
     return out

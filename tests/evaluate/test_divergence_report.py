@@ -31,9 +31,9 @@ def measure(target: Path, reference: Path, text: Path, **options: Any) -> Diverg
 
 @pytest.fixture(scope="module")
 def rounded_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings: dict[str, Any] = {"accuracy_level": 0, "lm_head_bits": 16, "context": 128}
+    recipe = awq_edge.load_recipe(accuracy_level=0, lm_head_bits=16, context=128)
     out = tmp_path_factory.mktemp("rounded") / "bundle"
-    return awq_edge.export(checkpoint, out, **settings).path
+    return awq_edge.export(checkpoint, out, recipe).path
 
 
 def test_a_model_and_itself(tiny_bundle: Path, tiny_llama: Path, text: Path) -> None:

@@ -192,8 +192,8 @@ def _dequantized(stored: dict[str, np.ndarray], name: str) -> np.ndarray:
 def test_bundle_of_a_checkpoint_gives_its_number(
     checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"accuracy_level": 0, "lm_head_bits": 16}
-    bundle = awq_edge.export(checkpoint, tmp_path / "bundle", **settings).path
+    recipe = awq_edge.load_recipe(accuracy_level=0, lm_head_bits=16)
+    bundle = awq_edge.export(checkpoint, tmp_path / "bundle", recipe).path
     expected = measure(checkpoint, text).perplexity
     report = measure(bundle, text)
     assert report.perplexity == pytest.approx(expected, rel=PROMISED)

@@ -33,9 +33,11 @@ def export(tmp_path: Path) -> Export:
     """Export a checkpoint into tmp_path/bundle, lm_head unquantized unless told otherwise."""
 
     def run(checkpoint: Path, recipe: Recipe | None = None, **arguments: Any) -> Bundle:
-        settings: dict[str, Any] = {"model_name": "tiny", "lm_head_bits": 16, "overwrite": True}
+        options = {"lm_head_bits": 16, **arguments}
+        overwrite = options.pop("overwrite", True)
+        asked = (recipe or parity_recipe()).asking(**options)
         return export_checkpoint(
-            checkpoint, tmp_path / "bundle", recipe or parity_recipe(), **(settings | arguments)
+            checkpoint, tmp_path / "bundle", asked, model_name="tiny", overwrite=overwrite
         )
 
     return run

@@ -136,7 +136,7 @@ def test_an_unknown_runtime_is_refused_with_the_way_out(llama: Path, export: Exp
     with pytest.raises(ConfigError, match=message):
         require_lowering("openvino")
     with pytest.raises(ConfigError, match=message):
-        awq_edge.export(llama, "bundle", recipe="cpu", runtime="openvino")
+        awq_edge.load_recipe("cpu", runtime="openvino")
 
 
 def test_bfloat16_is_refused_by_name(llama: Path, export: Export) -> None:
@@ -160,13 +160,21 @@ def test_overrides_that_a_checkpoint_contradicts(
     overrides: dict[str, Any], message: str, llama_checkpoint: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_overrides(Checkpoint.open(llama_checkpoint), overrides)
+        check_overrides(Checkpoint.open(llama_checkpoint), load_recipe("cpu", **overrides), None)
+    check_overrides(
+        Checkpoint.open(llama_checkpoint), load_recipe("cpu"), None
+    )  # nobody asked for its values
+
+
+def test_a_calibration_comes_too_late_for_a_checkpoint(llama_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--calibration text\.txt: .* is quantized already"):
+        check_overrides(Checkpoint.open(llama_checkpoint), load_recipe("cpu"), "text.txt")
 
 
 def test_overrides_that_agree(llama_checkpoint: Path, llama: Path) -> None:
-    same = {"method": "rtn", "bits": 4, "group_size": 32, "scheme": None, "seed": None}
-    check_overrides(Checkpoint.open(llama_checkpoint), same)
-    check_overrides(Checkpoint.open(llama), {"bits": 3})
+    same = load_recipe(method="rtn", bits=4, group_size=32, scheme=None, seed=None)
+    check_overrides(Checkpoint.open(llama_checkpoint), same, None)
+    check_overrides(Checkpoint.open(llama), load_recipe(bits=3), None)
 
 
 def test_an_existing_bundle_is_kept(llama: Path, export: Export) -> None:

@@ -43,7 +43,7 @@ def test_heads_that_onnxruntime_does_not_take_are_refused(tmp_path: Path, size: 
     pytest.importorskip("torch", reason="needs the [host] extra")
     model = save_tiny_llama(tmp_path / "model", head_size=size)
     with pytest.raises(ModelError, match=f"head size {size} is not a multiple of 8"):
-        awq_edge.export(model, tmp_path / "bundle", method="none")
+        awq_edge.export(model, tmp_path / "bundle", awq_edge.load_recipe(method="none"))
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
 
 
@@ -51,7 +51,7 @@ def test_heads_that_onnxruntime_does_not_take_are_refused(tmp_path: Path, size: 
 def test_other_heads_run(tmp_path: Path, size: int) -> None:
     pytest.importorskip("torch", reason="needs the [host] extra")
     model = save_tiny_llama(tmp_path / "model", head_size=size)
-    bundle = awq_edge.export(model, tmp_path / "bundle", method="none")
+    bundle = awq_edge.export(model, tmp_path / "bundle", awq_edge.load_recipe(method="none"))
     assert awq_edge.load(bundle.path).generate("Once", max_new_tokens=2, ignore_eos=True).text
 
 
@@ -61,7 +61,7 @@ def test_a_folder_without_a_tokenizer_is_refused_with_the_way_to_make_one(tmp_pa
     (model / "tokenizer.json").unlink()
     for method in ("none", "rtn", "awq"):
         with pytest.raises(ModelError) as refused:
-            awq_edge.export(model, tmp_path / "bundle", method=method)
+            awq_edge.export(model, tmp_path / "bundle", awq_edge.load_recipe(method=method))
         assert f"{model} has no tokenizer.json; make one" in str(refused.value)
         assert "AutoTokenizer.from_pretrained(d).save_pretrained(d)" in str(refused.value)
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
@@ -72,7 +72,7 @@ def test_a_damaged_tokenizer_is_refused_too(tmp_path: Path) -> None:
     model = save_tiny_llama(tmp_path / "model")
     shutil.copyfile(model / "config.json", model / "tokenizer.json")
     with pytest.raises(ModelError, match=r"is not a valid tokenizer\.json"):
-        awq_edge.export(model, tmp_path / "bundle", method="none")
+        awq_edge.export(model, tmp_path / "bundle", awq_edge.load_recipe(method="none"))
 
 
 @pytest.mark.parametrize(

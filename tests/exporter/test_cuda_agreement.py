@@ -31,14 +31,14 @@ def losses(logits: np.ndarray, ids: list[int]) -> np.ndarray:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "checkpoint"
-    awq_edge.quantize("demo", folder, method="rtn")
+    awq_edge.quantize("demo", folder, awq_edge.load_recipe(method="rtn"))
     return folder
 
 
 def test_the_demo_model(checkpoint: Path, tmp_path: Path) -> None:
     text = (Path(awq_edge.__file__).parent / "data" / "calibration.txt").read_text("utf-8")
-    onnx = awq_edge.export(checkpoint, tmp_path / "onnx", accuracy_level=0)
-    bundle = awq_edge.export(checkpoint, tmp_path / "cuda", runtime="cuda")
+    onnx = awq_edge.export(checkpoint, tmp_path / "onnx", awq_edge.load_recipe(accuracy_level=0))
+    bundle = awq_edge.export(checkpoint, tmp_path / "cuda", awq_edge.load_recipe(runtime="cuda"))
     with awq_edge.load(onnx.path) as model:
         ids = model.tokenizer.encode(text[-8000:])[:TOKENS]
         assert len(ids) == TOKENS

@@ -15,7 +15,7 @@ from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
 from awq_edge.exporter.graph import DecoderGraph, module_path, to_model
 from awq_edge.exporter.weights import FLOAT16, FLOAT32, UINT4, UINT8
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.recipe.recipes import default_recipe, list_recipes
+from awq_edge.recipe.recipes import list_recipes, load_recipe
 from awq_edge.recipe.runtimes import runtimes
 from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
@@ -201,7 +201,7 @@ def test_a_lowering_leaves_the_canonical_graph_as_it_was(
     weights = dict(graph.weights)
     lowering = lowering_of(runtime)
     own = [recipe for recipe in list_recipes() if recipe.runtime.backend == runtime]
-    recipe = next(iter(own), None) or default_recipe(runtime).overridden(
+    recipe = next(iter(own), None) or load_recipe(runtime=runtime).overridden(
         {"runtime.backend": runtime}
     )
     first = to_model(lowering.lower(graph, recipe), lowering.IR_VERSION).SerializeToString()

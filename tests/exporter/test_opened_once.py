@@ -39,7 +39,7 @@ def test_a_checkpoint_is_opened_and_checked_once(
     count(checkpoint.Checkpoint, "_check_names_and_shapes")
     count(bundle, "check_model")
     count(recipes, "_read_chain")
-    awq_edge.export(source, tmp_path / "bundle", recipe=recipe)
+    awq_edge.export(source, tmp_path / "bundle", recipe)
     shards = len(list(source.glob("*.safetensors")))
     assert calls == {
         "read_config": 1,

@@ -139,11 +139,11 @@ def test_graphs_that_take_embeddings_parse(model_type: str, tmp_path: Path, buil
 
 def test_the_demo_model_is_built(tmp_path: Path, build: Build) -> None:
     checkpoint = tmp_path / "checkpoint"
-    awq_edge.quantize("demo", checkpoint, method="rtn", scheme="symmetric")
+    awq_edge.quantize("demo", checkpoint, awq_edge.load_recipe(method="rtn", scheme="symmetric"))
     jobs, weights = [], []
     for form in FORMS:
         bundle = awq_edge.export(
-            checkpoint, tmp_path / form, recipe=form_recipe(form, "float16"), context=256
+            checkpoint, tmp_path / form, form_recipe(form, "float16").asking(context=256)
         )
         weights.append(sum(bundle.manifest.part_bytes.values()))
         jobs.append({"bundle": str(bundle.path), "sm": [89]})

@@ -211,7 +211,8 @@ def test_native_linears_refuse_asymmetric_weights(
 
     def refusal(model: Path, **arguments: Any) -> str:
         with pytest.raises(ModelError) as refused:
-            awq_edge.export(model, tmp_path / "out", recipe=RTX, linear="native", **arguments)
+            recipe = awq_edge.load_recipe(RTX, linear="native", **arguments)
+            awq_edge.export(model, tmp_path / "out", recipe)
         assert not list(tmp_path.iterdir())
         assert "have no zero points" in str(refused.value)
         return str(refused.value)
@@ -223,7 +224,7 @@ def test_native_linears_refuse_asymmetric_weights(
     assert "give --lm-head-bits 8" in refusal(symmetric, lm_head_bits=4)
     whole = shutil.copytree(symmetric, tmp_path / "with a tokenizer")
     save_tokenizer(whole)
-    awq_edge.export(whole, tmp_path / "out", recipe=RTX, linear="native")
+    awq_edge.export(whole, tmp_path / "out", awq_edge.load_recipe(RTX, linear="native"))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_forms_that_are_not_there(
     recipe: str, forms: dict[str, str], message: str, symmetric: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        awq_edge.export(symmetric, tmp_path / "out", recipe=recipe, **forms)  # type: ignore[arg-type]
+        awq_edge.export(symmetric, tmp_path / "out", awq_edge.load_recipe(recipe, **forms))
     assert not list(tmp_path.iterdir())
 
 

@@ -32,7 +32,7 @@ TOLERANCE = 0.05
 @pytest.fixture(scope="module")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("fit") / "demo"
-    return awq_edge.export("demo", out, recipe="cpu", method="rtn")
+    return awq_edge.export("demo", out, awq_edge.load_recipe("cpu", method="rtn"))
 
 
 def test_the_prediction_is_that_of_the_bundle(demo_bundle: Bundle) -> None:

@@ -65,8 +65,8 @@ def test_experts_and_their_router_in_a_checkpoint(tmp_path: Path) -> None:
     config = AutoConfig.for_model("mixtral", **tiny_config("mixtral", SIZES))
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     save_tokenizer(tmp_path / "model")
-    options = {"method": "rtn", "group_size": 32}
-    path = awq_edge.quantize(tmp_path / "model", tmp_path / "out", **options).path
+    recipe = awq_edge.load_recipe(method="rtn", group_size=32)
+    path = awq_edge.quantize(tmp_path / "model", tmp_path / "out", recipe).path
     found = inspect_artifact(path)
     stored = load_file(path / "model.safetensors")
     assert len(found.unquantized) == 2

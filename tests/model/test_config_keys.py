@@ -217,11 +217,12 @@ def test_stages_refuse_them_by_one_line(tmp_path: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     text.write_text("Once upon a time there was a girl. " * 20)
     out = tmp_path / "out"
-    recipe = {"recipe": "cpu"}
     stages: dict[str, Any] = {
-        "quantize": lambda **keys: awq_edge.quantize(model, out, method="rtn", **recipe, **keys),
+        "quantize": lambda **keys: awq_edge.quantize(
+            model, out, awq_edge.load_recipe(method="rtn"), **keys
+        ),
         "export": lambda **keys: awq_edge.export(
-            model, tmp_path / "bundle", method="none", **recipe, **keys
+            model, tmp_path / "bundle", awq_edge.load_recipe(method="none"), **keys
         ),
         "eval": lambda **keys: evaluate_perplexity(model, text, max_tokens=40, **keys),
         "fit": lambda **keys: find_model(str(model), **keys),

@@ -18,7 +18,7 @@ from awq_edge.kernels import interface
 from awq_edge.model.archs import architectures, decoder_from_config
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.containers import GROUP_SIZES, SMALLEST_BLOCK, largest_block
-from awq_edge.model.group_size import choose_group_size, coverage, planned_coverage
+from awq_edge.model.group_size import GroupChoice, choose_group_size, coverage, planned_coverage
 from awq_edge.model.layouts import layouts
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe
@@ -73,9 +73,12 @@ def test_the_largest_size_that_divides_every_input(recipe: Recipe) -> None:
 def test_a_recipe_that_asks_for_less_gets_no_more() -> None:
     """64 is the recipe's word where it fits, though 128 would, too."""
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
-    small = CPU.overridden({"quantization.group_size": 64})
+    small = CPU.resolved({"quantization.group_size": 64})
     assert choose_group_size(small, decoder_from_config(config(256, 384, **heads))).size == 64
-    assert choose_group_size(small, decoder_from_config(config(96, 384, **heads))).size == 32
+    odd = decoder_from_config(config(96, 384, **heads))
+    assert choose_group_size(small, odd).size == 32
+    asked = CPU.overridden({"quantization.group_size": 64})
+    assert choose_group_size(asked, odd) == GroupChoice(64, None)
 
 
 def test_where_none_divides_them_all_the_one_that_quantizes_most_weights() -> None:
@@ -151,14 +154,14 @@ def test_counts_of_names_and_of_kinds_agree() -> None:
 
 def test_quantize_export_and_fit_take_the_same_size(tmp_path: Path) -> None:
     model = save(tmp_path / "model", 96, 160)
-    report = awq_edge.quantize(model, tmp_path / "out", method="rtn").report
+    report = awq_edge.quantize(model, tmp_path / "out", awq_edge.load_recipe(method="rtn")).report
     assert report.group_size == 32 and not report.unquantized
     assert len(report.notes) == 1 and "groups of 32, not the recipe's 128" in report.notes[0]
     assert report.summary.unquantized_weights == 0
     predicted = fit(find_model(str(model)), CPU, Asked())
     assert predicted.settings.group_size == 32
     assert report.notes[0] in predicted.notes
-    bundle = awq_edge.export(model, tmp_path / "bundle", method="rtn")
+    bundle = awq_edge.export(model, tmp_path / "bundle", awq_edge.load_recipe(method="rtn"))
     assert bundle.manifest.group_size == 32
     assert set(bundle.manifest.unquantized) == set()
 
@@ -213,9 +216,9 @@ def test_a_model_that_no_size_fits_is_told_to_stay_as_it_is(tmp_path: Path) -> N
     save_tokenizer(path)
     assert Checkpoint.open(path).decoder.hidden_size == 48
     with pytest.raises(ConfigError, match="--method none"):
-        awq_edge.quantize(path, tmp_path / "out", method="rtn")
+        awq_edge.quantize(path, tmp_path / "out", awq_edge.load_recipe(method="rtn"))
     with pytest.raises(ConfigError, match="--method none"):
-        awq_edge.export(path, tmp_path / "out", method="rtn")
+        awq_edge.export(path, tmp_path / "out", awq_edge.load_recipe(method="rtn"))
     with pytest.raises(ConfigError, match="--method none"):
         fit(find_model(str(path)), CPU, Asked())
     assert not (tmp_path / "out").exists()

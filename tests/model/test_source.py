@@ -14,7 +14,7 @@ from awq_edge.artifacts.directories import Bundle, hash_file
 from awq_edge.errors import ArtifactError, ResourceError
 from awq_edge.model.hub import resolve_model
 
-OPTIONS = {"method": "rtn", "group_size": 64}
+RTN = awq_edge.load_recipe(method="rtn", group_size=64)
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -35,15 +35,17 @@ def model(tmp_path: Path) -> Path:
 
 def test_the_model_stands_at_the_beginning_of_every_chain(model: Path, tmp_path: Path) -> None:
     weights = hash_file(model / "model.safetensors")
-    checkpoint = awq_edge.quantize(model, tmp_path / "checkpoint", **OPTIONS)  # type: ignore[arg-type]
+    checkpoint = awq_edge.quantize(model, tmp_path / "checkpoint", RTN)
     source = checkpoint.report.source
     assert source is not None and source.weights == {"model.safetensors": weights}
     assert (source.name, source.path, source.revision) == (str(model), str(model), REVISION)
     assert source.config_sha256 == hash_file(model / "config.json").sha256
     facts = source.facts()
     two_steps = awq_edge.export(checkpoint.path, tmp_path / "two").manifest.source
-    one_step = awq_edge.export(model, tmp_path / "one", **OPTIONS).manifest.source  # type: ignore[arg-type]
-    unquantized = awq_edge.export(model, tmp_path / "plain", method="none").manifest.source
+    one_step = awq_edge.export(model, tmp_path / "one", RTN).manifest.source
+    unquantized = awq_edge.export(
+        model, tmp_path / "plain", awq_edge.load_recipe(method="none")
+    ).manifest.source
     for found in (two_steps, one_step, unquantized):
         assert found.items() >= facts.items()
         # Nothing of a folder that is gone.
@@ -55,7 +57,7 @@ def test_the_model_stands_at_the_beginning_of_every_chain(model: Path, tmp_path:
 
 def test_changed_weights_are_named(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
-    awq_edge.quantize("demo", checkpoint, **OPTIONS)  # type: ignore[arg-type]
+    awq_edge.quantize("demo", checkpoint, RTN)
     file = checkpoint / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-5000:-4900] = bytes(100)
@@ -68,7 +70,7 @@ def test_changed_weights_are_named(tmp_path: Path) -> None:
 
 def test_reports_of_earlier_versions_have_no_hashes(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
-    awq_edge.quantize("demo", checkpoint, **OPTIONS)  # type: ignore[arg-type]
+    awq_edge.quantize("demo", checkpoint, RTN)
     report = checkpoint / "quantization_report.json"
     content = json.loads(report.read_text())
     report.write_text(
@@ -92,17 +94,18 @@ def test_the_disk_is_checked_for_all_that_an_export_writes(
     monkeypatch.setattr("awq_edge.quantizer.stage.require_disk", check)
     for stage in (awq_edge.quantize, awq_edge.export):
         with pytest.raises(ResourceError, match="the checkpoint"):
-            stage(  # type: ignore[operator]
-                "demo", tmp_path / "out", observer=lambda *told: seen.append(told), **OPTIONS
-            )
-    bundle = awq_edge.export("demo", tmp_path / "plain", method="none", activation_dtype="float16")
+            run = awq_edge.RunOptions(observer=lambda *told: seen.append(told))
+            stage("demo", tmp_path / "out", RTN, run=run)  # type: ignore[operator]
+    bundle = awq_edge.export(
+        "demo", tmp_path / "plain", awq_edge.load_recipe(method="none", activation_dtype="float16")
+    )
     size = sum(entry.size for entry in bundle.manifest.files.values())
     assert seen == [] and needed[1] >= needed[0] and needed[1] < 3 * size
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a\\..\\b", ""])
 def test_paths_of_a_manifest_stay_in_their_folder(tmp_path: Path, name: str) -> None:
-    bundle = awq_edge.export("demo", tmp_path / "bundle", method="none").path
+    bundle = awq_edge.export("demo", tmp_path / "bundle", awq_edge.load_recipe(method="none")).path
     manifest = bundle / "manifest.json"
     content = json.loads(manifest.read_text())
     content["files"][name] = content["files"]["model.onnx"]
@@ -115,7 +118,7 @@ def test_paths_of_a_manifest_stay_in_their_folder(tmp_path: Path, name: str) -> 
 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "chat_template.jinja"])
 def test_links_out_of_a_bundle_are_refused(tmp_path: Path, name: str) -> None:
-    bundle = awq_edge.export("demo", tmp_path / "bundle", method="none").path
+    bundle = awq_edge.export("demo", tmp_path / "bundle", awq_edge.load_recipe(method="none")).path
     outside, file = tmp_path / "outside", bundle / name
     outside.write_bytes(file.read_bytes() if file.exists() else b"")
     file.unlink(missing_ok=True)

@@ -83,4 +83,4 @@ def _quantize(threads: int, model: Path, out: Path, text: Path, **options: Any) 
     import awq_edge
 
     torch.set_num_threads(threads)
-    awq_edge.quantize(model, out, calibration=text, **SETTINGS, **options)
+    awq_edge.quantize(model, out, awq_edge.load_recipe(**SETTINGS, **options), calibration=text)

@@ -30,13 +30,8 @@ FORMAT = NumberFormat(4, 32, "asymmetric")
 def quantized(
     model: Path, out: Path, calibration: Path, method: str = "awq", **overrides: Any
 ) -> QuantizedCheckpoint:
-    options: dict[str, Any] = {
-        "group_size": 32,
-        "calibration": calibration,
-        "samples": 8,
-        "length": 64,
-    }
-    return awq_edge.quantize(model, out, method=method, **(options | overrides))
+    options = {"method": method, "group_size": 32, "samples": 8, "length": 64, **overrides}
+    return awq_edge.quantize(model, out, awq_edge.load_recipe(**options), calibration=calibration)
 
 
 def restore(path: Path) -> Any:

@@ -102,11 +102,8 @@ def test_methods_in_order(model: Path, calibration_text: Path, tmp_path: Path) -
         report = awq_edge.quantize(
             model,
             tmp_path / method,
-            method=method,
-            group_size=32,
+            awq_edge.load_recipe(method=method, group_size=32, samples=8, length=64),
             calibration=calibration_text,
-            samples=8,
-            length=64,
         ).report
         linears = [linear for block in report.blocks for linear in block.linears]
         mean[method] = report.summary.mean_sqnr_db or 0.0
@@ -130,11 +127,7 @@ def test_without_g_it_rounds_to_nearest(
     report = awq_edge.quantize(
         model,
         tmp_path / "out",
-        recipe=recipe,
-        method="gptq",
-        group_size=32,
+        recipe.asking(method="gptq", group_size=32, samples=4, length=64),
         calibration=calibration_text,
-        samples=4,
-        length=64,
     ).report
     assert not any(linear.gptq for block in report.blocks for linear in block.linears)

@@ -39,13 +39,11 @@ def test_cuda_gives_the_quality_of_the_cpu(
         reports[device] = awq_edge.quantize(
             model,
             tmp_path / device,
-            method=method,
-            group_size=32,
+            awq_edge.load_recipe(
+                method=method, group_size=32, samples=8, length=64, lm_head_bits=4
+            ),
             calibration=calibration_text,
-            samples=8,
-            length=64,
-            lm_head_bits=4,
-            device=device,
+            run=awq_edge.RunOptions(device=device),
         ).report
     cpu, cuda = reports["cpu"], reports["cuda"]
     assert cuda.device == torch.cuda.get_device_name() and cuda.peak_cuda_bytes
@@ -69,7 +67,11 @@ def test_a_device_that_is_not_there_is_named(
 ) -> None:
     with pytest.raises(RuntimeUnavailableError, match=r"cuda:99: torch .* use --device cpu"):
         awq_edge.quantize(
-            model, tmp_path / "out", calibration=calibration_text, device="cuda:99", length=64
+            model,
+            tmp_path / "out",
+            awq_edge.load_recipe(length=64),
+            calibration=calibration_text,
+            run=awq_edge.RunOptions(device="cuda:99"),
         )
 
 
@@ -83,12 +85,9 @@ def test_every_architecture_on_cuda(
         report = awq_edge.quantize(
             tiny_model,
             tmp_path / device,
-            method="awq",
-            group_size=32,
+            awq_edge.load_recipe(method="awq", group_size=32, samples=8, length=64),
             calibration=calibration_text,
-            samples=8,
-            length=64,
-            device=device,
+            run=awq_edge.RunOptions(device=device),
         ).report
         summaries[device] = report.summary
         for block in report.blocks:

@@ -32,7 +32,8 @@ from awq_edge.runtime.memory import read_process_memory
 peaks = []
 tiny, model, out, samples, length = sys.argv[1:]
 for path, group, samples, length in ((tiny, 32, 2, 32), (model, 128, int(samples), int(length))):
-    awq_edge.quantize(path, f"{out}/{len(peaks)}", group_size=group, samples=samples, length=length)
+    recipe = awq_edge.load_recipe("cpu", group_size=group, samples=samples, length=length)
+    awq_edge.quantize(path, f"{out}/{len(peaks)}", recipe)
     peaks.append(read_process_memory().peak_rss)
 print(*peaks)
 """

@@ -66,7 +66,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_no_disk_space_is_known_before_the_work(model: Path, small_disk: Path) -> None:
     with pytest.raises(ResourceError, match=r"the checkpoint needs .* MB in .*, .* [kM]B are free"):
-        awq_edge.quantize(model, small_disk / "out", method="rtn", group_size=32)
+        awq_edge.quantize(
+            model, small_disk / "out", awq_edge.load_recipe(method="rtn", group_size=32)
+        )
     assert list(small_disk.iterdir()) == []
 
 
@@ -78,7 +80,9 @@ def test_a_disk_that_fills_up_is_one_line_and_costs_no_work(
 
     monkeypatch.setattr(stage, "require_disk", lambda *_: None)
     with pytest.raises(ResourceError, match=r"filled up while out was made; .* are kept"):
-        awq_edge.quantize(model, small_disk / "out", method="rtn", group_size=32)
+        awq_edge.quantize(
+            model, small_disk / "out", awq_edge.load_recipe(method="rtn", group_size=32)
+        )
     assert [path.name for path in small_disk.iterdir()] == [".out.resume"]
     finished = list((small_disk / ".out.resume").glob("*.json"))
     assert finished and not list((small_disk / ".out.resume").glob("*.partial*"))
@@ -103,11 +107,11 @@ def quantized(
     awq_edge.quantize(
         model,
         out,
-        method=method,
+        awq_edge.load_recipe(method=method, **SETTINGS),
         calibration=text,
-        resume=resume,
-        observer=lambda done, total, what: told.append(what),
-        **SETTINGS,
+        run=awq_edge.RunOptions(
+            resume=resume, observer=lambda done, total, what: told.append(what)
+        ),
     )
     return told
 
@@ -221,7 +225,7 @@ def test_propagated_errors_survive_a_restart(
             recipe.overridden({"quantization.propagate_error": propagate_error}),
             model_name="model",
             calibration=calibration_text,
-            observer=observe,
+            run=awq_edge.RunOptions(observer=observe),
         )
         return (out / "model.safetensors").read_bytes()
 
@@ -263,22 +267,18 @@ def test_an_export_that_was_killed_reuses_its_checkpoint(
 ) -> None:
     """Killed between the two stages: the next export quantizes nothing."""
     bundle = tmp_path / "bundle"
-    options = {"method": "rtn", "group_size": 32, "lm_head_bits": 16}
+    recipe = awq_edge.load_recipe(method="rtn", group_size=32, lm_head_bits=16)
 
     def stop(done: int, total: int, what: str) -> None:
         if "weights" in what:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        awq_edge.export(small, bundle, observer=stop, **options)  # type: ignore[arg-type]
+        awq_edge.export(small, bundle, recipe, run=awq_edge.RunOptions(observer=stop))
     assert [path.name for path in tmp_path.iterdir()] == [".bundle.checkpoint"]
     told: list[str] = []
-    awq_edge.export(
-        small,
-        bundle,
-        observer=lambda done, total, what: told.append(what),
-        **options,  # type: ignore[arg-type]
-    )
+    observer = lambda done, total, what: told.append(what)  # noqa: E731
+    awq_edge.export(small, bundle, recipe, run=awq_edge.RunOptions(observer=observer))
     assert not any(what.startswith("block") for what in told)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
@@ -287,7 +287,7 @@ def test_overwriting_keeps_the_old_until_the_new_is_whole(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    awq_edge.quantize(small, out, method="rtn", group_size=32)
+    awq_edge.quantize(small, out, awq_edge.load_recipe(method="rtn", group_size=32))
     before = (out / "model.safetensors").read_bytes()
 
     def fail(directory: Path, final: Path, *, overwrite: bool) -> None:
@@ -295,6 +295,11 @@ def test_overwriting_keeps_the_old_until_the_new_is_whole(
 
     monkeypatch.setattr(artifacts, "publish_directory", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        awq_edge.quantize(small, out, method="rtn", group_size=64, overwrite=True)
+        awq_edge.quantize(
+            small,
+            out,
+            awq_edge.load_recipe(method="rtn", group_size=64),
+            run=awq_edge.RunOptions(overwrite=True),
+        )
     assert (out / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.resume", "out"]

@@ -61,11 +61,8 @@ def test_reports_have_it_beside_every_linear(
     report = awq_edge.quantize(
         tiny_llama,
         tmp_path / "out",
-        method=method,
-        group_size=32,
+        awq_edge.load_recipe(method=method, group_size=32, samples=2, length=32),
         calibration=calibration_text,
-        samples=2,
-        length=32,
     ).report
     found = [x.nf4_sqnr_db for block in report.blocks for x in block.linears]
     # The same number of bits: within a few dB of round-to-nearest, and not a copy of it.
@@ -76,7 +73,9 @@ def test_reports_have_it_beside_every_linear(
 
 
 def test_a_report_from_before_is_still_read(tiny_llama: Path, tmp_path: Path) -> None:
-    path = awq_edge.quantize(tiny_llama, tmp_path / "out", method="rtn", group_size=32).path
+    path = awq_edge.quantize(
+        tiny_llama, tmp_path / "out", awq_edge.load_recipe(method="rtn", group_size=32)
+    ).path
     data = json.loads((path / "quantization_report.json").read_text())
     del data["summary"]["mean_nf4_sqnr_db"]
     for block in data["blocks"]:

@@ -119,7 +119,9 @@ def test_tied_embeddings_are_untied(
     )
     expected = logits(restore(out), token_ids())
     bundle = awq_edge.export(
-        out, tmp_path / "bundle", accuracy_level=0, activation_dtype="float32", context=64
+        out,
+        tmp_path / "bundle",
+        awq_edge.load_recipe(accuracy_level=0, activation_dtype="float32", context=64),
     )
     assert (bundle.manifest.bits, bundle.manifest.lm_head_bits) == (3, bits)
     ids = token_ids()[0].tolist()
@@ -169,14 +171,10 @@ def test_an_input_that_is_no_norms_output(calibration_text: Path, tmp_path: Path
 def test_an_export_that_quantizes_calibrates_the_output_layer(
     salient: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {
-        "group_size": 32,
-        "calibration": calibration_text,
-        "samples": 8,
-        "length": 64,
-        "accuracy_level": 0,
-    }
-    bundle = awq_edge.export(salient, tmp_path / "bundle", lm_head_bits=4, **options)
+    recipe = awq_edge.load_recipe(
+        group_size=32, samples=8, length=64, accuracy_level=0, lm_head_bits=4
+    )
+    bundle = awq_edge.export(salient, tmp_path / "bundle", recipe, calibration=calibration_text)
     assert (bundle.manifest.bits, bundle.manifest.lm_head_bits) == (4, 4)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     from transformers import AutoModelForCausalLM
@@ -185,7 +183,9 @@ def test_an_export_that_quantizes_calibrates_the_output_layer(
     ids = token_ids()[0].tolist()
     expected = logits(model, torch.tensor([ids]))[0]
     checkpoint = quantized(salient, tmp_path / "awq", calibration_text, format="awq").path
-    rounded = awq_edge.export(checkpoint, tmp_path / "rounded", lm_head_bits=4, accuracy_level=0)
+    rounded = awq_edge.export(
+        checkpoint, tmp_path / "rounded", awq_edge.load_recipe(lm_head_bits=4, accuracy_level=0)
+    )
     errors = {}
     for name, each in (("calibrated", bundle), ("rounded", rounded)):
         with open_session(each, SessionOptions(threads=1)) as session:  # type: ignore[attr-defined]

@@ -32,8 +32,8 @@ def checkpoint(
 ) -> Path:
     """A checkpoint of every method."""
     out = tmp_path_factory.mktemp("page") / "checkpoint"
-    options = {"method": request.param, "group_size": 32, "samples": 4, "length": 32}
-    return awq_edge.quantize(tiny_llama, out, **options).path
+    recipe = awq_edge.load_recipe(method=request.param, group_size=32, samples=4, length=32)
+    return awq_edge.quantize(tiny_llama, out, recipe).path
 
 
 def test_page_of_a_real_checkpoint(checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ from awq_edge.quantizer import loop, quantize_checkpoint
 from awq_edge.quantizer.blocks import work as block
 from awq_edge.quantizer.cluster import ray_executor
 from awq_edge.quantizer.cluster.options import ExecutorOptions
+from awq_edge.quantizer.run_options import RunOptions
 
 from . import worker_functions
 from .conftest import build_model, save_model
@@ -128,7 +129,7 @@ def quantized(
         recipe,
         model_name="model",
         calibration=text,
-        executor=executor,
+        run=RunOptions(executor=executor),
     )
     return (out / "model.safetensors").read_bytes()
 

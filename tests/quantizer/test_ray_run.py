@@ -138,8 +138,9 @@ def test_a_driver_that_was_killed_is_resumed(
         "    print(what)\n"
         "    if what == stop:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "awq_edge.quantize(model, out, group_size=32, samples=4, length=64, calibration=text,\n"
-        "                  executor='ray', observer=observe)\n"
+        "recipe = awq_edge.load_recipe(group_size=32, samples=4, length=64)\n"
+        "run = awq_edge.RunOptions(executor='ray', observer=observe)\n"
+        "awq_edge.quantize(model, out, recipe, calibration=text, run=run)\n"
     )
 
     def run(stop: str) -> subprocess.CompletedProcess[str]:
@@ -191,8 +192,7 @@ def test_a_gpu_that_two_workers_share_gives_the_bytes_of_one(
             recipe,
             model_name="model",
             calibration=calibration_text,
-            device="cuda",
-            executor=executor,
+            run=awq_edge.RunOptions("cuda", executor),
         )
         made.append((out / "model.safetensors").read_bytes())
     assert made[0] == made[1]
@@ -229,9 +229,9 @@ def test_ray_that_is_not_installed_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RuntimeUnavailableError, match=r"pip install 'awq-edge\[ray\]'"):
-        awq_edge.quantize(model, tmp_path / "out", executor="ray")
+        awq_edge.quantize(model, tmp_path / "out", run=awq_edge.RunOptions(executor="ray"))
     with pytest.raises(RuntimeUnavailableError, match=r"pip install 'awq-edge\[ray\]'"):
-        awq_edge.export(model, tmp_path / "out", executor="ray")
+        awq_edge.export(model, tmp_path / "out", run=awq_edge.RunOptions(executor="ray"))
     assert list(tmp_path.iterdir()) == []
 
 

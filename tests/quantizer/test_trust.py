@@ -155,9 +155,7 @@ def test_activations_that_overflow_stop_with_the_layers_name(
         awq_edge.quantize(
             model,
             tmp_path / "out",
-            group_size=32,
+            awq_edge.load_recipe(group_size=32, samples=4, length=32),
             calibration=calibration_text,
-            samples=4,
-            length=32,
         )
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -15,6 +15,7 @@ from awq_edge.quantizer import QuantizedCheckpoint
 from awq_edge.quantizer.calibration.images import load_image_calibration
 from awq_edge.quantizer.calibration.pictures import draw
 from awq_edge.quantizer.calibration.text import CalibrationSet
+from awq_edge.quantizer.run_options import Observer
 from tests.arch_configs import IMAGE_TOKEN, model_class
 
 VISION = ("llava", "qwen2_vl")
@@ -50,6 +51,15 @@ def loaded_whole(path: Path) -> Any:
     return kind.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def quantize(model: Path, out: Path, text: Path, **options: Any) -> QuantizedCheckpoint:
-    settings = {"group_size": 32, "samples": 4, "length": 64, "calibration": text, **options}
-    return awq_edge.quantize(model, out, **settings)
+def quantize(
+    model: Path,
+    out: Path,
+    text: Path,
+    *,
+    images: Path | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> QuantizedCheckpoint:
+    recipe = awq_edge.load_recipe(**{"group_size": 32, "samples": 4, "length": 64, **options})
+    run = awq_edge.RunOptions(observer=observer)
+    return awq_edge.quantize(model, out, recipe, calibration=text, images=images, run=run)

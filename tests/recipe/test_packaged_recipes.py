@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from awq_edge.errors import ConfigError
-from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe, recipe_folder, recipe_keys
+from awq_edge.recipe.files import recipe_folder
+from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe, recipe_keys
 from awq_edge.units import (
     BANDWIDTH_UNITS,
     SIZE_UNITS,

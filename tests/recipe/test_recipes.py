@@ -8,7 +8,8 @@ import pytest
 
 from awq_edge.errors import ConfigError
 from awq_edge.recipe import recipes
-from awq_edge.recipe.recipes import load_recipe, recipe_folder
+from awq_edge.recipe.files import recipe_folder
+from awq_edge.recipe.recipes import load_recipe
 
 GiB = 2**30
 GB_S = 10**9

@@ -120,8 +120,8 @@ def test_stories_text_is_transformers_text(stories: Path, tmp_path: Path) -> Non
     torch = pytest.importorskip("torch", reason="needs the [host] extra")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    settings = {"method": "none", "accuracy_level": 0, "activation_dtype": "float32"}
-    bundle = awq_edge.export(stories, tmp_path / "bundle", **settings)  # type: ignore[arg-type]
+    recipe = awq_edge.load_recipe(method="none", accuracy_level=0, activation_dtype="float32")
+    bundle = awq_edge.export(stories, tmp_path / "bundle", recipe)
     tokenizer = AutoTokenizer.from_pretrained(stories)
     reference = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32)
     prompt = tokenizer("Once upon a time", return_tensors="pt")

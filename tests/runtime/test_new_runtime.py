@@ -49,7 +49,7 @@ def lower(checkpoint: object, spec: object, recipe: object) -> object:
     from awq_edge.exporter.lower_onnxruntime import build
     from awq_edge.exporter.weights import FLOAT32, of_array
 
-    lowered = build(checkpoint, spec, recipe)  # type: ignore[arg-type]
+    lowered = build(checkpoint, spec, recipe)
     sums = [
         of_array(f"{weight.name}.sums", np.zeros(weight.shape[0]), FLOAT32, weight.part)
         for weight in lowered.weights
@@ -102,7 +102,9 @@ def summing() -> Iterator[Runtime]:
 def bundle(summing: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     pytest.importorskip("torch", reason="needs the [host] extra")
     out = tmp_path_factory.mktemp("summing") / "demo"
-    return awq_edge.export("demo", out, runtime="summing", method="rtn", context=128)
+    return awq_edge.export(
+        "demo", out, awq_edge.load_recipe(runtime="summing", method="rtn", context=128)
+    )
 
 
 def test_it_runs_and_is_inspected(bundle: Bundle) -> None:
@@ -129,9 +131,15 @@ def test_fit_counts_by_its_record(bundle: Bundle) -> None:
 def test_what_it_cannot_execute_is_refused(summing: Runtime, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="needs the [host] extra")
     with pytest.raises(ConfigError, match="runtime summing executes float32 activations"):
-        awq_edge.export("demo", tmp_path / "b", runtime="summing", activation_dtype="float16")
+        awq_edge.export(
+            "demo",
+            tmp_path / "b",
+            awq_edge.load_recipe(runtime="summing", activation_dtype="float16"),
+        )
     with pytest.raises(ConfigError, match="--linear native is for the runtimes tensorrt and"):
-        awq_edge.export("demo", tmp_path / "b", runtime="summing", linear="native")
+        awq_edge.export(
+            "demo", tmp_path / "b", awq_edge.load_recipe(runtime="summing", linear="native")
+        )
     recipe = load_recipe("cpu").overridden({"runtime.backend": "summing"})
     refused = fit(find_model("qwen3-4b"), recipe, Asked())
     assert refused.verdict == "refused" and "30 layers at most" in refused.reason
@@ -188,8 +196,10 @@ def recomputing(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 def test_the_guide_s_example(recomputing: Runtime, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="needs the [host] extra")
     options = {"method": "rtn", "context": 64}
-    mine = awq_edge.export("demo", tmp_path / "mine", runtime="recomputing", **options)  # type: ignore[arg-type]
-    known = awq_edge.export("demo", tmp_path / "known", recipe="cpu", **options)  # type: ignore[arg-type]
+    mine = awq_edge.export(
+        "demo", tmp_path / "mine", awq_edge.load_recipe(runtime="recomputing", **options)
+    )
+    known = awq_edge.export("demo", tmp_path / "known", awq_edge.load_recipe("cpu", **options))
     with awq_edge.load(mine.path) as one, awq_edge.load(known.path, threads=1) as other:
         assert one.session.info.backend == "recomputing"
         ids = one.tokenizer.encode("Once upon a time there was a dog")

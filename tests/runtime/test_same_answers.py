@@ -26,10 +26,7 @@ def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     bundle = awq_edge.export(
         tiny_llama,
         tmp_path_factory.mktemp("quantized") / "tiny",
-        recipe=recipe,
-        method="rtn",
-        group_size=32,
-        accuracy_level=4,
+        recipe.asking(method="rtn", group_size=32, accuracy_level=4),
     ).path
     with load(bundle, threads=1) as opened:
         assert opened.manifest.accuracy_level == 4

@@ -95,7 +95,9 @@ def test_operations_are_those_that_torch_counts(
     monkeypatch.setattr(loop, "quantize_block", counting("work", work))
     monkeypatch.setattr(CalibrationStream, "_forward", counting("forward", forward))
     samples, length, budget = 8, 64, 2 << 30
-    awq_edge.quantize(model, tmp_path / "out", method="awq", samples=samples, length=length)
+    awq_edge.quantize(
+        model, tmp_path / "out", awq_edge.load_recipe(method="awq", samples=samples, length=length)
+    )
     decoder = decoder_from_config(json.loads((model / "config.json").read_text()))
     expected = script.count_work(decoder, samples * length, length, budget, "awq")
     ratio = counted["work"] / (expected.search + expected.clip + expected.errors)

@@ -187,7 +187,9 @@ def test_what_is_refused(
     short.write_text("a few words")
     with pytest.raises(ConfigError, match=r"short.txt has \d+ tokens; a study scores at least two"):
         run_study(["int2"], model=str(study_model), held_out=short, salient=False)
-    quantized = awq_edge.quantize(study_model, tmp_path / "out", method="rtn", group_size=32).path
+    quantized = awq_edge.quantize(
+        study_model, tmp_path / "out", awq_edge.load_recipe(method="rtn", group_size=32)
+    ).path
     with pytest.raises(ModelError, match="is quantized already; a study needs"):
         run_study(["int2"], model=str(quantized), held_out=texts["held_out"])
     with pytest.raises(ModelError, match=r"q_proj has 64 in_features; .* groups of 128"):

@@ -55,12 +55,14 @@ def test_the_quantizers_methods_give_its_checkpoint(
     path = awq_edge.quantize(
         study_model,
         tmp_path / "out",
-        method=method,
-        group_size=32,
+        awq_edge.load_recipe(
+            method=method,
+            group_size=32,
+            samples=SAMPLES,
+            length=LENGTH,
+            propagate_error=propagate_error,
+        ),
         calibration=texts["own"],
-        samples=SAMPLES,
-        length=LENGTH,
-        propagate_error=propagate_error,
     ).path
     treatment = Treatment(method, 4, 32)
     if propagate_error:

@@ -45,9 +45,8 @@ def export_for(
         "export.attention": attention,
         "export.prefill_chunk": 64,
     }
-    return export_checkpoint(
-        checkpoint, out, load_recipe(recipe).overridden(keys), model_name="tiny", lm_head_bits=16
-    )
+    asked = load_recipe(recipe, lm_head_bits=16).overridden(keys)
+    return export_checkpoint(checkpoint, out, asked, model_name="tiny")
 
 
 def make_engine(

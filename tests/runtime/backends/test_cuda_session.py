@@ -34,7 +34,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     model = save_tiny_llama(tmp_path_factory.mktemp("tiny") / "tiny-llama", head_size=32)
     recipe = awq_edge.load_recipe("cuda").overridden({"export.prefill_chunk": 32})
     out = tmp_path_factory.mktemp("bundle") / "tiny"
-    return awq_edge.export(model, out, recipe=recipe, method="rtn", group_size=32)
+    return awq_edge.export(model, out, recipe.asking(method="rtn", group_size=32))
 
 
 def opened(bundle: Bundle, options: SessionOptions | None = None, **device: Any) -> CudaSession:

@@ -65,9 +65,10 @@ def build(run: Run, bundle: Path, *arguments: str) -> list[dict[str, Any]]:
 
 
 def export(model: str, out: Path, recipe: str, **settings: Any) -> Path:
-    from awq_edge import export as export_stage
+    import awq_edge
 
-    return export_stage(model, out, recipe=recipe, method="rtn", context=128, **settings).path
+    asked = awq_edge.load_recipe(recipe, method="rtn", context=128, **settings)
+    return awq_edge.export(model, out, asked).path
 
 
 def check_engine(bundle: Path, engine: dict[str, Any], sm: str) -> None:

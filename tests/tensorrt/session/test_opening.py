@@ -31,7 +31,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     name = {"tensorrt-rtx": "rtx-4070-laptop-8gb", "tensorrt": "jetson-orin-nano-8gb"}
     recipe = awq_edge.load_recipe(name[request.param]).overridden({"export.prefill_chunk": 32})
     out = tmp_path_factory.mktemp("bundle") / "tiny"
-    return awq_edge.export(model, out, recipe=recipe, method="rtn", group_size=32)
+    return awq_edge.export(model, out, recipe.asking(method="rtn", group_size=32))
 
 
 @dataclasses.dataclass

@@ -118,15 +118,17 @@ def runtime(request: pytest.FixtureRequest) -> str:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, symmetric so that every form of the linear takes it."""
     out = tmp_path_factory.mktemp("checkpoint") / "demo"
-    return awq_edge.quantize("demo", out, method="rtn", scheme="symmetric", lm_head_bits=16).path
+    return awq_edge.quantize(
+        "demo", out, awq_edge.load_recipe(method="rtn", scheme="symmetric", lm_head_bits=16)
+    ).path
 
 
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """onnxruntime's logits after each of IDS, float32."""
     out = tmp_path_factory.mktemp("reference") / "demo"
-    settings = {"accuracy_level": 0, "activation_dtype": "float32", "lm_head_bits": 16}
-    bundle = awq_edge.export(checkpoint, out, runtime="onnxruntime", **settings)
+    recipe = awq_edge.load_recipe(accuracy_level=0, activation_dtype="float32", lm_head_bits=16)
+    bundle = awq_edge.export(checkpoint, out, recipe)
     with open_session(bundle, SessionOptions()) as session:  # type: ignore[attr-defined]
         logits: np.ndarray = session.logits(IDS, range(len(IDS)))
     return logits
@@ -142,8 +144,8 @@ def bundle(
     """Prefill chunks of 32 tokens: IDS is three of them."""
     recipe = awq_edge.load_recipe(RECIPES[runtime]).overridden({"export.prefill_chunk": 32})
     out = tmp_path_factory.mktemp("bundle") / "demo"
-    forms = {"linear": request.param, "attention": request.param}
-    return awq_edge.export(checkpoint, out, recipe=recipe, lm_head_bits=16, **forms)
+    recipe = recipe.asking(linear=request.param, attention=request.param, lm_head_bits=16)
+    return awq_edge.export(checkpoint, out, recipe)
 
 
 def error(found: np.ndarray, wanted: np.ndarray) -> float:
