@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from awq_edge.model.archs import architectures
+
 if TYPE_CHECKING:
     from awq_edge.model.archs import Decoder
 
@@ -35,8 +37,10 @@ _QWEN2_VL: dict[str, Any] = {
     "vision_start_token_id": BEFORE_IMAGE,
     "vision_end_token_id": AFTER_IMAGE,
 }
+# Classes whose head size is hidden_size / num_attention_heads, whatever head_dim says.
+_HEADS_OF_HIDDEN = {"opt", "qwen2_vl"}
 # Numbers that every class has, off its defaults by so much that logits show it.
-_NUMBERS = {"rms_norm_eps": 2e-3, "rope_theta": 500.0}
+_NORM_EPS, _ROPE_THETA = 2e-3, 500.0
 _QWEN = {"max_window_layers": 1}
 _GEMMA = {"query_pre_attn_scalar": 24, "sliding_window": 16, "pad_token_id": 0}
 
@@ -45,14 +49,23 @@ def tiny_config(model_type: str, sizes: dict[str, Any], **changes: Any) -> dict[
     """Arguments of AutoConfig.for_model. sizes: under Llama's names."""
     if model_type in _TEXTS:
         return _with_vision(model_type, sizes, changes)
-    config = dict(sizes)
-    if model_type == "opt":
-        # No grouped-query attention, no head size of its own, and other names.
-        config["ffn_dim"] = config.pop("intermediate_size")
-        for key in ("num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"):
-            config.pop(key, None)
-        return config | changes
-    return config | _NUMBERS | _differences(model_type) | changes
+    config = _with_heads(model_type, sizes)
+    arch = architectures()[model_type]
+    config[arch.intermediate_size] = config.pop("intermediate_size")
+    if isinstance(arch.norm_eps, str):
+        config[arch.norm_eps] = _NORM_EPS
+    if arch.positions is None:
+        config["rope_theta"] = _ROPE_THETA
+    return config | _differences(model_type) | changes
+
+
+def _with_heads(model_type: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The sizes, with as many heads as make head_dim what it is where the class has no such key."""
+    if model_type not in _HEADS_OF_HIDDEN:
+        return dict(sizes)
+    rest = {key: value for key, value in sizes.items() if key != "head_dim"}
+    heads = sizes["hidden_size"] // sizes.get("head_dim", 16)
+    return rest | {"num_attention_heads": heads, "num_key_value_heads": 1}
 
 
 def is_vision(model_type: str) -> bool:
@@ -80,19 +93,18 @@ def _with_vision(model_type: str, sizes: dict[str, Any], changes: dict[str, Any]
     changes = {key: value for key, value in changes.items() if key not in _OUTER_KEYS}
     kind = changes.get("text_model_type", _TEXTS[model_type])
     changes.pop("text_model_type", None)
-    text = {**sizes, "rms_norm_eps": _NUMBERS["rms_norm_eps"], "model_type": kind}
-    if kind != "llama":  # the others have no such keys, and Qwen2-VL no head size of its own
-        names = ("attention_bias", "mlp_bias", *(["head_dim"] if kind == "qwen2_vl_text" else []))
-        text = {key: value for key, value in text.items() if key not in names}
+    text = {**_with_heads(model_type, sizes), "rms_norm_eps": _NORM_EPS, "model_type": kind}
+    if kind != "llama":  # the others have no such keys
+        text = {k: v for k, v in text.items() if k not in ("attention_bias", "mlp_bias")}
     if model_type == "llava":
-        text["rope_theta"] = _NUMBERS["rope_theta"]
+        text["rope_theta"] = _ROPE_THETA
         return {"text_config": text | changes, **_LLAVA, **outer}
     half = text["hidden_size"] // text["num_attention_heads"] // 2
     side = half * 3 // 8
     text |= _QWEN
     text["rope_parameters"] = {
         "rope_type": "default",
-        "rope_theta": _NUMBERS["rope_theta"],
+        "rope_theta": _ROPE_THETA,
         "mrope_section": [half - 2 * side, side, side],
     }
     tower = {**_QWEN2_VL["vision_config"], "hidden_size": text["hidden_size"]}

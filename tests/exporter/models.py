@@ -39,16 +39,11 @@ TINY: dict[str, Any] = {
     "tie_word_embeddings": False,
     "sliding_window": None,
 }
-# Those whose head size is hidden_size / num_attention_heads: 32 too.
-HEADS: dict[str, dict[str, Any]] = {
-    "opt": {"num_attention_heads": 2},
-    "qwen2_vl": {"num_attention_heads": 2, "num_key_value_heads": 1},
-}
 
 
 def tiny_decoder(model_type: str) -> Decoder:
     """The decoder of `save_random_model`'s configuration."""
-    config = tiny_config(model_type, TINY | HEADS.get(model_type, {}))
+    config = tiny_config(model_type, TINY)
     return decoder_from_config({"model_type": model_type, **config})
 
 
@@ -57,9 +52,7 @@ def save_random_model(path: Path, model_type: str, **config: Any) -> Path:
     from transformers import AutoConfig
 
     torch.manual_seed(0)
-    settings = AutoConfig.for_model(
-        model_type, **tiny_config(model_type, TINY | HEADS.get(model_type, {}), **config)
-    )
+    settings = AutoConfig.for_model(model_type, **tiny_config(model_type, TINY, **config))
     model = model_class(model_type).from_config(settings, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -81,15 +81,19 @@ def unknown_keys(names: Iterable[str], values: Mapping[str, Any]) -> dict[str, A
 
 
 def require_read(keys: ConfigKeys, no_effect: Iterable[str], model_type: str) -> None:
-    """Raise ModelError for a key that has an effect in transformers and was read by nobody."""
+    """Raise ModelError for keys that have an effect in transformers and were read by nobody."""
     harmless = NO_EFFECT.union(_data()["generation"], no_effect)
-    for key in keys.unread():
-        if key not in harmless and keys.values[key] is not None:
-            raise ModelError(
-                f"config.json: '{show_text(key)}' is {show(keys.values[key])}; transformers' "
-                f"configuration of {model_type} has this key, and here nothing reads it, so that "
-                "the model would compute something else; it is not supported"
-            )
+    unread = [
+        f"'{show_text(key)}' is {show(keys.values[key])}"
+        for key in keys.unread()
+        if key not in harmless and keys.values[key] is not None
+    ]
+    if unread:
+        raise ModelError(
+            f"config.json: {', '.join(unread)}; transformers acts on this in a model of "
+            f"{model_type}, and nothing reads it here, so that the model would compute something "
+            "else; it is not supported"
+        )
 
 
 def doubtful_keys(unknown: Mapping[str, Any], version: str) -> tuple[str, ...]:
