@@ -1,4 +1,4 @@
-"""Which GPUs a build of the kernels is for."""
+"""The GPUs that a build of the kernels is for."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ def parse_architecture(text: str) -> int:
 def select_architectures(
     requested: Sequence[str], gpus: Sequence[int], known: Sequence[int], cuda_version: str
 ) -> tuple[int, ...]:
-    """What to compile for, ascending.
+    """The compute capabilities to compile for, ascending.
 
-    requested: of the command line; else gpus: those of this machine; else TARGETS as far as the
-    toolkit knows them (CUDA 12.6 has no 12.0). known: what nvcc of `cuda_version` compiles for.
+    requested: by the command line; where none are, `gpus`; where there are none, TARGETS as far as
+    the toolkit knows them (CUDA 12.6 has no 12.0).
+    gpus: compute capabilities of this machine.
+    known: compute capabilities that nvcc of `cuda_version` compiles for.
+
     Raises ConfigError for one that is too old for the kernels or too new for the toolkit.
     """
     wanted = [parse_architecture(text) for text in requested] or list(gpus)

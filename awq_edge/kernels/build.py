@@ -33,7 +33,11 @@ _CMAKE_ERROR = "CMake Error"
 
 @dataclass(frozen=True)
 class BuildResult:
-    """directory: where the libraries lie now. plugin: None where `not_built` says why."""
+    """The libraries as they were built.
+
+    directory: the folder that has them now.
+    plugin: None where `not_built` says why.
+    """
 
     directory: Path
     kernels: Path
@@ -52,11 +56,15 @@ def build_plugins(
 ) -> BuildResult:
     """Build both libraries and put them where `load_kernels` looks first.
 
-    architectures: compute capabilities ("8.7"); none: that of this machine's GPUs, or all that
-    the kernels are tuned for. out: a folder of your own instead. jobs: compilers at a time, by
-    default one per CPU. progress: called with each line of what is going on. What was there before
-    is replaced when the build is done, not earlier. Raises RuntimeUnavailableError for missing
-    tools and failing compilers, ConfigError for a GPU that the kernels or the toolkit do not know.
+    architectures: compute capabilities ("8.7"); none: those of this machine's GPUs, or all that
+    the kernels are tuned for.
+    out: another folder.
+    jobs: compilers at a time, by default one per CPU.
+    progress: called with each line of the compilers' progress.
+
+    Libraries that were there before are replaced when the build is done, not earlier. Raises
+    RuntimeUnavailableError for missing tools and failing compilers, ConfigError for a GPU that the
+    kernels or the toolkit do not know.
     """
     sources = sources_directory()
     _check_tensorrt()

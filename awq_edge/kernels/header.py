@@ -39,13 +39,14 @@ _SCALARS: dict[str, type[Any]] = {
 
 
 class KernelHeader:
-    """A header without its comments. numbers: of macros and enumerators, without AWQ_EDGE_."""
+    """The text of the header, taken apart."""
 
     def __init__(self, text: str) -> None:
         self._code = re.sub(r"/\*.*?\*/", " ", text, flags=re.DOTALL)
 
     @cached_property
     def numbers(self) -> dict[str, int]:
+        """Values of macros and enumerators by name, without AWQ_EDGE_."""
         pattern = r"\bAWQ_EDGE_(\w+)(?: = | )(\d+)\b"
         return {name: int(value) for name, value in re.findall(pattern, self._code)}
 

@@ -33,7 +33,7 @@ BLOCK_CHANNELS = 128
 
 
 class Status(IntEnum):
-    """awq_edge_status: what a call returns."""
+    """awq_edge_status: the result of a call."""
 
     OK = _NUMBERS["OK"]
     INVALID_ARGUMENT = _NUMBERS["INVALID_ARGUMENT"]
@@ -52,7 +52,7 @@ class Dtype(IntEnum):
 
 
 class Epilogue(IntEnum):
-    """awq_edge_epilogue: what becomes of a linear's outputs."""
+    """awq_edge_epilogue: the step behind a linear, in the same kernel."""
 
     NONE = _NUMBERS["EPILOGUE_NONE"]
     SILU_MUL = _NUMBERS["EPILOGUE_SILU_MUL"]
@@ -80,7 +80,7 @@ class AttentionParameters(Structure):
 
 
 class Sampling(Structure):
-    """awq_edge_sampling: how the next token is chosen."""
+    """awq_edge_sampling: the choice of the next token."""
 
     _fields_ = _HEADER.fields("awq_edge_sampling")
 

@@ -1,4 +1,4 @@
-"""libawq_edge_kernels.so from Python: found, checked, and called through ctypes.
+"""libawq_edge_kernels.so from Python: located, checked, and called through ctypes.
 
     library = load_kernels()
     library.call("awq_edge_silu_mul", x.data_ptr(), y.data_ptr(), rows, size, Dtype.FLOAT16, stream)
@@ -65,7 +65,10 @@ _INTEGRATED = (72, 87)
 
 @dataclass(frozen=True)
 class KernelLibrary:
-    """The loaded library. architectures: compute capabilities it has machine code for (87: 8.7)."""
+    """The loaded library.
+
+    architectures: compute capabilities that it has machine code for (87: 8.7).
+    """
 
     path: Path
     architectures: tuple[int, ...]
@@ -74,9 +77,11 @@ class KernelLibrary:
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the header that returns a status.
 
-        name: as in the header ("awq_edge_rms_norm"). arguments: structs as they are, everything
-        else as int or float; None is a null pointer. Raises KernelError with the library's own
-        words where the status is not OK, and TypeError for a wrong number of arguments.
+        name: as in the header ("awq_edge_rms_norm").
+        arguments: structs as they are, everything else as int or float; None is a null pointer.
+
+        Raises KernelError with the library's own words where the status is not OK, and TypeError
+        for a wrong number of arguments.
         """
         expected = len(FUNCTIONS[name])
         if len(arguments) != expected:
@@ -86,7 +91,7 @@ class KernelLibrary:
             raise KernelError(self._words(name, status))
 
     def size(self, name: str, *arguments: Any) -> int:
-        """What a workspace query (`awq_edge_..._workspace`) answers, in bytes.
+        """The answer of a workspace query (`awq_edge_..._workspace`), in bytes.
 
         arguments: those before the address of the result. Raises as `call`.
         """
@@ -108,7 +113,7 @@ def load_kernels(path: Path | str | None = None, *, device: int = 0) -> KernelLi
     build-plugins` puts it, the installed package, and the build folder of a source checkout.
     device: GPU that it has to run on; where there is none (building an engine ahead of time),
     its machine code is not checked. Raises RuntimeUnavailableError when no file is there, when one
-    that was named cannot be used, or when none of those found can.
+    that was named cannot be used, or when none that is there can.
     """
     named = path or os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
@@ -130,7 +135,7 @@ def load_kernels(path: Path | str | None = None, *, device: int = 0) -> KernelLi
 
 
 def candidates() -> list[Path]:
-    """Where the library may be when it is not named, in the order of preference."""
+    """The files that may be the library where none is named, in the order of preference."""
     files = [install_directory() / FILE_NAME, PACKAGE / "kernels" / "lib" / FILE_NAME]
     checkout = PACKAGE.parent
     if (checkout / "plugins" / "CMakeLists.txt").is_file():
@@ -139,12 +144,12 @@ def candidates() -> list[Path]:
 
 
 def install_directory() -> Path:
-    """Where `awq-edge build-plugins` puts the libraries."""
+    """The folder that `awq-edge build-plugins` puts the libraries into."""
     return cache_directory() / "plugins"
 
 
 def runs_on(architectures: tuple[int, ...], capability: int) -> bool:
-    """Whether machine code for `architectures` runs on a GPU of this compute capability.
+    """Tell whether machine code for `architectures` runs on a GPU of this compute capability.
 
     Code runs on the same major version from its own minor version on, between discrete GPUs
     (CUDA C++ Programming Guide, "Binary Compatibility").

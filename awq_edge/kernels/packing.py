@@ -27,10 +27,11 @@ Words = npt.NDArray[np.uint32]
 class PackedWeight:
     """A quantized weight as the kernels read it.
 
-    qweight: int32 [tiles, blocks, 64 * bits]. scales: float16 [tiles, blocks * 128 / group_size, 8,
-    2], of rows i and i + 8 of a tile. zeros: int32 [tiles, blocks * 128 / group_size, 4 at 8 bits,
-    else 2], or None where all are 2**(bits-1). paired: rows are of a gate and an up projection in
-    turns of eight, see `pack_gate_up`.
+    qweight: int32 [tiles, blocks, 64 * bits].
+    scales: float16 [tiles, blocks * 128 / group_size, 8, 2], of rows i and i + 8 of a tile.
+    zeros: int32 [tiles, blocks * 128 / group_size, 4 at 8 bits, else 2], or None where all are
+    2**(bits-1).
+    paired: rows of a gate and of an up projection alternate, eight by eight; see `pack_gate_up`.
     """
 
     qweight: Int32
@@ -44,7 +45,7 @@ class PackedWeight:
 
 
 def obstacle(bits: int, group_size: int, in_features: int) -> str | None:
-    """Why the kernels cannot take such a linear; None if they can."""
+    """The reason why the kernels cannot take such a linear; None if they can."""
     if bits not in BITS:
         return f"bits {bits} is not one of {', '.join(map(str, BITS))}"
     if group_size not in GROUP_SIZES:
@@ -79,13 +80,13 @@ def pack_gate_up(gate: QuantizedWeight, up: QuantizedWeight) -> PackedWeight:
         )
     rows = len(gate.codes)
     parts = [_rows_to(each, -(-rows // 8) * 8) for each in (gate, up)]
-    woven = QuantizedWeight(
+    interleaved = QuantizedWeight(
         codes=_weave([p.codes for p in parts]),
         scales=_weave([p.scales for p in parts]),
         zeros=_weave([p.zeros for p in parts]),
         bits=gate.bits,
     )
-    return _pack(woven, 2 * rows, paired=True)
+    return _pack(interleaved, 2 * rows, paired=True)
 
 
 def unpack(packed: PackedWeight) -> QuantizedWeight:
@@ -249,7 +250,7 @@ def _rows_to(weight: QuantizedWeight, rows: int) -> QuantizedWeight:
 
 
 def _weave(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Rows of two arrays [n, ...] in turns of eight."""
+    """Rows of two arrays [n, ...], eight of one and eight of the other."""
     return np.stack([p.reshape(-1, 8, p.shape[1]) for p in parts], axis=1).reshape(
         -1, parts[0].shape[1]
     )

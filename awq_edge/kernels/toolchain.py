@@ -22,9 +22,12 @@ _PIP = "`pip install 'awq-edge[build]'`"
 
 @dataclass(frozen=True)
 class Toolchain:
-    """cuda_version: nvcc's release. known_architectures: compute capabilities that it compiles for.
+    """The programs of a build.
 
-    generator: cmake's name of what runs the compilers, `maker`.
+    cuda_version: nvcc's release.
+    known_architectures: compute capabilities that nvcc compiles for.
+    maker: the program that runs the compilers.
+    generator: cmake's name of `maker`.
     """
 
     nvcc: Path
@@ -36,7 +39,7 @@ class Toolchain:
     cxx: Path
 
     def cmake_arguments(self) -> list[str]:
-        """What makes cmake use these tools and no others."""
+        """The arguments that make cmake use these tools and no others."""
         return [
             *("-G", self.generator, f"-DCMAKE_MAKE_PROGRAM={self.maker}"),
             f"-DCMAKE_CUDA_COMPILER={self.nvcc}",
@@ -90,15 +93,17 @@ _HOW_TO_GET = {
 
 
 def missing_tools() -> tuple[str, ...]:
-    """Which of nvcc, cmake, make (or ninja) and g++ are not here, by these names. Raises
-    RuntimeUnavailableError for a CUDA_HOME without nvcc."""
-    found = {
+    """The names of those of nvcc, cmake, make (or ninja) and g++ that are not here.
+
+    Raises RuntimeUnavailableError for a CUDA_HOME without nvcc.
+    """
+    paths = {
         "nvcc": _find_nvcc(),
         "cmake": _which("cmake"),
         "make": _which("ninja") or _which("make"),
         "g++": _cxx(),
     }
-    return tuple(tool for tool, path in found.items() if path is None)
+    return tuple(tool for tool, path in paths.items() if path is None)
 
 
 def _cxx() -> Path | None:
@@ -126,15 +131,15 @@ def _packaged_toolkits() -> list[Path]:
     """Toolkits that came as Python packages (`nvidia/cu13`), the newest first."""
     spec = importlib.util.find_spec("nvidia")
     folders = spec.submodule_search_locations if spec is not None else None
-    found = [toolkit for folder in folders or () for toolkit in Path(folder).glob("cu[0-9]*")]
-    return sorted(found, key=lambda path: path.name, reverse=True)
+    toolkits = [toolkit for folder in folders or () for toolkit in Path(folder).glob("cu[0-9]*")]
+    return sorted(toolkits, key=lambda path: path.name, reverse=True)
 
 
 def _which(name: str) -> Path | None:
     """A program on PATH, or beside this Python (an environment that is not activated)."""
     places = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
-    found = shutil.which(name, path=places)
-    return Path(found) if found else None
+    path = shutil.which(name, path=places)
+    return Path(path) if path else None
 
 
 def _cuda_version(nvcc: Path) -> str:
@@ -146,12 +151,12 @@ def _cuda_version(nvcc: Path) -> str:
 
 def _known_architectures(nvcc: Path) -> tuple[int, ...]:
     text = _output(nvcc, "--list-gpu-arch")
-    found = sorted({int(number) for number in re.findall(r"^compute_(\d+)\b", text, re.MULTILINE)})
-    if not found:
+    known = sorted({int(number) for number in re.findall(r"^compute_(\d+)\b", text, re.MULTILINE)})
+    if not known:
         raise RuntimeUnavailableError(
             f"{nvcc} --list-gpu-arch lists nothing; CUDA 11.8 or newer is needed"
         )
-    return tuple(found)
+    return tuple(known)
 
 
 def _output(nvcc: Path, argument: str) -> str:

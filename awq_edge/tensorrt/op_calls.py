@@ -1,4 +1,4 @@
-"""What an operator's plugin asks of the kernel library: tactics, workspace, the call itself.
+"""The calls of an operator's plugin to the kernel library: tactics, workspace, the call itself.
 
 Shapes here were checked against the contract already. plugins/tensorrt/ has the same in C++.
 """
@@ -30,7 +30,10 @@ _BYTES = {"float16": 2, "bfloat16": 2, "int8": 1, "float32": 4}
 
 
 class OpCall(Protocol):
-    """dtype: of the activations, "float16" or "bfloat16". shapes: of the node's inputs in order.
+    """The calls of one node.
+
+    dtype: of the activations, "float16" or "bfloat16".
+    shapes: of the node's inputs in order.
 
     Raises ConfigError for what the kernels cannot take, KernelError where they refuse.
     """
@@ -41,7 +44,7 @@ class OpCall(Protocol):
         """Take note of the profile that tactics and workspace are for."""
 
     def tactics(self) -> list[int]:
-        """What TensorRT may choose from for that profile; empty: nothing to choose."""
+        """The tactics that TensorRT may choose from for that profile; empty: nothing to choose."""
 
     def workspace(self, dtype: str, largest: Shapes) -> int:
         """Bytes for any call with inputs up to these shapes."""
@@ -84,12 +87,12 @@ class LinearCall:
             return [int(Tactic.DECODE)]
         if least <= DECODE_ROWS:
             return []
-        found = [int(Tactic.GEMM)]
+        tactics = [int(Tactic.GEMM)]
         try:
             self._size(most, Tactic.CUBLASLT)
         except KernelError:
-            return found
-        return [*found, int(Tactic.CUBLASLT)]
+            return tactics
+        return [*tactics, int(Tactic.CUBLASLT)]
 
     def workspace(self, dtype: str, largest: Shapes) -> int:
         self._weight = self._describe(_DTYPE[dtype])

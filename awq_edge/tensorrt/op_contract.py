@@ -28,8 +28,9 @@ ACTIVATIONS = ("float16", "bfloat16")
 class Attribute:
     """An attribute of the ONNX node, which is a field of the plugin under the same name.
 
-    default: None where the attribute has to be given. choices: the only values; else any from
-    minimum to maximum, both included; None is no limit.
+    default: None where the attribute has to be given.
+    choices: the only values; where there are none, any from minimum to maximum, both included.
+    minimum, maximum: None is no limit.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Attribute:
     maximum: Number | None = None
 
     def refusal(self, value: Number) -> str:
-        """Why `value` is out of range, or an empty string."""
+        """The range that `value` is out of, in words, or an empty string."""
         if self.choices and value not in self.choices:
             *others, last = map(str, self.choices)
             return f"must be {', '.join(others)}{' or ' if others else ''}{last}"
@@ -57,11 +58,11 @@ class Tensor:
     """An input or output.
 
     dtype: "activations", "float16", "float32", "int32", "int64", or "cache" (activations, or int8
-    where int8_cache is 1). shape: names or sizes of dimensions, "..." for any number of leading
-    ones.
+    where int8_cache is 1).
+    shape: names or sizes of dimensions, "..." for any number of leading ones.
     needs: the attribute without which the tensor is left out ("!name": with which it is);
-    the others close up, because TensorRT refuses empty inputs. alias: of an output, the input that
-    it may share memory with.
+    the others close up, because TensorRT refuses empty inputs.
+    alias: of an output, the input that it may share memory with.
     """
 
     name: str
@@ -162,8 +163,11 @@ class Op:
             )
 
     def check_dtypes(self, attributes: Attributes, dtypes: Sequence[str]) -> None:
-        """dtypes: of the inputs, numpy's names. Raises ConfigError naming the first that is wrong,
-        also where their number is."""
+        """Compare the inputs' dtypes with the contract.
+
+        dtypes: numpy's names. Raises ConfigError naming the first that is wrong, also where their
+        number is.
+        """
         self.check_count(attributes, len(dtypes))
         for tensor, dtype in zip(self.inputs_of(attributes), dtypes, strict=True):
             allowed = allowed_dtypes(tensor, attributes, dtypes[0])
@@ -200,7 +204,7 @@ class Op:
 
 
 def allowed_dtypes(tensor: Tensor, attributes: Attributes, first: str) -> tuple[str, ...]:
-    """What `tensor` may be, where the first input is `first`: every op's is of the activations."""
+    """The dtypes that `tensor` may have where the first input, of the activations, has `first`."""
     if tensor.dtype == "cache" and attributes["int8_cache"]:
         return ("int8",)
     if tensor.dtype in ("activations", "cache"):
@@ -224,7 +228,7 @@ def _compiled(expression: str) -> CodeType:
 
 
 def number(value: Number) -> str:
-    """As C's %d and %.7g write it."""
+    """A number as C's %d and %.7g write it."""
     return str(value) if isinstance(value, int) else f"{value:.7g}"
 
 
@@ -235,7 +239,7 @@ def _float32(value: Number) -> float:
 
 
 def _fits(tensor: Tensor, shape: Sequence[int], known: dict[str, int]) -> bool:
-    """Whether `shape` is the tensor's; dimensions that were not known before are added to known."""
+    """Compare `shape` with the tensor's; dimensions that it fixes first are added to known."""
     names = tensor.shape
     if names[0] == "...":
         if len(shape) < len(names) - 1:

@@ -36,9 +36,11 @@ _DTYPES = {
 def register(tensorrt: ModuleType | None = None, library: KernelLibrary | None = None) -> None:
     """Make both operators known to TensorRT in this process; a second call changes nothing.
 
-    tensorrt: the module, from load_tensorrt(); that is what None does. library: the kernels; None
-    loads them. Raises RuntimeUnavailableError where TensorRT or the kernels cannot be loaded, or
-    where a plugin of the same name and other fields is registered.
+    tensorrt: the module; None calls load_tensorrt().
+    library: the kernels; None loads them.
+
+    Raises RuntimeUnavailableError where TensorRT or the kernels cannot be loaded, or where a plugin
+    of the same name and other fields is registered.
     """
     trt: Any = tensorrt or load_tensorrt()
     registry = trt.get_plugin_registry()
@@ -59,7 +61,7 @@ def register(tensorrt: ModuleType | None = None, library: KernelLibrary | None =
 
 
 class OpPlugin:
-    """One node: what every capability of IPluginV3 asks, answered from the contract.
+    """One node: the answers to every capability of IPluginV3, from the contract.
 
     TensorRT's classes are mixed in by `_plugin_class`, because their module is known at run time
     only.

@@ -54,9 +54,9 @@ enum awq_edge_dtype { AWQ_EDGE_FLOAT16 = 0, AWQ_EDGE_BFLOAT16 = 1, AWQ_EDGE_INT8
 
 AWQ_EDGE_API int awq_edge_abi_version(void);
 AWQ_EDGE_API int awq_edge_layout_version(void);
-/* What a status means, in general. Never null. */
+/* The meaning of a status, in general. Never null. */
 AWQ_EDGE_API const char* awq_edge_status_message(int status);
-/* What the last failing call of this thread refused, with the values; "" if none failed. */
+/* The refusal of this thread's last failing call, with the values; "" if none failed. */
 AWQ_EDGE_API const char* awq_edge_last_error(void);
 /* Compute capabilities that the library has machine code for: "80,86,87,89,90,120". */
 AWQ_EDGE_API const char* awq_edge_architectures(void);

@@ -7,9 +7,9 @@
 
 namespace awq_edge {
 
-// Whether this block is the last of `blocks` that arrives at `counter`. If it is, what the others
-// wrote before they arrived is visible to it (read it with __ldcg: the L1 cache may be older), and
-// the counter is zero again. All threads of the block must call it.
+// True for the last of `blocks` blocks to arrive at `counter`. To it the others' writes before their
+// arrival are visible (read them with __ldcg: the L1 cache may be older), and the counter is zero
+// again. All threads of the block must call it.
 __device__ __forceinline__ bool last_to_arrive(uint32_t* counter, uint32_t blocks) {
   __shared__ bool last;
   __threadfence();

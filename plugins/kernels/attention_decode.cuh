@@ -52,7 +52,7 @@ __device__ __forceinline__ void take_shares(uint32_t (&shares)[kTiles][2],
   }
 }
 
-// What a block works on.
+// The work of a block.
 struct DecodeBlock {
   int b, kv_head, row_tile, split;
   int past, first_row, rows;
@@ -186,7 +186,7 @@ __device__ __forceinline__ float largest_old_scale(const float* scales, KeyRange
   return largest;
 }
 
-// What the shares' V scales are divided by: the largest, or 1. Shares times scale / largest stay in
+// The divisor of the shares' V scales: the largest, or 1. Shares times scale / largest stay in
 // T's range however small the scales are.
 __device__ __forceinline__ float value_unit_of(const float* largest_of_warps) {
   float largest = largest_of_warps[0];

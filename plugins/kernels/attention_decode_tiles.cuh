@@ -7,7 +7,7 @@
 
 namespace awq_edge {
 
-// What a lane loads from a row of the cache: 8 or 4 consecutive channels, as words of two values.
+// The share of a lane of a row of the cache: 8 or 4 consecutive channels, as words of two values.
 template <typename T, bool kInt8>
 struct CacheRow;
 

@@ -1,4 +1,4 @@
-// Where values lie: rotary pairs, shared-memory swizzle, fragments of the decode kernel, and the
+// The places of values: rotary pairs, shared-memory swizzle, fragments of the decode kernel, and the
 // bits of int8 codes as floating point. Plain arithmetic, the same on the host and on the device.
 #pragma once
 

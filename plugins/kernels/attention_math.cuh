@@ -34,7 +34,7 @@ __device__ __forceinline__ float soft_capped(float dot, ScoreScale scale) {
   return 1.0f - __fdividef(2.0f, e + 1.0f);
 }
 
-// What shares are taken relative to: the maximum, but never -inf, so that rows that have seen no
+// The score that shares are relative to: the maximum, but never -inf, so that rows that have seen no
 // key yet give 2^-inf = 0 and not NaN.
 __device__ __forceinline__ float reference_of(float maximum) {
   return maximum == -INFINITY ? 0.0f : maximum;

@@ -107,7 +107,7 @@ __device__ __forceinline__ Merged merge_warps(const float* merge, int row, int c
   return merged;
 }
 
-// Whether this block is the last of `active` to arrive; then all of their partials are visible to
+// True for the last of `active` blocks to arrive; then all of their partials are visible to
 // it, and the counter is zero again.
 __device__ __forceinline__ bool is_last_block(uint32_t* counter, int active) {
   __shared__ bool last;

@@ -23,7 +23,7 @@ AWQ_EDGE_HD int clamped_past(int64_t past_length, int context) {
 // Positions are ints: the sum of a context and a number of tokens within these does not overflow.
 constexpr int kMaxPositions = 1 << 30;
 
-// What the tokens first_token..last_token of this call see together.
+// The keys that the tokens first_token..last_token of this call see together.
 AWQ_EDGE_HD KeyRange visible_keys(int past, int first_token, int last_token, int window,
                                   int context) {
   const int last = past + last_token + 1;
@@ -37,12 +37,12 @@ AWQ_EDGE_HD bool is_visible(int key, int position, int window) {
   return key <= position && (window == 0 || key > position - window);
 }
 
-// Whether each of the keys is visible to each of the positions: then no mask is needed.
+// True where each of the keys is visible to each of the positions: then no mask is needed.
 AWQ_EDGE_HD bool all_visible(KeyRange keys, int first_position, int last_position, int window) {
   return keys.end - 1 <= first_position && (window == 0 || keys.begin > last_position - window);
 }
 
-// Whether none of the keys is visible to any of the positions: then the tile is skipped.
+// True where none of the keys is visible to any of the positions: then the tile is skipped.
 AWQ_EDGE_HD bool none_visible(KeyRange keys, int first_position, int last_position, int window) {
   return keys.begin > last_position || (window != 0 && keys.end - 1 <= first_position - window);
 }

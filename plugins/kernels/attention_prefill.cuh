@@ -27,7 +27,7 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "r"(row));
 }
 
-// What a warp keeps: its rows are 16 tile + g and + 8 of its `first_row`.
+// The state of a warp: its rows are 16 tile + g and + 8 of its `first_row`.
 template <typename Shape>
 struct PrefillState {
   float y[Shape::kRowTiles][Shape::kOutTiles][4];

@@ -1,4 +1,4 @@
-// What every operation on activations checks in the same words.
+// The checks of every operation on activations, in the same words.
 #pragma once
 
 #include "status.h"

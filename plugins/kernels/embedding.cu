@@ -60,7 +60,7 @@ int awq_edge_gather_rows(const void* x, const int64_t* rows, void* y, int32_t co
   AWQ_EDGE_REQUIRE_POSITIVE(count);
   AWQ_EDGE_REQUIRE_POSITIVE(size);
   AWQ_EDGE_REQUIRE_ACTIVATION(dtype);
-  // How many rows x has is the caller's to know.
+  // The caller alone knows the number of rows of x.
   return awq_edge::copy_rows(__func__, rows, x, y, count, size, INT64_MAX, stream);
 }
 

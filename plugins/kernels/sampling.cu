@@ -133,8 +133,8 @@ struct Place {
   uint64_t offset;
 };
 
-// Where `target`, below the sum of all weights, falls. bin_weight: of thread t's bin, which is
-// bin kBins - 1 - t. All threads call it with the same target and get the same answer.
+// The bin that `target`, below the sum of all weights, falls into.
+// bin_weight: of thread t's bin, which is bin kBins - 1 - t. All threads call it with the same target and get the same answer.
 __device__ Place locate(const KeptKeys& keys, uint64_t bin_weight, uint64_t target) {
   __shared__ int found_bin, found_key;
   __shared__ uint64_t found_before, found_offset;
@@ -231,8 +231,8 @@ __global__ void __launch_bounds__(kBinKeys) choose_key(SamplingCall call, Sampli
 
 // ------------------------------------------------------------------ find_id
 
-// How many ids of a run have the key, and in `id` the one with `rank` ids of the run before it.
-// Every thread looks at one piece of neighbouring ids.
+// The number of ids of a run with the key, and in `id` the one with `rank` ids of the run before it.
+// Every thread looks at a stretch of neighbouring ids.
 __device__ void find_in_run(const SamplingCall& call, int row, Run run, uint32_t key,
                             uint32_t rank) {
   const uint16_t* logits = call.logits + static_cast<size_t>(row) * call.vocab;

@@ -18,7 +18,7 @@ constexpr int kMaxRowBlocks = 256;
 // One counter each.
 constexpr int kMaxSamplingRows = AWQ_EDGE_COUNTER_BYTES / sizeof(uint32_t);
 
-// Where a row's token is: the `rank`-th smallest id of those whose logit has this key.
+// The place of a row's token: the `rank`-th smallest id of those whose logit has this key.
 struct ChosenKey {
   uint32_t key;
   uint32_t rank;
@@ -62,7 +62,7 @@ struct SamplingWorkspace {
   }
 };
 
-// What the kernels know of a call.
+// The arguments of a call, as the kernels take them.
 struct SamplingCall {
   const uint16_t* logits;  // [rows, vocab]
   const int64_t* step;

@@ -26,7 +26,7 @@ struct BFloat16Codes {
   static constexpr uint32_t kMagic = 0x4300;  // 128
 };
 
-// Where the pair of register `r` in step `s` of a half lies: in word `word` of the half's words,
+// The place of the pair of register `r` in step `s` of a half: in word `word` of the half's words,
 // behind a shift of `shift`, `position` bits up in the mantissa.
 struct PairPlace {
   int word;

@@ -144,12 +144,12 @@ int launch_cublaslt(const void* weights, const void* x, void* y, int m, int n, i
   const int type = dtype == AWQ_EDGE_FLOAT16 ? kFloat16 : kBFloat16;
   int status = product.create(m, n, k, type, workspace_bytes);
   HeuristicResult result{};
-  int found = 0;
+  int algorithms = 0;
   if (status == 0) {
     status = l.heuristic(handle, product.descriptor, product.weights, product.x, product.y,
-                         product.y, product.preference, 1, &result, &found);
+                         product.y, product.preference, 1, &result, &algorithms);
   }
-  if (status == 0 && found == 0) status = 15;  // CUBLAS_STATUS_NOT_SUPPORTED
+  if (status == 0 && algorithms == 0) status = 15;  // CUBLAS_STATUS_NOT_SUPPORTED
   const float one = 1.0f, zero = 0.0f;
   if (status == 0) {
     status = l.matmul(handle, product.descriptor, &one, weights, product.weights, x, product.x,

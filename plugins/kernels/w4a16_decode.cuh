@@ -36,9 +36,9 @@ struct DecodeArguments {
   int row_shift;      // its warps along the rows: 1 << row_shift
 };
 
-// What one lane copies of a tile, block after block: 16-byte pieces of its codes, and 8 bytes of the
-// scales and zero points if it is one of the first lanes. Pointers advance; nothing is multiplied
-// in the loop.
+// The copies of one lane of a tile, block after block: 16 bytes of its codes at a time, and 8 bytes
+// of the scales and zero points if it is one of the first lanes. Pointers advance; nothing is
+// multiplied in the loop.
 template <int kBits>
 class TileCopy {
  public:
@@ -127,16 +127,16 @@ __device__ __forceinline__ void load_words(uint32_t* words, const uint8_t* stage
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int vector = kBits == 3 ? 0 : h * kVectors + v;
-    const uint4 found = *reinterpret_cast<const uint4*>(stage + (vector * kLanes + lane) * 16);
-    words[4 * v] = found.x;
-    words[4 * v + 1] = found.y;
-    words[4 * v + 2] = found.z;
-    words[4 * v + 3] = found.w;
+    const uint4 copied = *reinterpret_cast<const uint4*>(stage + (vector * kLanes + lane) * 16);
+    words[4 * v] = copied.x;
+    words[4 * v + 1] = copied.y;
+    words[4 * v + 2] = copied.z;
+    words[4 * v + 3] = copied.w;
   }
   if constexpr (kBits == 3) {
-    const uint2 found = *reinterpret_cast<const uint2*>(stage + 512 + lane * 8);
-    words[4] = found.x;
-    words[5] = found.y;
+    const uint2 copied = *reinterpret_cast<const uint2*>(stage + 512 + lane * 8);
+    words[4] = copied.x;
+    words[5] = copied.y;
   }
 }
 
@@ -238,10 +238,10 @@ __device__ __forceinline__ void store_outputs(const float* sums, int count, int 
     const int column = ((first_tile + tile) << row_shift) + row;
     if (column >= a.output.width) continue;
     // Sum (row, token) of a tile lies in register 2 (row / 8) + token % 2 of lane 4 (row % 8) + ...
-    const float* found = sums + ((tile * kTokenTiles + token / 8) * 4 + token % 2) * kLanes +
-                         token % 8 / 2 + 4 * (row % 8);
-    const float low = sum_of(row < 8 ? found : found + 2 * kLanes, count, stride);
-    const float high = a.output.silu_mul ? sum_of(found + 2 * kLanes, count, stride) : 0.0f;
+    const float* row_sums = sums + ((tile * kTokenTiles + token / 8) * 4 + token % 2) * kLanes +
+                            token % 8 / 2 + 4 * (row % 8);
+    const float low = sum_of(row < 8 ? row_sums : row_sums + 2 * kLanes, count, stride);
+    const float high = a.output.silu_mul ? sum_of(row_sums + 2 * kLanes, count, stride) : 0.0f;
     static_cast<T*>(a.output.y)[size_t(token) * a.output.width + column] =
         finish<T>(a.output, column, low, high);
   }

@@ -142,7 +142,7 @@ __device__ __forceinline__ GroupParameters group_parameters(const void* scales, 
   return p;
 }
 
-// What a decode step makes of the codes of a tile: fragments A, and what their products count.
+// Fragments A of a decode step, from the codes of a tile, and the factor of their products.
 //
 // Codes minus zero point, exact, for any dtype and bits.
 template <typename T, int kBits>
@@ -151,10 +151,10 @@ class DecodeOperand {
   static constexpr bool kNeedsSumOfX = false;
 
   __device__ __forceinline__ void set_group(const void* scales, const void* zeros, int g) {
-    const GroupParameters found = group_parameters<kBits>(scales, zeros, g);
-    scale0_ = found.scale0;
-    scale1_ = found.scale1;
-    dequantizer_.set_zeros(found.zero0, found.zero1);
+    const GroupParameters group = group_parameters<kBits>(scales, zeros, g);
+    scale0_ = group.scale0;
+    scale1_ = group.scale1;
+    dequantizer_.set_zeros(group.zero0, group.zero1);
   }
 
   __device__ __forceinline__ void fragment(uint32_t (&a)[4], const uint32_t* half_words,

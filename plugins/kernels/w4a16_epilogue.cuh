@@ -1,4 +1,4 @@
-// What is done to the sums of a quantized linear before they are stored.
+// The epilogue of a quantized linear: its sums on their way to memory.
 #pragma once
 
 #include "element.cuh"

@@ -50,8 +50,8 @@ constexpr size_t gemm_shared_bytes(int tokens) {
   return size_t(kGemmStages) * (gemm_x_bytes(tokens) + gemm_weight_bytes<kBits>());
 }
 
-// Where 8 channels of a token lie in a stage: `chunk` 0..15. Tokens of odd number have the two halves
-// of each 64 channels exchanged, so that the eight lanes of one access meet all banks.
+// The place of 8 channels of a token in a stage: `chunk` 0..15. Tokens of odd number have the two
+// halves of each 64 channels exchanged, so that the eight lanes of one access meet all banks.
 AWQ_EDGE_HD int x_chunk_offset(int tokens, int token, int chunk) {
   const int half = chunk / 8;
   return (half * tokens + token) * 128 + ((chunk % 8) ^ ((token & 1) << 2)) * 16;
@@ -317,7 +317,7 @@ class GemmBlock {
   uint8_t* shared_;
   int first_token_;
   int first_tile_;
-  // What this thread copies next.
+  // The addresses that this thread copies next.
   const T* x_[kXCopies];
   const uint32_t* codes_[kCodeCopies];
   const uint8_t* scales_;

@@ -102,7 +102,7 @@ int check_tactic(const TacticFields& fields, int m) {
   return AWQ_EDGE_OK;
 }
 
-// What AUTO means for this many rows.
+// The tactic that AUTO means for this many rows.
 int chosen_tactic(int tactic, int m) {
   if (tactic != AWQ_EDGE_TACTIC_AUTO) return tactic;
   if (m <= kMaxDecodeTokens) return AWQ_EDGE_TACTIC_DECODE;

@@ -1,5 +1,5 @@
-// How the work of a quantized linear is divided: pure arithmetic, the same for the workspace query,
-// the launch and the tests.
+// The division of a quantized linear's work: pure arithmetic, the same for the workspace query, the
+// launch and the tests.
 #pragma once
 
 #include "awq_edge_kernels.h"
@@ -28,7 +28,7 @@ struct DecodePlan {
   size_t partial_floats;
 };
 
-// What a division of work depends on of a device.
+// The facts of a device that a division of work depends on.
 struct Machine {
   int sm_count;
   int shared_bytes;  // that a thread block may have
@@ -50,7 +50,7 @@ inline size_t decode_shared_bytes(int bits, const DecodePlan& plan) {
 }
 
 inline DecodePlan decode_plan(int m, int tiles, int blocks, int bits, const Machine& machine,
-                              const TacticFields& asked) {
+                              const TacticFields& requested) {
   DecodePlan plan{};
   plan.token_tiles = m > 8 ? 2 : 1;
   // Few tiles: all warps of a multiprocessor share the channels of a pair. Many: thread blocks of
@@ -63,18 +63,18 @@ inline DecodePlan decode_plan(int m, int tiles, int blocks, int bits, const Mach
   plan.tiles = single ? 1 : 2;
   plan.row_shift = single ? 2 : shares_x ? 1 : 0;
   plan.warps = pairs <= sm_count ? 16 : pairs <= 9 * sm_count / 4 || single ? 8 : 4;
-  if (asked.tiles) plan.tiles = asked.tiles;
-  if (asked.tiles || asked.warps || asked.row_warps) {
-    plan.row_shift = asked.row_warps >= 4 ? 2 : asked.row_warps / 2;
+  if (requested.tiles) plan.tiles = requested.tiles;
+  if (requested.tiles || requested.warps || requested.row_warps) {
+    plan.row_shift = requested.row_warps >= 4 ? 2 : requested.row_warps / 2;
   }
-  if (asked.warps) plan.warps = asked.warps;
-  while (!asked.warps && plan.warps > 1 << plan.row_shift &&
+  if (requested.warps) plan.warps = requested.warps;
+  while (!requested.warps && plan.warps > 1 << plan.row_shift &&
          (plan.warps > blocks << plan.row_shift ||
           decode_shared_bytes(bits, plan) > size_t(machine.shared_bytes))) {
     plan.warps /= 2;
   }
   plan.tile_groups = ceil_div(tiles, plan.tiles << plan.row_shift);
-  int splits = asked.splits;
+  int splits = requested.splits;
   if (splits == 0) {
     // A split costs a round through the L2 cache: only where half of the device would be idle, and
     // for 4096 channels each.
@@ -103,7 +103,7 @@ struct GemmPlan {
 constexpr int kWideTokenTiles = 8;
 
 inline GemmPlan gemm_plan(int m, int tiles, int blocks, int group_size, const Machine& machine,
-                          const TacticFields& asked) {
+                          const TacticFields& requested) {
   const int sm_count = machine.sm_count;
   GemmPlan plan{};
   plan.warps_along_m = m > 32 ? 2 : 1;
@@ -112,7 +112,7 @@ inline GemmPlan gemm_plan(int m, int tiles, int blocks, int group_size, const Ma
   plan.token_blocks = ceil_div(m, tokens);
   plan.row_blocks = ceil_div(tiles, 8);
   const int grid = plan.token_blocks * plan.row_blocks;
-  int splits = asked.splits;
+  int splits = requested.splits;
   if (splits == 0) {
     // As long as another split fills idle multiprocessors and leaves four blocks of channels each.
     splits = 1;

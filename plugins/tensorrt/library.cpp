@@ -39,7 +39,7 @@ Creator& attention_creator() {
   return creator;
 }
 
-// Whether the kernels are those that this library was compiled for.
+// True where the kernels are those that this library was compiled for.
 bool kernels_fit() {
   if (awq_edge_abi_version() == AWQ_EDGE_ABI_VERSION &&
       awq_edge_layout_version() == AWQ_EDGE_LAYOUT_VERSION)
@@ -60,7 +60,7 @@ nvinfer1::IPluginRegistry* registry() {
   return symbol == nullptr ? nullptr : reinterpret_cast<GetRegistry>(symbol)();
 }
 
-// Whether a plugin of this name is known already; asking for it by name would be an error in
+// True where a plugin of this name is known already; to ask for it by name would be an error in
 // TensorRT's log where it is not.
 bool has_creator(nvinfer1::IPluginRegistry& known, const char* name) {
   int32_t count = 0;

@@ -49,12 +49,12 @@ class LinearCall final : public OpCall {
   std::vector<int32_t> tactics() const override {
     if (most_ <= AWQ_EDGE_DECODE_ROWS) return {AWQ_EDGE_TACTIC_DECODE};
     if (least_ <= AWQ_EDGE_DECODE_ROWS) return {};
-    std::vector<int32_t> found{AWQ_EDGE_TACTIC_GEMM};
+    std::vector<int32_t> tactics{AWQ_EDGE_TACTIC_GEMM};
     const awq_edge_w4a16_weight weight = describe(dtype_);
     size_t bytes = 0;
     if (awq_edge_w4a16_workspace(&weight, most_, AWQ_EDGE_TACTIC_CUBLASLT, &bytes) == AWQ_EDGE_OK)
-      found.push_back(AWQ_EDGE_TACTIC_CUBLASLT);
-    return found;
+      tactics.push_back(AWQ_EDGE_TACTIC_CUBLASLT);
+    return tactics;
   }
 
   size_t workspace(const std::string& dtype, const std::vector<Shape>& largest) const override {

@@ -1,4 +1,4 @@
-// Where the plugin says what is wrong: TensorRT's logger where it gave one, else stderr.
+// Errors of the plugin go to TensorRT's logger where it gave one, else to stderr.
 #pragma once
 
 #include <NvInferRuntime.h>

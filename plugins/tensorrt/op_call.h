@@ -1,4 +1,4 @@
-// What an operator's plugin asks of the kernel library: tactics, workspace, the call itself.
+// The calls of an operator's plugin to the kernel library: tactics, workspace, the call itself.
 // awq_edge/tensorrt/op_calls.py in C++. Shapes here were checked against the contract already.
 #pragma once
 
@@ -18,7 +18,7 @@ class OpCall {
   // Take note of the profile that tactics and workspace are for.
   virtual void configure(const std::string& dtype, const std::vector<Shape>& smallest,
                          const std::vector<Shape>& largest) = 0;
-  // What TensorRT may choose from for that profile; empty: nothing to choose.
+  // The tactics that TensorRT may choose from for that profile; empty: nothing to choose.
   virtual std::vector<int32_t> tactics() const = 0;
   // Bytes for any call with inputs up to these shapes.
   virtual size_t workspace(const std::string& dtype, const std::vector<Shape>& largest) const = 0;

@@ -39,7 +39,7 @@ std::string refusal(const Attribute& attribute, double value) {
 
 bool is_size(const char* name) { return std::isdigit(static_cast<unsigned char>(name[0])) != 0; }
 
-// Whether `shape` is the tensor's; dimensions that were not known before are added to `known`.
+// Compares `shape` with the tensor's; dimensions that it fixes first are added to `known`.
 bool fits(const Tensor& tensor, const Shape& shape, Dimensions& known) {
   const bool open = std::strcmp(tensor.shape.front(), "...") == 0;
   const size_t names = tensor.shape.size() - (open ? 1 : 0);

@@ -176,11 +176,11 @@ bool Plugin::supportsFormatCombination(int32_t pos,
                                        int32_t nbInputs, int32_t) noexcept {
   return guarded(false, [&] {
     op_.check_count(values_, static_cast<size_t>(nbInputs));
-    const nvinfer1::PluginTensorDesc& asked = inOut[pos].desc;
-    if (asked.format != nvinfer1::TensorFormat::kLINEAR) return false;
+    const nvinfer1::PluginTensorDesc& tensor_desc = inOut[pos].desc;
+    if (tensor_desc.format != nvinfer1::TensorFormat::kLINEAR) return false;
     const Tensor& tensor = pos < nbInputs ? inputs_.at(pos) : outputs_.at(pos - nbInputs);
     const auto allowed = allowed_dtypes(tensor, values_, name_of(inOut[0].desc.type));
-    return std::find(allowed.begin(), allowed.end(), name_of(asked.type)) != allowed.end();
+    return std::find(allowed.begin(), allowed.end(), name_of(tensor_desc.type)) != allowed.end();
   });
 }
 
@@ -201,8 +201,8 @@ int32_t Plugin::getNbTactics() noexcept {
 
 int32_t Plugin::getValidTactics(int32_t* tactics, int32_t nbTactics) noexcept {
   return guarded(-1, [&] {
-    const std::vector<int32_t> found = call_->tactics();
-    std::copy_n(found.begin(), std::min<size_t>(found.size(), nbTactics), tactics);
+    const std::vector<int32_t> valid = call_->tactics();
+    std::copy_n(valid.begin(), std::min<size_t>(valid.size(), nbTactics), tactics);
     return 0;
   });
 }

@@ -47,7 +47,10 @@ Observer = Callable[[int, int, float, str], None]
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """reused: it was there already, whole, of this bundle and this TensorRT."""
+    """An engine, and whether it was built now.
+
+    reused: it was there already, whole, of this bundle and this TensorRT.
+    """
 
     engine: Engine
     reused: bool
@@ -62,12 +65,15 @@ def build_engines(
     rebuild: bool = False,
     observer: Observer | None = None,
 ) -> Iterator[BuiltEngine]:
-    """Engines of a bundle, each as it is done, in its folder, or the cache folder where that is
-    read-only.
+    """Build a bundle's engines into its folder, or the cache folder where that is read-only.
 
-    runtime: "tensorrt-rtx" or "tensorrt"; None for the bundle's. targets: "SM89", ...; empty for
-    the recipe's, or this machine's. memory_check: refuse a build that will not fit. rebuild: also
-    what is there already. observer: called as a build goes on.
+    runtime: "tensorrt-rtx" or "tensorrt"; None for the bundle's.
+    targets: "SM89", ...; empty for the recipe's, or this machine's.
+    memory_check: refuse a build that will not fit.
+    rebuild: also engines that are there already.
+    observer: called as a build goes on.
+
+    Yields each engine when it is done.
 
     A build that was killed leaves nothing; the next one takes the engines that are whole as they
     are. Raises ConfigError (runtime, targets), RuntimeUnavailableError (no TensorRT, no kernels, an
@@ -116,7 +122,7 @@ def build_engine(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the engines of one call share."""
+    """The facts that the engines of one call share."""
 
     bundle: Bundle
     recipe: Recipe
@@ -204,7 +210,7 @@ def _build(plan: _Plan, sm: str, observe: Callable[[float, str], None]) -> Engin
 
 
 def _timing_cache(plan: _Plan, sm: str) -> str | None:
-    """Where the timings of this device are kept; None for a build that times nothing."""
+    """The file of this device's timings; None for a build that times nothing."""
     if engine_of(plan.runtime).ahead_of_time:
         return None
     device = re.sub(r"[^A-Za-z0-9]+", "-", device_name() or sm).strip("-")

@@ -1,4 +1,4 @@
-"""What the process that builds an engine is told, and what it tells: JSON, a line each."""
+"""Messages to and from the process that builds an engine: JSON, a line each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ class BuildJob(Record):
 
 
 class Progress(Record):
-    """fraction: of the whole build, 0 to 1. phase: TensorRT's name of what is being done."""
+    """The progress of a build.
+
+    fraction: of the whole build, 0 to 1.
+    phase: TensorRT's name of its step.
+    """
 
     kind: Literal["progress"] = "progress"
     fraction: float
@@ -41,7 +45,11 @@ class Progress(Record):
 
 
 class Finished(Record):
-    """peak_rss: bytes of the process at its peak. warnings: TensorRT's."""
+    """The end of a build that succeeded.
+
+    peak_rss: bytes of the process at its peak.
+    warnings: TensorRT's.
+    """
 
     kind: Literal["finished"] = "finished"
     seconds: float
@@ -50,7 +58,10 @@ class Finished(Record):
 
 
 class Failed(Record):
-    """error: name of a class of awq_edge.errors."""
+    """The end of a build that failed.
+
+    error: name of a class of awq_edge.errors.
+    """
 
     kind: Literal["failed"] = "failed"
     error: str

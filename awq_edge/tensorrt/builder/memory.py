@@ -41,8 +41,11 @@ class BuildMemory:
 
 
 def predict_build(weights: int, engine: EngineKind, workspace_bytes: int | None) -> BuildMemory:
-    """What building an engine needs. weights: bytes of the bundle's. workspace_bytes: the recipe's
-    limit, None for no limit."""
+    """The memory that building an engine needs.
+
+    weights: bytes of the bundle's.
+    workspace_bytes: the recipe's limit, None for no limit.
+    """
     if engine.ahead_of_time:
         return BuildMemory(int(_RTX_WEIGHT_COPIES * weights) + _RTX_OVERHEAD, 0)
     return BuildMemory(
@@ -90,7 +93,7 @@ class Shortage:
 
 
 def shortage(needed: BuildMemory, system: SystemMemory, *, unified: bool) -> Shortage | None:
-    """What a build is short of; None where it fits. unified: as of `require_memory`."""
+    """The memory that a build is short of; None where it fits. `unified` as in `require_memory`."""
     device = needed.device if unified else 0
     of_all = needed.host + device - system.pageable
     of_memory = device - system.pinnable
@@ -98,7 +101,7 @@ def shortage(needed: BuildMemory, system: SystemMemory, *, unified: bool) -> Sho
 
 
 def _advice(short: Shortage, system: SystemMemory, unified: bool) -> str:
-    """What to do about it, the cheapest first."""
+    """The remedies, the cheapest first."""
     if not unified:
         return f"close other programs or add {size_text(short.of_all)} of swap"
     advice = ["stop the desktop (sudo systemctl isolate multi-user.target)"]

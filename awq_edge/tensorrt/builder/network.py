@@ -86,17 +86,17 @@ def _compare(
             )
 
 
-def _agree(kind: str, found: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
-    """Whether a shape of TensorRT's, -1 for what varies, is the manifest's.
+def _agree(kind: str, actual: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    """Compare a shape of TensorRT's, -1 for sizes that vary, with the manifest's.
 
     An output's size may be known to the manifest alone: where TensorRT cannot infer it.
     """
-    if len(found) != len(wanted):
+    if len(actual) != len(wanted):
         return False
     unknown = kind == "output"
     return all(
         a == -1 if isinstance(b, str) else a == b or (unknown and a == -1)
-        for a, b in zip(found, wanted, strict=True)
+        for a, b in zip(actual, wanted, strict=True)
     )
 
 

@@ -29,7 +29,9 @@ Observer = Callable[[float, str], None]
 
 
 def run_job(job: BuildJob, observe: Observer) -> BuildFigures:
-    """Build in a child process. observe: (fraction, phase).
+    """Build in a child process.
+
+    observe: called with fraction and phase.
 
     Raises what the child raised; ResourceError where the system killed it, RuntimeUnavailableError
     where TensorRT ended it, with its last words.
@@ -83,7 +85,7 @@ def _worker(stderr: int) -> Iterator[subprocess.Popen[str]]:
 
 
 class _MemoryWatch:
-    """How far the system's available memory falls meanwhile."""
+    """The fall of the system's available memory during a build."""
 
     def __init__(self) -> None:
         memory = read_system_memory()

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class PhaseTree:
-    """How far a build is: each phase has steps, and a step may have phases of its own.
+    """The fraction of a build that is done: a phase has steps, and a step may have phases.
 
     TensorRT does not say how long a phase takes, so that steps of one phase count the same. The
     fraction never falls: a phase that opens late splits what is left of its parent's step.
@@ -21,7 +21,11 @@ class PhaseTree:
         self._best = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins. steps: how many it announces; parent: None for the root."""
+        """Note that a phase begins.
+
+        steps: the number that it announces.
+        parent: None for the root.
+        """
         self._steps[name], self._done[name] = max(1, steps), 0
         self._parents[name] = parent if parent in self._steps else None
 

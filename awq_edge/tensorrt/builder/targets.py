@@ -1,4 +1,4 @@
-"""Which GPU architectures to build for, by runtime."""
+"""The GPU architectures to build for, by runtime."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 _OLDEST_4_BIT_SM = 80
 
 
-def runtime_of(bundle: Bundle, asked: str | None) -> str:
-    """The runtime to build for: the bundle's, or `asked`. Raises ConfigError."""
+def runtime_of(bundle: Bundle, requested: str | None) -> str:
+    """The runtime to build for: the bundle's, or `requested`. Raises ConfigError."""
     exported = bundle.manifest.runtime
     buildable = [name for name in runtime_names() if runtimes()[name].engine is not None]
-    if asked is not None and asked not in buildable:
-        raise ConfigError(f"--runtime {asked}: engines are for {' or '.join(buildable)}")
+    if requested is not None and requested not in buildable:
+        raise ConfigError(f"--runtime {requested}: engines are for {' or '.join(buildable)}")
     if exported not in buildable:
         raise ConfigError(
             f"{bundle.path} was exported for {exported}, which needs no engine; export the model "
-            f"with --runtime {asked or 'tensorrt-rtx'} to build one"
+            f"with --runtime {requested or 'tensorrt-rtx'} to build one"
         )
-    return asked or exported
+    return requested or exported
 
 
 def engine_of(runtime: str) -> EngineKind:
@@ -46,15 +46,15 @@ def sm_number(sm: str) -> int:
 
 
 def targets_of(
-    bundle: Bundle, recipe: Recipe, runtime: str, asked: Sequence[str]
+    bundle: Bundle, recipe: Recipe, runtime: str, requested: Sequence[str]
 ) -> tuple[str, ...]:
     """The architectures to build for, without repetition: "SM89", ...
 
-    asked: of the command line; empty: the recipe's for TensorRT for RTX, this machine's for
+    requested: of the command line; empty: the recipe's for TensorRT for RTX, this machine's for
     TensorRT. Raises ConfigError for what the runtime or the bundle is not for, and
     RuntimeUnavailableError where TensorRT has no GPU here.
     """
-    names = tuple(dict.fromkeys(_normalized(name) for name in asked))
+    names = tuple(dict.fromkeys(_normalized(name) for name in requested))
     if not engine_of(runtime).ahead_of_time:
         return (_this_machine(names),)
     if not names:
@@ -93,7 +93,7 @@ def _normalized(name: str) -> str:
     return f"SM{match[1]}{match[2]}"
 
 
-def _this_machine(asked: Sequence[str]) -> str:
+def _this_machine(requested: Sequence[str]) -> str:
     capability = compute_capability()
     if capability is None:
         raise RuntimeUnavailableError(
@@ -101,10 +101,10 @@ def _this_machine(asked: Sequence[str]) -> str:
             "here; copy the bundle to the device and run `awq-edge build` there"
         )
     here = f"SM{capability}"
-    if any(name != here for name in asked):
+    if any(name != here for name in requested):
         raise ConfigError(
-            f"--target {', '.join(asked)}: TensorRT builds for the GPU of this machine, {here}; "
-            "leave --target out, or build on the other device"
+            f"--target {', '.join(requested)}: TensorRT builds for the GPU of this machine, "
+            f"{here}; leave --target out, or build on the other device"
         )
     return here
 

@@ -1,4 +1,4 @@
-"""Whether the plugin of this version has the operators that a bundle or an engine was made with.
+"""The operators that a bundle or an engine was made with, compared with this version's plugin.
 
 TensorRT's own answer would come late and say little: its parser drops attributes that a plugin does
 not know without a word, and an engine of another contract fails where it is read.
@@ -31,13 +31,13 @@ def check_contract(bundle: Bundle) -> None:
 
 
 def _refusal(used: PluginUse) -> str:
-    """Why the plugin does not speak as the bundle does, or an empty string."""
-    for name, found, here in (
+    """The first difference between the bundle's operators and the plugin's, or an empty string."""
+    for name, theirs, here in (
         ("version", used.version, PLUGIN_VERSION),
         ("layout_version", str(used.layout_version), str(LAYOUT_VERSION)),
     ):
-        if found != here:
-            return f"its {name} is {found}, here it is {here}"
+        if theirs != here:
+            return f"its {name} is {theirs}, here it is {here}"
     for name in used.ops:
         if name not in OPS:
             return f"it has an operator {name}, the plugin here has {' and '.join(OPS)}"
@@ -63,7 +63,7 @@ def _attribute_refusal(op: Op, attributes: Mapping[str, Sequence[int | float]]) 
 
 
 def plugin_contract() -> PluginContract:
-    """What the plugin of this machine speaks. Raises RuntimeUnavailableError without kernels."""
+    """The versions of this machine's plugin. Raises RuntimeUnavailableError without kernels."""
     return PluginContract(
         plugin_version=PLUGIN_VERSION,
         layout_version=LAYOUT_VERSION,

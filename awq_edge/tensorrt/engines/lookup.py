@@ -28,7 +28,7 @@ class Engine:
 
     @property
     def file(self) -> Path:
-        """What TensorRT deserializes."""
+        """The file that TensorRT deserializes."""
         return self.path / self.manifest.engine
 
     @classmethod
@@ -45,8 +45,12 @@ class Engine:
 def find_engine(bundle: Bundle, runtime: str, version: str, sm: str) -> Engine:
     """The engine of `bundle` for this machine, whole and matching.
 
-    runtime: "tensorrt-rtx" or "tensorrt". version: TensorRT's own, complete. sm: "SM89". Raises
-    ArtifactError that says what is there instead, and the command that builds the missing one.
+    runtime: "tensorrt-rtx" or "tensorrt".
+    version: TensorRT's own, complete.
+    sm: "SM89".
+
+    Raises ArtifactError that says what is there instead, and the command that builds the missing
+    one.
     """
     wanted = engine_name(runtime, version, sm)
     folders = [folder / wanted for folder in engine_folders(bundle)]
@@ -79,10 +83,10 @@ def check(engine: Engine, bundle: Bundle, runtime: str, version: str, sm: str) -
             ("plugin.abi_version", str(manifest.plugin.abi_version), str(ABI_VERSION)),
         ]
     fix = f"build it again with `{_command(bundle, runtime, sm)}`"
-    for name, found, needed in fields:
-        if found != needed:
+    for name, actual, needed in fields:
+        if actual != needed:
             raise ArtifactError(
-                f"{engine.path} does not match this machine: {name} is {found}, needed is "
+                f"{engine.path} does not match this machine: {name} is {actual}, needed is "
                 f"{needed}; {fix}"
             )
     if manifest.bundle_sha256 != expected:

@@ -22,8 +22,9 @@ class ShapeRange(Record):
 class EngineProfile(Record):
     """An optimization profile; its index in the list is TensorRT's.
 
-    min_tokens..max_tokens: tokens of one execution. max_rows: logits positions of one execution, at
-    most. shapes: of every input.
+    min_tokens, max_tokens: limits of the tokens of one execution.
+    max_rows: limit of the logits positions of one execution.
+    shapes: of every input.
     """
 
     name: str
@@ -34,11 +35,13 @@ class EngineProfile(Record):
 
 
 class PluginContract(Record):
-    """What an engine with plugin nodes asks of the machine that runs it.
+    """The versions that an engine with plugin nodes needs on the machine that runs it.
 
-    plugin_version: of the operators. layout_version: of packed weights. abi_version: of the kernel
-    library's functions. library_sha256: the kernel library that was there when the engine was
-    built; told, not compared: another build of the same contract computes the same.
+    plugin_version: of the operators.
+    layout_version: of packed weights.
+    abi_version: of the kernel library's functions.
+    library_sha256: of the kernel library that was there when the engine was built; told, not
+    compared: another build of the same contract computes the same.
     """
 
     plugin_version: str
@@ -48,11 +51,14 @@ class PluginContract(Record):
 
 
 class BuildFigures(Record):
-    """What building took. peak_rss: resident bytes of TensorRT's process at its peak, None where
-    the system does not tell. available_drop: bytes by which the system's available memory fell
-    meanwhile: on a Jetson it has the GPU's part too, and whatever else ran. available_before: bytes
-    available at the start. warnings: TensorRT's, such as tactics that it skipped for want of
-    memory."""
+    """The time and memory that a build took.
+
+    peak_rss: resident bytes of TensorRT's process at its peak, None where the system does not tell.
+    available_drop: bytes by which the system's available memory fell meanwhile; on a Jetson it has
+    the GPU's share too, and whatever else ran.
+    available_before: bytes available at the start.
+    warnings: TensorRT's, such as tactics that it skipped for want of memory.
+    """
 
     seconds: float
     peak_rss: int | None = None
@@ -62,9 +68,15 @@ class BuildFigures(Record):
 
 
 class EngineManifest(Manifest):
-    """runtime: backend. runtime_version: of TensorRT, complete. sm: "SM89" is compute capability
-    8.9. bundle_sha256: of the bundle's manifest.json, which has the hash of every file. plugin:
-    None for an engine without plugin nodes. inputs, outputs: as in the bundle's graph."""
+    """manifest.json of an engine.
+
+    runtime: backend.
+    runtime_version: of TensorRT, complete.
+    sm: "SM89" is compute capability 8.9.
+    bundle_sha256: of the bundle's manifest.json, which has the hash of every file.
+    plugin: None for an engine without plugin nodes.
+    inputs, outputs: as in the bundle's graph.
+    """
 
     noun: ClassVar[str] = "a valid engine manifest"
     remedy: ClassVar[str] = "build the engine again"

@@ -1,4 +1,4 @@
-"""Where engines of a bundle are: inside it, or in the cache folder when it is read-only."""
+"""The folder of a bundle's engines: inside it, or in the cache folder where it is read-only."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _INT64 = 8
 
 
 class StepBuffers:
-    """What changes from run to run, on both sides: inputs in one block, logits in another.
+    """Buffers of a run on host and device: inputs in one block, logits in another.
 
     past_length, logits_positions and input_ids lie behind one another, so that one copy brings all
     of them, each on an address as TensorRT wants it.
@@ -32,7 +32,7 @@ class StepBuffers:
     def __init__(
         self, layer: DeviceLayer, ports: EnginePorts, vocab_size: int, chunk: int, owned: Owned
     ) -> None:
-        """chunk: tokens of the longest piece. Raises ResourceError."""
+        """Allocate for executions of up to `chunk` tokens. Raises ResourceError."""
         self._positions_at = align(_INT64)
         self._ids_at = self._positions_at + align(ports.max_rows * _INT64)
         size = self._ids_at + chunk * _INT64
@@ -46,7 +46,7 @@ class StepBuffers:
         self.ids = self._view(self._ids_at, chunk)
 
     def addresses(self) -> dict[str, int]:
-        """Where the engine finds its inputs and puts its logits."""
+        """The addresses of the engine's inputs and of its logits."""
         start = self.inputs.address
         return {
             "past_length": start,
@@ -56,7 +56,7 @@ class StepBuffers:
         }
 
     def input_bytes(self, tokens: int) -> HostBytes:
-        """What a run of so many tokens reads."""
+        """The bytes that a run of so many tokens reads."""
         return self.host_inputs[: self._ids_at + tokens * _INT64]
 
     def logits_bytes(self, rows: int) -> HostBytes:
@@ -68,8 +68,11 @@ class StepBuffers:
 
 @dataclass(frozen=True)
 class Queue:
-    """Where the work of a session goes. activations: memory that the contexts share, because only
-    one of them runs at a time. reason: what TensorRT last said of a failure."""
+    """The stream of a session, and what its contexts share.
+
+    activations: device memory; only one context runs at a time.
+    reason: TensorRT's last words of a failure.
+    """
 
     layer: DeviceLayer
     stream: int
@@ -91,8 +94,13 @@ class ProfileContext:
         *,
         graphs: bool,
     ) -> None:
-        """cache: name of a past tensor -> address. graphs: whether runs may be captured. Raises
-        DeviceError where TensorRT refuses profile, shape or address."""
+        """Set a context up for one profile.
+
+        cache: name of a past tensor -> address.
+        graphs: runs may be captured.
+
+        Raises DeviceError where TensorRT refuses profile, shape or address.
+        """
         self.profile = profile
         self._context = context
         self._ports = ports
@@ -130,14 +138,15 @@ class ProfileContext:
         self._shape = (tokens, rows)
 
     def is_capturable(self) -> bool:
-        """What TensorRT for RTX says of the shapes that are set; others are not asked."""
+        """TensorRT for RTX's word on the shapes that are set; of others, yes."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(self._queue.stream))
 
     def run(self, tokens: int, rows: int, *, capture: bool, fetch: bool = True) -> None:
-        """Queue one execution of what the input buffers hold. fetch: copy the logits to the host.
+        """Queue one execution of the input buffers.
 
         capture: this shape will come again: from its second run on it is one launch of a graph.
+        fetch: copy the logits to the host.
         """
         self.shape(tokens, rows)
         if capture and self._graphs and self._has_run:

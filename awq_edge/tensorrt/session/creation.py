@@ -21,7 +21,10 @@ class ContextFactory:
     """Makes the contexts of one engine."""
 
     def __init__(self, tensorrt: ModuleType, engine: Any, kernel_cache: Path | None) -> None:
-        """kernel_cache: file of compiled kernels, for TensorRT for RTX; it need not exist."""
+        """Take note of the session's TensorRT.
+
+        kernel_cache: file of compiled kernels, for TensorRT for RTX; it need not exist.
+        """
         self._trt: Any = tensorrt
         self._engine = engine
         self._compiles = hasattr(tensorrt, "DynamicShapesKernelSpecializationStrategy")
@@ -32,8 +35,10 @@ class ContextFactory:
     def create(self, *, eager: bool, own_graphs: bool = False) -> Any:
         """A context without device memory of its own.
 
-        eager: wait for kernels of a shape before its first run. own_graphs: TensorRT for RTX
-        captures and launches graphs itself. Raises DeviceError.
+        eager: wait for kernels of a shape before its first run.
+        own_graphs: TensorRT for RTX captures and launches graphs itself.
+
+        Raises DeviceError.
         """
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self._compiles:
@@ -58,7 +63,7 @@ class ContextFactory:
 
     @property
     def has_own_graphs(self) -> bool:
-        """Whether this TensorRT can capture graphs itself."""
+        """Tell whether this TensorRT can capture graphs itself."""
         return self._compiles
 
     def activation_bytes(self, profiles: int) -> int:

@@ -1,4 +1,4 @@
-"""What an engine takes and gives: its profiles, its KV cache, its logits; read from TensorRT."""
+"""An engine's inputs and outputs: its profiles, its KV cache, its logits; read from TensorRT."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """A part of the KV cache: an input and the output that is the same memory. size: bytes."""
+    """Keys or values of a layer: an input, and the output that is the same memory. size: bytes."""
 
     past: str
     present: str
@@ -41,7 +41,11 @@ class CacheTensor:
 
 @dataclass(frozen=True)
 class EnginePorts:
-    """logits_dtype: TensorRT's name. positions: of the KV cache that the engine wants."""
+    """Inputs and outputs of an engine.
+
+    logits_dtype: TensorRT's name.
+    positions: of the KV cache that the engine wants.
+    """
 
     profiles: tuple[Profile, ...]
     cache: tuple[CacheTensor, ...]
@@ -67,8 +71,11 @@ class EnginePorts:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One execution: tokens start..start+tokens of a prompt. rows: wanted positions within it."""
+class Execution:
+    """One run of the engine, for tokens start..start+tokens of a prompt.
+
+    rows: wanted positions within them.
+    """
 
     profile: Profile
     start: int
@@ -76,13 +83,15 @@ class Piece:
     rows: tuple[int, ...]
 
 
-def pieces(ports: EnginePorts, chunk: int, count: int, wanted: Sequence[int]) -> list[Piece]:
+def executions(
+    ports: EnginePorts, chunk: int, count: int, wanted: Sequence[int]
+) -> list[Execution]:
     """Executions that take `count` tokens, at most `chunk` at a time, with the wanted rows.
 
-    wanted: positions within the tokens, increasing. A piece has no more rows than its profile
-    gives, and a number of tokens that a profile takes: what lies between two profiles is split.
+    wanted: positions within the tokens, increasing. An execution has no more rows than its
+    profile gives, and a number of tokens that a profile takes: one between two profiles is split.
     """
-    found, start, first = [], 0, 0
+    planned, start, first = [], 0, 0
     while start < count:
         tokens = min(chunk, count - start)
         while True:
@@ -95,9 +104,9 @@ def pieces(ports: EnginePorts, chunk: int, count: int, wanted: Sequence[int]) ->
                 break
             tokens = wanted[first + profile.max_rows] - start
         rows = tuple(place - start for place in wanted[first:end])
-        found.append(Piece(profile, start, tokens, rows))
+        planned.append(Execution(profile, start, tokens, rows))
         start, first = start + tokens, end
-    return found
+    return planned
 
 
 def read_ports(engine: Any, tensorrt: ModuleType, context: int, name: str) -> EnginePorts:
@@ -132,8 +141,8 @@ def read_ports(engine: Any, tensorrt: ModuleType, context: int, name: str) -> En
     return EnginePorts(profiles, cache, positions, engine.get_tensor_dtype(_LOGITS).name)
 
 
-def _check_names(name: str, found: Sequence[str], wanted: set[str], kind: str) -> None:
-    different = sorted(set(found) ^ wanted)
+def _check_names(name: str, actual: Sequence[str], wanted: set[str], kind: str) -> None:
+    different = sorted(set(actual) ^ wanted)
     if different:
         raise ArtifactError(
             f"{name}: its {kind} differ from a decoder's in {', '.join(different)}; a session "

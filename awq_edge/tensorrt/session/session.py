@@ -43,14 +43,15 @@ from awq_edge.tensorrt.session.contexts import (
     StepBuffers,
 )
 from awq_edge.tensorrt.session.creation import ContextFactory
-from awq_edge.tensorrt.session.ports import EnginePorts, Piece, Profile, pieces, read_ports
+from awq_edge.tensorrt.session.ports import EnginePorts, Execution, Profile, executions, read_ports
 from awq_edge.units import size_text
 
 
 class EngineSource(Protocol):
-    """A checked engine file, and how TensorRT makes an engine of it.
+    """A checked engine file, which TensorRT makes an engine of.
 
-    reason: what TensorRT said of the last failure. kernel_cache: see `ContextFactory`.
+    reason: TensorRT's words of the last failure.
+    kernel_cache: see `ContextFactory`.
     """
 
     @property
@@ -134,9 +135,9 @@ class TensorrtSession(SessionBase):
     def prefill(self, ids: Sequence[int]) -> Float32:
         """Append ids in chunks; logits after the last: float32 [vocab]. See `Session`."""
         self._require(ids)
-        found = np.empty((1, self._vocab_size), dtype=np.float32)
-        self._run(ids, [len(ids) - 1], found)
-        last: Float32 = found[0]
+        logits = np.empty((1, self._vocab_size), dtype=np.float32)
+        self._run(ids, [len(ids) - 1], logits)
+        last: Float32 = logits[0]
         return last
 
     def decode(self, token_id: int) -> Float32:
@@ -147,9 +148,9 @@ class TensorrtSession(SessionBase):
         """Append ids; logits at some: float32 [len(positions), vocab]. See `Session`."""
         self._require(ids)
         wanted = check_positions(positions, len(ids))
-        found = np.empty((len(wanted), self._vocab_size), dtype=np.float32)
-        self._run(ids, wanted.tolist(), found)
-        return found
+        logits = np.empty((len(wanted), self._vocab_size), dtype=np.float32)
+        self._run(ids, wanted.tolist(), logits)
+        return logits
 
     def close(self) -> None:
         """Free engine, cache, buffers and graph; all of them, also where one cannot be freed.
@@ -224,23 +225,25 @@ class TensorrtSession(SessionBase):
         with self._released_on_error():
             self._layer.activate()
             done = 0
-            for piece in pieces(self._ports, self._prefill_chunk, len(ids), wanted):
-                rows = self._execute(ids[piece.start : piece.start + piece.tokens], piece)
+            for execution in executions(self._ports, self._prefill_chunk, len(ids), wanted):
+                rows = self._execute(
+                    ids[execution.start : execution.start + execution.tokens], execution
+                )
                 out[done : done + len(rows)] = rows
                 done += len(rows)
             if len(ids) > 1:  # a question to the driver, which a decode step has no time for
                 self._meter.sample()
 
-    def _execute(self, ids: Sequence[int], piece: Piece) -> Float32:
-        """Append ids with one run of the engine; logits: float32 [len(piece.rows), vocab]."""
-        rows = piece.rows or (0,)  # the graph computes one at least
+    def _execute(self, ids: Sequence[int], execution: Execution) -> Float32:
+        """Append ids with one run of the engine; logits: float32 [len(execution.rows), vocab]."""
+        rows = execution.rows or (0,)  # the graph computes one at least
         self._fill(ids, rows)
-        self._contexts[piece.profile.index].run(
-            len(ids), len(rows), capture=len(ids) == 1, fetch=bool(piece.rows)
+        self._contexts[execution.profile.index].run(
+            len(ids), len(rows), capture=len(ids) == 1, fetch=bool(execution.rows)
         )
         self._layer.synchronize(self._stream)
         self._ids.extend(ids)
-        count = len(piece.rows)
+        count = len(execution.rows)
         raw = self._buffers.logits_bytes(count)
         return _as_float32(raw, self._ports.logits_dtype).reshape(count, self._vocab_size)
 

@@ -1,4 +1,4 @@
-// Where attention's values lie: rotary pairs, swizzle, fragments, int8 codes as floating point.
+// The places of attention's values: rotary pairs, swizzle, fragments, int8 codes as floating point.
 #include "attention_fragments.h"
 
 #include <cmath>
@@ -96,12 +96,12 @@ TEST(pairs_hold_each_channel_once_and_rotate_the_first) {
     for (int rotary_size = 0; rotary_size <= head_size; rotary_size += 2) {
       std::set<int> channels;
       for (int pair = 0; pair < head_size / 2; ++pair) {
-        const ChannelPair found = channel_pair(pair, rotary_size);
-        channels.insert(found.first);
-        channels.insert(found.second);
+        const ChannelPair channels_of_pair = channel_pair(pair, rotary_size);
+        channels.insert(channels_of_pair.first);
+        channels.insert(channels_of_pair.second);
         const bool rotates = pair < rotary_size / 2;
-        CHECK_EQ(found.first < rotary_size, rotates);
-        if (rotates) CHECK_EQ(found.second - found.first, rotary_size / 2);
+        CHECK_EQ(channels_of_pair.first < rotary_size, rotates);
+        if (rotates) CHECK_EQ(channels_of_pair.second - channels_of_pair.first, rotary_size / 2);
       }
       CHECK_EQ(channels.size(), static_cast<size_t>(head_size));
       CHECK_EQ(*channels.rbegin(), head_size - 1);

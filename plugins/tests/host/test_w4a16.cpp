@@ -12,7 +12,7 @@ using namespace awq_edge;
 
 namespace {
 
-// What the bits of a float16 or bfloat16 stand for.
+// The number that the bits of a float16 or bfloat16 stand for.
 template <typename Codes>
 double number(uint32_t bits) {
   const int mantissa = Codes::kMantissa, exponent_bits = 15 - mantissa;
@@ -126,15 +126,15 @@ TEST(three_bits_use_every_bit_once) {
     for (int bit = 0; bit < 32; ++bit) {
       std::vector<uint32_t> words(6, 0);
       words[word] = 1u << bit;
-      int found = 0;
+      int places = 0;
       for (int h = 0; h < 2; ++h) {
         for (int s = 0; s < 4; ++s) {
           for (int r = 0; r < 4; ++r) {
-            for (int e = 0; e < 2; ++e) found += extract_code(3, words.data(), h, s, r, e) != 0;
+            for (int e = 0; e < 2; ++e) places += extract_code(3, words.data(), h, s, r, e) != 0;
           }
         }
       }
-      CHECK_EQ(found, 1);
+      CHECK_EQ(places, 1);
     }
   }
 }

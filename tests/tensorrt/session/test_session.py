@@ -76,7 +76,9 @@ def test_logits_at_chosen_positions(session: TensorrtSession) -> None:
     assert close(session.logits(IDS[40:], [55]), EXPECTED[[95]])
 
 
-def test_all_positions_in_pieces_of_what_a_profile_gives(session: TensorrtSession) -> None:
+def test_all_positions_in_executions_of_a_profile(
+    session: TensorrtSession,
+) -> None:
     assert close(session.logits(IDS, range(CONTEXT)), EXPECTED)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from awq_edge.tensorrt.session.ports import EnginePorts, Profile, pieces
+from awq_edge.tensorrt.session.ports import EnginePorts, Profile, executions
 
 
 @st.composite
@@ -29,15 +29,15 @@ def test_every_token_and_row_once_within_what_a_profile_takes(
     chunk = data.draw(st.integers(1, ports.max_tokens))
     count = data.draw(st.integers(1, 150))
     wanted = sorted(data.draw(st.sets(st.integers(0, count - 1))))
-    found = pieces(ports, chunk, count, wanted)
+    planned = executions(ports, chunk, count, wanted)
     at, rows = 0, []
-    for piece in found:
-        assert piece.start == at
-        assert piece.profile.takes(piece.tokens) and piece.tokens <= chunk
-        assert len(piece.rows) <= piece.profile.max_rows
-        assert all(0 <= row < piece.tokens for row in piece.rows)
-        rows += [at + row for row in piece.rows]
-        at += piece.tokens
+    for execution in planned:
+        assert execution.start == at
+        assert execution.profile.takes(execution.tokens) and execution.tokens <= chunk
+        assert len(execution.rows) <= execution.profile.max_rows
+        assert all(0 <= row < execution.tokens for row in execution.rows)
+        rows += [at + row for row in execution.rows]
+        at += execution.tokens
     assert (at, rows) == (count, wanted)
 
 
@@ -59,6 +59,6 @@ def test_a_prompt_in_the_profiles_of_our_engines(
 ) -> None:
     """As few executions as there can be, each in the profile that is made for it."""
     ports = EnginePorts((DECODE, PREFILL), (), 4096, "HALF")
-    found = pieces(ports, 512, count, [count - 1])
-    assert [(piece.profile.index, piece.tokens) for piece in found] == expected
-    assert [len(piece.rows) for piece in found] == [0] * (len(expected) - 1) + [1]
+    planned = executions(ports, 512, count, [count - 1])
+    assert [(execution.profile.index, execution.tokens) for execution in planned] == expected
+    assert [len(execution.rows) for execution in planned] == [0] * (len(expected) - 1) + [1]
