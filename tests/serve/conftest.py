@@ -45,24 +45,40 @@ class RunningServer:
         return self.process.wait(_START_SECONDS)
 
 
+# The same with little patience for clients.
+_HASTY_MAIN = (
+    """
+from awq_edge.serve import protocol
+from awq_edge.serve.limits import Limits
+
+protocol.HEAD_SECONDS = 0.5
+Limits.__init__.__defaults__ = tuple(
+    0.5 if name == "body_seconds" else field.default
+    for name, field in Limits.__dataclass_fields__.items()
+)
+"""
+    + _MAIN
+)
+_MAINS = {"": _MAIN, "slow": _SLOW_MAIN, "hasty": _HASTY_MAIN}
+
+
 StartServer = Callable[..., RunningServer]
 
 
 @pytest.fixture(scope="module")
 def start_server() -> Iterator[StartServer]:
-    """start_server(bundle, *arguments, slow=False, **environment): ended with the module's tests.
+    """start_server(bundle, *arguments, kind="", **environment): ended with the module's tests.
 
-    slow: a model that takes 20 ms for each token."""
+    kind: "slow" is a model that takes 20 ms for each token, "hasty" a server that waits 0.5 s for a
+    request's head, and for its body."""
     pytest.importorskip("fastapi", reason="needs the [serve] extra")
     started: list[RunningServer] = []
 
-    def start(
-        bundle: Path, *arguments: str, slow: bool = False, **environment: str
-    ) -> RunningServer:
+    def start(bundle: Path, *arguments: str, kind: str = "", **environment: str) -> RunningServer:
         command = [
             sys.executable,
             "-c",
-            _SLOW_MAIN if slow else _MAIN,
+            _MAINS[kind],
             "serve",
             str(bundle),
             "--port",
