@@ -242,6 +242,14 @@ def parse(body: bytes, model: type[R]) -> R:
         raise invalid(f"the body is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise invalid(f"the body must be a JSON object, not {type(data).__name__}")
+    try:
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise invalid(
+            f"the body has {half!r}, half of a surrogate pair, which is no text; send the whole "
+            "character"
+        ) from None
     kept = _without_neutral(data)
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [_message(m, i) for i, m in enumerate(kept["messages"])]
@@ -360,6 +368,8 @@ def _refusal(error: ValidationError) -> ApiError:
     if detail["type"] == "missing":
         return invalid(f"the parameter {where} is missing", where, "missing_parameter")
     reason = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        reason = "it must be an object"
     return invalid(f"{where} is {_shown(detail['input'])}; {reason}", where, "invalid_value")
 
 

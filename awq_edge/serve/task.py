@@ -103,7 +103,7 @@ def chat_task(model: Model, request: ChatRequest, settings: TaskSettings) -> Tas
             "max_tokens",
         )
     top = request.top_logprobs
-    if top is not None and not request.logprobs:
+    if top and not request.logprobs:
         raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     logprobs = (top or 0) if request.logprobs else None
     wanted = next(iter(asked), None)
