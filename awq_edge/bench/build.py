@@ -68,7 +68,9 @@ def build_bench_report(
         raise KeyboardInterrupt
     cpu = describe_cpu()
     sensors = [SensorReport(name=n, covers=c, absent=None) for n, c in monitor.covers.items()]
-    sensors += [SensorReport(name=one.name, covers=None, absent=one.reason) for one in absent]
+    sensors += [
+        SensorReport(name=sensor.name, covers=None, absent=sensor.reason) for sensor in absent
+    ]
     environment = environment_report(model, cpu)
     cells = tuple(
         _cell(model, cell, repeats, monitor, device_bandwidth) for cell, repeats in measured.items()
@@ -164,7 +166,7 @@ def _cell(
             "measured",
         ),
         others=others_share(repeats, os.cpu_count() or 1),
-        peak=_peak([s for one in repeats for s in monitor.between(one.begin, one.end)]),
+        peak=_peak([s for repeat in repeats for s in monitor.between(repeat.begin, repeat.end)]),
         energy=tuple(energy_reports(cell, repeats, monitor)),
         repeats=parts,
     )
@@ -202,8 +204,8 @@ def energy_reports(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> l
     parts: list[EnergyReport] = []
     prompt = cell.prompt_tokens * len(repeats)
     generated = (cell.generated_tokens - 1) * len(repeats)
-    prefills = [(one.begin, one.first_token) for one in repeats]
-    decodes = [(one.first_token, one.end) for one in repeats]
+    prefills = [(repeat.begin, repeat.first_token) for repeat in repeats]
+    decodes = [(repeat.first_token, repeat.end) for repeat in repeats]
     for name, what in monitor.covers.items():
         phases = (prefills, decodes)
         prefill, decode = (_sum([joules(b, e, name) for b, e in phase]) for phase in phases)
@@ -234,9 +236,9 @@ def energy_reports(cell: Cell, repeats: Sequence[Repeat], monitor: Monitor) -> l
 
 def others_share(repeats: Sequence[Repeat], cpus: int) -> float | None:
     """The share of `cpus` logical CPUs that other processes took during some repeats."""
-    pairs = [(one.begin.other_cpu, one.end.other_cpu) for one in repeats]
+    pairs = [(repeat.begin.other_cpu, repeat.end.other_cpu) for repeat in repeats]
     taken = _sum([None if b is None or e is None else e - b for b, e in pairs])
-    seconds = sum(one.end.time - one.begin.time for one in repeats)
+    seconds = sum(repeat.end.time - repeat.begin.time for repeat in repeats)
     if taken is None or seconds * cpus < _LEAST_TICKED:
         return None
     # The counters tick: a process's own time may be ahead of the system's.
@@ -253,9 +255,9 @@ def _peak(samples: Sequence[Sample]) -> PeakReport:
         return max((value for value in values if value is not None), default=None)
 
     return PeakReport(
-        anonymous=most([one.anonymous for one in samples]),
-        file_backed=most([one.file_backed for one in samples]),
-        device=most([one.device for one in samples]),
+        anonymous=most([sample.anonymous for sample in samples]),
+        file_backed=most([sample.file_backed for sample in samples]),
+        device=most([sample.device for sample in samples]),
     )
 
 
@@ -267,25 +269,25 @@ def memory_samples(samples: Sequence[Sample]) -> tuple[SampleReport, ...]:
         kept.append(samples[-1])
     return tuple(
         SampleReport(
-            time=round(one.time - samples[0].time, 6),
-            anonymous=one.anonymous,
-            file_backed=one.file_backed,
-            device=one.device,
+            time=round(sample.time - samples[0].time, 6),
+            anonymous=sample.anonymous,
+            file_backed=sample.file_backed,
+            device=sample.device,
         )
-        for one in kept
+        for sample in kept
     )
 
 
 def clocks(samples: Sequence[Sample]) -> tuple[ClockReport, ...]:
     """Every clock that a sensor ever read, over all samples."""
-    names = dict.fromkeys(name for one in samples for name in one.clocks)
+    names = dict.fromkeys(name for sample in samples for name in sample.clocks)
     return tuple(
         ClockReport(
             name=name,
             before=samples[0].clocks.get(name),
             after=samples[-1].clocks.get(name),
-            lowest=min(one.clocks[name] for one in samples if name in one.clocks),
-            highest=max(one.clocks[name] for one in samples if name in one.clocks),
+            lowest=min(sample.clocks[name] for sample in samples if name in sample.clocks),
+            highest=max(sample.clocks[name] for sample in samples if name in sample.clocks),
         )
         for name in names
     )
@@ -293,7 +295,7 @@ def clocks(samples: Sequence[Sample]) -> tuple[ClockReport, ...]:
 
 def throttling(samples: Sequence[Sample]) -> ThrottlingReport:
     """Reasons for reduced clocks, with the number of samples; and how much event counters grew."""
-    reasons = Counter(reason for one in samples for reason in set(one.throttled))
+    reasons = Counter(reason for sample in samples for reason in set(sample.throttled))
     first = samples[0].throttle_counts if samples else {}
     last = samples[-1].throttle_counts if samples else {}
     return ThrottlingReport(

@@ -27,9 +27,9 @@ def speed_chart(report: BenchReport) -> str | None:
         curves = [
             Line(
                 x,
-                [one.median for one in spreads],
+                [spread.median for spread in spreads],
                 "series",
-                band=([one.p10 for one in spreads], [one.p90 for one in spreads]),
+                band=([spread.p10 for spread in spreads], [spread.p90 for spread in spreads]),
             )
         ]
         known = [value for value in roof if value is not None]
@@ -96,7 +96,7 @@ def latency_chart(report: BenchReport) -> str | None:
     marks: list[list[Mark]] = []
     for cell in cells:
         steps = sorted(
-            s * 1e3 for one in cell.repeats for s in one.steps[WARMUP_STEPS:] or one.steps
+            s * 1e3 for repeat in cell.repeats for s in repeat.steps[WARMUP_STEPS:] or repeat.steps
         )
         stride = max(1, len(steps) // _POINTS)
         numbers = sorted({*range(0, len(steps), stride), len(steps) - 1})
@@ -128,13 +128,13 @@ def latency_chart(report: BenchReport) -> str | None:
 def memory_chart(report: BenchReport) -> str | None:
     """Memory over time, MB; None where the system does not tell."""
     kinds: tuple[tuple[Role, Callable[[SampleReport], int | None]], ...] = (
-        ("series", lambda one: one.anonymous),
-        ("base", lambda one: one.file_backed),
-        ("other", lambda one: one.device),
+        ("series", lambda sample: sample.anonymous),
+        ("base", lambda sample: sample.file_backed),
+        ("other", lambda sample: sample.device),
     )
     lines: list[Line] = []
     for role, value in kinds:
-        points = [(one.time, value(one)) for one in report.memory_samples]
+        points = [(sample.time, value(sample)) for sample in report.memory_samples]
         known = [(when, size / 1e6) for when, size in points if size is not None]
         if known:
             x, y = [when for when, _ in known], [size for _, size in known]

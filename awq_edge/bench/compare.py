@@ -92,10 +92,10 @@ class _Measure:
 
 
 _MEASURES = (
-    _Measure("prefill_tokens_per_second", lambda one: one.prefill_tokens_per_second, True),
-    _Measure("decode_tokens_per_second", lambda one: one.decode_tokens_per_second, True),
-    _Measure("ttft", lambda one: one.ttft, False),
-    _Measure("tpot", lambda one: one.tpot, False),
+    _Measure("prefill_tokens_per_second", lambda repeat: repeat.prefill_tokens_per_second, True),
+    _Measure("decode_tokens_per_second", lambda repeat: repeat.decode_tokens_per_second, True),
+    _Measure("ttft", lambda repeat: repeat.ttft, False),
+    _Measure("tpot", lambda repeat: repeat.tpot, False),
 )
 
 

@@ -75,7 +75,9 @@ class Monitor:
             device = self._device_memory() if self._device_memory is not None else None
             for reading in readings.values():
                 device = reading.memory_used if device is None else device
-            energy = {name: self._meters[name].add(now, one) for name, one in readings.items()}
+            energy = {
+                name: self._meters[name].add(now, reading) for name, reading in readings.items()
+            }
             sample = Sample(
                 time=now,
                 anonymous=memory.anonymous,
@@ -83,10 +85,14 @@ class Monitor:
                 device=device,
                 other_cpu=self._other_cpu(),
                 energy={name: value for name, value in energy.items() if value is not None},
-                clocks={k: v for one in readings.values() for k, v in one.clocks.items()},
-                throttled=tuple(reason for one in readings.values() for reason in one.throttled),
+                clocks={k: v for reading in readings.values() for k, v in reading.clocks.items()},
+                throttled=tuple(
+                    reason for reading in readings.values() for reason in reading.throttled
+                ),
                 throttle_counts={
-                    k: v for one in readings.values() for k, v in one.throttle_counts.items()
+                    k: v
+                    for reading in readings.values()
+                    for k, v in reading.throttle_counts.items()
                 },
             )
             self.samples.append(sample)
@@ -94,7 +100,7 @@ class Monitor:
 
     def between(self, begin: Sample, end: Sample) -> list[Sample]:
         """The samples from one to another, both included."""
-        return [one for one in list(self.samples) if begin.time <= one.time <= end.time]
+        return [sample for sample in list(self.samples) if begin.time <= sample.time <= end.time]
 
     def __enter__(self) -> Monitor:
         self.sample()

@@ -36,7 +36,11 @@ def print_bench(report: BenchReport, console: Console) -> None:
         _device_line(report),
         f"power mode: {environment.power_mode or 'unknown'}; {_throttling(report)}",
         *(_clock(clock) for clock in report.clocks),
-        *(f"no {one.name} sensor: {one.absent}" for one in report.sensors if one.absent),
+        *(
+            f"no {sensor.name} sensor: {sensor.absent}"
+            for sensor in report.sensors
+            if sensor.absent
+        ),
     ]
     for line in lines:
         console.print(line, soft_wrap=True)
@@ -68,8 +72,10 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
                 f"{peak.generated_tokens}: {size_text(peak.before)} -> {size_text(peak.after)}",
                 soft_wrap=True,
             )
-    for one in comparison.differences:
-        console.print(f"{one.what}: {one.before} -> {one.after}", soft_wrap=True)
+    for difference in comparison.differences:
+        console.print(
+            f"{difference.what}: {difference.before} -> {difference.after}", soft_wrap=True
+        )
     for where, cells in (("first", comparison.only_before), ("second", comparison.only_after)):
         for prompt, generated in cells:
             console.print(f"{prompt} + {generated}: in the {where} report only")
@@ -160,7 +166,9 @@ def _device_line(report: BenchReport) -> str:
 def _throttling(report: BenchReport) -> str:
     seen = report.throttling
     if not seen.seen:
-        watched = seen.events or any(one.covers for one in report.sensors if one.name != "rapl")
+        watched = seen.events or any(
+            sensor.covers for sensor in report.sensors if sensor.name != "rapl"
+        )
         return "no throttling seen" if watched else "nothing here tells of throttling"
     reasons = [f"{name} in {count} of {seen.samples}" for name, count in seen.reasons.items()]
     events = [f"{name} +{count}" for name, count in seen.events.items() if count]

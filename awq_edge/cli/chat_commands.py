@@ -104,9 +104,9 @@ class ChatCommands:
         name, blank, argument = line.partition(" ")
         if not blank:
             return [
-                each + (" " if command.argument else "")
-                for each, command in self._commands.items()
-                if line and each.startswith(line)
+                spelling + (" " if command.argument else "")
+                for spelling, command in self._commands.items()
+                if line and spelling.startswith(line)
             ]
         words = {"/set": NAMES, "/show": _SHOWN}.get(name, ())
         if name in ("/save", "/save!", "/load"):

@@ -166,15 +166,15 @@ def _bracket_pastes(readline: Any) -> bool:
 
 def _complete_by(readline: Any, completions: Callable[[str], list[str]]) -> None:
     """Have Tab offer whole lines."""
-    found: list[str] = []
+    candidates: list[str] = []
 
-    def each(line: str, number: int) -> str | None:
+    def complete(line: str, number: int) -> str | None:
         if number == 0:
-            found[:] = completions(line)
-        return found[number] if number < len(found) else None
+            candidates[:] = completions(line)
+        return candidates[number] if number < len(candidates) else None
 
     readline.set_completer_delims("\n")
-    readline.set_completer(each)
+    readline.set_completer(complete)
     readline.parse_and_bind("tab: complete")
 
 

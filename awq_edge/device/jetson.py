@@ -73,7 +73,7 @@ class JetsonLinux:
 def jetpack_of(version: str) -> JetPack | None:
     """The JetPack of a package's version ("6.2.1+b38"); None for an unknown one."""
     match = re.match(r"\d+\.\d+", version)
-    return next((each for each in JETPACKS if match and each.version == match[0]), None)
+    return next((release for release in JETPACKS if match and release.version == match[0]), None)
 
 
 def read_release(root: Path = Path("/")) -> JetsonLinux | None:
@@ -108,15 +108,15 @@ def read_compatible(root: Path = Path("/")) -> tuple[str, ...]:
     """The device tree's `compatible` names of the board, its own name first; empty where there is
     no device tree, or a container hides it (Docker masks /sys/firmware)."""
     text = read_text(root / "proc/device-tree/compatible") or ""
-    return tuple(each for each in text.split("\0") if each.strip())
+    return tuple(name for name in text.split("\0") if name.strip())
 
 
 def read_modules(root: Path = Path("/")) -> tuple[str, ...]:
     """Part numbers of the device tree's compatible names ("p3768-0000", "p3767-0005"), those of
     NVIDIA's entries first: the first entry may be a maker of carriers' own. The carrier's are among
     them; with Super or without, a module has one number."""
-    entries = sorted(read_compatible(root), key=lambda each: not each.startswith("nvidia,"))
-    part_numbers = [number for each in entries for number in re.findall(r"p\d{4}-\d{4}", each)]
+    entries = sorted(read_compatible(root), key=lambda entry: not entry.startswith("nvidia,"))
+    part_numbers = [number for entry in entries for number in re.findall(r"p\d{4}-\d{4}", entry)]
     return tuple(dict.fromkeys(part_numbers))
 
 
@@ -128,7 +128,7 @@ def read_board(root: Path = Path("/")) -> str | None:
 def is_jetson(root: Path = Path("/")) -> bool:
     """True on a Tegra with Jetson Linux, or in a container on one."""
     return read_release(root) is not None or any(
-        each.startswith("nvidia,tegra") for each in read_compatible(root)
+        name.startswith("nvidia,tegra") for name in read_compatible(root)
     )
 
 

@@ -147,7 +147,9 @@ def _cgroup_folders(root: Path) -> list[Path]:
     group = PurePosixPath(match[1] if match else "/")
     base = root / _CGROUPS
     return [
-        base / each.relative_to("/") for each in (group, *group.parents) if ".." not in each.parts
+        base / parent.relative_to("/")
+        for parent in (group, *group.parents)
+        if ".." not in parent.parts
     ]
 
 

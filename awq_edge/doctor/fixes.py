@@ -50,10 +50,12 @@ _PERMISSION_FILES = ("/dev/nvmap", "/dev/nvidiactl", "/dev/dri/renderD128")
 def as_root(machine: Machine, *commands: str) -> str:
     """Commands that root types, one after the other, for the user who reads them."""
     if in_container(machine) and machine.is_root:
-        is_apt = any(each.startswith("apt install") for each in commands)
+        is_apt = any(command.startswith("apt install") for command in commands)
         fresh = ("apt update",) if is_apt and "apt update" not in commands else ()  # no lists yet
         return " && ".join([*fresh, *commands])
-    joined = " && ".join(commands if machine.is_root else [f"sudo {each}" for each in commands])
+    joined = " && ".join(
+        commands if machine.is_root else [f"sudo {command}" for command in commands]
+    )
     if machine.is_root or machine.may_sudo:
         return joined
     return f"{_ASK}: {joined}"
@@ -61,20 +63,20 @@ def as_root(machine: Machine, *commands: str) -> str:
 
 def sequence(*steps: str) -> str:
     """Steps one after the other, some of which may need another person."""
-    return ("; then " if any(each.startswith(_ASK) for each in steps) else " && ").join(steps)
+    return ("; then " if any(step.startswith(_ASK) for step in steps) else " && ").join(steps)
 
 
 def on_host(machine: Machine, *commands: str) -> str:
     """Commands of root on a container's host, or on this machine where it is no container."""
     if in_container(machine):
-        return "on the container's host: " + " && ".join(f"sudo {each}" for each in commands)
+        return "on the container's host: " + " && ".join(f"sudo {command}" for command in commands)
     return as_root(machine, *commands)
 
 
 def pip(machine: Machine, *requirements: str) -> str:
     """Install into the Python that runs, or into a new environment where the distribution keeps pip
     out of it."""
-    quoted = " ".join(_quoted(each) for each in requirements)
+    quoted = " ".join(_quoted(requirement) for requirement in requirements)
     python = machine.python
     if python.managed:
         return f"{new_environment(machine)} && {_ENVIRONMENT}/bin/python -m pip install {quoted}"
@@ -162,9 +164,9 @@ def newer_jetpack(machine: Machine, installed: JetPack | None) -> str:
         where = "on the board" if in_container(machine) else ""
         return " ".join(filter(None, [where, on_host(machine, *steps), "# and reboot"]))
     modules = read_modules(machine.root)
-    if modules and not any(each.startswith(_MODULES) for each in modules):
+    if modules and not any(module.startswith(_MODULES) for module in modules):
         return "--recipe cpu: no JetPack 6 was made for this board"
-    if any(each.startswith("p3834") for each in modules):
+    if any(module.startswith("p3834") for module in modules):
         return "flash the board with JetPack 7.2 or newer (NVIDIA's SDK Manager)"
     return "flash the board with JetPack 6.2 or newer (NVIDIA's SDK Manager)"
 
@@ -172,7 +174,7 @@ def newer_jetpack(machine: Machine, installed: JetPack | None) -> str:
 def jetson_python(machine: Machine, recipe: Recipe) -> str:
     """An environment of the system's Python, which alone sees JetPack's TensorRT: those of pyenv,
     conda and uv never do."""
-    installed = " ".join(_quoted(each) for each in device_layer_packages(machine, recipe))
+    installed = " ".join(_quoted(package) for package in device_layer_packages(machine, recipe))
     return f"{new_environment(machine)} && {_ENVIRONMENT}/bin/python -m pip install {installed}"
 
 

@@ -50,7 +50,7 @@ def power(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
 
 
 def _power_mode(machine: Machine, mode: str, recipe: Recipe) -> DoctorRow:
-    known = {each.name: each for each in recipe.device.power_modes}
+    known = {power_mode.name: power_mode for power_mode in recipe.device.power_modes}
     spec, fastest = known.get(mode), recipe.device.memory_bandwidth
     slow = spec is not None and fastest is not None and spec.memory_bandwidth < fastest
     words = mode

@@ -49,20 +49,20 @@ def _of_jetson(machine: Machine) -> tuple[Recipe, str] | None:
     text do not change; where no recipe has it, by the kind of module and its memory; then by
     JetPack."""
     jetsons = [recipe for recipe in list_recipes() if recipe.device.kind == "jetson"]
-    known = {number.partition("-")[0] for each in jetsons for number in each.device.modules}
-    modules = [each for each in read_modules(machine.root) if each.partition("-")[0] in known]
+    known = {number.partition("-")[0] for recipe in jetsons for number in recipe.device.modules}
+    modules = [number for number in read_modules(machine.root) if number.partition("-")[0] in known]
     release = read_release(machine.root)
     board = read_board(machine.root) or "a Jetson"
     where = board + (f", Jetson Linux {release.release}" if release is not None else "")
     for module in modules:
-        exact = [each for each in jetsons if module in each.device.modules]
+        exact = [recipe for recipe in jetsons if module in recipe.device.modules]
         if exact:
             return _of_jetpack(machine, exact), f"module {module}: {where}"
     kinds = {module.partition("-")[0] for module in modules}
     alike = [
-        each
-        for each in jetsons
-        if kinds & {number.partition("-")[0] for number in each.device.modules}
+        recipe
+        for recipe in jetsons
+        if kinds & {number.partition("-")[0] for number in recipe.device.modules}
     ]
     if not kinds and read_modules(machine.root):  # a module before Orin
         return None
@@ -84,15 +84,15 @@ def _of_gpu(machine: Machine, recipes: list[Recipe]) -> list[Recipe]:
     if gpu is None:
         return recipes
     capability = f"{gpu.compute_capability // 10}.{gpu.compute_capability % 10}"
-    return [each for each in recipes if each.device.compute_capability == capability]
+    return [recipe for recipe in recipes if recipe.device.compute_capability == capability]
 
 
 def _of_memory(machine: Machine, recipes: list[Recipe]) -> list[Recipe]:
     """The recipes of the smallest memory that holds what the system sees, or of the largest."""
     memory = installed_memory(machine)
-    sizes = sorted({each.device.memory_bytes or 0 for each in recipes})
+    sizes = sorted({recipe.device.memory_bytes or 0 for recipe in recipes})
     size = next((size for size in sizes if size >= memory), sizes[-1] if sizes else 0)
-    return [each for each in recipes if each.device.memory_bytes == size]
+    return [recipe for recipe in recipes if recipe.device.memory_bytes == size]
 
 
 def _of_jetpack(machine: Machine, recipes: list[Recipe]) -> Recipe:

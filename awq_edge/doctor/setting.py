@@ -34,7 +34,7 @@ def in_container(machine: Machine) -> bool:
     """True in Docker, Podman, LXC or Kubernetes."""
     if machine.environment.get("container") or "KUBERNETES_SERVICE_HOST" in machine.environment:
         return True
-    if any((machine.root / each).exists() for each in (".dockerenv", "run/.containerenv")):
+    if any((machine.root / marker).exists() for marker in (".dockerenv", "run/.containerenv")):
         return True
     groups = machine.read("proc/1/cgroup") or ""
     return re.search(r"/(docker|lxc|kubepods|containerd)", groups) is not None

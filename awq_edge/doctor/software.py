@@ -112,7 +112,9 @@ def plugin_libraries(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
             fix=_kernels_fix(machine, recipe) if needed else "",
         )
         return
-    built = ", ".join(f"{each // 10}.{each % 10}" for each in library.architectures)
+    built = ", ".join(
+        f"{capability // 10}.{capability % 10}" for capability in library.architectures
+    )
     yield DoctorRow(
         check="kernel library", status="ok", found=f"{library.path}, for compute capability {built}"
     )

@@ -242,9 +242,9 @@ def _listed(folder: Path) -> list[Path]:
 def _age(path: Path) -> float:
     """Seconds since the last change of the path, or of an entry directly in it."""
     times = []
-    for each in (path, *(_listed(path) if path.is_dir() else ())):
+    for entry in (path, *(_listed(path) if path.is_dir() else ())):
         with contextlib.suppress(OSError):
-            times.append(each.lstat().st_mtime)
+            times.append(entry.lstat().st_mtime)
     return time.time() - max(times, default=time.time())
 
 

@@ -42,8 +42,8 @@ def find_sensors(root: Path = Path("/"), *, nvml: Any = None) -> Sensors:
         find_cpu_clocks(root),
     ]
     return Sensors(
-        present=tuple(one for one in results if not isinstance(one, Absent)),
-        absent=tuple(one for one in results if isinstance(one, Absent)),
+        present=tuple(result for result in results if not isinstance(result, Absent)),
+        absent=tuple(result for result in results if isinstance(result, Absent)),
     )
 
 

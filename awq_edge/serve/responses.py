@@ -137,7 +137,7 @@ def _alternatives(token: ScoredToken) -> list[tuple[bytes, float]]:
     likelier stays."""
     if not token.top:
         return []
-    return sorted((*token.top, (token.data, token.logprob)), key=lambda each: each[1])
+    return sorted((*token.top, (token.data, token.logprob)), key=lambda scored: scored[1])
 
 
 def _chat_logprobs(tokens: Sequence[ScoredToken]) -> dict[str, Any]:
