@@ -31,7 +31,7 @@ def test_every_key_is_described() -> None:
 
 def test_defaults_are_as_described() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert f"those of {', '.join(map(str, PROMPT_LENGTHS))} that fit" in text
+    assert f"{', '.join(map(str, PROMPT_LENGTHS))}, as far as they fit" in text
     assert f"| {GENERATED_LENGTHS[0]}, if they fit |" in text
     assert (
         f"rejects at {ALPHA:g}" in text and f"differ by {MIN_CHANGE:.0%}".replace("%", " %") in text
