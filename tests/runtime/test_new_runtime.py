@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import types
@@ -173,6 +174,21 @@ def test_functions_of_every_record_are_there() -> None:
 def test_default_recipes_are_of_the_runtime_or_of_a_cpu() -> None:
     known = {recipe.name: recipe.runtime.backend for recipe in list_recipes()}
     assert all(known[record.recipe] in (name, "onnxruntime") for name, record in runtimes().items())
+
+
+def test_nothing_compares_names_of_runtimes() -> None:
+    """A new one would fall through. "cuda" is a kind of device for torch too."""
+    names = set(runtimes()) - {"cuda"}
+    package = Path(awq_edge.__file__).parent
+    compared = [
+        f"{file.relative_to(package)}:{node.lineno}"
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and part.value in names
+    ]
+    assert compared == []
 
 
 @pytest.fixture
