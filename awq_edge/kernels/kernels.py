@@ -21,40 +21,7 @@ from awq_edge.artifacts.cache import cache_directory
 from awq_edge.artifacts.paths import user_path
 from awq_edge.device.cuda_driver import compute_capability
 from awq_edge.errors import KernelError, RuntimeUnavailableError
-from awq_edge.kernels.interface import (
-    ABI_VERSION,
-    COUNTER_BYTES,
-    FUNCTIONS,
-    LAYOUT_VERSION,
-    QUERIES,
-    AttentionParameters,
-    Dtype,
-    Epilogue,
-    Sampling,
-    Status,
-    Tactic,
-    W4A16Weight,
-)
-
-__all__ = [
-    "ABI_VERSION",
-    "COUNTER_BYTES",
-    "ENVIRONMENT_VARIABLE",
-    "FILE_NAME",
-    "LAYOUT_VERSION",
-    "AttentionParameters",
-    "Dtype",
-    "Epilogue",
-    "KernelLibrary",
-    "Sampling",
-    "Status",
-    "Tactic",
-    "W4A16Weight",
-    "candidates",
-    "install_directory",
-    "load_kernels",
-    "runs_on",
-]
+from awq_edge.kernels.interface import ABI_VERSION, FUNCTIONS, LAYOUT_VERSION, QUERIES, Status
 
 FILE_NAME = "libawq_edge_kernels.so"
 ENVIRONMENT_VARIABLE = "AWQ_EDGE_KERNELS"

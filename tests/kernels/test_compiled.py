@@ -20,7 +20,8 @@ import pytest
 from awq_edge.errors import KernelError, RuntimeUnavailableError
 from awq_edge.kernels import interface, kernels
 from awq_edge.kernels.architectures import TARGETS
-from awq_edge.kernels.kernels import FILE_NAME, Dtype, KernelLibrary, Sampling, load_kernels
+from awq_edge.kernels.interface import Dtype, Sampling
+from awq_edge.kernels.kernels import FILE_NAME, KernelLibrary, load_kernels
 from awq_edge.kernels.toolchain import Toolchain, find_toolchain
 
 ROOT = Path(__file__).resolve().parents[2]

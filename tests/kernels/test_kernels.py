@@ -9,7 +9,8 @@ import pytest
 
 from awq_edge.errors import KernelError, RuntimeUnavailableError
 from awq_edge.kernels import kernels
-from awq_edge.kernels.kernels import FILE_NAME, Sampling, load_kernels, runs_on
+from awq_edge.kernels.interface import Sampling
+from awq_edge.kernels.kernels import FILE_NAME, load_kernels, runs_on
 
 from .fake_library import FakeLibrary
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from awq_edge.errors import KernelError
-from awq_edge.kernels.kernels import Dtype, KernelLibrary, Sampling
+from awq_edge.kernels.interface import Dtype, Sampling
+from awq_edge.kernels.kernels import KernelLibrary
 from tests.kernels.sampling_reference import sample as reference_sample
 
 pytestmark = pytest.mark.gpu
