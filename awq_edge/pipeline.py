@@ -224,11 +224,13 @@ def _bundle_bytes(model: Path, recipe: Recipe) -> int:
     from awq_edge.fit.formats import planned_formats
     from awq_edge.fit.sizes import Planner
 
-    decoder = decoder_from_config(read_config(model))
+    files = ModelFiles(model)
+    decoder = decoder_from_config(files.config)
     quantization = recipe.quantization
     formats = planned_formats(decoder, quantization, quantization.lm_head_bits)
     tokens = min(recipe.export.context, decoder.max_positions)
-    return sum(Planner(decoder, formats, recipe).sizes(tokens).part_bytes.values())
+    weights = sum(Planner(decoder, formats, recipe).sizes(tokens).part_bytes.values())
+    return weights + 2 * files.small_bytes()  # those of the checkpoint's report too
 
 
 def _inputs(

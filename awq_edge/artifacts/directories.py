@@ -39,6 +39,8 @@ from awq_edge.process.staging import flush, publish, sweep, temporary, workplace
 MANIFEST = "manifest.json"
 # A path in a manifest, below the folder that the manifest is in.
 InnerPath = Annotated[str, AfterValidator(inner_path)]
+# A position has at least a cosine and a sine of 16 bits in the rotary tables of a bundle.
+_POSITION_BYTES = 4
 _CHUNK = 1 << 20  # bytes read at a time when hashing
 # Of linears and of attention in a graph for TensorRT: our plugin, or TensorRT's own layers.
 Form = Literal["plugin", "native"]
@@ -180,6 +182,12 @@ def _check_sizes(path: Path, manifest: BundleManifest) -> None:
         raise ArtifactError(
             f"{path}: num_heads {manifest.num_heads} is not a multiple of num_kv_heads "
             f"{manifest.num_kv_heads}; {remedy}"
+        )
+    tables = manifest.part_bytes.get("tables", 0)
+    if 0 < tables < manifest.context * _POSITION_BYTES:  # the KV cache is made of that size
+        raise ArtifactError(
+            f"{path}: context {manifest.context:,} is more than the {tables:,} bytes of position "
+            f"tables hold; {remedy}"
         )
     parts, size = sum(manifest.part_bytes.values()), manifest.files[manifest.weights].size
     if parts > size:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +24,7 @@ from awq_edge.cli.options import (
 
 # What a bare `awq-edge run BUNDLE` continues.
 _DEFAULT_PROMPT = "Once upon a time"
+_LARGEST_PROMPT = 64_000_000  # bytes
 
 
 def run(
@@ -132,7 +133,14 @@ def _read(path: str) -> str:
     from awq_edge.errors import ConfigError
 
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        with contextlib.ExitStack() as opened:
+            file = sys.stdin.buffer if path == "-" else opened.enter_context(open(path, "rb"))
+            data = file.read(_LARGEST_PROMPT + 1)
+        if len(data) > _LARGEST_PROMPT:
+            raise ConfigError(
+                f"--prompt-file {path}: has more than {_LARGEST_PROMPT:,} bytes, which no context "
+                "holds; give a shorter text"
+            )
         return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except OSError as error:
         raise ConfigError(f"--prompt-file {path}: cannot be read: {error.strerror}") from None

@@ -40,9 +40,6 @@ from awq_edge.model.source import bundle_source, verify_weights
 from awq_edge.process.staging import workplace
 from awq_edge.recipe.recipes import QuantizationDefaults, Recipe
 
-# What manifest, recipe and the file system's own blocks take beside the files that are counted.
-_SMALL_FILES_BYTES = 1 << 20
-
 Observer = Callable[[int, int, str], None]
 
 
@@ -92,8 +89,7 @@ def export_checkpoint(
     lowered = lowering(source, spec, recipe)
     plan = WeightPlan.of(lowered.weights)
     graph = lowered.render(plan)
-    small = sum(file.stat().st_size for file in _copied(source.files))
-    needed = plan.size + len(graph) + small + _SMALL_FILES_BYTES
+    needed = plan.size + len(graph) + source.files.small_bytes()
     require_disk(workplace(out)[0], needed, f"the bundle of {model_name}")
     if verify:
         verify_weights(source)

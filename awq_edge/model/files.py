@@ -32,6 +32,8 @@ _MAX_INDEX_BYTES = 100_000_000
 QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 # Where early versions of AutoAWQ and AutoGPTQ wrote them.
 EARLY_CONFIGS = {"quant_config.json": "awq", "quantize_config.json": "gptq"}
+# Of config, manifest, recipe, graph or report, and of the file system's own blocks.
+_SMALL_BYTES = 1 << 20
 
 
 class ModelFiles:
@@ -122,6 +124,11 @@ class ModelFiles:
     def report_files(self) -> list[Path]:
         """The quantization report, as data and as a page, where there is one."""
         return self._existing(REPORT_FILES)
+
+    def small_bytes(self) -> int:
+        """About the bytes of what a checkpoint or a bundle has beside its weights."""
+        copied = (*self.tokenizer_files(), *self.report_files())
+        return sum(file.stat().st_size for file in copied) + _SMALL_BYTES
 
     def _existing(self, names: Sequence[str]) -> list[Path]:
         """Files that exist. Raises ModelError for one that is no plain file: they are copied, and

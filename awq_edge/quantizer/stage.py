@@ -152,7 +152,7 @@ def quantize_checkpoint(
         return found
     if not reuse:
         refuse_existing(out, overwrite=run.overwrite)
-    size = checkpoint_bytes(checkpoint, number_format)
+    size = checkpoint_bytes(checkpoint, number_format, defaults.lm_head_bits)
     finished = stored_bytes(out) if run.resume else 0
     kept = f"; {kept_blocks(out, resume=True)}" if finished else ""
     # Finished blocks and the shards that are made of them: twice. What the caller writes then comes

@@ -93,6 +93,7 @@ def test_the_chat_template_is_used_unless_raw(
         (("--prompt", "a\udcff"), "not UTF-8 at character 1"),
         (("--prompt", "a", "--prompt-file", "b"), "exclude each other"),
         (("--prompt-file", "missing.txt"), "--prompt-file missing.txt: cannot be read"),
+        (("--prompt-file", "/dev/zero"), "has more than 64,000,000 bytes"),
         (("--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("--max-new-tokens", "1000"), "lower --max-new-tokens"),
         (("--temperature", "-1"), "temperature is -1.0"),

@@ -103,6 +103,33 @@ def test_the_disk_is_checked_for_all_that_an_export_writes(
     assert seen == [] and needed[1] >= needed[0] and needed[1] < 3 * size
 
 
+def test_room_that_is_enough_before_the_work_is_enough_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed: list[int] = []
+
+    def check(directory: Path, size: int, what: str, kept: str = "") -> None:
+        kept_files = [path for path in directory.rglob("*") if path.is_file()]
+        needed.append(size + sum(path.stat().st_size for path in kept_files))
+
+    for stage in ("quantizer.stage", "exporter.bundle"):
+        monkeypatch.setattr(f"awq_edge.{stage}.require_disk", check)
+    (tmp_path / "disk").mkdir()
+    awq_edge.export("demo", tmp_path / "disk" / "out", RTN)
+    before, behind = needed
+    assert before >= behind
+
+
+@pytest.mark.parametrize("context", [32_769, 1_000_000])
+def test_a_context_beyond_the_position_tables_is_refused(tmp_path: Path, context: int) -> None:
+    """A KV cache of that size would be made."""
+    bundle = awq_edge.export("demo", tmp_path / "bundle", awq_edge.load_recipe(method="none")).path
+    manifest = bundle / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "context": context}))
+    with pytest.raises(ArtifactError, match=f"context {context:,} is more than the .* bytes"):
+        Bundle.open(bundle)
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a\\..\\b", ""])
 def test_paths_of_a_manifest_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     bundle = awq_edge.export("demo", tmp_path / "bundle", awq_edge.load_recipe(method="none")).path

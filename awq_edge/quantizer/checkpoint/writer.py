@@ -241,9 +241,12 @@ def write_config(
         shutil.copyfile(file, directory / file.name)
 
 
-def checkpoint_bytes(checkpoint: Checkpoint, number_format: NumberFormat) -> int:
+def checkpoint_bytes(checkpoint: Checkpoint, number_format: NumberFormat, lm_head_bits: int) -> int:
     """About the bytes that the new checkpoint takes, for the check of disk space."""
-    total = 0
+    total = checkpoint.files.small_bytes()
+    if checkpoint.decoder.tied_embeddings and lm_head_bits < 16:  # then stored beside it
+        head = checkpoint.decoder.vocab_size * checkpoint.decoder.hidden_size
+        total += head * lm_head_bits // 8 + 3 * head // number_format.group_size
     for name, shape in checkpoint.decoder.weight_shapes().items():
         count = int(np.prod(shape))
         if name.startswith(checkpoint.decoder.architecture.layers) and len(shape) == 2:
