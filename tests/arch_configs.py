@@ -104,7 +104,7 @@ def _with_vision(model_type: str, sizes: dict[str, Any], changes: dict[str, Any]
     text |= _QWEN
     text["rope_parameters"] = {
         "rope_type": "default",
-        "rope_theta": _ROPE_THETA,
+        "rope_theta": 10000.0,  # its own is 1e6
         "mrope_section": [half - 2 * side, side, side],
     }
     tower = {**_QWEN2_VL["vision_config"], "hidden_size": text["hidden_size"]}

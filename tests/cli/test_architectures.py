@@ -14,7 +14,7 @@ from .conftest import Command
 SIZES = {"vocab_size": 320, "max_position_embeddings": 128, "num_hidden_layers": 2}
 
 
-@pytest.mark.parametrize("model_type", ["gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["gemma3_text", "granite", "qwen3_moe"])
 def test_quantize_export_run_eval(
     model_type: str, awq_edge_command: Command, tmp_path: Path
 ) -> None:

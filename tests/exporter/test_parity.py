@@ -13,20 +13,20 @@ from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ConfigError, ResourceError
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.runtime.backends import open_session
-from awq_edge.runtime.backends.onnxruntime import _release
 from awq_edge.runtime.session import Session, SessionOptions
+from awq_edge.units import release
 
 from .conftest import Export, parity_recipe
 from .models import MAX_POSITIONS, Reference, random_ids, save_quantized, save_random_model
 
-# Of the largest logit. Both sides compute in float32 and add in different orders: 2e-6 was the
-# largest seen. A wrong position, window or zero point is above 1e-2.
-TOLERANCE = 1e-5
+# Of the largest logit. Both sides compute in float32 and add in different orders: 1.5e-5 was the
+# largest seen, with weights of 2 bits. A wrong position, window or zero point is above 1e-2.
+TOLERANCE = 2e-5
 # 16-bit activations: 2**-11 a rounding, a dozen roundings a layer.
 HALF_TOLERANCE = 1e-2
-# int8 activations inside MatMulNBits (accuracy level 4): 6e-3 on single linears, at most 8.3e-2 on
-# these models of 64 channels, whose three experts or two heads leave little to average over.
-LEVEL_4_TOLERANCE = 1e-1
+# int8 activations inside MatMulNBits (accuracy level 4): 6e-3 on single linears, at most 6.3e-2 on
+# these models of 64 channels (three of four experts).
+LEVEL_4_TOLERANCE = 8e-2
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -62,7 +62,7 @@ def check_version(bundle: Bundle) -> None:
     """Skip where the installed onnxruntime is too old for a bundle."""
     oldest = bundle.manifest.min_runtime_version
     assert oldest is not None
-    if _release(onnxruntime.__version__) < _release(oldest):
+    if release(onnxruntime.__version__) < release(oldest):
         pytest.skip(reason=f"onnxruntime {onnxruntime.__version__}: this graph needs {oldest}")
 
 

@@ -178,7 +178,7 @@ def test_a_switch_that_is_off_is_no_doubt(value: object) -> None:
         ("4.40.1", False),
         (stated_version(), False),
         (f"{stated_version()}.dev0", False),
-        (f"{stated_version()}.1", True),
+        ("9" * 5000, True),
         ("5.100.0.dev0", True),
         (NEWER, True),
         ("main", True),

@@ -241,9 +241,9 @@ def test_flat_configurations_of_qwen2_vl(calibration_text: Path, tmp_path: Path)
     shutil.copytree(nested, flat)
     config = json.loads((nested / "config.json").read_text())
     text = config.pop("text_config")
-    sections = text.pop("rope_parameters")["mrope_section"]
-    text["rope_scaling"] = {"type": "mrope", "mrope_section": sections}
-    text["rope_theta"] = 10000.0
+    rope = text.pop("rope_parameters")
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    text["rope_theta"] = rope["rope_theta"]
     del text["layer_types"], text["model_type"]
     (flat / "config.json").write_text(json.dumps(text | config))
     assert Checkpoint.open(flat).decoder == Checkpoint.open(nested).decoder

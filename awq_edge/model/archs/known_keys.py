@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from awq_edge.artifacts.config_keys import ConfigKeys
 from awq_edge.artifacts.input_files import show, show_text
 from awq_edge.errors import ModelError
+from awq_edge.units import release
 
 if TYPE_CHECKING:
     from awq_edge.model.archs.decoder import Decoder
@@ -54,6 +54,7 @@ HARMLESS = frozenset(
     "peft_version".split()
 )
 _NAMED = 12  # keys that a line names
+_VERSION_CHARACTERS = 64
 
 
 def known_keys(name: str) -> frozenset[str]:
@@ -98,7 +99,9 @@ def require_read(keys: ConfigKeys, no_effect: Iterable[str], model_type: str) ->
 
 def doubtful_keys(unknown: Mapping[str, Any], version: str) -> tuple[str, ...]:
     """Unknown keys that this version of transformers may know; of the file, "" for none."""
-    if not version or _release(version) <= _release(stated_version()):
+    numbers = release(version[:_VERSION_CHARACTERS], 3)
+    is_older = numbers and numbers <= release(stated_version(), 3)
+    if not version or is_older:  # one without a number may be newer
         return ()
     return tuple(
         key for key, value in sorted(unknown.items()) if key not in HARMLESS and not _is_off(value)
@@ -144,12 +147,6 @@ def refuse_doubtful(decoder: Decoder, source: object) -> None:
 def _is_off(value: object) -> bool:
     """null, false, 0, 1 or "": a switch that is off, a factor without effect."""
     return value is None or value is False or value == "" or (value is not True and value in (0, 1))
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version; one that begins with none is newer than all."""
-    numbers = re.match(r"\d{1,9}(\.\d{1,9})*", version)
-    return tuple(map(int, numbers[0].split("."))) if numbers else (1 << 31,)
 
 
 @functools.cache
