@@ -6,8 +6,9 @@ the tensors, in that order.
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class ForeignFormat:
     def __str__(self) -> str:
         return f"{self.name} ({self.sign})"
 
-    def refusal(self, path: Path) -> ModelError:
+    def refusal(self, path: Path | str) -> ModelError:
         """The error of a stage that cannot read it."""
         return ModelError(
             f"{path} holds {self}, which is not read here; {self.remedy}; supported: {READ_HERE}"
@@ -236,11 +237,15 @@ def _of_files(path: Path) -> ForeignFormat | None:
                 "adapter_config.json",
                 "merge it into its base model first (peft's merge_and_unload and save_pretrained)",
             )
-    if not safetensors:
-        for pattern, name, remedy in _OTHER_FILES:
-            file = next(iter(sorted(path.glob(pattern))), None)
-            if file is not None:
-                return ForeignFormat(name, file.name, remedy)
+    return None if safetensors else of_names(file.name for file in path.glob("*"))
+
+
+def of_names(names: Iterable[str]) -> ForeignFormat | None:
+    """The format of files without safetensors among them, by their names alone."""
+    listed = sorted(names)
+    for pattern, format_name, remedy in _OTHER_FILES:
+        if files := fnmatch.filter(listed, pattern):
+            return ForeignFormat(format_name, files[0], remedy)
     return None
 
 

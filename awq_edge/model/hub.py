@@ -10,6 +10,7 @@ from awq_edge.artifacts.file_names import TOKENIZER_FILES
 from awq_edge.artifacts.paths import user_path
 from awq_edge.errors import ModelError
 from awq_edge.model.files import EARLY_CONFIGS
+from awq_edge.model.foreign_formats import of_names
 from awq_edge.process.interruption import keeping
 
 
@@ -50,13 +51,28 @@ def _download(name: str, weights: bool) -> Path:
     return _download_files(name, patterns)
 
 
+def _refuse_other_files(name: str) -> None:
+    """Raise ModelError where a hub model has files of another format alone, none of which were
+    downloaded."""
+    from huggingface_hub import list_repo_files
+
+    found = of_names(list_repo_files(name))
+    if found is not None:
+        raise found.refusal(f"hub model '{name}'")
+
+
 def _download_files(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         with keeping(lambda: "what was downloaded is kept; the same command goes on with it"):
-            return Path(snapshot_download(name, allow_patterns=patterns))
+            path = Path(snapshot_download(name, allow_patterns=patterns))
+            if not any(path.glob("*.safetensors" if "*.safetensors" in patterns else "*.json")):
+                _refuse_other_files(name)
+            return path
+    except ModelError:
+        raise
     except GatedRepoError:
         raise ModelError(
             f"hub model '{name}' is gated: accept its licence on its page, then set HF_TOKEN"

@@ -128,6 +128,23 @@ def test_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_p
         resolve_model("organization/model")
 
 
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_hub_model_of_another_format_alone_is_called_by_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: bool
+) -> None:
+    """None of its files are downloaded, so that the folder is empty or is not even there."""
+    import huggingface_hub
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        return str(tmp_path / "nothing")
+
+    names = ["README.md", "model-Q4_K_M.gguf", "model-Q8_0.gguf"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: names)
+    with pytest.raises(ModelError, match=r"hub model 'a/b' holds GGUF \(model-Q4_K_M\.gguf\)"):
+        resolve_model("a/b", weights=weights)
+
+
 def _values(path: Path, name: str = "a") -> float:
     return float(ModelFiles(path).read(name).reshape(-1)[0])
 
