@@ -55,3 +55,11 @@ def test_constants_that_several_parts_share_are_assigned_once() -> None:
         for name in shared
     }
     assert {name: len(found) for name, found in places.items()} == dict.fromkeys(shared, 1), places
+
+
+def test_the_systems_memory_has_one_reader() -> None:
+    named = '"proc/meminfo"'
+    readers = [
+        file.name for file in PACKAGE.rglob("*.py") if named in file.read_text(encoding="utf-8")
+    ]
+    assert readers == ["system_memory.py"]

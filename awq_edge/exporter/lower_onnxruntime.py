@@ -179,8 +179,8 @@ class _Lowering:
         if len(group) == 1:
             self._matmul_nbits(node.name.rpartition("/")[0], x, weights[0], outputs[0])
             return
-        merged = MatMulNBits.merged(_merged_module(group), weights)
         path = _merged_path(group)
+        merged = MatMulNBits.merged(path.removeprefix("/").replace("/", "."), weights)
         output = self._builder.variable(
             f"{path}/output_0", self._dtype, (*x.shape[:-1], merged.out_features)
         )
@@ -330,8 +330,3 @@ def _merged_path(group: list[gs.Node]) -> str:
     paths = [node.name.rpartition("/")[0] for node in group]
     parent = paths[0].rpartition("/")[0]
     return f"{parent}/{'+'.join(path.rpartition('/')[2] for path in paths)}"
-
-
-def _merged_module(group: list[gs.Node]) -> str:
-    """model.layers.0.self_attn.q_proj+k_proj+v_proj"""
-    return _merged_path(group).removeprefix("/").replace("/", ".")

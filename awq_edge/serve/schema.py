@@ -4,7 +4,7 @@ them would change the answer."""
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -13,8 +13,10 @@ from pydantic import (
     ValidationError,
 )
 
+from awq_edge.artifacts.input_files import parse_json
 from awq_edge.artifacts.sampling_keys import MinP, RepetitionPenalty, SamplingKeys, TopK, TopP, off
 from awq_edge.artifacts.schema import Record
+from awq_edge.errors import ConfigError
 from awq_edge.serve.api_error import ApiError, invalid
 
 MAX_STOPS = 256
@@ -237,19 +239,9 @@ R = TypeVar("R", bound=GenerationRequest)
 def parse(body: bytes, model: type[R]) -> R:
     """The request in a body. Raises ApiError, status 400, that names the fault."""
     try:
-        data = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"the body is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise invalid(f"the body must be a JSON object, not {type(data).__name__}")
-    try:
-        json.dumps(data, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise invalid(
-            f"the body has {half!r}, half of a surrogate pair, which is no text; send the whole "
-            "character"
-        ) from None
+        data = parse_json(body, "the body", ConfigError)
+    except ConfigError as error:
+        raise invalid(str(error)) from None
     kept = _without_neutral(data)
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [_message(m, i) for i, m in enumerate(kept["messages"])]
@@ -259,10 +251,6 @@ def parse(body: bytes, model: type[R]) -> R:
         return model.model_validate(kept)
     except ValidationError as error:
         raise _refusal(error) from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
 
 
 def _without_neutral(data: dict[str, Any]) -> dict[str, Any]:

@@ -86,12 +86,12 @@ def eventually(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(
     ("body", "headers", "status", "words"),
     [
-        (b"{", {}, 400, "not JSON"),
+        (b"{", {}, 400, "not valid JSON"),
         (b"x" * (MAX_BODY + 1), {}, 413, f"more than {MAX_BODY} bytes"),
         (b"{}", {"Content_Type": "text/plain"}, 415, "send application/json"),
         ({**LONG, "prompt": [5] * 257}, {}, 400, "context"),
         ({**LONG, "prompt": [10**9]}, {}, 400, "vocabulary"),
-        ({**LONG, "prompt": "\ud800"}, {}, 400, "UTF-8"),
+        ({**LONG, "prompt": "\ud800"}, {}, 400, "half a surrogate pair"),
         ({**LONG, "prompt": ["a", "b"]}, {}, 400, "2 prompts"),
         (LONG, {"Host": "evil.example"}, 403, "Host header"),
     ],
