@@ -138,8 +138,11 @@ def parse_json_value(
     if finite and reader.has_non_finite:
         key = next(_non_finite(value), "a number")
         raise error(f"{source}: {key} is NaN or infinite, which is no JSON number")
-    if _SURROGATE.search(text) and _has_lone_surrogate(value):
-        raise error(f"{source} has half a surrogate pair (\\ud800 to \\udfff), which is no text")
+    if _SURROGATE.search(text) and (half := _lone_surrogate(value)):
+        raise error(
+            f"{source} has {half!r}, half of a surrogate pair, which is no text; write the whole "
+            "character"
+        )
     return value
 
 
@@ -255,12 +258,13 @@ def _non_finite(value: Any, place: str = "") -> Iterator[str]:
             yield from _non_finite(inner, f"{place}[{index}]")
 
 
-def _has_lone_surrogate(value: Any) -> bool:
+def _lone_surrogate(value: Any) -> str | None:
+    """The first half of a surrogate pair in the texts of a value."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+    except UnicodeEncodeError as problem:
+        return str(problem.object[problem.start])
+    return None
 
 
 def _json_problem(problem: ValueError) -> str:

@@ -202,7 +202,7 @@ SAFETENSORS = (24).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}   ' + b"\x00"
         ("a.json", b"[1, 2]", "row 1: a number is no document"),
         ("a.json", b"[" * 100_000, "nested deeper than"),
         ("a.json", b"[]", "none of its 0 rows has a text"),
-        ("a.jsonl", b'{"text": "\\ud800"}', "half a surrogate pair"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "half of a surrogate pair"),
         ("a.jsonl", b'{"messages": []}', "'messages': an empty array where messages belong"),
         ("a.jsonl", b'{"messages": [{"content": "a"}]}', "message 1 has no role"),
         (

@@ -245,7 +245,7 @@ def test_no_route_is_there_without_the_key(model: Model) -> None:
 def test_an_error_may_name_what_is_no_unicode(service: Service) -> None:
     message = '{"model":"tiny-chat","messages":[{"role":"user","content":[{"type":"\\ud800"}]}]}'
     answer = call(service, "/v1/chat/completions", message.encode())
-    assert answer.status == 400 and "half a surrogate pair" in answer.error["message"]
+    assert answer.status == 400 and "half of a surrogate pair" in answer.error["message"]
 
 
 def test_the_limit_of_new_tokens(model: Model) -> None:

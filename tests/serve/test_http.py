@@ -91,7 +91,7 @@ def eventually(condition: Callable[[], bool]) -> None:
         (b"{}", {"Content_Type": "text/plain"}, 415, "send application/json"),
         ({**LONG, "prompt": [5] * 257}, {}, 400, "context"),
         ({**LONG, "prompt": [10**9]}, {}, 400, "vocabulary"),
-        ({**LONG, "prompt": "\ud800"}, {}, 400, "half a surrogate pair"),
+        ({**LONG, "prompt": "\ud800"}, {}, 400, "half of a surrogate pair"),
         ({**LONG, "prompt": ["a", "b"]}, {}, 400, "2 prompts"),
         (LONG, {"Host": "evil.example"}, 403, "Host header"),
     ],
