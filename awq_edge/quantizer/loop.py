@@ -106,7 +106,8 @@ def quantize_layers(
             yield task, weights, statistics
 
     between = inside = run_here
-    if executor is not None and options.propagate_error:
+    propagates = options.propagate_error or options.refine > 0
+    if executor is not None and propagates:
         inside = executor.parts  # later blocks wait for this one's outcome
     elif executor is not None:
         between = executor.blocks
@@ -124,9 +125,10 @@ def quantize_layers(
                 change = stream.fold_change(task, weights, outcome.scales, each.first)
                 weights.clear()  # before the next block comes
                 return_free_memory()
-            if options.propagate_error and task.layer < total:
+            if propagates and task.layer < total:
                 with each.clock.phase("forward"):
-                    stream.advance(task.layer, as_stored(task, outcome.stored, device))
+                    stored = as_stored(task, outcome.stored, device)
+                    stream.advance(task.layer, stored, quantized=True)
         reports[task.layer] = _report(each, outcome, change)
         store.save(task.layer, outcome.stored, reports[task.layer])
     return [reports[task.layer] for task in tasks]
@@ -148,9 +150,10 @@ def _pass_over(
     device: torch.device,
 ) -> None:
     """Move the stream past a block that is in the store, as when it was quantized."""
-    if task.options.propagate_error:
-        stream.advance(task.layer, as_stored(task, store.load(task.layer), device))
-    else:
+    if task.options.propagate_error or task.options.refine:
+        stored = as_stored(task, store.load(task.layer), device)
+        stream.advance(task.layer, stored, quantized=True)
+    if not task.options.propagate_error:
         stream.advance(task.layer, read_weights(checkpoint, task, device))
 
 

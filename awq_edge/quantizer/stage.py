@@ -63,6 +63,8 @@ from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.tokenizer import Tokenizer
 
+_REFINE_ROUNDS = 3  # of method "refined", at most
+
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint:
@@ -283,8 +285,9 @@ def _options(job: _Job) -> BlockOptions:
         statistics_budget=job.recipe.quantization.statistics_budget_bytes,
         seed=job.recipe.calibration.seed,
         propagate_error=job.recipe.quantization.propagate_error,
-        search=job.method in ("awq", "awq+gptq"),
-        gptq=job.method in ("gptq", "awq+gptq"),
+        search=job.method in ("awq", "awq+gptq", "refined"),
+        gptq=job.method in ("gptq", "awq+gptq", "refined"),
+        refine=_REFINE_ROUNDS if job.method == "refined" else 0,
     )
 
 

@@ -225,7 +225,7 @@ class QuantizationDefaults(_Part):
     block may take before a token sample replaces the exact ones."""
 
     method: Annotated[
-        Literal["none", "rtn", "awq", "gptq", "awq+gptq"],
+        Literal["none", "rtn", "awq", "gptq", "awq+gptq", "refined"],
         Flag("How weights are rounded: {}; rtn is to nearest, none leaves them as they are"),
     ]
     bits: Annotated[Literal[2, 3, 4, 8], Flag("Bits of a weight")]

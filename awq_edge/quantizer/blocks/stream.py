@@ -57,6 +57,8 @@ class CalibrationStream:
         ids = torch.from_numpy(calibration.ids)
         hidden = self._runner.embed(ids, self._batch, calibration.images)
         self._hidden = hidden.to(_home(hidden, device))  # float32 [samples, length, hidden]
+        # Behind the quantized blocks, beside the original model's; None where one stream is enough.
+        self._quantized = self._hidden.clone() if options.refine else None
         self._tokens = calibration.ids.size
 
     @property
@@ -66,7 +68,8 @@ class CalibrationStream:
 
     def observe(self, task: BlockTask, tensors: Tensors) -> dict[str, InputStatistics]:
         """Run a task's unquantized weights; the statistics by input. The hidden states move on,
-        unless errors are propagated.
+        unless errors are propagated. Of two streams the original's moves on, and the statistics are
+        of pairs: the same tokens in both.
 
         tensors: float32, by name relative to the block. Raises ModelError where an input is not
         finite.
@@ -79,14 +82,24 @@ class CalibrationStream:
                 self._device,
                 sample_tokens=plan[name],
                 seed=self._options.seed,
-                expected_tokens=int(self._tokens * task.token_share(name)),
+                # Every token is in G where a second product has to be of the same ones.
+                expected_tokens=0
+                if self._quantized is not None
+                else int(self._tokens * task.token_share(name)),
             )
             for name, size in sizes.items()
         }
         if isinstance(task, OutputLayerTask):
             with self._runner.output_input({name: tensors[name] for name in task.storage}) as norm:
-                for part in torch.split(self._hidden, self._batch):
-                    statistics[task.name].add(norm(part))
+                for batch, part in enumerate(torch.split(self._hidden, self._batch)):
+                    if self._quantized is None:
+                        statistics[task.name].add(norm(part))
+                    else:
+                        other = self._quantized[batch * self._batch :][: len(part)]
+                        statistics[task.name].add_pair(norm(part), norm(other))
+        elif self._quantized is not None:
+            with self._runner.block(task.layer, tensors) as block:
+                self._observe_pairs(task, block, statistics)
         else:
             watchers = {task.inputs[name][0]: s.add for name, s in statistics.items()}
             with self._runner.block(task.layer, tensors) as block, block.watched(watchers):
@@ -99,10 +112,35 @@ class CalibrationStream:
                 )
         return statistics
 
-    def advance(self, layer: int, tensors: Tensors) -> None:
-        """Run a block with these weights, float32 by name relative to it; hidden states move on."""
+    def _observe_pairs(
+        self, task: BlockTask, block: BlockOnDevice, statistics: Mapping[str, InputStatistics]
+    ) -> None:
+        """Run the block on both streams, batch by batch; the original's moves on."""
+        assert self._quantized is not None
+        inputs: dict[str, list[torch.Tensor]] = {}
+        watchers = {
+            linears[0]: inputs.setdefault(name, []).append for name, linears in task.inputs.items()
+        }
+        with tf32_products(True), block.watched(watchers):
+            for batch, part in enumerate(torch.split(self._hidden, self._batch)):
+                block.run(self._quantized[batch * self._batch :][: len(part)], batch)
+                of_quantized = {name: list(seen) for name, seen in inputs.items()}
+                for seen in inputs.values():
+                    seen.clear()
+                part.copy_(block.run(part, batch))
+                for name, seen in inputs.items():
+                    empty = part.new_zeros(0, statistics[name].in_features)
+                    pair = (torch.cat(each or [empty]) for each in (seen, of_quantized[name]))
+                    statistics[name].add_pair(*pair)
+                    seen.clear()
+
+    def advance(self, layer: int, tensors: Tensors, *, quantized: bool = False) -> None:
+        """Run a block with these weights, float32 by name relative to it; hidden states move on.
+
+        quantized: those behind the quantized blocks, where there are two streams.
+        """
         with self._runner.block(layer, tensors) as block:
-            self._forward(block)
+            self._forward(block, quantized=quantized)
 
     def fold_change(
         self, task: BlockTask, tensors: Tensors, scales: Scales, first: torch.Tensor
@@ -161,14 +199,15 @@ class CalibrationStream:
             if group.name in scales:
                 fold(task.decoder, group, scales[group.name].to(self._device), tensors)
 
-    def _forward(self, block: BlockOnDevice, *, keep: bool = True) -> None:
+    def _forward(self, block: BlockOnDevice, *, keep: bool = True, quantized: bool = False) -> None:
         """Run the block on the hidden states. keep: its output takes their place.
 
         With TF32 on a GPU: ten bits of mantissa are what 16-bit inference has. G, the searches and
         the check of the folds are in float32.
         """
         with tf32_products(True):
-            for batch, part in enumerate(torch.split(self._hidden, self._batch)):
+            hidden = self._hidden if self._quantized is None or not quantized else self._quantized
+            for batch, part in enumerate(torch.split(hidden, self._batch)):
                 output = block.run(part, batch)
                 if keep:
                     part.copy_(output)

@@ -31,7 +31,9 @@ _PIECE_VALUES = 1 << 25  # weights of a piece of the output layer: 128 MB of flo
 class BlockOptions:
     """How blocks are quantized and stored. statistics_budget: bytes of one block's statistics.
     propagate_error: later blocks see the outputs of quantized ones. search: AWQ's scales and clips.
-    gptq: codes by GPTQ instead of rounding to nearest, on the scaled weights."""
+    gptq: codes by GPTQ instead of rounding to nearest, on the scaled weights. refine: rounds of
+    least-squares scales and coordinate descent behind GPTQ, which then searches its ranges itself,
+    on both streams of tokens (`CalibrationStream`); 0 for none."""
 
     number_format: NumberFormat
     layout: Layout
@@ -40,6 +42,7 @@ class BlockOptions:
     propagate_error: bool
     search: bool
     gptq: bool
+    refine: int = 0
 
     @property
     def calibrated(self) -> bool:

@@ -11,8 +11,9 @@ lost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -30,8 +31,9 @@ from awq_edge.quantizer.report.linear import RoundedLinear, report_linear
 from awq_edge.quantizer.report.schema import LinearReport
 from awq_edge.quantizer.search.awq import UNSCALED, GroupChoice, clip_group, search_group
 from awq_edge.quantizer.search.gptq import gptq_round, inverse_factor
+from awq_edge.quantizer.search.refine import refine
 from awq_edge.quantizer.search.rounding import Rounded, ScaleOverflow, concatenate, round_to_nearest
-from awq_edge.quantizer.search.scales import Member
+from awq_edge.quantizer.search.scales import Member, sample_rows
 
 Result = TypeVar("Result")
 
@@ -135,7 +137,8 @@ def _search(
         (task, group, _of_group(group, tensors), task.statistics_of(group, statistics))
         for group in task.groups
     ]
-    return dict(zip(names, run(search_scale_group, arguments), strict=True))
+    search = choose_scale if task.options.refine else search_scale_group
+    return dict(zip(names, run(search, arguments), strict=True))
 
 
 def _of_group(group: ScaleGroup, tensors: Tensors) -> Tensors:
@@ -166,6 +169,34 @@ def search_scale_group(
         realise=realise_scale(task.decoder, group, tensors, task.storage),
         seed=task.options.seed,
     )
+
+
+def choose_scale(
+    task: BlockTask, group: ScaleGroup, tensors: Tensors, statistics: Observed
+) -> GroupChoice:
+    """The scale of `search_scale_group`, or none where GPTQ leaves less without it; no clips, since
+    GPTQ searches its ranges. On a sample of the rows; arguments as there."""
+    choice = search_scale_group(task, group, tensors, statistics)
+    plain = replace(UNSCALED, fell_back=choice.scale is not None)
+    if choice.scale is None:
+        return plain
+    losses = [0.0, 0.0]
+    for source, names in task.members_by_input(group).items():
+        inputs = statistics[source]
+        weight = torch.cat([tensors[f"{name}.weight"] for name in names])
+        weight = inputs.target(sample_rows(weight, task.options.seed)[0])
+        for index, scale in enumerate((None, choice.scale)):
+            factor = _gptq_factor(task.options, inputs, scale)
+            if factor is None:
+                return plain
+            scaled = weight if scale is None else weight * scale
+            try:
+                rounded = gptq_round(scaled, factor, task.options.number_format, search=True)
+            except ScaleOverflow:
+                losses[index] = math.inf
+                continue
+            losses[index] += _output_error(rounded, scaled, scale, inputs)
+    return replace(choice, clips={}, rtn_errors={}) if losses[1] < losses[0] else plain
 
 
 def fold_block(task: BlockTask, tensors: Tensors, choices: Mapping[str, GroupChoice]) -> Tensors:
@@ -247,14 +278,26 @@ def _with_gptq(
                 for name, each in zip(nearest, ratios, strict=True)
             ]
         )
+    targets = {name: _target(weight, choice.scale, inputs) for name, weight in weights.items()}
+    whole = torch.cat(list(targets.values()))
+    refined = task.options.refine > 0
     try:
-        rounded = gptq_round(torch.cat(list(weights.values())), factor, number_format, ratio)
+        rounded = gptq_round(whole, factor, number_format, ratio, search=refined)
     except ScaleOverflow:
         return dict(nearest)
+    if refined and inputs.gram is not None:
+        gram, scale = inputs.gram, choice.scale
+        if scale is not None:
+            gram = gram / torch.outer(scale, scale)
+        rounded = refine(whole, rounded, gram, number_format.bits, task.options.refine)
     better = {}
     parts = rounded.split([len(weight) for weight in weights.values()])
-    for (name, weight), part in zip(weights.items(), parts, strict=True):
-        wins = _is_better(part, nearest[name].rounded, weight, choice.scale, inputs)
+    for (name, target), part in zip(targets.items(), parts, strict=True):
+        errors = [
+            _output_error(each, target, choice.scale, inputs)
+            for each in (part, nearest[name].rounded)
+        ]
+        wins = errors[0] < errors[1]
         better[name] = RoundedLinear(part, True) if wins else nearest[name]
     return better
 
@@ -269,20 +312,23 @@ def _gptq_factor(
     return inverse_factor(gram if scale is None else gram / torch.outer(scale, scale))
 
 
-def _is_better(
-    one: Rounded,
-    other: Rounded,
+def _target(
+    weight: torch.Tensor, scale: torch.Tensor | None, inputs: InputStatistics | WeightsOnly
+) -> torch.Tensor:
+    """`InputStatistics.target` of a weight whose columns are multiplied by s."""
+    return inputs.target(weight) if scale is None else inputs.target(weight / scale) * scale
+
+
+def _output_error(
+    rounded: Rounded,
     weight: torch.Tensor,
     scale: torch.Tensor | None,
     inputs: InputStatistics | WeightsOnly,
-) -> bool:
-    """True where `one` has the smaller output error. weight: the target of both."""
+) -> float:
+    """Squared output error of codes that stand for `weight`, whose columns are multiplied by s."""
 
-    def error(rounded: Rounded) -> float:
-        def difference(rows: slice) -> torch.Tensor:
-            error = rounded.rows(rows).dequantize().sub_(weight[rows])
-            return error if scale is None else error.div_(scale)
+    def difference(rows: slice) -> torch.Tensor:
+        error = rounded.rows(rows).dequantize().sub_(weight[rows])
+        return error if scale is None else error.div_(scale)
 
-        return inputs.summed_error(weight, difference)
-
-    return error(one) < error(other)
+    return inputs.summed_error(weight, difference)

@@ -23,6 +23,8 @@ _SAMPLE_TOKENS = 8192  # of a token sample, at most
 # Tokens that G is summed over: docs/results.md has what fewer and more give.
 _GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL = 16384, 4
 _GOLDEN_RATIO = 0.6180339887498949
+# Of the cross term, and of the mean of G's diagonal that is added to both sides.
+_CROSS_SHARE, _CROSS_RIDGE = 0.25, 0.01
 _PANEL = 512  # columns of G that are computed at a time
 
 
@@ -41,6 +43,7 @@ class InputStatistics:
         """sample_tokens: None keeps G; a number keeps that many tokens instead. expected_tokens:
         about how many will be added; G takes every one of them where they are few."""
         self.tokens = 0
+        self.in_features = in_features
         self.device = device
         enough = max(_GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL * in_features)
         self._gram_share = min(1.0, enough / max(expected_tokens, 1))
@@ -48,6 +51,9 @@ class InputStatistics:
         self._sum_abs = torch.zeros(in_features, device=device)
         self._gram: torch.Tensor | None = None
         self._is_mirrored = True
+        self._cross: torch.Tensor | None = None
+        self._is_paired = True
+        self._drift: torch.Tensor | None = None
         self._sample: torch.Tensor | None = None
         if sample_tokens is None:
             self._gram = torch.zeros(in_features, in_features, device=device)
@@ -77,6 +83,42 @@ class InputStatistics:
         else:
             self._add_to_gram(rows)
         self.tokens += len(rows)
+
+    def add_pair(self, original: torch.Tensor, inputs: torch.Tensor) -> None:
+        """Add tokens of both streams: what the linear reads in the original model, and what it
+        reads behind quantized blocks. [..., in], any float dtype.
+
+        Where they are not the same tokens (a router sends some elsewhere), the second alone counts.
+        """
+        self.add(inputs)
+        if self._gram is None or original.numel() != inputs.numel() or not self._is_paired:
+            self._cross, self._is_paired = None, False
+            return
+        if self._cross is None:
+            self._cross = torch.zeros_like(self._gram)
+        size = inputs.shape[-1]
+        with tf32_products(False):
+            self._cross.addmm_(
+                original.reshape(-1, size).float().T, inputs.reshape(-1, size).float()
+            )
+
+    def target(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight whose output on this stream's inputs stands for the original's on its own.
+
+        W (I + a (C G^-1 - I)) with C = sum of x y^T and G of y: a = 1 is least squares, which
+        follows the calibration tokens too closely; see docs/quantize.md. weight: float32 [out, in].
+        """
+        if self._cross is None:
+            return weight
+        if self._drift is None:
+            gram, cross = self._whole_gram().double(), self._cross.double()
+            ridge = _CROSS_RIDGE * gram.diagonal().mean().clamp(min=1e-30)
+            gram.diagonal().add_(ridge)
+            cross.diagonal().add_(ridge)
+            drift = torch.linalg.solve(gram, cross.T).T
+            drift.diagonal().sub_(1)
+            self._drift = (_CROSS_SHARE * drift).float()
+        return torch.addmm(weight, weight, self._drift)
 
     def _in_gram(self, count: int) -> torch.Tensor:
         """Which of the next tokens are in G: int64 indices.
@@ -178,6 +220,10 @@ class WeightsOnly:
     """An input that was not observed: G = 1, so that a linear's error is that of its weights."""
 
     tokens, is_sampled, gram = 1, False, None
+
+    def target(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight itself."""
+        return weight
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -11,9 +11,9 @@ from awq_edge.quantizer.blocks.folding import row_scale
 from awq_edge.quantizer.blocks.task import BlockTask
 from awq_edge.quantizer.calibration.statistics import InputStatistics, WeightsOnly
 from awq_edge.quantizer.report.schema import LinearReport, sqnr_db
-from awq_edge.quantizer.search.awq import GroupChoice, output_error
+from awq_edge.quantizer.search.awq import GroupChoice
 from awq_edge.quantizer.search.nf4 import nf4_fake_quantize
-from awq_edge.quantizer.search.rounding import Rounded
+from awq_edge.quantizer.search.rounding import Rounded, fake_quantize
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,15 @@ def _piece_errors(
         and other.kind != "norm"
     ]
 
+    target = inputs.target(weight)
+
     def own_difference(rows: slice) -> torch.Tensor:
         unfolded = linear.rounded.rows(rows).dequantize()
         if choice.scale is not None:
             unfolded /= choice.scale
         for scale in multiplied:
             unfolded *= scale[rows, None]
-        return unfolded.sub_(weight[rows])
+        return unfolded.sub_(target[rows])
 
     own = inputs.summed_error(weight, own_difference)
     rtn = choice.rtn_errors.get(name)
@@ -114,11 +116,12 @@ def _piece_errors(
         if is_plain and name not in choice.clips:
             rtn = own
         else:
-            rtn = output_error(weight, None, None, inputs, task.options.number_format)
-    nf4 = inputs.summed_error(weight, lambda rows: _nf4_difference(weight[rows]))
-    signal = inputs.summed_error(weight, lambda rows: weight[rows])
+            form = task.options.number_format
+            rtn = inputs.summed_error(
+                weight, lambda rows: fake_quantize(weight[rows], form).sub_(target[rows])
+            )
+    nf4 = inputs.summed_error(
+        weight, lambda rows: nf4_fake_quantize(weight[rows]).sub_(target[rows])
+    )
+    signal = inputs.summed_error(weight, lambda rows: target[rows])
     return _Errors(own, rtn, nf4, signal)
-
-
-def _nf4_difference(weight: torch.Tensor) -> torch.Tensor:
-    return nf4_fake_quantize(weight).sub_(weight)

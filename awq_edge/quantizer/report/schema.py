@@ -20,7 +20,7 @@ from awq_edge.errors import ArtifactError
 from awq_edge.model.group_size import Coverage
 from awq_edge.model.source import ModelSource
 
-Method = Literal["rtn", "awq", "gptq", "awq+gptq"]
+Method = Literal["rtn", "awq", "gptq", "awq+gptq", "refined"]
 REPORT_FILE = QUANTIZATION_REPORT
 _MAX_BYTES = 200_000_000  # 400 bytes a linear; a model of many experts has 50,000
 # Relative squared error of the linears of a block, their mean. In SmolLM2-135M, whose 30 blocks add

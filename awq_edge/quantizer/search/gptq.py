@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from awq_edge.quantizer.search.ranges import conditional_hessian, search_range
 from awq_edge.quantizer.search.rounding import NumberFormat, Rounded, ranges
 
 _DAMPING = 0.01  # of the mean of G's diagonal, as in the paper
@@ -22,11 +23,14 @@ def gptq_round(
     factor: torch.Tensor,
     number_format: NumberFormat,
     ratio: torch.Tensor | None = None,
+    *,
+    search: bool = False,
 ) -> Rounded:
     """Codes of a weight that keep its output on the calibration tokens.
 
     weight: float32 [out, in]. factor: `inverse_factor` of the G of the input that this weight is
-    multiplied with. ratio: clip ratios, float32 [out, in / group], None for 1.
+    multiplied with. ratio: clip ratios, float32 [out, in / group], None for 1. search: the range of
+    each group is searched when its turn comes, see `awq_edge.quantizer.search.ranges`.
     Raises ScaleOverflow when a scale does not fit fp16: errors that are passed on can add up.
     """
     group_size, levels = number_format.group_size, 2**number_format.bits - 1
@@ -41,15 +45,17 @@ def gptq_round(
         errors = torch.empty(end - begin, out_features, device=weight.device)
         for column in range(begin, end):
             if column % group_size == 0:
-                group = column // group_size
-                _, scales, zeros = ranges(
-                    work[column : column + group_size].T.contiguous(),
-                    number_format,
-                    None if ratio is None else ratio[:, group : group + 1],
-                )
-                step, zero = scales.float()[:, 0], zeros[:, 0]
-                all_scales.append(scales)
-                all_zeros.append(zeros.to(torch.uint8))
+                columns, group = slice(column, column + group_size), column // group_size
+                now = work[columns].T.contiguous()
+                if search:
+                    hessian = conditional_hessian(factor, columns)
+                    scale, zero = search_range(now, hessian, number_format)
+                else:
+                    clip = None if ratio is None else ratio[:, group : group + 1]
+                    scale, zero = (each[:, 0] for each in ranges(now, number_format, clip)[1:])
+                step = scale.float()
+                all_scales.append(scale)
+                all_zeros.append(zero.to(torch.uint8))
             code = torch.div(work[column], step).round_().add_(zero).clamp_(0, levels)
             codes[column] = code
             error = errors[column - begin]
@@ -57,7 +63,9 @@ def gptq_round(
             error.div_(factor[column, column])
             work[column + 1 : end].addr_(factor[column, column + 1 : end], error, alpha=-1)
         work[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
-    return Rounded(codes.T.contiguous(), torch.cat(all_scales, dim=1), torch.cat(all_zeros, dim=1))
+    return Rounded(
+        codes.T.contiguous(), torch.stack(all_scales, dim=1), torch.stack(all_zeros, dim=1)
+    )
 
 
 def inverse_factor(gram: torch.Tensor) -> torch.Tensor:

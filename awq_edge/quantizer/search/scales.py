@@ -67,7 +67,7 @@ def search_scales(
     weights = [member.weight for member in members]
     mean_x = _floor(tie(_mean_abs(members)))
     mean_w = _floor(tie(_mean_weight(weights, number_format.group_size)))
-    rows = [_sample_rows(weight, seed + index) for index, weight in enumerate(weights)]
+    rows = [sample_rows(weight, seed + index) for index, weight in enumerate(weights)]
     tried: dict[tuple[int, bool], ScaleChoice] = {}
 
     def attempt(point: int, weight_aware: bool) -> None:
@@ -141,7 +141,7 @@ def _floor(mean: torch.Tensor) -> torch.Tensor:
     return (mean / largest).clamp(min=_SMALLEST)
 
 
-def _sample_rows(weight: torch.Tensor, seed: int) -> tuple[torch.Tensor, float]:
+def sample_rows(weight: torch.Tensor, seed: int) -> tuple[torch.Tensor, float]:
     """Some rows, and the factor from their loss to that of all rows."""
     count = len(weight)
     if count <= _SEARCH_ROWS:
