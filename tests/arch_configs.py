@@ -65,6 +65,10 @@ def _with_heads(model_type: str, sizes: dict[str, Any]) -> dict[str, Any]:
         return dict(sizes)
     rest = {key: value for key, value in sizes.items() if key != "head_dim"}
     heads = sizes["hidden_size"] // sizes.get("head_dim", 16)
+    if model_type == "opt":  # whose class has no such key
+        return {k: v for k, v in rest.items() if k != "num_key_value_heads"} | {
+            "num_attention_heads": heads
+        }
     return rest | {"num_attention_heads": heads, "num_key_value_heads": 1}
 
 
