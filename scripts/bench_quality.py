@@ -21,6 +21,7 @@ from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.device.cpu import describe_cpu
 from awq_edge.evaluate.report import evaluate_perplexity
 from awq_edge.model.hub import resolve_model
+from awq_edge.recipe.recipes import load_recipe
 from experiments.salient import make_salient
 
 # Accuracy levels that each method is scored at.
@@ -66,16 +67,14 @@ def measure(
     source = model
     if method != "none":
         source = folder / f"{name}-{method}"
-        awq_edge.quantize(
-            model, source, awq_edge.load_recipe(method=method, bits=4, group_size=128)
-        )
+        awq_edge.quantize(model, source, load_recipe(method=method, bits=4, group_size=128))
     rows = []
     for level in METHODS[method]:
         bundle = folder / f"{name}-{method}-{level}-bundle"
         awq_edge.export(
             source,
             bundle,
-            awq_edge.load_recipe(
+            load_recipe(
                 method="none" if method == "none" else None, accuracy_level=level, lm_head_bits=16
             ),
         )

@@ -9,6 +9,7 @@ import pytest
 import awq_edge
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.evaluate.report import evaluate_perplexity
+from awq_edge.recipe.recipes import load_recipe
 
 # What the model's README says it writes after BOS and "Once upon a time".
 STORY = (
@@ -23,9 +24,7 @@ KNOWN_TEXT_PERPLEXITY = 3.0
 @pytest.fixture(scope="module")
 def bundle(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("stories") / "bundle"
-    return awq_edge.export(
-        stories, out, awq_edge.load_recipe(method="awq", group_size=32, accuracy_level=0)
-    )
+    return awq_edge.export(stories, out, load_recipe(method="awq", group_size=32, accuracy_level=0))
 
 
 def test_layers_that_do_not_fit_are_named(bundle: Bundle, stories: Path, tmp_path: Path) -> None:
@@ -35,7 +34,7 @@ def test_layers_that_do_not_fit_are_named(bundle: Bundle, stories: Path, tmp_pat
     assert set(unquantized) == {f"model.layers.{i}.mlp.down_proj" for i in range(5)}
     assert set(unquantized.values()) == {groups}
     checkpoint = awq_edge.quantize(
-        stories, tmp_path / "awq", awq_edge.load_recipe(method="rtn", group_size=32, format="awq")
+        stories, tmp_path / "awq", load_recipe(method="rtn", group_size=32, format="awq")
     )
     unquantized = checkpoint.report.unquantized
     assert len(unquantized) == 15  # gate, up and down of five blocks

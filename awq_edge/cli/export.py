@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from awq_edge.cli.generated import Given, recipe_options
+from awq_edge.cli.generated import Given, RunParameter, recipe_options
 from awq_edge.cli.options import (
     OUTPUT,
     SAMPLING,
     AllowUnknownKeysOption,
     CalibrationOption,
-    DeviceOption,
-    ExecutorOption,
     ModelArgument,
     OutOption,
-    OverwriteOption,
-    RayAddressOption,
-    RayBlocksOption,
-    RayGpusOption,
     RecipeOption,
-    ResumeOption,
 )
 from awq_edge.units import size_text
 
@@ -35,6 +29,7 @@ def export(
     model: ModelArgument,
     out: OutOption,
     given: Annotated[Given, recipe_options("export")],
+    run: RunParameter,
     recipe: RecipeOption = None,
     sampling: Annotated[
         str | None,
@@ -46,12 +41,6 @@ def export(
         ),
     ] = None,
     calibration: CalibrationOption = None,
-    device: DeviceOption = "cpu",
-    executor: ExecutorOption = "local",
-    ray_address: RayAddressOption = None,
-    ray_blocks: RayBlocksOption = None,
-    ray_gpus: RayGpusOption = 1.0,
-    resume: ResumeOption = True,
     verify: Annotated[
         bool,
         typer.Option(
@@ -61,7 +50,6 @@ def export(
         ),
     ] = True,
     allow_unknown_keys: AllowUnknownKeysOption = False,
-    overwrite: OverwriteOption = False,
 ) -> None:
     """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
     from awq_edge.artifacts.sampling_keys import parse_sampling
@@ -70,11 +58,8 @@ def export(
     from awq_edge.cli.quantize import calibration_notes, print_warnings
     from awq_edge.inspect.provenance import read_report
     from awq_edge.pipeline import export as export_stage
-    from awq_edge.quantizer.cluster.options import ExecutorOptions
-    from awq_edge.quantizer.run_options import RunOptions
     from awq_edge.recipe.recipes import load_recipe
 
-    workers = ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus)
     with block_progress(open_console(stderr=True)) as observer:
         bundle = export_stage(
             model,
@@ -84,7 +69,7 @@ def export(
             calibration=calibration,
             verify=verify,
             allow_unknown_keys=allow_unknown_keys,
-            run=RunOptions(device, workers, resume, overwrite, observer),
+            run=replace(run, observer=observer),
         )
     console = open_console()
     print_bundle(bundle, console)

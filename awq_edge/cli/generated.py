@@ -11,11 +11,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from awq_edge.cli.options import CALIBRATION, MODEL, OUTPUT, SAMPLING, WHERE
+from awq_edge.cli.options import CALIBRATION, MODEL, OUTPUT, SAMPLING, WHERE, run_options
 
 if TYPE_CHECKING:
     from awq_edge.flags import FlagField
@@ -52,34 +52,54 @@ def _sampling_fields() -> Sequence[FlagField]:
     return list(flag_fields(SamplingKeys))
 
 
+@dataclass(frozen=True)
+class Made:
+    """Marks a parameter as options that are the parameters of a function, which makes its value."""
+
+    function: Callable[..., object]
+
+
+RunParameter = Annotated[Any, Made(run_options)]
 SamplingOptions = Annotated[Given, Fields(_sampling_fields, "")]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """The function with a parameter for each field, in the place of those that are marked."""
-    hints = get_type_hints(function, include_extras=True)
+    """The function with the options of each marked parameter in its place."""
     parameters: list[inspect.Parameter] = []
-    names: dict[str, list[str]] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        hint = hints[parameter.name]
-        marks = [mark for mark in get_args(hint) if isinstance(mark, Fields)]
-        if get_origin(hint) is Annotated and marks:
-            made = [_parameter(field, marks[0].default) for field in marks[0].lookup()]
-            names[parameter.name] = [each.name for each in made]
-        else:
-            made = [parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)]
-        parameters += made
+    made: dict[str, tuple[Callable[..., object], list[str]]] = {}
+    for parameter in _keywords(function):
+        marks = [m for m in get_args(parameter.annotation) if isinstance(m, (Fields, Made))]
+        options = [parameter]
+        for mark in marks:
+            if isinstance(mark, Made):
+                options, make = _keywords(mark.function), mark.function
+            else:
+                options, make = [_parameter(f, mark.default) for f in mark.lookup()], _given
+            made[parameter.name] = make, [each.name for each in options]
+        parameters += options
 
     def called(**values: Any) -> None:
-        for name, options in names.items():
-            given = {option: values.pop(option) for option in options}
-            values[name] = {key: value for key, value in given.items() if value is not None}
+        for name, (make, options) in made.items():
+            values[name] = make(**{option: values.pop(option) for option in options})
         function(**values)
 
     called.__name__, called.__doc__ = function.__name__, function.__doc__
     called.__annotations__ = {each.name: each.annotation for each in parameters}
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return called
+
+
+def _keywords(function: Callable[..., object]) -> list[inspect.Parameter]:
+    """The parameters of a function, annotations resolved."""
+    hints = get_type_hints(function, include_extras=True, localns={"RunOptions": object})
+    return [
+        each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in inspect.signature(function).parameters.values()
+    ]
+
+
+def _given(**values: Any) -> Given:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _parameter(field: FlagField, default: str) -> inspect.Parameter:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from awq_edge.quantizer.run_options import RunOptions
 
 # Groups of options.
 MODEL = "What it does to the model"
@@ -20,14 +23,6 @@ ModelArgument = Annotated[
 BundleArgument = Annotated[str, typer.Argument(help="Directory made by `awq-edge export`.")]
 OutOption = Annotated[
     Path, typer.Option(help="Directory that the command makes.", rich_help_panel=OUTPUT)
-]
-OverwriteOption = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        help="Replace a checkpoint or bundle of awq-edge that --out is.",
-        rich_help_panel=OUTPUT,
-    ),
 ]
 JsonOption = Annotated[
     str | None,
@@ -56,42 +51,6 @@ CalibrationOption = Annotated[
 ]
 DeviceOption = Annotated[
     str, typer.Option(help="cpu, cuda or cuda:N, to quantize on.", rich_help_panel=WHERE)
-]
-ExecutorOption = Annotated[
-    str,
-    typer.Option(
-        help="local: this process; ray: the machines of a Ray cluster. Same result.",
-        rich_help_panel=WHERE,
-    ),
-]
-RayAddressOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST:PORT|auto",
-        help="A Ray cluster that runs.  [default: RAY_ADDRESS, or one for this run, here]",
-        rich_help_panel=WHERE,
-    ),
-]
-RayBlocksOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Blocks in work at a time.  [default: as many as there is room for]",
-        rich_help_panel=WHERE,
-    ),
-]
-RayGpusOption = Annotated[
-    float,
-    typer.Option(
-        help="Share of a GPU that a Ray task gets, with --device cuda.", rich_help_panel=WHERE
-    ),
-]
-ResumeOption = Annotated[
-    bool,
-    typer.Option(
-        "--resume/--no-resume",
-        help="Keep the finished blocks of a run that was interrupted.",
-        rich_help_panel=OUTPUT,
-    ),
 ]
 
 # Of a bundle that runs: run, chat, serve and bench.
@@ -139,6 +98,61 @@ TemplateVariablesOption = Annotated[
         help="What the template knows beside the messages: '{\"enable_thinking\": false}'.",
     ),
 ]
+
+
+def run_options(
+    device: DeviceOption = "cpu",
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="local: this process; ray: the machines of a Ray cluster. Same result.",
+            rich_help_panel=WHERE,
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|auto",
+            help="A Ray cluster that runs.  [default: RAY_ADDRESS, or one for this run, here]",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    ray_blocks: Annotated[
+        int | None,
+        typer.Option(
+            help="Blocks in work at a time.  [default: as many as there is room for]",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    ray_gpus: Annotated[
+        float,
+        typer.Option(
+            help="Share of a GPU that a Ray task gets, with --device cuda.", rich_help_panel=WHERE
+        ),
+    ] = 1.0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Keep the finished blocks of a run that was interrupted.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = True,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace a checkpoint or bundle of awq-edge that --out is.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+) -> RunOptions:
+    """The options of a run, for a parameter that is `Made` of them."""
+    from awq_edge.quantizer.cluster.options import ExecutorOptions
+    from awq_edge.quantizer.run_options import RunOptions
+
+    workers = ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus)
+    return RunOptions(device, workers, resume, overwrite)
 
 
 def template_variables(text: str | None) -> dict[str, Any] | None:

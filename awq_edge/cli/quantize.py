@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from awq_edge.cli.generated import Given, recipe_options
+from awq_edge.cli.generated import Given, RunParameter, recipe_options
 from awq_edge.cli.options import (
     CALIBRATION,
     OUTPUT,
     AllowUnknownKeysOption,
     CalibrationOption,
-    DeviceOption,
-    ExecutorOption,
     JsonOption,
     ModelArgument,
     OutOption,
-    OverwriteOption,
-    RayAddressOption,
-    RayBlocksOption,
-    RayGpusOption,
     RecipeOption,
-    ResumeOption,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +33,7 @@ def quantize(
     model: ModelArgument,
     out: OutOption,
     given: Annotated[Given, recipe_options("quantize")],
+    run: RunParameter,
     recipe: RecipeOption = None,
     calibration: CalibrationOption = None,
     images: Annotated[
@@ -49,11 +44,6 @@ def quantize(
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
-    device: DeviceOption = "cpu",
-    executor: ExecutorOption = "local",
-    ray_address: RayAddressOption = None,
-    ray_blocks: RayBlocksOption = None,
-    ray_gpus: RayGpusOption = 1.0,
     eval_text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -63,21 +53,16 @@ def quantize(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    resume: ResumeOption = True,
     allow_unknown_keys: AllowUnknownKeysOption = False,
-    overwrite: OverwriteOption = False,
     json_to: JsonOption = None,
 ) -> None:
     """Quantize a model: AWQ scales and clips, weights of 2 to 8 bits, as other tools read them."""
     from awq_edge.cli.output import JsonTarget, open_console
     from awq_edge.cli.progress import block_progress
     from awq_edge.pipeline import quantize as quantize_stage
-    from awq_edge.quantizer.cluster.options import ExecutorOptions
-    from awq_edge.quantizer.run_options import RunOptions
     from awq_edge.recipe.recipes import load_recipe
 
     target = JsonTarget(json_to, [model, calibration, images, *(eval_text or ())])
-    workers = ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus)
     with block_progress(open_console(stderr=True)) as observer:
         checkpoint = quantize_stage(
             model,
@@ -87,7 +72,7 @@ def quantize(
             images=images,
             eval_texts=eval_text or (),
             allow_unknown_keys=allow_unknown_keys,
-            run=RunOptions(device, workers, resume, overwrite, observer),
+            run=replace(run, observer=observer),
         )
     console = target.console()
     target.write(checkpoint.report.model_dump_json(indent=2))

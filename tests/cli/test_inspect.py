@@ -16,6 +16,7 @@ import awq_edge
 from awq_edge.artifacts.directories import Bundle, hash_file
 from awq_edge.inspect.artifact import inspect_artifact
 from awq_edge.inspect.schema import Inspection
+from awq_edge.recipe.recipes import load_recipe
 from awq_edge.runtime.memory import kv_cache_bytes
 
 from .conftest import Command, Outcome
@@ -25,9 +26,7 @@ from .conftest import Command, Outcome
 def checkpoint(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AutoAWQ checkpoint with a linear that does not fit: 96 input channels, groups of 64."""
     out = tmp_path_factory.mktemp("inspect") / "checkpoint"
-    return awq_edge.quantize(
-        tiny_llama, out, awq_edge.load_recipe(method="rtn", group_size=64)
-    ).path
+    return awq_edge.quantize(tiny_llama, out, load_recipe(method="rtn", group_size=64)).path
 
 
 @pytest.fixture(scope="module")

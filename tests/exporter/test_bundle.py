@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import pytest
 
-import awq_edge
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ArtifactError, ConfigError, ModelError, ResourceError
 from awq_edge.exporter.bundle import export_checkpoint
@@ -136,7 +135,7 @@ def test_an_unknown_runtime_is_refused_with_the_way_out(llama: Path, export: Exp
     with pytest.raises(ConfigError, match=message):
         require_lowering("openvino")
     with pytest.raises(ConfigError, match=message):
-        awq_edge.load_recipe("cpu", runtime="openvino")
+        load_recipe("cpu", runtime="openvino")
 
 
 def test_bfloat16_is_refused_by_name(llama: Path, export: Export) -> None:

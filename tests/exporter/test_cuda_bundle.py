@@ -228,16 +228,14 @@ def test_the_recipe_that_is_called_as_the_runtime(llama: Path, tmp_path: Path) -
     """`awq-edge export MODEL --runtime cuda`: no recipe is named, and the CPU's has no CUDA."""
     llama = shutil.copytree(llama, tmp_path / "model")
     save_tokenizer(llama)
-    bundle = awq_edge.export(
-        llama, tmp_path / "bundle", awq_edge.load_recipe(runtime="cuda", method="none")
-    )
+    bundle = awq_edge.export(llama, tmp_path / "bundle", load_recipe(runtime="cuda", method="none"))
     recipe = Recipe.model_validate_json((bundle.path / "recipe.json").read_text())
     assert (recipe.name, recipe.runtime.backend) == ("cuda", "cuda")
     for name in ("rtx-4060-laptop-8gb", "jetson-orin-nano-8gb"):
         bundle = awq_edge.export(
             llama,
             tmp_path / name,
-            awq_edge.load_recipe(name, runtime="cuda", method="none", context=16),
+            load_recipe(name, runtime="cuda", method="none", context=16),
         )
         assert (bundle.manifest.runtime, bundle.manifest.activation_dtype) == ("cuda", "float16")
 

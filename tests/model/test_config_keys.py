@@ -14,6 +14,7 @@ from awq_edge.fit.models import find_model
 from awq_edge.inspect.model import inspect_model
 from awq_edge.model.archs import architectures, decoder_from_config
 from awq_edge.model.archs.known_keys import FILE, HARMLESS, NO_EFFECT, known_keys, stated_version
+from awq_edge.recipe.recipes import load_recipe
 from tests.arch_configs import tiny_config
 
 SIZES: dict[str, Any] = {
@@ -222,11 +223,9 @@ def test_stages_refuse_them_by_one_line(tmp_path: Path) -> None:
     text.write_text("Once upon a time there was a girl. " * 20)
     out = tmp_path / "out"
     stages: dict[str, Any] = {
-        "quantize": lambda **keys: awq_edge.quantize(
-            model, out, awq_edge.load_recipe(method="rtn"), **keys
-        ),
+        "quantize": lambda **keys: awq_edge.quantize(model, out, load_recipe(method="rtn"), **keys),
         "export": lambda **keys: awq_edge.export(
-            model, tmp_path / "bundle", awq_edge.load_recipe(method="none"), **keys
+            model, tmp_path / "bundle", load_recipe(method="none"), **keys
         ),
         "eval": lambda **keys: evaluate_perplexity(model, text, max_tokens=40, **keys),
         "fit": lambda **keys: find_model(str(model), **keys),

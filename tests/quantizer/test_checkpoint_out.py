@@ -18,6 +18,7 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import dequantize
 from awq_edge.quantizer import QuantizedCheckpoint
 from awq_edge.quantizer.search.rounding import NumberFormat, fake_quantize
+from awq_edge.recipe.recipes import load_recipe
 from tests.arch_configs import model_class
 
 from .conftest import build_model, save_model
@@ -31,7 +32,7 @@ def quantized(
     model: Path, out: Path, calibration: Path, method: str = "awq", **overrides: Any
 ) -> QuantizedCheckpoint:
     options = {"method": method, "group_size": 32, "samples": 8, "length": 64, **overrides}
-    return awq_edge.quantize(model, out, awq_edge.load_recipe(**options), calibration=calibration)
+    return awq_edge.quantize(model, out, load_recipe(**options), calibration=calibration)
 
 
 def restore(path: Path) -> Any:
@@ -281,9 +282,7 @@ def test_bfloat16_stays_bfloat16(calibration_text: Path, tmp_path: Path) -> None
 def test_statistics_beyond_the_budget_are_sampled(
     llama: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
-    recipe = awq_edge.load_recipe("cpu").overridden(
-        {"quantization.statistics_budget_bytes": "70000 B"}
-    )
+    recipe = load_recipe("cpu").overridden({"quantization.statistics_budget_bytes": "70000 B"})
     report = quantized(llama, tmp_path / "out", calibration_text, recipe=recipe).report
     assert "attention_out" in report.blocks[0].sampled_inputs
     assert "attention_in" not in report.blocks[0].sampled_inputs

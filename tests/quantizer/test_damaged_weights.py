@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import awq_edge
 from awq_edge.errors import ModelError
+from awq_edge.recipe.recipes import load_recipe
 from tests.tiny_models import save_tiny_llama
 
 SMALL: dict[str, Any] = {"group_size": 32, "samples": 4, "length": 16}
@@ -51,7 +52,7 @@ def test_nan_is_named_wherever_it_is(
 ) -> None:
     model = changed(whole, tmp_path / "model", name, value)
     with pytest.raises(ModelError, match=rf"'{name}' has NaN or inf; the file is damaged") as error:
-        awq_edge.quantize(model, tmp_path / "out", awq_edge.load_recipe(method=method, **SMALL))
+        awq_edge.quantize(model, tmp_path / "out", load_recipe(method=method, **SMALL))
     assert "bfloat16" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -69,10 +70,10 @@ def test_a_scale_beyond_fp16_is_one_line(
         rf"'{name}' has values up to 9.99e\+05, .* overflows fp16 .* in 4 bits; give --bits 8, or"
     )
     with pytest.raises(ModelError, match=message):
-        awq_edge.quantize(model, tmp_path / "out", awq_edge.load_recipe(method=method, **SMALL))
+        awq_edge.quantize(model, tmp_path / "out", load_recipe(method=method, **SMALL))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     report = awq_edge.quantize(
-        model, tmp_path / "out", awq_edge.load_recipe(method="rtn", bits=8, group_size=32)
+        model, tmp_path / "out", load_recipe(method="rtn", bits=8, group_size=32)
     ).report
     assert report.bits == 8
 
@@ -80,13 +81,13 @@ def test_a_scale_beyond_fp16_is_one_line(
 def test_a_value_that_no_bits_hold(whole: Path, tmp_path: Path) -> None:
     model = changed(whole, tmp_path / "model", "model.layers.1.mlp.up_proj.weight", 1e9)
     with pytest.raises(ModelError, match="no number of bits here holds it: look at the model"):
-        awq_edge.quantize(model, tmp_path / "out", awq_edge.load_recipe(**SMALL))
+        awq_edge.quantize(model, tmp_path / "out", load_recipe(**SMALL))
 
 
 def test_an_output_layer_beyond_fp16(whole: Path, tmp_path: Path) -> None:
     model = changed(whole, tmp_path / "model", "lm_head.weight", 1e6)
     with pytest.raises(ModelError, match=r"'lm_head\.weight' has values up to 9.99e\+05"):
-        awq_edge.quantize(model, tmp_path / "out", awq_edge.load_recipe(lm_head_bits=4, **SMALL))
+        awq_edge.quantize(model, tmp_path / "out", load_recipe(lm_head_bits=4, **SMALL))
 
 
 def test_a_model_without_a_tokenizer(whole: Path, tmp_path: Path) -> None:
@@ -94,9 +95,7 @@ def test_a_model_without_a_tokenizer(whole: Path, tmp_path: Path) -> None:
     model = changed(whole, tmp_path / "model", "lm_head.weight", 0.0)
     (model / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
-        awq_edge.quantize(
-            model, tmp_path / "out", awq_edge.load_recipe(method="rtn", group_size=32)
-        )
+        awq_edge.quantize(model, tmp_path / "out", load_recipe(method="rtn", group_size=32))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -110,7 +109,7 @@ def test_a_tied_output_layer_is_counted_once(tmp_path: Path) -> None:
     checkpoint = awq_edge.quantize(
         path,
         tmp_path / "checkpoint",
-        awq_edge.load_recipe(method="rtn", lm_head_bits=8, group_size=32),
+        load_recipe(method="rtn", lm_head_bits=8, group_size=32),
     )
     assert checkpoint.report.lm_head is not None and checkpoint.report.lm_head.tied is True
     bundle = awq_edge.export(checkpoint.path, tmp_path / "bundle").path
@@ -144,7 +143,7 @@ def test_a_copied_output_layer_of_another_tool_is_counted_once(
         awq_edge.quantize(
             source,
             path,
-            awq_edge.load_recipe(
+            load_recipe(
                 method="rtn",
                 bits=bits,
                 lm_head_bits=max(4, bits),
@@ -154,7 +153,7 @@ def test_a_copied_output_layer_of_another_tool_is_counted_once(
         )
         (path / "quantization_report.json").unlink()
     bundle = awq_edge.export(
-        path, tmp_path / "bundle", awq_edge.load_recipe(lm_head_bits=None if bits else 8)
+        path, tmp_path / "bundle", load_recipe(lm_head_bits=None if bits else 8)
     ).path
     assert inspect_artifact(path).parameters == expected
     assert inspect_artifact(bundle).parameters == expected
@@ -173,11 +172,11 @@ def save_tied_llama(directory: Path) -> Path:
 
 
 def test_errors_that_no_text_survives_are_warned_of(whole: Path, tmp_path: Path) -> None:
-    few = awq_edge.quantize(whole, tmp_path / "few", awq_edge.load_recipe(bits=2, **SMALL)).report
+    few = awq_edge.quantize(whole, tmp_path / "few", load_recipe(bits=2, **SMALL)).report
     (warning,) = few.warnings
     assert "the outputs of the linears are off by more than 3%" in warning
     assert "in 2 of 2 blocks" in warning
-    many = awq_edge.quantize(whole, tmp_path / "many", awq_edge.load_recipe(bits=8, **SMALL)).report
+    many = awq_edge.quantize(whole, tmp_path / "many", load_recipe(bits=8, **SMALL)).report
     assert many.warnings == ()
 
 
@@ -185,7 +184,7 @@ def test_a_perplexity_that_has_doubled_is_warned_of(whole: Path, tmp_path: Path)
     from awq_edge.quantizer.report.schema import PerplexityComparison, report_warnings
 
     report = awq_edge.quantize(
-        whole, tmp_path / "out", awq_edge.load_recipe(method="rtn", bits=8, group_size=32)
+        whole, tmp_path / "out", load_recipe(method="rtn", bits=8, group_size=32)
     ).report
     row = PerplexityComparison(
         text="t.txt",

@@ -10,6 +10,7 @@ import torch
 import awq_edge
 from awq_edge.quantizer.search.gptq import gptq_round, inverse_factor
 from awq_edge.quantizer.search.rounding import NumberFormat, round_to_nearest
+from awq_edge.recipe.recipes import load_recipe
 
 from .conftest import build_model, save_model
 
@@ -102,7 +103,7 @@ def test_methods_in_order(model: Path, calibration_text: Path, tmp_path: Path) -
         report = awq_edge.quantize(
             model,
             tmp_path / method,
-            awq_edge.load_recipe(method=method, group_size=32, samples=8, length=64),
+            load_recipe(method=method, group_size=32, samples=8, length=64),
             calibration=calibration_text,
         ).report
         linears = [linear for block in report.blocks for linear in block.linears]
@@ -121,9 +122,7 @@ def test_methods_in_order(model: Path, calibration_text: Path, tmp_path: Path) -
 def test_without_g_it_rounds_to_nearest(
     model: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
-    recipe = awq_edge.load_recipe("cpu").overridden(
-        {"quantization.statistics_budget_bytes": "1000 B"}
-    )
+    recipe = load_recipe("cpu").overridden({"quantization.statistics_budget_bytes": "1000 B"})
     report = awq_edge.quantize(
         model,
         tmp_path / "out",

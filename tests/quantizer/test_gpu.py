@@ -9,6 +9,7 @@ import torch
 
 import awq_edge
 from awq_edge.errors import RuntimeUnavailableError
+from awq_edge.recipe.recipes import load_recipe
 
 from .conftest import build_model, save_model
 
@@ -39,9 +40,7 @@ def test_cuda_gives_the_quality_of_the_cpu(
         reports[device] = awq_edge.quantize(
             model,
             tmp_path / device,
-            awq_edge.load_recipe(
-                method=method, group_size=32, samples=8, length=64, lm_head_bits=4
-            ),
+            load_recipe(method=method, group_size=32, samples=8, length=64, lm_head_bits=4),
             calibration=calibration_text,
             run=awq_edge.RunOptions(device=device),
         ).report
@@ -69,7 +68,7 @@ def test_a_device_that_is_not_there_is_named(
         awq_edge.quantize(
             model,
             tmp_path / "out",
-            awq_edge.load_recipe(length=64),
+            load_recipe(length=64),
             calibration=calibration_text,
             run=awq_edge.RunOptions(device="cuda:99"),
         )
@@ -85,7 +84,7 @@ def test_every_architecture_on_cuda(
         report = awq_edge.quantize(
             tiny_model,
             tmp_path / device,
-            awq_edge.load_recipe(method="awq", group_size=32, samples=8, length=64),
+            load_recipe(method="awq", group_size=32, samples=8, length=64),
             calibration=calibration_text,
             run=awq_edge.RunOptions(device=device),
         ).report

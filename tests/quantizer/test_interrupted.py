@@ -15,6 +15,7 @@ from awq_edge.artifacts import directories as artifacts
 from awq_edge.errors import ConfigError, ResourceError
 from awq_edge.quantizer import quantize_checkpoint
 from awq_edge.quantizer.checkpoint.resume import BlockStore
+from awq_edge.recipe.recipes import load_recipe
 
 from .conftest import build_model, save_model
 from .killed_runs import SETTINGS, kill_in, run_and_kill
@@ -66,9 +67,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_no_disk_space_is_known_before_the_work(model: Path, small_disk: Path) -> None:
     with pytest.raises(ResourceError, match=r"the checkpoint needs .* MB in .*, .* [kM]B are free"):
-        awq_edge.quantize(
-            model, small_disk / "out", awq_edge.load_recipe(method="rtn", group_size=32)
-        )
+        awq_edge.quantize(model, small_disk / "out", load_recipe(method="rtn", group_size=32))
     assert list(small_disk.iterdir()) == []
 
 
@@ -80,9 +79,7 @@ def test_a_disk_that_fills_up_is_one_line_and_costs_no_work(
 
     monkeypatch.setattr(stage, "require_disk", lambda *_: None)
     with pytest.raises(ResourceError, match=r"filled up while out was made; .* are kept"):
-        awq_edge.quantize(
-            model, small_disk / "out", awq_edge.load_recipe(method="rtn", group_size=32)
-        )
+        awq_edge.quantize(model, small_disk / "out", load_recipe(method="rtn", group_size=32))
     assert [path.name for path in small_disk.iterdir()] == [".out.resume"]
     finished = list((small_disk / ".out.resume").glob("*.json"))
     assert finished and not list((small_disk / ".out.resume").glob("*.partial*"))
@@ -107,7 +104,7 @@ def quantized(
     awq_edge.quantize(
         model,
         out,
-        awq_edge.load_recipe(method=method, **SETTINGS),
+        load_recipe(method=method, **SETTINGS),
         calibration=text,
         run=awq_edge.RunOptions(
             resume=resume, observer=lambda done, total, what: told.append(what)
@@ -205,7 +202,7 @@ def test_propagated_errors_survive_a_restart(
     small: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
     """Where later blocks see quantized ones, a block that is passed over counts as stored."""
-    recipe = awq_edge.load_recipe("cpu").overridden(
+    recipe = load_recipe("cpu").overridden(
         {
             "quantization.group_size": 32,
             "calibration.samples": 4,
@@ -267,7 +264,7 @@ def test_an_export_that_was_killed_reuses_its_checkpoint(
 ) -> None:
     """Killed between the two stages: the next export quantizes nothing."""
     bundle = tmp_path / "bundle"
-    recipe = awq_edge.load_recipe(method="rtn", group_size=32, lm_head_bits=16)
+    recipe = load_recipe(method="rtn", group_size=32, lm_head_bits=16)
 
     def stop(done: int, total: int, what: str) -> None:
         if "weights" in what:
@@ -287,7 +284,7 @@ def test_overwriting_keeps_the_old_until_the_new_is_whole(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    awq_edge.quantize(small, out, awq_edge.load_recipe(method="rtn", group_size=32))
+    awq_edge.quantize(small, out, load_recipe(method="rtn", group_size=32))
     before = (out / "model.safetensors").read_bytes()
 
     def fail(directory: Path, final: Path, *, overwrite: bool) -> None:
@@ -298,7 +295,7 @@ def test_overwriting_keeps_the_old_until_the_new_is_whole(
         awq_edge.quantize(
             small,
             out,
-            awq_edge.load_recipe(method="rtn", group_size=64),
+            load_recipe(method="rtn", group_size=64),
             run=awq_edge.RunOptions(overwrite=True),
         )
     assert (out / "model.safetensors").read_bytes() == before

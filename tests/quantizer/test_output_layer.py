@@ -18,6 +18,7 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.lm_head import output_format
 from awq_edge.model.w4a16 import NumberFormat, dequantize
 from awq_edge.quantizer.blocks.task import BlockTask, OutputLayerTask
+from awq_edge.recipe.recipes import load_recipe
 from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
 from awq_edge.runtime.tokenizer import Tokenizer
@@ -121,7 +122,7 @@ def test_tied_embeddings_are_untied(
     bundle = awq_edge.export(
         out,
         tmp_path / "bundle",
-        awq_edge.load_recipe(accuracy_level=0, activation_dtype="float32", context=64),
+        load_recipe(accuracy_level=0, activation_dtype="float32", context=64),
     )
     assert (bundle.manifest.bits, bundle.manifest.lm_head_bits) == (3, bits)
     ids = token_ids()[0].tolist()
@@ -171,9 +172,7 @@ def test_an_input_that_is_no_norms_output(calibration_text: Path, tmp_path: Path
 def test_an_export_that_quantizes_calibrates_the_output_layer(
     salient: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
-    recipe = awq_edge.load_recipe(
-        group_size=32, samples=8, length=64, accuracy_level=0, lm_head_bits=4
-    )
+    recipe = load_recipe(group_size=32, samples=8, length=64, accuracy_level=0, lm_head_bits=4)
     bundle = awq_edge.export(salient, tmp_path / "bundle", recipe, calibration=calibration_text)
     assert (bundle.manifest.bits, bundle.manifest.lm_head_bits) == (4, 4)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -184,7 +183,7 @@ def test_an_export_that_quantizes_calibrates_the_output_layer(
     expected = logits(model, torch.tensor([ids]))[0]
     checkpoint = quantized(salient, tmp_path / "awq", calibration_text, format="awq").path
     rounded = awq_edge.export(
-        checkpoint, tmp_path / "rounded", awq_edge.load_recipe(lm_head_bits=4, accuracy_level=0)
+        checkpoint, tmp_path / "rounded", load_recipe(lm_head_bits=4, accuracy_level=0)
     )
     errors = {}
     for name, each in (("calibrated", bundle), ("rounded", rounded)):
@@ -266,7 +265,7 @@ def test_layouts_that_do_not_hold_it(salient: Path, calibration_text: Path, tmp_
     with pytest.raises(ConfigError, match="--lm-head-bits 8: the AutoAWQ layout has the output la"):
         quantized(salient, tmp_path / "out", calibration_text, format="awq", lm_head_bits=8)
     # Of the recipe alone it is a wish: AutoAWQ checkpoints have 16 bits there.
-    assert awq_edge.load_recipe("cpu").quantization.lm_head_bits == 8
+    assert load_recipe("cpu").quantization.lm_head_bits == 8
     report = quantized(salient, tmp_path / "out", calibration_text, "rtn").report
     assert (report.layout, report.lm_head) == ("awq", None)
 

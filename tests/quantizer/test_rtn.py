@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import awq_edge
+from awq_edge.recipe.recipes import load_recipe
 
 # Of the demo model in groups of 32. Codes of the other methods depend on the CPU's sums:
 # scripts/compare_checkpoints.py compares two commits on one machine.
@@ -13,7 +14,5 @@ SHA256 = "5a8cf8cca7e31b2c14c0b730b9f0127051a1cd5e1336562cbc5c435f2df70393"
 
 
 def test_the_demo_models_bytes(tmp_path: Path) -> None:
-    out = awq_edge.quantize(
-        "demo", tmp_path / "out", awq_edge.load_recipe(method="rtn", group_size=32)
-    ).path
+    out = awq_edge.quantize("demo", tmp_path / "out", load_recipe(method="rtn", group_size=32)).path
     assert hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest() == SHA256

@@ -103,9 +103,7 @@ def summing() -> Iterator[Runtime]:
 def bundle(summing: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     pytest.importorskip("torch", reason="needs the [host] extra")
     out = tmp_path_factory.mktemp("summing") / "demo"
-    return awq_edge.export(
-        "demo", out, awq_edge.load_recipe(runtime="summing", method="rtn", context=128)
-    )
+    return awq_edge.export("demo", out, load_recipe(runtime="summing", method="rtn", context=128))
 
 
 def test_it_runs_and_is_inspected(bundle: Bundle) -> None:
@@ -135,12 +133,10 @@ def test_what_it_cannot_execute_is_refused(summing: Runtime, tmp_path: Path) -> 
         awq_edge.export(
             "demo",
             tmp_path / "b",
-            awq_edge.load_recipe(runtime="summing", activation_dtype="float16"),
+            load_recipe(runtime="summing", activation_dtype="float16"),
         )
     with pytest.raises(ConfigError, match="--linear native is for the runtimes tensorrt and"):
-        awq_edge.export(
-            "demo", tmp_path / "b", awq_edge.load_recipe(runtime="summing", linear="native")
-        )
+        awq_edge.export("demo", tmp_path / "b", load_recipe(runtime="summing", linear="native"))
     recipe = load_recipe("cpu").overridden({"runtime.backend": "summing"})
     refused = fit(find_model("qwen3-4b"), recipe, Asked())
     assert refused.verdict == "refused" and "30 layers at most" in refused.reason
@@ -212,10 +208,8 @@ def recomputing(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 def test_the_guide_s_example(recomputing: Runtime, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="needs the [host] extra")
     options = {"method": "rtn", "context": 64}
-    mine = awq_edge.export(
-        "demo", tmp_path / "mine", awq_edge.load_recipe(runtime="recomputing", **options)
-    )
-    known = awq_edge.export("demo", tmp_path / "known", awq_edge.load_recipe("cpu", **options))
+    mine = awq_edge.export("demo", tmp_path / "mine", load_recipe(runtime="recomputing", **options))
+    known = awq_edge.export("demo", tmp_path / "known", load_recipe("cpu", **options))
     with awq_edge.load(mine.path) as one, awq_edge.load(known.path, threads=1) as other:
         assert one.session.info.backend == "recomputing"
         ids = one.tokenizer.encode("Once upon a time there was a dog")
