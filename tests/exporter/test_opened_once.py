@@ -38,7 +38,7 @@ def test_a_checkpoint_is_opened_and_checked_once(
     count(files, "read_header")
     count(checkpoint.Checkpoint, "_check_names_and_shapes")
     count(bundle, "check_model")
-    count(recipes, "_read_chain")
+    count(recipes, "read_chain")
     awq_edge.export(source, tmp_path / "bundle", recipe)
     shards = len(list(source.glob("*.safetensors")))
     assert calls == {
@@ -46,5 +46,5 @@ def test_a_checkpoint_is_opened_and_checked_once(
         "read_header": shards,
         "_check_names_and_shapes": 1,
         "check_model": 1,
-        "_read_chain": 1,
+        "read_chain": 1,
     }
