@@ -3,6 +3,7 @@ them would change the answer."""
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -239,7 +240,8 @@ R = TypeVar("R", bound=GenerationRequest)
 def parse(body: bytes, model: type[R]) -> R:
     """The request in a body. Raises ApiError, status 400, that names the fault."""
     try:
-        data = parse_json(body, "the body", ConfigError)
+        # PowerShell and others begin a UTF-8 text with its mark.
+        data = parse_json(body.removeprefix(codecs.BOM_UTF8), "the body", ConfigError)
     except ConfigError as error:
         raise invalid(str(error)) from None
     kept = _without_neutral(data)

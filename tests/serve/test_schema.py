@@ -219,3 +219,8 @@ def test_any_values_are_taken_or_refused(extra: dict[str, Any]) -> None:
             parse(json.dumps({**base, **extra}).encode(), model)  # type: ignore[type-var]
         except ApiError as error:
             assert error.status == 400
+
+
+def test_a_byte_order_mark_before_the_body_is_no_part_of_it() -> None:
+    body = b"\xef\xbb\xbf" + json.dumps(TEXT).encode()
+    assert parse(body, CompletionRequest).prompt == "Hi"
