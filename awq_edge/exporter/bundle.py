@@ -192,7 +192,7 @@ def _write_files(
 
 
 def _copied(files: ModelFiles) -> list[Path]:
-    """What a bundle takes over from the model's directory as it is."""
+    """Files of the model's directory that a bundle takes over as they are."""
     return [*files.tokenizer_files(), *files.report_files()]
 
 
@@ -255,7 +255,7 @@ def _manifest(
 
 
 def _plugin_use(lowered: Lowered, model: bytes) -> PluginUse | None:
-    """What the graph asks of the plugin, with the attributes of its nodes as they were rendered."""
+    """The graph's demands on the plugin, with the attributes of its nodes as they were rendered."""
     if lowered.plugin is None:
         return None
     attributes = plugin_attributes(onnx.load_from_string(model))
@@ -264,19 +264,19 @@ def _plugin_use(lowered: Lowered, model: bytes) -> PluginUse | None:
 
 def _other_formats(checkpoint: Checkpoint) -> dict[str, str]:
     """Linears of blocks whose format is not that of most: full name -> its format in words."""
-    found, decoder = {}, checkpoint.decoder
+    formats, decoder = {}, checkpoint.decoder
     for layer in range(decoder.num_layers):
         for linear in decoder.linears(layer):
             name = f"{decoder.layer_prefix(layer)}.{linear.name}"
             if checkpoint.is_quantized(name):
                 number_format = checkpoint.linear_format(name)
                 if number_format != checkpoint.main_format:
-                    found[name] = str(number_format)
-    return found
+                    formats[name] = str(number_format)
+    return formats
 
 
 def _eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Those of generation_config.json and of config.json: either may be the longer list."""
+    """Ids of generation_config.json and of config.json: either may be the longer list."""
     keys = ConfigKeys(checkpoint.files.generation_config(), "generation_config.json")
     return tuple(
         dict.fromkeys([*keys.token_ids("eos_token_id"), *checkpoint.decoder.eos_token_ids])

@@ -37,7 +37,7 @@ from awq_edge.model.lm_head import LM_HEAD_GROUP_SIZE, rounded_bits
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """What the recipe decides of a graph.
+    """A recipe's choices for a graph.
 
     context: positions of the KV cache. activation_dtype: "float16", "bfloat16" or "float32".
     lm_head_bits: 4 or 8, or 16 to leave it unquantized. takes_embeddings: instead of token ids,
@@ -82,15 +82,15 @@ def build_embedding_graph(checkpoint: Checkpoint, spec: GraphSpec) -> DecoderGra
     building = Building(checkpoint, builder, Sources(checkpoint), spec.context, dtype)
     input_ids = builder.variable("input_ids", INT64, (BATCH, SEQUENCE))
     result.graph.inputs = [input_ids]
-    found = embedding(building, input_ids)
-    found.name = "inputs_embeds"
-    result.graph.outputs = [found]
+    embeddings = embedding(building, input_ids)
+    embeddings.name = "inputs_embeds"
+    result.graph.outputs = [embeddings]
     return result
 
 
 def _inputs(building: Building, takes_embeddings: bool) -> tuple[gs.Variable, TokenTables | None]:
-    """What stands for the tokens of a call: their embeddings, and of positions with several axes
-    how each token is turned.
+    """The inputs that stand for the tokens of a call: their embeddings, and for positions with
+    several axes the rotation of each token.
 
     input_ids ─ embedding          or, so that they may be an image's:
     inputs_embeds                  position_ids ─ cosine and sine of every token
@@ -176,7 +176,7 @@ def _block(
 
 
 def _residual_scaled(building: Building, module: str, x: gs.Variable) -> gs.Variable:
-    """What a block adds, times the residual multiplier."""
+    """A block's output, times the residual multiplier."""
     scale = building.decoder.residual_scale
     return building.scaled(f"{module_path(module)}/residual_scale", x, "residual.scale", scale)
 

@@ -1,10 +1,10 @@
-"""What each runtime cannot execute: asked before an export, and by `fit` before a model is there.
+"""Limits of each runtime: asked before an export, and by `fit` before a model is there.
 
     recipe    types of activations, versions
     model     what its blocks have beyond Llama's, sizes of heads, groups and zero points of weights
 
 One list of checks for both, which needs no package of the exporter's. `checks_<runtime>.py` have
-those of one runtime, named by its record.
+the checks of one runtime, named by its record.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def activation_dtypes(recipe: Recipe) -> tuple[str, ...]:
 
 
 def is_decomposed(recipe: Recipe) -> bool:
-    """Whether graphs for this version of the runtime have newer operators in primitives."""
+    """True where graphs for this version of the runtime have newer operators in primitives."""
     native = recipe.runtime.record.native
     return native is not None and release(recipe.runtime.version, None) < release(
         native.first_version, None

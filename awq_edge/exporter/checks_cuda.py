@@ -1,6 +1,6 @@
-"""What runtime cuda cannot execute.
+"""Limits of runtime cuda.
 
-Of a decoder that is an allow-list: the one that a program would execute is made of the fields that
+For decoders it is an allow-list: the one that a program would execute is made of the fields that
 `lower_cuda` reads, and of Llama's values for all others. Every difference from it is lacking, in a
 field that is added to `Decoder` or `Architecture` later too; a test records what is read.
 """
@@ -93,8 +93,8 @@ def check(recipe: Recipe, model: ExportedModel | None) -> None:
 
 
 def beyond_llama(decoder: Decoder) -> tuple[str, ...]:
-    """What a model has, in words, that blocks like Llama's do not: those of llama, mistral, qwen2
-    and qwen3, with biases, norms of heads and windows."""
+    """Parts of a model, in words, that blocks like Llama's do not have: blocks of llama, mistral,
+    qwen2 and qwen3, with biases, norms of heads and windows."""
     executed = _executed(decoder)
     pairs = ((decoder.architecture, executed.architecture), (decoder, executed))
     lacking = [

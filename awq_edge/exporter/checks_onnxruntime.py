@@ -1,4 +1,4 @@
-"""What runtime onnxruntime cannot execute."""
+"""Limits of runtime onnxruntime."""
 
 from __future__ import annotations
 

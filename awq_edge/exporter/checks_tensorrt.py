@@ -1,4 +1,4 @@
-"""What TensorRT and TensorRT for RTX cannot execute."""
+"""Limits of TensorRT and TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check(recipe: Recipe, model: ExportedModel | None) -> None:
 
 
 def check_rtx(recipe: Recipe, model: ExportedModel | None) -> None:
-    """As `check`, for TensorRT for RTX."""
+    """The checks of `check`, for TensorRT for RTX."""
     if release(recipe.runtime.version, None)[0] != _RTX_MAJOR:
         raise ConfigError(
             f"recipe {recipe.name} has version {recipe.runtime.version} of runtime "

@@ -126,7 +126,7 @@ class _Packing:
             yield np.full(shape, octet, np.uint8).view(np.int32)
 
     def _taken(self, last: bool) -> list[PackedWeight]:
-        """What the pass over the codes left; forgotten where it is asked for the `last` time."""
+        """Weights that the pass over the codes left; forgotten once asked for the `last` time."""
         if not self._packed:
             for _ in self._qweight():
                 pass
@@ -148,7 +148,7 @@ class _Packing:
             yield [self._contained(slab)]
 
     def _contained(self, weight: QuantizedWeight) -> QuantizedWeight:
-        """In the container's bits, scales in float16."""
+        """The weight in the container's bits, scales in float16."""
         scales = weight.scales
         with np.errstate(over="ignore"):
             narrow = scales.astype(np.float16)

@@ -137,7 +137,7 @@ class _ProgramBuilder:
         )
 
     def _lm_head(self) -> Linear:
-        """As the checkpoint has it, or rounded as the recipe says."""
+        """The output layer as the checkpoint has it, or rounded as the recipe says."""
         arch = self._arch
         part: Part = "lm_head"
         source = f"{arch.embedding if self._decoder.tied_embeddings else arch.lm_head}.weight"
@@ -186,8 +186,8 @@ class _ProgramBuilder:
         linears = {linear.name: linear for linear in self._decoder.linears(layer)}
         prefix = self._decoder.layer_prefix(layer)
         full = [f"{prefix}.{name}.bias" for name in names if linears[name].bias]
-        found = [self._read(source, source, "blocks") for source in full]
-        return concatenated(name, found) if found else None
+        biases = [self._read(source, source, "blocks") for source in full]
+        return concatenated(name, biases) if biases else None
 
     def _quantized(
         self,

@@ -131,7 +131,7 @@ class _Lowering:
                 tensor.shape = (batch, heads, CONTEXT, head_size)
 
     def _sequence_lengths(self) -> _Lengths:
-        """What GroupQueryAttention is told about the cache, once for all layers.
+        """Lengths of the cache for GroupQueryAttention, once for all layers.
 
         input_ids, or inputs_embeds ─ Shape [1] ─┐
         past_length [B] ─────────────────────── Add ─┬─ Sub(1) ─ Cast ─ seqlens_k

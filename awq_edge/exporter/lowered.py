@@ -1,4 +1,4 @@
-"""What a lowering hands to the bundle writer: weights, and the file that says what they are for."""
+"""A lowering's result, for the bundle writer: weights, and the file that says what they are for."""
 
 from __future__ import annotations
 

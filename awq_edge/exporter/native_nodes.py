@@ -116,12 +116,12 @@ def _transposed_block(
         columns = codes.shape[1]
         for piece in codes.pieces():
             if codes.dtype == UINT8:
-                found = piece.reshape(-1, columns)[:, begin:end]
+                channels = piece.reshape(-1, columns)[:, begin:end]
             else:
                 packed = piece.reshape(-1, columns // 2)[:, begin // 2 : (end + 1) // 2]
-                found = unpack_nibbles(packed, end - begin)
-            block[:, row : row + len(found)] = found.T
-            row += len(found)
+                channels = unpack_nibbles(packed, end - begin)
+            block[:, row : row + len(channels)] = channels.T
+            row += len(channels)
     return block
 
 
@@ -176,14 +176,14 @@ class NativeAttention:
         self._append(f"{path}/key", past_key, k, present_key)
         self._append(f"{path}/value", past_value, v, present_value)
         mask = self._positions.mask(attributes.get("window", 0))
-        (found,) = self._builder.node(
+        (attended,) = self._builder.node(
             "Attention",
             f"{path}/Attention",
             [q, present_key, present_value, mask],
             [(y.dtype, (BATCH, heads, SEQUENCE, size))],
             {"scale": attributes["scale"]},
         )
-        joined(self._builder, f"{path}/y_heads", found, y)
+        joined(self._builder, f"{path}/y_heads", attended, y)
 
     def _append(
         self, path: str, past: gs.Variable, update: gs.Variable, present: gs.Variable
@@ -209,14 +209,14 @@ class NativeAttention:
         rotation = {"num_heads": heads, "interleaved": 0}
         if attributes["rotary_size"] != attributes["head_size"]:
             rotation["rotary_embedding_dim"] = attributes["rotary_size"]
-        (found,) = self._builder.node(
+        (rotated,) = self._builder.node(
             "RotaryEmbedding",
             f"{path}/RotaryEmbedding",
             [x, *tables, self._positions.ids()],
             [(x.dtype, x.shape)],
             rotation,
         )
-        return found
+        return rotated
 
     def _table(self, table: gs.Constant, dtype: int) -> gs.Constant:
         """A rotary table in the activations' type, which the operator asks for."""
@@ -231,14 +231,14 @@ def by_heads(
     (apart,) = builder.node(
         "Reshape", f"{path}/Reshape", [x, shape], [(x.dtype, (BATCH, SEQUENCE, heads, size))]
     )
-    (found,) = builder.node(
+    (transposed,) = builder.node(
         "Transpose",
         f"{path}/Transpose",
         [apart],
         [(x.dtype, (BATCH, heads, SEQUENCE, size))],
         {"perm": [0, 2, 1, 3]},
     )
-    return found
+    return transposed
 
 
 def joined(builder: GraphBuilder, path: str, x: gs.Variable, y: gs.Variable) -> None:

@@ -21,13 +21,13 @@ ROTARY_MULTIPLE = 16
 
 
 def rotates_inside(node: gs.Node) -> bool:
-    """Whether the GroupQueryAttention of a CachedAttention rotates."""
+    """True where the GroupQueryAttention of a CachedAttention rotates."""
     sizes = (node.attrs["head_size"], node.attrs["rotary_size"])
     return sizes[1] > 0 and all(size % ROTARY_MULTIPLE == 0 for size in sizes)
 
 
 def rotates_apart(node: gs.Node) -> bool:
-    """Whether q and k are rotated before it; where CachedAttention does not, nothing is."""
+    """True where q and k are rotated before it; where CachedAttention does not, nothing is."""
     return node.attrs["rotary_size"] > 0 and not rotates_inside(node)
 
 
@@ -69,10 +69,10 @@ class Rotations:
         if sizes[0] != sizes[1]:
             attributes["rotary_embedding_dim"] = sizes[1]
         inputs, result = [x, ids, *tables], (self._dtype, x.shape)
-        (found,) = self._builder.node(
+        (rotated,) = self._builder.node(
             "RotaryEmbedding", f"{path}/RotaryEmbedding", inputs, [result], attributes, MICROSOFT
         )
-        return found
+        return rotated
 
     def by_token(self, node: gs.Node) -> None:
         """The standard RotaryEmbedding whose tables have a row of every token, [B, S, half]: the

@@ -1,4 +1,4 @@
-"""What the TensorRT lowerings are made of: passes over a graph, and groups of linears.
+"""Passes over a graph, and groups of linears: the TensorRT lowerings are made of them.
 
 A pass walks the nodes in order; those that it has no handler for stay as they are.
 """

@@ -84,5 +84,5 @@ class Positions:
         self, name: str, x: gs.Variable, axes: list[int], shape: tuple[int | str, ...]
     ) -> gs.Variable:
         where = self._builder.inline(f"positions.axes.{axes}", axes)
-        (found,) = self._builder.node("Unsqueeze", name, [x, where], [(INT64, shape)])
-        return found
+        (unsqueezed,) = self._builder.node("Unsqueeze", name, [x, where], [(INT64, shape)])
+        return unsqueezed

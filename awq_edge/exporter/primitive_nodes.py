@@ -1,4 +1,4 @@
-"""What newer operators are in opset 17, for TensorRT 10.3.
+"""Newer operators in terms of opset 17, for TensorRT 10.3.
 
     RMSNormalization   Cast, Mul, ReduceMean, Add, Sqrt, Div, Cast, Mul
     RotaryEmbedding    Split, products, Concat
@@ -48,10 +48,10 @@ class _Ops:
         **attributes: Any,
     ) -> gs.Variable:
         """A node of the operator that its name ends in."""
-        (found,) = self._builder.node(
+        (output,) = self._builder.node(
             name.rpartition("/")[2], name, list(inputs), [(dtype, shape)], attributes
         )
-        return found
+        return output
 
     def number(self, value: float) -> gs.Constant:
         """A float32 scalar."""
@@ -127,9 +127,9 @@ class _Ops:
                     (*table.shape[:2], 1, table.shape[2]), table.dtype)
             for name, table in zip(("cosine", "sine"), tables, strict=True)
         )  # fmt: skip
-        found = self.turned(path, x, (cosine, sine), rotary)
+        rotated = self.turned(path, x, (cosine, sine), rotary)
         whole = self._builder.inline(f"primitive.rotary.{heads * size}", [0, 0, heads * size])
-        self._builder.node("Reshape", f"{path}/join/Reshape", [found, whole], [y])
+        self._builder.node("Reshape", f"{path}/join/Reshape", [rotated, whole], [y])
 
     def turned(
         self, path: str, x: gs.Variable, tables: tuple[gs.Variable, gs.Variable], rotary: int
@@ -203,11 +203,11 @@ class PrimitiveAttention:
             shares = self._ops.op(f"{path}/shares/Cast", [shares], shape, y.dtype, to=y.dtype)
         values = self._one_group(f"{path}/value", present_value)
         grouped = (BATCH, self._kv_heads, heads // self._kv_heads, SEQUENCE, self._size)
-        found = self._ops.op(f"{path}/values/MatMul", [shares, values], grouped, y.dtype)
+        attended = self._ops.op(f"{path}/values/MatMul", [shares, values], grouped, y.dtype)
         apart = self._builder.inline(f"primitive.heads.{heads}", [0, heads, -1, self._size])
         whole = (BATCH, heads, SEQUENCE, self._size)
-        found = self._ops.op(f"{path}/heads/Reshape", [found, apart], whole, y.dtype)
-        joined(self._builder, f"{path}/y_heads", found, y)
+        attended = self._ops.op(f"{path}/heads/Reshape", [attended, apart], whole, y.dtype)
+        joined(self._builder, f"{path}/y_heads", attended, y)
 
     def _scores(
         self, path: str, q: gs.Variable, keys: gs.Variable, attributes: dict[str, Any]
@@ -247,10 +247,10 @@ class PrimitiveAttention:
     ) -> gs.Variable:
         """Rotary embedding of x [B, heads, S, size], in float32."""
         tables = self._table_rows(cosine), self._table_rows(sine)
-        found = self._ops.turned(path, self._ops.wide(path, x), tables, rotary)
+        rotated = self._ops.turned(path, self._ops.wide(path, x), tables, rotary)
         if x.dtype == FLOAT32:
-            return found
-        return self._ops.op(f"{path}/narrow/Cast", [found], x.shape, x.dtype, to=x.dtype)
+            return rotated
+        return self._ops.op(f"{path}/narrow/Cast", [rotated], x.shape, x.dtype, to=x.dtype)
 
     def _table_rows(self, table: gs.Constant) -> gs.Variable:
         """table [context, half] ─ Gather(positions) ─ Unsqueeze ─ [B, 1, S, half]; once a table."""
@@ -271,7 +271,7 @@ class PrimitiveAttention:
         )
 
     def _cache_slots(self) -> gs.Variable:
-        """Where ScatterND writes: (sequence, head, position), int64 [B, kv_heads, S, 3].
+        """Indices that ScatterND writes to: (sequence, head, position), int64 [B, kv_heads, S, 3].
 
         positions ─ Shape ─ Range(B) ─ Reshape [B, 1, 1, 1] ─┐
         heads [kv_heads, 1, 1] ───────────────────────────── Concat, each added to zeros of the

@@ -53,7 +53,7 @@ class Sources:
         return Weight(name, dtype, shape, part, lambda: self._rows(source, dtype, offset))
 
     def transposed(self, source: str, name: str, dtype: int, part: Part) -> Weight:
-        """As `dense`, of a matrix [out, in], stored as [in, out]."""
+        """The weight of `dense` for a matrix [out, in], stored as [in, out]."""
         rows, columns = self._entry(source).shape
 
         def pieces() -> Iterator[Array]:
@@ -113,8 +113,8 @@ class Sources:
             yield np.ascontiguousarray(self._narrow(scales_name, values, exact))
 
         def zeros() -> Iterator[Array]:
-            found = layout.zeros(linear, number_format, read)
-            yield found if wide else pack_nibbles(found.reshape(-1))
+            values = layout.zeros(linear, number_format, read)
+            yield values if wide else pack_nibbles(values.reshape(-1))
 
         return (
             Weight(f"{linear}.weight", dtype, (out_features, in_features), part, codes),

@@ -1,4 +1,4 @@
-"""What the lowerings for TensorRT and TensorRT for RTX share.
+"""The common part of the lowerings for TensorRT and TensorRT for RTX.
 
     canonical ─ linears ─ attention ─ (RMSNormalization in primitives, opset 17) ─ lowered
 

@@ -22,7 +22,7 @@ Observer = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """Where each weight goes in the weight file. offsets: bytes, by name."""
+    """The place of each weight in the weight file. offsets: bytes, by name."""
 
     weights: tuple[Weight, ...]
     offsets: dict[str, int]

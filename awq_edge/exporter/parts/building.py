@@ -1,4 +1,4 @@
-"""What every part of the canonical graph is built with."""
+"""The tools that every part of the canonical graph is built with."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class _Layer:
         return f"tokens.{self._layer}.{expert}"
 
     def _routes(self, x: gs.Variable) -> tuple[gs.Variable, gs.Variable]:
-        """Of each token, what its experts count for [tokens, k, 1] and which they are [routes].
+        """Shares of each token's experts [tokens, k, 1], and their numbers [routes].
 
         x ─ router ─ Cast(float32) ─ Softmax ─ TopK ─ (shares / their sum) ─ Cast
         """

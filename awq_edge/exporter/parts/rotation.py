@@ -45,14 +45,12 @@ def token_tables(building: Building, position_ids: gs.Variable) -> TokenTables:
     def rows(name: str, table: gs.Constant | None) -> gs.Variable:
         assert table is not None
         path, each = f"/rope/{name}", (axes, BATCH, SEQUENCE, half)
-        found = building.op(f"{path}/Gather", [table, position_ids], each, dtype=FLOAT32)
-        found = building.op(f"{path}/Mul", [found, chosen], each, dtype=FLOAT32)
-        found = building.op(
-            f"{path}/ReduceSum", [found, first], result, {"keepdims": 0}, dtype=FLOAT32
-        )
+        row = building.op(f"{path}/Gather", [table, position_ids], each, dtype=FLOAT32)
+        row = building.op(f"{path}/Mul", [row, chosen], each, dtype=FLOAT32)
+        row = building.op(f"{path}/ReduceSum", [row, first], result, {"keepdims": 0}, dtype=FLOAT32)
         if building.dtype == FLOAT32:
-            return found
-        return building.op(f"{path}/Cast", [found], result, {"to": building.dtype})
+            return row
+        return building.op(f"{path}/Cast", [row], result, {"to": building.dtype})
 
     cosine, sine = _tables(building, "rope", rope)
     return rows("cosine", cosine), rows("sine", sine)
