@@ -1,4 +1,4 @@
-"""Where this tool keeps what can be made again."""
+"""Folders in which this tool keeps files that can be made again."""
 
 from __future__ import annotations
 

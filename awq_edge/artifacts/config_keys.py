@@ -63,7 +63,7 @@ class ConfigKeys:
         self._read: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
-        """Whether the key is there and not null."""
+        """True where the key is there and not null."""
         self._read.add(key)
         return self.values.get(key) is not None
 
@@ -169,19 +169,19 @@ class ConfigKeys:
 
     def texts(self, key: str) -> tuple[str, ...] | None:
         """A list of texts, None where the key is missing or null."""
-        found = self.items(key)
-        for item in found or ():
+        texts = self.items(key)
+        for item in texts or ():
             if not isinstance(item, str):
                 raise self.refusal(key, "must be a list of texts in quotes", item)
-        return None if found is None else tuple(found)
+        return None if texts is None else tuple(texts)
 
     def counts(self, key: str, most: int) -> tuple[int, ...]:
         """A list of integers from 0 to `most`, empty where the key is missing or null."""
-        found = self.items(key) or []
-        for item in found:
+        counts = self.items(key) or []
+        for item in counts:
             if not _is_integer(item) or not 0 <= item <= most:
                 raise self.refusal(key, f"must be a list of integers from 0 to {most:,}", item)
-        return tuple(found)
+        return tuple(counts)
 
     def token_id(self, key: str, default: int | None = None) -> int | None:
         """A token's id, None where the key is missing or null."""

@@ -62,7 +62,7 @@ class TensorPort(Record):
 
 
 class PluginUse(Record):
-    """What a graph asks of the TensorRT plugin (`awq_edge/tensorrt/contract.py`).
+    """A graph's demands on the TensorRT plugin (`awq_edge/tensorrt/contract.py`).
 
     ops: the operators that it has nodes of. version: of the operators' contract. layout_version:
     of the packing of the weights. attributes: by operator and name, every value that occurs.
@@ -255,10 +255,10 @@ def verify_files(
             )
         if is_verified(path, status, entry.sha256):
             continue
-        found = hash_file(path).sha256
-        if found != entry.sha256:
+        actual = hash_file(path).sha256
+        if actual != entry.sha256:
             raise ArtifactError(
-                f"{path} was changed: sha256 {found[:12]}..., {record} says "
+                f"{path} was changed: sha256 {actual[:12]}..., {record} says "
                 f"{entry.sha256[:12]}...; {remedy}"
             )
         remember(path, status, entry.sha256)

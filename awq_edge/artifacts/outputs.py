@@ -1,4 +1,4 @@
-"""What a command may write to: never its own input, never over what this project did not make."""
+"""Checks of a command's output: never its own input, never over files of another tool's making."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ def _not_apart(flag: str, out: Path, how: str, what: str, given: str | Path) -> 
 
 def _targets(source: Path) -> list[Path]:
     """The files that the links of an input folder lead to."""
-    found = []
+    targets = []
     if source.is_dir():
         with contextlib.suppress(OSError):
-            found = [Path(os.path.realpath(e.path)) for e in os.scandir(source) if e.is_symlink()]
-    return found
+            targets = [Path(os.path.realpath(e.path)) for e in os.scandir(source) if e.is_symlink()]
+    return targets
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one file or folder, also through links and second mounts."""
+    """True where two paths are one file or folder, also through links and second mounts."""
     if one == other:
         return True
     try:

@@ -52,7 +52,7 @@ def user_path(value: str | Path, what: str = "path") -> Path:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception says that there is no space, or no quota, left on a disk."""
+    """True where an exception says that there is no space, or no quota, left on a disk."""
     return isinstance(error, OSError) and error.errno in _DISK_FULL
 
 
@@ -97,7 +97,7 @@ def inner_path(name: str) -> str:
 
 
 def leaves(folder: Path, path: Path) -> bool:
-    """Whether `path`, which is named as below `folder`, lies elsewhere once links are followed.
+    """True where `path`, which is named as below `folder`, lies elsewhere once links are followed.
 
     The hub's cache keeps files of a snapshot as links into its own blobs: those count as inside.
     """

@@ -1,4 +1,4 @@
-"""What made a result: versions of this package and its libraries, and the commit of the source."""
+"""Makers of a result: versions of this package and its libraries, and the commit of the source."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
     A package that is not installed is left out.
     """
-    found = {"awq-edge": __version__, "python": platform.python_version()}
+    by_package = {"awq-edge": __version__, "python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            by_package[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return by_package

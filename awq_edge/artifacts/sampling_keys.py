@@ -66,7 +66,7 @@ class SamplingKeys(Record, strict=True):
         return self.model_dump(exclude_none=True)
 
     def over(self, base: SamplingKeys) -> SamplingKeys:
-        """These keys, and those of `base` that they do not say."""
+        """The keys of this set, and of `base` where this set does not name them."""
         return SamplingKeys(**{**base.given(), **self.given()})
 
     def __str__(self) -> str:
@@ -90,21 +90,21 @@ def sampling_of(generation_config: Mapping[str, Any], where: object) -> Sampling
     do_sample false is greedy. A key that the set does not name is off. where: for the error.
     Raises ModelError for a value that no sampler can have.
     """
-    found = {key: generation_config.get(key) for key in _NAMES}
+    keys = {key: generation_config.get(key) for key in _NAMES}
     draws = generation_config.get("do_sample")
     if draws is not None and not isinstance(draws, bool):
         raise ModelError(f"{where}: do_sample is {_shown(draws)}; it must be true or false")
     if draws is False:
-        found = {"temperature": 0, "repetition_penalty": found["repetition_penalty"]}
-    elif all(found[key] is None for key in _DRAWING):
-        penalty = found["repetition_penalty"]
+        keys = {"temperature": 0, "repetition_penalty": keys["repetition_penalty"]}
+    elif all(keys[key] is None for key in _DRAWING):
+        penalty = keys["repetition_penalty"]
         if penalty is None:
             return None
-        found = {**FALLBACK.given(), "repetition_penalty": penalty}
-    elif found["temperature"] is None:
-        found["temperature"] = 1.0
+        keys = {**FALLBACK.given(), "repetition_penalty": penalty}
+    elif keys["temperature"] is None:
+        keys["temperature"] = 1.0
     try:
-        return SamplingKeys.model_validate(found)
+        return SamplingKeys.model_validate(keys)
     except ValidationError as error:
         raise ModelError(
             f"{where}: {_problem(error)}; correct the file, or take the key out of it"
@@ -114,8 +114,8 @@ def sampling_of(generation_config: Mapping[str, Any], where: object) -> Sampling
 def default_sampling(
     bundle: SamplingKeys | None, generation_config: Mapping[str, Any], where: object
 ) -> SamplingKeys:
-    """What chat and serve draw by. bundle: the manifest's set, which bundles of before have not:
-    they have the model's file. Raises ModelError."""
+    """The keys that chat and serve draw by. bundle: the manifest's set, which older bundles do not
+    have: they have the model's file. Raises ModelError."""
     if bundle is not None:
         return bundle
     return sampling_of(generation_config, where) or FALLBACK

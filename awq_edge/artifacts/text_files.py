@@ -147,9 +147,9 @@ def read_text_folder(path: Path, flag: str, limit: int) -> TextFolder:
         except UnsuitableFile as error:
             left_out[entry.name] = str(error).removeprefix(f"{flag} {entry}: ").partition(";")[0]
     if not files:
-        found = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "it is empty"
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "it is empty"
         raise UnsuitableFile(
-            f"{flag} {path}: no text in the folder ({found}); give files that end with "
+            f"{flag} {path}: no text in the folder ({reasons}); give files that end with "
             f"{', '.join(FOLDER_ENDINGS)}"
         )
     return TextFolder(tuple(files), left_out)
@@ -211,13 +211,13 @@ def _documents(
         yield Document(name, text=text)
         return
     rows = list(_rows(text, name, is_cut=is_cut))
-    found = 0
+    count = 0
     for where, row in rows:
         document = row_document(row, where)
         if document.text is None or document.text.strip():
-            found += 1
+            count += 1
             yield document
-    if not found:
+    if not count:
         raise UnsuitableFile(f"{name}: none of its {len(rows)} rows has a text; give a text")
 
 
@@ -255,12 +255,12 @@ def _parsed(text: str) -> Any:
 
 
 def _is_json(data: bytes, path: Path) -> bool:
-    """Whether a file's documents are in JSON: by its name, or because its first line is a row."""
+    """True for a file with documents in JSON: by its name, or because its first line is a row."""
     return path.suffix.lower() in _JSON_ENDINGS or _first_line_is_a_row(data)
 
 
 def _first_line_is_a_row(data: bytes) -> bool:
-    """Whether the first line that is not blank is a JSON object with a document in it."""
+    """True where the first line that is not blank is a JSON object with a document in it."""
     line = data.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0]
     row = _parsed(line.decode("utf-8", "replace")) if line.startswith(b"{") else None
     return isinstance(row, dict) and not row.keys().isdisjoint(
@@ -297,15 +297,15 @@ def _require_text(data: bytes, path: Path, name: str) -> None:
 
 
 def _is_wide(data: bytes) -> bool:
-    """Whether most bytes at even or at odd places are zero: UTF-16 of a Latin script."""
+    """True where most bytes at even or at odd places are zero: UTF-16 of a Latin script."""
     beginning = data[:4096]
     zeros = (beginning[place::2].count(0) for place in (0, 1))
     return sum(count > len(beginning) // 4 for count in zeros) == 1
 
 
 def _is_table(data: bytes) -> bool:
-    """Whether the first rows are those of a CSV file: a header of names, and as many fields in each
-    row behind it."""
+    """True where the first rows are those of a CSV file: a header of names, and as many fields in
+    each row behind it."""
     lines = data[: 1 << 16].decode("utf-8", "ignore").removeprefix("\ufeff").splitlines()
     for delimiter in (",", "\t", ";"):
         try:
@@ -339,7 +339,7 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
     """A conversation in the form of chat templates. Raises ConfigError naming what is wrong."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise ConfigError(f"{where}: {_json_type(value)} where messages belong; {_ROWS}")
-    found: list[Message] = []
+    messages: list[Message] = []
     for number, message in enumerate(value, 1):
         if isinstance(message, Mapping) and {"from", "value"} <= set(message):
             role = message["from"]
@@ -353,8 +353,8 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
             )
         if isinstance(content, str):
             _unicode(content, f"{where}: message {number}")
-        found.append(dict(message))
-    return tuple(found)
+        messages.append(dict(message))
+    return tuple(messages)
 
 
 def _unicode(text: str, where: str) -> str:

@@ -1,7 +1,7 @@
-"""Which files were hashed and found right, so that a large one is not read again for every run.
+"""Files that were hashed and found right, so that a large one is not read again for every run.
 
-One empty file of the cache stands for a file's path, size, inode, times and hash. Those that were
-not used for a quarter of a year go with the next one that is added, and the oldest beyond a number:
+One empty file of the cache stands for a file's path, size, inode, times and hash. Stand-ins not
+used for a quarter of a year go with the next one that is added, and the oldest beyond a number:
 a bundle that is gone, moved or written again leaves one behind each time.
 """
 
@@ -20,7 +20,7 @@ _MOST = 1000
 
 
 def is_verified(path: Path, status: os.stat_result, sha256: str) -> bool:
-    """Whether the file, as it is, was found to have this hash before."""
+    """True where the file, as it is, was found to have this hash before."""
     stamp = _stamp(path, status, sha256)
     try:
         os.utime(stamp)

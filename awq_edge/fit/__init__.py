@@ -1,1 +1,1 @@
-"""Whether a model fits a device, from config.json alone; before a weight is downloaded."""
+"""Fit of a model on a device, from config.json alone; before a weight is downloaded."""

@@ -27,7 +27,7 @@ TIGHT_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be chosen. bits: 2, 3, 4, 8, or 16 for unquantized. context: tokens, clipped to what
+    """The free choices. bits: 2, 3, 4, 8, or 16 for unquantized. context: tokens, clipped to what
     the model allows."""
 
     bits: int
@@ -98,7 +98,7 @@ class Assessor:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the model is a quantized checkpoint, whose bits and groups are what they are."""
+        """True for a quantized checkpoint, whose bits and groups cannot be chosen any more."""
         return self._stored(UNQUANTIZED) is not None
 
     def predict(self, settings: Settings) -> Prediction:

@@ -1,4 +1,4 @@
-"""What makes a model fit, the cheapest in quality first.
+"""Changes that make a model fit, the cheapest in quality first.
 
 The order is that of what was measured on the demo model (docs/results.md: AWQ, perplexity above
 that of 16 bits, which is 44.2), where it was. A shorter context costs no quality, but it is not
@@ -105,12 +105,12 @@ def find_changes(assessor: Assessor, prediction: Prediction) -> list[ChangePart]
     steps = [step for step in _STEPS if (step.stored or not stored)]
     if not stored and assessor.group_choice(prediction.settings.bits).size != _LARGEST_GROUP:
         steps = [step for step in steps if step.kind != "groups"]  # they leave more in 16 bits
-    found = [
+    changes = [
         _change(assessor, prediction, [step]) for step in steps if step.applies(prediction.settings)
     ]
-    found += _shorter(assessor, prediction, [], prediction)
-    found += _together(assessor, prediction, steps)
-    return [change for change in found if change.total_bytes < prediction.memory.total]
+    changes += _shorter(assessor, prediction, [], prediction)
+    changes += _together(assessor, prediction, steps)
+    return [change for change in changes if change.total_bytes < prediction.memory.total]
 
 
 def cheapest(changes: list[ChangePart]) -> ChangePart | None:
@@ -170,8 +170,8 @@ def _shorter(
 
 def _options(steps: list[Step]) -> str:
     """The options of all steps; of one that occurs twice the last value."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for step in steps:
         words = step.options.split()
-        found |= dict(zip(words[0::2], words[1::2], strict=True))
-    return " ".join(f"{option} {value}" for option, value in found.items())
+        values |= dict(zip(words[0::2], words[1::2], strict=True))
+    return " ".join(f"{option} {value}" for option, value in values.items())

@@ -44,13 +44,13 @@ def device_figures(recipe: Recipe, *, measure: bool = True) -> DeviceFigures:
     detected: float | None = bandwidth
     in_use: int | None = None
     if device.kind == "cuda" and (memory is None or bandwidth is None):
-        found = memory_figures()
-        if found is not None and memory is None:
-            memory, memory_source, in_use = found.total, "driver", found.used
-            if found.integrated:  # the system's memory, of which a GPU's part is pinned
+        gpu = memory_figures()
+        if gpu is not None and memory is None:
+            memory, memory_source, in_use = gpu.total, "driver", gpu.used
+            if gpu.integrated:  # the system's memory, of which a GPU's part is pinned
                 memory, in_use = _of_system(pinned=True)
-        if found is not None and bandwidth is None and found.peak_bandwidth is not None:
-            detected, bandwidth_source = found.peak_bandwidth, "driver"
+        if gpu is not None and bandwidth is None and gpu.peak_bandwidth is not None:
+            detected, bandwidth_source = gpu.peak_bandwidth, "driver"
     elif memory is None or bandwidth is None:
         if memory is None:
             (memory, in_use), memory_source = _of_system(pinned=False), "measured"

@@ -137,29 +137,29 @@ def _cell(assessor: Assessor, asked: Asked) -> FitCell:
 
 def _settings(assessor: Assessor, asked: Asked) -> Settings:
     """The recipe's settings with what was asked for. Raises ConfigError."""
-    found = assessor.default_settings()
+    settings = assessor.default_settings()
     if assessor.is_quantized:
-        _refuse_contradictions(assessor, found, asked)
+        _refuse_contradictions(assessor, settings, asked)
     if asked.bits is not None:
-        found = replace(found, bits=asked.bits)
+        settings = replace(settings, bits=asked.bits)
         if asked.bits == UNQUANTIZED:  # as an export without quantization has it
-            found = replace(found, lm_head_bits=UNQUANTIZED)
+            settings = replace(settings, lm_head_bits=UNQUANTIZED)
     if asked.group_size is not None:
-        found = replace(found, group_size=asked.group_size)
+        settings = replace(settings, group_size=asked.group_size)
     elif not assessor.is_quantized:
-        found = replace(found, group_size=assessor.group_choice(found.bits).size)
+        settings = replace(settings, group_size=assessor.group_choice(settings.bits).size)
     if asked.lm_head_bits is not None:
-        found = replace(found, lm_head_bits=asked.lm_head_bits)
-    if found.lm_head_bits not in (4, 8, UNQUANTIZED):
-        raise ConfigError(f"--lm-head-bits {found.lm_head_bits}: allowed values: 4, 8, 16")
+        settings = replace(settings, lm_head_bits=asked.lm_head_bits)
+    if settings.lm_head_bits not in (4, 8, UNQUANTIZED):
+        raise ConfigError(f"--lm-head-bits {settings.lm_head_bits}: allowed values: 4, 8, 16")
     if asked.context is not None and asked.context < 1:
         raise ConfigError(f"--context {asked.context}: must be a positive number of tokens")
-    return replace(found, kv_dtype=asked.kv_dtype, context=assessor.clip(asked.context))
+    return replace(settings, kv_dtype=asked.kv_dtype, context=assessor.clip(asked.context))
 
 
-def _refuse_contradictions(assessor: Assessor, found: Settings, asked: Asked) -> None:
-    pairs = (("--bits", asked.bits, found.bits), ("--group-size", asked.group_size,
-                                                  found.group_size))  # fmt: skip
+def _refuse_contradictions(assessor: Assessor, settings: Settings, asked: Asked) -> None:
+    pairs = (("--bits", asked.bits, settings.bits),
+             ("--group-size", asked.group_size, settings.group_size))  # fmt: skip
     for option, wanted, stored in pairs:
         if wanted is not None and wanted != stored:
             raise ConfigError(
@@ -204,7 +204,7 @@ _OF_STEPS = ("refused", "with_swap")
 
 
 def _of_steps(steps: Iterable[StepPart]) -> str:
-    """Which step refuses, and what it would need; else the swap."""
+    """The step that refuses, and its needs; else the swap."""
     refusals = [f"{step.step}: {step.words}" for step in steps if not step.takes_it]
     needs = [f"{step.step}: {step.words}" for step in steps if step.swap_bytes]
     return "; ".join(refusals or needs)
@@ -245,7 +245,7 @@ def _roofline(assessor: Assessor, prediction: Prediction) -> RooflinePart | None
 
 
 def _power_modes(recipe: Recipe, prediction: Prediction) -> tuple[PowerModePart, ...]:
-    """Those whose memory is slower than the device's fastest."""
+    """Power modes whose memory is slower than the device's fastest."""
     fastest = recipe.device.memory_bandwidth
     return tuple(
         PowerModePart(
@@ -260,7 +260,7 @@ def _power_modes(recipe: Recipe, prediction: Prediction) -> tuple[PowerModePart,
 
 
 def _notes(assessor: Assessor, prediction: Prediction, asked_groups: bool) -> list[str]:
-    """What a reader should know who takes the figures for the whole truth. asked_groups: whether a
+    """Cautions for a reader who takes the figures for the whole truth. asked_groups: true where a
     group size was asked for."""
     recipe, settings = assessor.recipe, prediction.settings
     dtype = recipe.runtime.activation_dtype

@@ -1,4 +1,4 @@
-"""Which linears of a bundle are quantized, and how: as an export would have it, or a config says.
+"""Formats of a bundle's linears, quantized or not: as an export would have it, or a config says.
 
 The rules are the quantizer's and the exporter's own: layouts say what they cannot store, and
 `awq_edge.model.lm_head` what becomes of the output layer.
@@ -22,8 +22,8 @@ from awq_edge.recipe.recipes import QuantizationDefaults
 
 @dataclass(frozen=True)
 class Quantized:
-    """How a linear is stored. has_zeros: zero points are stored; all are the middle code where they
-    are not."""
+    """The storage of a linear. has_zeros: zero points are stored; all are the middle code where
+    they are not."""
 
     number_format: NumberFormat
     has_zeros: bool
@@ -50,7 +50,7 @@ class Formats:
 
 
 def stored_coverage(decoder: Decoder, formats: Formats) -> Coverage:
-    """What linears of blocks stay unquantized, those of experts included."""
+    """Linears of blocks that stay unquantized, those of experts included."""
 
     def reason(prefix: str, linear: Linear) -> str | None:
         stored = formats.blocks(f"{prefix}.{linear.name}", linear.out_features, linear.in_features)
@@ -68,7 +68,7 @@ def stored_coverage(decoder: Decoder, formats: Formats) -> Coverage:
 def planned_formats(
     decoder: Decoder, quantization: QuantizationDefaults | None, lm_head_bits: int
 ) -> Formats:
-    """What `awq-edge export` makes of an unquantized model.
+    """The formats that `awq-edge export` gives an unquantized model.
 
     quantization: bits, groups, scheme and layout; None to leave it unquantized. lm_head_bits: 4, 8
     or 16. Raises ConfigError where the layout cannot hold the bits, or no linear fits the groups.
@@ -94,7 +94,7 @@ def planned_formats(
 def stored_formats(
     decoder: Decoder, config: Config, lm_head_bits: int, path: Path
 ) -> Formats | None:
-    """What the config.json of a quantized checkpoint says; None for an unquantized model.
+    """The formats that a quantized checkpoint's config.json names; None for an unquantized model.
 
     lm_head_bits: of an output layer that the checkpoint has unquantized. path: for errors. Raises
     ModelError for what no layout here reads.
@@ -107,18 +107,18 @@ def stored_formats(
     kept = frozenset(quantization.get("modules_to_not_convert") or ())
 
     def of(name: str, out_features: int, in_features: int) -> Quantized | None:
-        found = (
+        number_format = (
             None if name in kept else stored.format_of(names_in_memory(name, decoder), in_features)
         )
-        if found is None or layout.obstacle(out_features, in_features, found):
+        if number_format is None or layout.obstacle(out_features, in_features, number_format):
             return None
-        return Quantized(found, layout.stores_zeros(found))
+        return Quantized(number_format, layout.stores_zeros(number_format))
 
     head = decoder.architecture.lm_head
     lm_head = None
     if layout.mixed and not decoder.tied_embeddings:
         lm_head = of(head, decoder.vocab_size, decoder.embedding_size)
-    main = next((found for found in stored.targets.values()), None)
+    main = next((each for each in stored.targets.values()), None)
     rounded = lm_head or _rounded_lm_head(decoder, lm_head_bits)
     return Formats(main, of, rounded, lm_head is not None)
 

@@ -21,8 +21,8 @@ class ModelPart(Record):
 
 
 class SettingsPart(Record):
-    """What was predicted for. bits: of most weights of the blocks, 16 for unquantized.
-    kv_cache_dtype: what the cache is really in."""
+    """The settings of a prediction. bits: of most weights of the blocks, 16 for unquantized.
+    kv_cache_dtype: the type that the cache is really in."""
 
     runtime: str
     bits: int

@@ -1,4 +1,4 @@
-"""What a bundle of a model would have in its manifest, from config.json and a recipe alone."""
+"""Sizes that a model's bundle would have in its manifest, from config.json and a recipe alone."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Planner:
         )
 
     def sizes(self, context: int) -> BundleSizes:
-        """Of a bundle that is exported for `context` tokens."""
+        """The sizes of a bundle that is exported for `context` tokens."""
         tables: list[TensorSize] = self._weights.tables(context)
         parts = dict(self._sizes.part_bytes)
         parts["tables"] += sum(table.nbytes for table in tables)
@@ -79,7 +79,7 @@ class Planner:
 
 
 def target_of(recipe: Recipe, decoder: Decoder) -> Target:
-    """What a recipe's weights are stored as."""
+    """The storage of weights that a recipe chooses."""
     runtime, dtype = recipe.runtime.record, recipe.runtime.activation_dtype
     sizes, casts_tables = runtime.linear_sizes, runtime.casts_tables
     if runtime.native is not None and recipe.export.linear == "native":

@@ -1,4 +1,4 @@
-"""Whether the steps behind a prediction take it: export, build, run, each by its own check."""
+"""Verdicts of the steps behind a prediction: export, build, run, each by its own check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from awq_edge.units import size_text
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What a checkpoint of a model would be: `awq_edge.exporter.checks.ExportedModel`, of one layer
+    """A checkpoint that a model would have: `awq_edge.exporter.checks.ExportedModel`, of one layer
     of each kind. path: how messages call it."""
 
     path: Path
@@ -39,9 +39,9 @@ class PlannedModel:
         return self._format(name) is not None
 
     def linear_format(self, name: str) -> NumberFormat:
-        found = self._format(name)
-        assert found is not None
-        return found.number_format
+        quantized = self._format(name)
+        assert quantized is not None
+        return quantized.number_format
 
     def _format(self, name: str) -> Quantized | None:
         if name == self.decoder.architecture.lm_head:
@@ -107,7 +107,7 @@ def build_step(weights: int, recipe: Recipe, device: DeviceFigures) -> StepPart 
 
 
 def run_step(kv_dtype: str) -> StepPart:
-    """What of a prediction no session has yet; its memory is the verdict's."""
+    """The settings of a prediction that no session has yet; its memory is the verdict's."""
     if kv_dtype == "int8":
         return StepPart(
             step="run",

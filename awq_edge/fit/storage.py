@@ -31,7 +31,7 @@ class LinearSizes:
 
 @dataclass(frozen=True)
 class Target:
-    """What weights are stored for: fields of a runtime's record, as one recipe chooses them.
+    """The runtime that weights are stored for: fields of its record, as one recipe chooses them.
 
     linear_sizes: of (rows, columns, number format, target).
     tables_dtype: of the rotary tables.

@@ -39,24 +39,24 @@ class WeightSizes:
     def without_tables(self) -> list[TensorSize]:
         """Everything that does not depend on the context."""
         kinds: dict[bool, list[TensorSize]] = {}
-        found = [*self._inputs()]
+        tensors = [*self._inputs()]
         for layer in range(self._decoder.num_layers):
             kind = self._decoder.has_experts(layer)
             if kind not in kinds:  # layers of a kind have the same sizes
                 kinds[kind] = list(self._block(layer))
-            found += kinds[kind]
-        return [*found, *self._outputs()]
+            tensors += kinds[kind]
+        return [*tensors, *self._outputs()]
 
     def tables(self, context: int) -> list[TensorSize]:
         """Cosine and sine, a row a position, and what else a graph has once."""
         decoder, item = self._decoder, ITEM_BYTES[self._target.tables_dtype]
-        found = []
+        tensors = []
         if decoder.moe is not None and not self._target.routes_experts:
-            found.append(TensorSize("tables", self._target.item))  # the zero of experts not asked
+            tensors.append(TensorSize("tables", self._target.item))  # the zero of experts not asked
         for rotary_size in self._rotations():
             half = rotary_size // 2
-            found += [TensorSize("tables", context * half * item, (context, half))] * 2
-        return found
+            tensors += [TensorSize("tables", context * half * item, (context, half))] * 2
+        return tensors
 
     def _rotations(self) -> list[int]:
         """Rotated channels of each pair of tables that a layer reads."""
@@ -85,8 +85,8 @@ class WeightSizes:
         return ITEM_BYTES["float32" if exact and decoder.dtype == "float32" else "float16"]
 
     def _turned(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of project_in, [hidden, embedding], which a graph has transposed; the table of learned
-        positions stays as it is."""
+        """The shape in a graph: project_in, [hidden, embedding], is transposed there; the table of
+        learned positions stays as it is."""
         decoder = self._decoder
         is_projection = shape == (decoder.hidden_size, decoder.embedding_size)
         return shape[::-1] if decoder.has_projections and is_projection else shape
@@ -119,7 +119,7 @@ class WeightSizes:
 
         The kernels' tiles of rows are filled up: what is merged is filled up once.
         """
-        found = {
+        formats = {
             linear.name: self._formats.blocks(
                 f"{prefix}.{linear.name}", linear.out_features, linear.in_features
             )
@@ -129,7 +129,7 @@ class WeightSizes:
         for names in self._decoder.inputs(layer).values():
             merged: dict[Quantized | None, list[Linear]] = {}
             for name in names:
-                merged.setdefault(found[name], []).append(by_name[name])
+                merged.setdefault(formats[name], []).append(by_name[name])
             for quantized, members in merged.items():
                 if quantized is None:
                     yield from ((None, each.out_features, each) for each in members)
