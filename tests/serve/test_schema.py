@@ -123,7 +123,7 @@ def test_the_words_of_clients_for_off(
         ({**TEXT, "prompt": [True]}, "prompt[0]"),
         ({**TEXT, "prompt": None}, "prompt is null"),
         ({**TEXT, "foo-bar": 1}, "unknown parameter foo-bar"),
-        ({**TEXT, "prompt": "a\ud800"}, "half a surrogate pair"),
+        ({**TEXT, "prompt": "a\ud800"}, "half of a surrogate pair"),
         ({**TEXT, "response_format": "json"}, 'response_format is "json"; it must be an object'),
         ({**TEXT, "stream_options": 1}, "it must be an object"),
     ],
