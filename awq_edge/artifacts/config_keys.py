@@ -203,8 +203,8 @@ class ConfigKeys:
     def refusal(self, key: str, wanted: str, value: object) -> AwqEdgeError:
         """The error about a key's value."""
         missing = value is None and key not in self.values
-        found = "it is missing" if missing else f"found {show(value)}"
-        return self._error(f"{self.source}: '{self._prefix}{key}' {wanted}, {found}")
+        state = "it is missing" if missing else f"found {show(value)}"
+        return self._error(f"{self.source}: '{self._prefix}{key}' {wanted}, {state}")
 
     def _with(self, values: Mapping[str, Any]) -> ConfigKeys:
         """Other values; what is read of them counts as read here."""

@@ -28,7 +28,7 @@ def loose_words_of(codes: int, bits: int) -> int:
 
 
 def is_loose(words: int, codes: int, bits: int) -> bool:
-    """Of which kind the words of a row are; the present one where both would be as many."""
+    """True where no code of a row goes across two words; False if both kinds are as long."""
     return words != words_of(codes, bits) and words == loose_words_of(codes, bits)
 
 

@@ -118,7 +118,7 @@ class Checkpoint:
 
     @property
     def has_quantized(self) -> bool:
-        """Whether some of the linears are."""
+        """True where some of the linears are quantized."""
         return self.quantization is not None
 
     def linear_names(self) -> list[str]:
@@ -130,13 +130,13 @@ class Checkpoint:
         ]
 
     def is_quantized(self, name: str) -> bool:
-        """Whether the linear of this full name ("model.layers.0.mlp.up_proj") is quantized."""
+        """True where the linear of this full name ("model.layers.0.mlp.up_proj") is quantized."""
         return name in self._formats
 
     @functools.cached_property
     def output_layer_was_tied(self) -> bool:
-        """Whether the output layer is stored beside the embedding that it was made from: their
-        first rows point the same way, as those of two weights that were trained apart do not."""
+        """True where the output layer is stored beside the embedding that it was made from: their
+        first rows point the same way, which rows of weights trained separately do not."""
         arch, entries = self.decoder.architecture, self.files.entries
         name, embedding = f"{arch.lm_head}.weight", f"{arch.embedding}.weight"
         shapes = self.decoder.weight_shapes()
@@ -153,10 +153,10 @@ class Checkpoint:
     @property
     def main_format(self) -> NumberFormat | None:
         """The number format of most weights of the blocks, None where nothing is quantized."""
-        found = self.quantization
-        if found is None:
+        quantization = self.quantization
+        if quantization is None:
             return None
-        return NumberFormat(found.bits, found.group_size, found.scheme)
+        return NumberFormat(quantization.bits, quantization.group_size, quantization.scheme)
 
     def linear_format(self, name: str) -> NumberFormat:
         """Bits, group size and scheme of a quantized linear by full name."""
@@ -173,12 +173,12 @@ class Checkpoint:
         """
         assert self.layout is not None
         try:
-            found = self.layout.read(name, self.linear_format(name), self.files.read)
+            weight = self.layout.read(name, self.linear_format(name), self.files.read)
         except ValueError as error:
             raise ModelError(f"{self.path}: '{name}': {error}") from None
-        if not np.isfinite(found.scales).all():
+        if not np.isfinite(weight.scales).all():
             raise ModelError(f"{self.path}: the scales of '{name}' have NaN or inf")
-        return found
+        return weight
 
     def bias(self, layer: int, linear: Linear) -> Array | None:
         """The bias of a block's linear [out], or None."""
@@ -244,7 +244,7 @@ class Checkpoint:
         """Number formats of the quantized linears. Raises ModelError where config.json and the
         stored tensors disagree about what is quantized."""
         self._refuse_quantized_modules(layout)
-        found = {}
+        formats = {}
         shapes = self.decoder.weight_shapes()
         for linear in self._linears():
             shape = shapes.get(f"{linear}.weight")
@@ -258,18 +258,18 @@ class Checkpoint:
                         f"{self.path}: '{linear}' is quantized, but config.json does not say how: "
                         "no target of its config_groups matches, or `ignore` does"
                     )
-                found[linear] = number_format
+                formats[linear] = number_format
             elif number_format is not None and stored.strict:
                 raise ModelError(
                     f"{self.path}: config.json says that '{linear}' is quantized, but it is not; "
                     "the weights and config.json do not belong together"
                 )
-        if not found:
+        if not formats:
             raise ModelError(
                 f"{self.path}: config.json says that the weights are quantized ({layout.name}), "
                 "but none is stored so; the weights and config.json do not belong together"
             )
-        return found
+        return formats
 
     def _refuse_quantized_modules(self, layout: Layout) -> None:
         """Raise ModelError where a module is stored quantized that is read in 16 bits alone."""
@@ -277,21 +277,21 @@ class Checkpoint:
         arch = decoder.architecture
         tied = [arch.lm_head] if decoder.tied_embeddings else []
         modules = [arch.embedding, *tied, *decoder.unquantized_modules()]
-        found = [name for name in modules if layout.is_stored(name, entries)]
+        refused = [name for name in modules if layout.is_stored(name, entries)]
         if arch.vision is not None:
             kept = (name.rpartition(".")[0] for name in entries if arch.vision.keeps(name))
-            found += [name for name in dict.fromkeys(kept) if layout.is_stored(name, entries)]
-        if not found:
+            refused += [name for name in dict.fromkeys(kept) if layout.is_stored(name, entries)]
+        if not refused:
             return
-        if found[0] == arch.lm_head:
+        if refused[0] == arch.lm_head:
             raise ModelError(
                 f"{self.path}: '{arch.lm_head}' is quantized, and config.json has "
                 "tie_word_embeddings true: set it to false if that layer is a weight of its own"
             )
         raise ModelError(
-            f"{self.path}: '{found[0]}' is quantized (of {len(found)} such modules); embeddings, "
-            "routers, projections and vision towers are read in 16 bits alone: quantize the model "
-            "again with them ignored, or export the unquantized model"
+            f"{self.path}: '{refused[0]}' is quantized (of {len(refused)} such modules); "
+            "embeddings, routers, projections and vision towers are read in 16 bits alone: "
+            "quantize the model again with them ignored, or export the unquantized model"
         )
 
     def _linears(self) -> Iterator[str]:
@@ -340,10 +340,10 @@ def _as_shared(files: ModelFiles, decoder: Decoder) -> Decoder:
 
 
 def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = {**config, "tie_word_embeddings": False}
+    untied = {**config, "tie_word_embeddings": False}
     if isinstance(config.get("text_config"), Mapping):
-        found["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
-    return found
+        untied["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    return untied
 
 
 def _names_on_disk(files: ModelFiles, decoder: Decoder) -> dict[str, TensorEntry]:
@@ -354,10 +354,10 @@ def _names_on_disk(files: ModelFiles, decoder: Decoder) -> dict[str, TensorEntry
     vision = decoder.architecture.vision
     if vision is None:
         return files.entries
-    found: dict[str, TensorEntry] = {}
+    by_name: dict[str, TensorEntry] = {}
     for name, entry in files.entries.items():
         on_disk = vision.name_on_disk(name)
-        if on_disk in found:
+        if on_disk in by_name:
             raise ModelError(f"{files.path}: weight '{on_disk}' is there twice, also as '{name}'")
-        found[on_disk] = entry
-    return dict(sorted(found.items()))
+        by_name[on_disk] = entry
+    return dict(sorted(by_name.items()))

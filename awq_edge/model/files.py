@@ -57,13 +57,13 @@ class ModelFiles:
 
         Raises ModelError where they are damaged.
         """
-        found = cls.__new__(cls)
-        found.path = path
+        files = cls.__new__(cls)
+        files.path = path
         described = (path / "config.json").exists()
-        found.config = read_json(path / "config.json") if described else {}
-        found.entries = _entries(path) if any(path.glob("*.safetensors")) else {}
-        found.config = _with_early_config(path, found.config, found.entries)
-        return found
+        files.config = read_json(path / "config.json") if described else {}
+        files.entries = _entries(path) if any(path.glob("*.safetensors")) else {}
+        files.config = _with_early_config(path, files.config, files.entries)
+        return files
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -91,7 +91,7 @@ class ModelFiles:
         return read_pieces(self._entry(name))
 
     def equal(self, first: str, second: str) -> bool:
-        """Whether two tensors have the same values, whatever their dtypes are."""
+        """True where two tensors have the same values, whatever their dtypes are."""
         one, other = self._entry(first), self._entry(second)
         if one.shape != other.shape:
             return False
@@ -188,24 +188,24 @@ def _entries(path: Path) -> dict[str, TensorEntry]:
                 "save_pretrained(..., safe_serialization=True)"
             )
         raise ModelError(f"{path} has no *.safetensors files{hint}")
-    found: dict[str, TensorEntry] = {}
+    entries: dict[str, TensorEntry] = {}
     for file in files:
         for name, entry in read_header(file):
             if weight_map.get(name, file.name) != file.name:
                 continue
-            if name in found:
+            if name in entries:
                 raise ModelError(
-                    f"{path}: both {found[name].file.name} and {file.name} hold '{name}', and no "
+                    f"{path}: both {entries[name].file.name} and {file.name} hold '{name}', and no "
                     f"{index.name} says which is meant; move the files of the other model away"
                 )
-            found[name] = entry
+            entries[name] = entry
     for name, file_name in weight_map.items():
-        if name not in found:
+        if name not in entries:
             raise ModelError(
                 f"{index} says that {file_name} holds '{name}', which it does not; the index and "
                 "the files do not belong together: copy or download them again"
             )
-    return dict(sorted(found.items()))
+    return dict(sorted(entries.items()))
 
 
 def _weight_map(index: Path) -> dict[str, str]:

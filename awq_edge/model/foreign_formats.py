@@ -143,9 +143,9 @@ def foreign_format(
 
 def refuse_foreign(path: Path, config: Mapping[str, Any], entries: Entries | None = None) -> None:
     """Raise ModelError, with the format's name and what to do, where it is not read here."""
-    found = foreign_format(path, config, entries)
-    if found is not None:
-        raise found.refusal(path)
+    foreign = foreign_format(path, config, entries)
+    if foreign is not None:
+        raise foreign.refusal(path)
 
 
 def of_config(quantization: Quantization) -> ForeignFormat | None:
@@ -206,8 +206,8 @@ _OF_METHOD: dict[str, Callable[[Quantization], ForeignFormat | None]] = {
     "autoround": _of_auto_round,
     "intel/auto-round": _of_auto_round,
     "compressed-tensors": _of_compressed,
-    "modelopt": lambda found: _of_modelopt(found, "quant_method 'modelopt'"),
-    "modelopt_fp4": lambda found: _of_modelopt(found, "quant_method 'modelopt_fp4'"),
+    "modelopt": lambda quantization: _of_modelopt(quantization, "quant_method 'modelopt'"),
+    "modelopt_fp4": lambda quantization: _of_modelopt(quantization, "quant_method 'modelopt_fp4'"),
 }
 
 
@@ -221,7 +221,7 @@ def _detailed(name: str, quantization: Quantization) -> str:
 
 
 def _of_files(path: Path) -> ForeignFormat | None:
-    """What other files of the folder say."""
+    """The format that other files of the folder tell."""
     described = path / "hf_quant_config.json"
     if described.exists():
         table = read_json(described).get("quantization")
@@ -263,7 +263,7 @@ _OTHER_FILES = (
 
 
 def _of_tensors(entries: Entries) -> ForeignFormat | None:
-    """What tensors are, where config.json says nothing of a quantization."""
+    """The format that tensors tell, where config.json says nothing of a quantization."""
     for pattern, dtypes, format_name in _TENSORS:
         compiled = re.compile(pattern)
         for name, entry in entries.items():
@@ -279,5 +279,5 @@ def _of_tensors(entries: Entries) -> ForeignFormat | None:
 
 def foreign_of_directory(path: Path) -> ForeignFormat | None:
     """`foreign_format` of what lies in a directory. Raises ModelError where that is damaged."""
-    found = ModelFiles.of_foreign(path)
-    return foreign_format(path, found.config, found.entries)
+    files = ModelFiles.of_foreign(path)
+    return foreign_format(path, files.config, files.entries)

@@ -44,43 +44,43 @@ def split_fused_experts(entries: Mapping[str, TensorEntry], decoder: Decoder) ->
     names, moe = decoder.architecture.experts, decoder.moe
     if names is None or moe is None:
         return dict(entries)
-    found: Entries = {}
+    renamed: Entries = {}
     rename = _Rename(names, decoder.architecture.layers)
     for name, entry in entries.items():
         for own, part in _split(rename(name), entry, names, decoder):
-            if own in found:
+            if own in renamed:
                 raise ModelError(f"weight '{own}' is there twice, also as '{name}'")
-            found[own] = part
-    return dict(sorted(found.items()))
+            renamed[own] = part
+    return dict(sorted(renamed.items()))
 
 
 def names_in_memory(linear: str, decoder: Decoder) -> tuple[str, ...]:
-    """What transformers' class, or a tool that works on it, calls a linear or router by full name:
+    """Full names of a linear or router in transformers' class, or in a tool that works on it:
     the names that lists of targets may have."""
     arch = decoder.architecture
-    found = [linear]
+    in_memory = [linear]
     if arch.vision is not None:
-        found.append(arch.vision.name_in_memory(linear))
+        in_memory.append(arch.vision.name_in_memory(linear))
     names = arch.experts
     if names is not None:
-        for name in tuple(found):
+        for name in tuple(in_memory):
             head, layer, rest = _block_parts(name)
             if rest == names.router:
-                found.append(f"{head}{layer}.{names.module}.gate")
+                in_memory.append(f"{head}{layer}.{names.module}.gate")
             for template, own, fused in _templates(names):
                 match = re.fullmatch(_pattern(template), rest)
                 if match is not None:
                     module = f"{head}{layer}.{names.module}.experts"
-                    found += [
+                    in_memory += [
                         f"{module}.{match[1]}.{own}",
                         f"{module}.{match[1]}.{template.rpartition('.')[2]}",
                         f"{module}.{fused}",
                     ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(in_memory))
 
 
 def _templates(names: Experts) -> tuple[tuple[str, str, str], ...]:
-    """Of gate, up and down: the name on disk, that of a single linear, and the fused one."""
+    """Names of gate, up and down: on disk, of a single linear, and of the fused tensor."""
     gate, up = names.mlp_in
     return (
         (gate, "gate_proj", "gate_up_proj"),

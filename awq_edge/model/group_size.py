@@ -40,18 +40,18 @@ class Coverage:
     def of(cls, linears: Iterable[tuple[Linear, str | None, int]]) -> Coverage:
         """The sum of linears, each with why it stays in 16 bits (None: it does not) and how many
         there are of it."""
-        found: dict[str, tuple[int, int]] = {}
+        by_reason: dict[str, tuple[int, int]] = {}
         total = weights = 0
         for linear, reason, times in linears:
             size = linear.in_features * linear.out_features * times
             total, weights = total + times, weights + size
             if reason is not None:
-                count, of_reason = found.get(reason, (0, 0))
-                found[reason] = count + times, of_reason + size
-        return cls(total, weights, found)
+                count, of_reason = by_reason.get(reason, (0, 0))
+                by_reason[reason] = count + times, of_reason + size
+        return cls(total, weights, by_reason)
 
     def lines(self) -> list[str]:
-        """What stays in 16 bits, a line for each reason."""
+        """The linears that stay in 16 bits, a line for each reason."""
         return [
             f"{linears} of {self.linears} linears, {weights / self.weights:.1%} of the blocks' "
             f"weights, stay in 16 bits: {reason}"
@@ -60,7 +60,7 @@ class Coverage:
 
 
 def coverage(decoder: Decoder, reasons: Mapping[str, str]) -> Coverage:
-    """What linears that stay in 16 bits come to. reasons: by full name."""
+    """The sum of a model's linears. reasons: why one stays in 16 bits, by full name."""
     return Coverage.of(
         (linear, reasons.get(f"{decoder.layer_prefix(layer)}.{linear.name}"), 1)
         for layer in range(decoder.num_layers)
@@ -69,7 +69,7 @@ def coverage(decoder: Decoder, reasons: Mapping[str, str]) -> Coverage:
 
 
 def planned_coverage(decoder: Decoder, layout: Layout, number_format: NumberFormat) -> Coverage:
-    """What a layout leaves in 16 bits of a model in this number format."""
+    """The sum of the linears that a layout would store of a model in this number format."""
     # Layers of a kind have the same linears: a model of many experts has tens of thousands.
     kinds = Counter(decoder.has_experts(layer) for layer in range(decoder.num_layers))
     example = {decoder.has_experts(layer): layer for layer in range(decoder.num_layers)}
@@ -122,23 +122,23 @@ def choose_group_size(recipe: Recipe, decoder: Decoder) -> GroupChoice:
 
 
 def require_groups(decoder: Decoder, layout: Layout, number_format: NumberFormat) -> Coverage:
-    """What is left in 16 bits. Raises ConfigError where that is everything."""
-    found = planned_coverage(decoder, layout, number_format)
-    if found.dense_linears < found.linears:
-        return found
+    """The planned coverage. Raises ConfigError where every linear is left in 16 bits."""
+    planned = planned_coverage(decoder, layout, number_format)
+    if planned.dense_linears < planned.linears:
+        return planned
     fitting = [
         size
         for size in GROUP_SIZES
         if planned_coverage(decoder, layout, replace(number_format, group_size=size)).dense_linears
-        < found.linears
+        < planned.linears
     ]
     reasons = "; ".join(
-        f"{count} linears: {reason}" for reason, (count, _) in found.reasons.items()
+        f"{count} linears: {reason}" for reason, (count, _) in planned.reasons.items()
     )
     remedy = "export the model as it is with `awq-edge export MODEL --method none`"
     if fitting:
         remedy = f"give --group-size {max(fitting)}, or leave it out"
     raise ConfigError(
-        f"groups of {number_format.group_size} quantize none of the {found.linears} linears of the "
-        f"blocks ({reasons}); {remedy}"
+        f"groups of {number_format.group_size} quantize none of the {planned.linears} linears of "
+        f"the blocks ({reasons}); {remedy}"
     )

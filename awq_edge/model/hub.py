@@ -56,9 +56,9 @@ def _refuse_other_files(name: str) -> None:
     downloaded."""
     from huggingface_hub import list_repo_files
 
-    found = of_names(list_repo_files(name))
-    if found is not None:
-        raise found.refusal(f"hub model '{name}'")
+    foreign = of_names(list_repo_files(name))
+    if foreign is not None:
+        raise foreign.refusal(f"hub model '{name}'")
 
 
 def _download_files(name: str, patterns: list[str]) -> Path:

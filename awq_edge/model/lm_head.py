@@ -1,4 +1,4 @@
-"""What the output layer is stored in: by the quantizer, or rounded by the exporter.
+"""Number format of the output layer: stored by the quantizer, or rounded by the exporter.
 
 The quantizer stores it in layouts that can mix bits, in the groups of the blocks. Elsewhere it is
 rounded to nearest at export, in small groups, because nothing corrects its error.

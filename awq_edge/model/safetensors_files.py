@@ -64,7 +64,7 @@ _PIECE_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies. dtype: safetensors name ("F16"). offset, size: bytes in the file."""
+    """The place of a tensor. dtype: safetensors name ("F16"). offset, size: bytes in the file."""
 
     file: Path
     dtype: str
@@ -151,13 +151,13 @@ def _tensor_entries(
     metadata = tensors.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its __metadata__ is no object of texts")
-    found = {
+    entries = {
         name: _tensor_entry(file, name, info, begin)
         for name, info in tensors.items()
         if name != "__metadata__"
     }
     end = begin
-    for name, entry in sorted(found.items(), key=lambda item: (item[1].offset, item[1].size)):
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].size)):
         if entry.offset != end:
             raise ValueError(f"tensor '{show_text(name)}' does not begin where the last one ends")
         end += entry.size
@@ -166,7 +166,7 @@ def _tensor_entries(
             f"its header names {end - begin:,} bytes of tensors, which does not fit the file's "
             f"{data_bytes:,}"
         )
-    yield from found.items()
+    yield from entries.items()
 
 
 def _tensor_entry(file: Path, name: str, info: object, begin: int) -> TensorEntry:
@@ -190,7 +190,7 @@ def _tensor_entry(file: Path, name: str, info: object, begin: int) -> TensorEntr
 
 
 def _are_sizes(values: object) -> bool:
-    """Whether it is a list of integers that a file can have."""
+    """True for a list of integers that may be sizes in a file."""
     return isinstance(values, list) and all(
         isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_BYTES
         for value in values

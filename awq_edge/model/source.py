@@ -1,4 +1,4 @@
-"""What a checkpoint or a bundle was made from: the model's own place, revision and hashes."""
+"""Source of a checkpoint or a bundle: the original model's place, revision and hashes."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class ModelSource(Record):
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def facts(self) -> dict[str, str]:
-        """As a bundle's manifest has it."""
-        found = {
+        """The source as a bundle's manifest has it."""
+        facts = {
             "model": self.name,
             "path": self.path,
             "config_sha256": self.config_sha256,
             "weights_sha256": self.weights_sha256,
             "weight_bytes": str(sum(entry.size for entry in self.weights.values())),
         }
-        return found if self.revision is None else found | {"revision": self.revision}
+        return facts if self.revision is None else facts | {"revision": self.revision}
 
 
 def describe_model(checkpoint: Checkpoint, name: str | None = None) -> ModelSource:
@@ -81,18 +81,18 @@ def bundle_source(checkpoint: Checkpoint, name: str | None, *, kept: bool) -> di
     report does. name: of the checkpoint as it was given. kept: whether the checkpoint stays.
     """
     source = reported_source(checkpoint.path)
-    found = (source or describe_model(checkpoint, name)).facts()
+    facts = (source or describe_model(checkpoint, name)).facts()
     report = checkpoint.path / QUANTIZATION_REPORT
     if report.is_file():
-        found["quantization_report_sha256"] = hash_file(report).sha256
+        facts["quantization_report_sha256"] = hash_file(report).sha256
     if source is not None and kept:
-        found["checkpoint"] = os.path.realpath(checkpoint.path)
-        found["checkpoint_config_sha256"] = hash_file(checkpoint.path / "config.json").sha256
-    return found
+        facts["checkpoint"] = os.path.realpath(checkpoint.path)
+        facts["checkpoint_config_sha256"] = hash_file(checkpoint.path / "config.json").sha256
+    return facts
 
 
 def reported_source(path: Path) -> ModelSource | None:
-    """What the quantization report in a directory says that its weights were made from."""
+    """The source of a directory's weights by its quantization report, if any."""
     report = read_own(path / QUANTIZATION_REPORT, "awq-edge-quantization-report") or {}
     try:
         return ModelSource.model_validate(report.get("source"))
@@ -117,15 +117,15 @@ def verify_weights(checkpoint: Checkpoint) -> None:
         raise ArtifactError(
             f"{path / QUANTIZATION_REPORT}: `weights` are no hashes of files; {remedy}"
         ) from None
-    found = {file.relative_to(path).as_posix() for file in weight_files(checkpoint)}
-    for name in sorted(found ^ expected.keys()):
-        how = "is not in" if name in found else "is missing, but named in"
+    present = {file.relative_to(path).as_posix() for file in weight_files(checkpoint)}
+    for name in sorted(present ^ expected.keys()):
+        how = "is not in" if name in present else "is missing, but named in"
         raise ArtifactError(f"{path / name} {how} {QUANTIZATION_REPORT}; {remedy}")
     verify_files(path, expected, record=QUANTIZATION_REPORT, remedy=remedy)
 
 
 def _hash_weights(file: Path) -> FileEntry:
-    """Of a weight file; the hub's cache has the sha256 of large files as their name."""
+    """The hash of a weight file; the hub's cache has the sha256 of large files as their name."""
     blob = Path(os.path.realpath(file))
     if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
         return FileEntry(size=blob.stat().st_size, sha256=blob.name)

@@ -28,7 +28,7 @@ def float32_pieces(files: ModelFiles, name: str) -> Iterator[torch.Tensor]:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no element is NaN or inf, without a second tensor of its size."""
+    """True where no element is NaN or inf, told without a second tensor of its size."""
     if tensor.numel() == 0:
         return True
     return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))  # NaN is both ends

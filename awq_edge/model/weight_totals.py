@@ -1,4 +1,4 @@
-"""What weights of a bundle come to: bytes by part, and bytes that a decoded token reads.
+"""Totals of a bundle's weights: bytes by part, and bytes that a decoded token reads.
 
 One set of rules for weights that are about to be written and for those that follow from a config.
 """
@@ -58,7 +58,7 @@ def bytes_per_token(weights: Iterable[Sized]) -> int:
 
 
 def mean_bytes_per_token(weights: Iterable[Sized]) -> float:
-    """As `bytes_per_token`, not rounded, so that parts can be added up."""
+    """The bytes of `bytes_per_token`, not rounded, so that parts can be added up."""
     total = 0.0
     for weight in weights:
         rows = weight.shape[0] if weight.part in _READ_BY_ROW else 1

@@ -179,7 +179,7 @@ class Device(_Part):
 
 
 class RuntimeSpec(_Part):
-    """What executes the model. backend: the name of a runtime, see `awq_edge.recipe.runtimes`.
+    """The runtime of a model. backend: the name of a runtime, see `awq_edge.recipe.runtimes`.
     version: of the backend. workspace_bytes: bytes that the TensorRT builder may use as scratch,
     None for its own choice."""
 
@@ -215,7 +215,7 @@ class RuntimeSpec(_Part):
 
     @property
     def record(self) -> Runtime:
-        """What the backend is."""
+        """The backend's record."""
         return runtimes()[self.backend]
 
 

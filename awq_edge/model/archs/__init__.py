@@ -40,14 +40,14 @@ _SHARED = {"base", "config", "decoder", "known_keys", "rotary", "vision"}
 @functools.cache
 def architectures() -> dict[str, Architecture]:
     """Every architecture of this folder by model_type."""
-    found = {}
+    by_type = {}
     for module_info in pkgutil.iter_modules(__path__):
         if module_info.name in _SHARED:
             continue
         module = importlib.import_module(f"{__name__}.{module_info.name}")
         architecture: Architecture = module.ARCHITECTURE
-        found[architecture.model_type] = architecture
-    return dict(sorted(found.items()))
+        by_type[architecture.model_type] = architecture
+    return dict(sorted(by_type.items()))
 
 
 def decoder_from_config(config: Config) -> Decoder:

@@ -1,4 +1,4 @@
-"""What an architecture is: names, scale groups and flags, read by the quantizer and the graph.
+"""Data of an architecture: names, scale groups and flags, read by the quantizer and the graph.
 
 A decoder block, with the names used here (in parentheses: where an architecture has it):
 

@@ -128,22 +128,22 @@ def _decoder(
 
 def _require(arch: Architecture, keys: ConfigKeys) -> None:
     for key, wanted in {**_REQUIRED, **arch.required}.items():
-        found = keys.flag(key, wanted, nullable=True)
-        if found != wanted:
+        flag = keys.flag(key, wanted, nullable=True)
+        if flag != wanted:
             raise ModelError(
-                f"config.json: '{key}' is {show(found)}, which is not supported for "
+                f"config.json: '{key}' is {show(flag)}, which is not supported for "
                 f"{arch.model_type}; supported: {show(wanted)}"
             )
 
 
 def _activation(arch: Architecture, keys: ConfigKeys) -> str:
-    found = keys.text(arch.activation, arch.activations[0])
-    if found not in arch.activations:
+    activation = keys.text(arch.activation, arch.activations[0])
+    if activation not in arch.activations:
         raise ModelError(
-            f"config.json: {arch.activation} '{show_text(found)}' is not supported for "
+            f"config.json: {arch.activation} '{show_text(activation)}' is not supported for "
             f"{arch.model_type}; supported: {', '.join(arch.activations)}"
         )
-    return found
+    return activation
 
 
 def _norm_eps(arch: Architecture, keys: ConfigKeys) -> float:
@@ -154,10 +154,10 @@ def _norm_eps(arch: Architecture, keys: ConfigKeys) -> float:
 def _dtype(keys: ConfigKeys) -> str:
     """transformers 5 writes dtype; earlier files have torch_dtype."""
     key = "dtype" if "dtype" in keys else "torch_dtype"
-    found = keys.text(key, "float16", nullable=True)
-    if found not in _DTYPES:
-        raise keys.refusal(key, f"must be one of {', '.join(_DTYPES)}", found)
-    return found
+    dtype = keys.text(key, "float16", nullable=True)
+    if dtype not in _DTYPES:
+        raise keys.refusal(key, f"must be one of {', '.join(_DTYPES)}", dtype)
+    return dtype
 
 
 def _attention_scale(arch: Architecture, keys: ConfigKeys, head_size: int) -> float:
@@ -253,7 +253,7 @@ def _windows(arch: Architecture, keys: ConfigKeys, num_layers: int) -> tuple[int
 def _layer_types(
     arch: Architecture, keys: ConfigKeys, num_layers: int, window: int | None
 ) -> tuple[str, ...]:
-    """What a config.json without layer_types stands for."""
+    """The layer types of a config.json that does not list them."""
     every = arch.full_attention_every
     if every is not None:
         every = every if isinstance(every, int) else keys.size(every, MAX_LAYERS)

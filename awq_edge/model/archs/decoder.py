@@ -76,12 +76,12 @@ class Decoder:
 
     @property
     def norm_offset(self) -> float:
-        """What is added to a norm's weight before it multiplies."""
+        """The number that is added to a norm's weight before it multiplies."""
         return 1.0 if self.architecture.norm_kind == "rms_offset" else 0.0
 
     @property
     def has_projections(self) -> bool:
-        """Whether linears lie between the embedding's channels and those of the blocks."""
+        """True where linears lie between the embedding's channels and the blocks' channels."""
         return self.embedding_size != self.hidden_size
 
     @property
@@ -139,16 +139,16 @@ class Decoder:
 
         Each expert has its own: it sees only the tokens that are sent to it.
         """
-        found: dict[str, tuple[str, ...]] = {}
+        readers: dict[str, tuple[str, ...]] = {}
         for group in self.scale_groups(layer):
             if group.name == "mlp_in" and self.has_experts(layer):
-                found |= {
+                readers |= {
                     f"{group.name}.{expert}": self._of_expert(expert)[0]
                     for expert in range(self._experts.num_experts)
                 }
             else:
-                found[group.name] = group.linears
-        return found
+                readers[group.name] = group.linears
+        return readers
 
     def token_share(self, layer: int, source: str) -> float:
         """The share of all tokens in an input of a block (see `inputs`), if experts are equally
@@ -186,7 +186,7 @@ class Decoder:
         return shapes
 
     def input_shapes(self) -> Shapes:
-        """What makes the input of the first block of token ids: full names, shapes."""
+        """Tensors that make the first block's input of token ids: full names, shapes."""
         arch, hidden = self.architecture, self.hidden_size
         shapes: Shapes = {f"{arch.embedding}.weight": (self.vocab_size, self.embedding_size)}
         if arch.positions is not None:
@@ -248,12 +248,12 @@ class Decoder:
 
     def _expert_linears(self) -> tuple[Linear, ...]:
         hidden, inner = self.hidden_size, self._experts.intermediate_size
-        found = []
+        linears = []
         for expert in range(self._experts.num_experts):
             mlp_in, mlp_out = self._of_expert(expert)
-            found += [Linear(name, hidden, inner, False) for name in mlp_in]
-            found.append(Linear(mlp_out, inner, hidden, False))
-        return tuple(found)
+            linears += [Linear(name, hidden, inner, False) for name in mlp_in]
+            linears.append(Linear(mlp_out, inner, hidden, False))
+        return tuple(linears)
 
     def _expert_groups(self) -> tuple[ScaleGroup, ...]:
         """One scale for what all experts and the router read, one inside each expert."""

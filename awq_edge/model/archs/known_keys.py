@@ -111,7 +111,7 @@ def doubtful_keys(unknown: Mapping[str, Any], version: str) -> tuple[str, ...]:
 def unknown_notes(
     unknown: Iterable[str], doubtful: Iterable[str], model_type: str
 ) -> tuple[str, ...]:
-    """What is said of keys that are ignored, and of those that may have an effect."""
+    """Notes on keys that are ignored, and on doubtful keys, which may have an effect."""
     notes = []
     if unknown:
         notes.append(

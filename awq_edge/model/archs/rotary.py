@@ -84,12 +84,12 @@ def read_rotations(
     sizes = (head_size, max_positions)
     first, first_notes = _rope(arch, keys, whole, "rope_theta", sizes, nested=True)
     second, second_notes = _rope(arch, keys, local, arch.local_rope_theta, sizes, nested=True)
-    found = dict.fromkeys([*notes, *first_notes, *second_notes])
-    return Rotations(first, second, tuple(found), {**_unknown(whole), **_unknown(local)})
+    all_notes = dict.fromkeys([*notes, *first_notes, *second_notes])
+    return Rotations(first, second, tuple(all_notes), {**_unknown(whole), **_unknown(local)})
 
 
 def _unknown(parameters: ConfigKeys) -> dict[str, Any]:
-    """What was not asked for; all that transformers has is."""
+    """Keys that nothing asked for; every key that transformers has is asked for."""
     return {f"rope_parameters.{key}": parameters.values[key] for key in parameters.unread()}
 
 
@@ -110,8 +110,8 @@ def _shared_rotation(
                 "one rotation; write its parameters without it"
             )
     sizes = (head_size, max_positions)
-    rope, found = _rope(arch, keys, parameters, "rope_theta", sizes, nested=False)
-    return Rotations(rope, rope, (*notes, *found), _unknown(parameters))
+    rope, own_notes = _rope(arch, keys, parameters, "rope_theta", sizes, nested=False)
+    return Rotations(rope, rope, (*notes, *own_notes), _unknown(parameters))
 
 
 def _rope(
@@ -238,15 +238,15 @@ def _derived_numbers(
     *,
     nested: bool,
 ) -> tuple[tuple[str, float], ...]:
-    """What follows from the other parameters. Raises ModelError where they exclude each other."""
-    found: tuple[tuple[str, float], ...] = ()
-    # transformers asks for it in what has the parameters of all layers: nested, it is not found.
+    """Numbers derived from parameters. Raises ModelError where these exclude each other."""
+    numbers: tuple[tuple[str, float], ...] = ()
+    # transformers reads `truncate` in the table of all layers: a nested one is not found.
     whole = parameters.flag("truncate", False, nullable=True) or "truncate" not in parameters.values
     if kind == "yarn" and not whole and not nested:
-        found += (("no_truncate", 1.0),)
+        numbers += (("no_truncate", 1.0),)
     is_extended = kind == "longrope" or (kind == "yarn" and "factor" in parameters.values)
     if is_extended and original is not None and "factor" not in parameters:
-        found += (("factor", max_positions / original),)
+        numbers += (("factor", max_positions / original),)
     if kind == "llama3" and "low_freq_factor" in parameters and "high_freq_factor" in parameters:
         low = parameters.number("low_freq_factor")
         high = parameters.number("high_freq_factor")
@@ -254,7 +254,7 @@ def _derived_numbers(
             raise parameters.refusal(
                 "high_freq_factor", f"must be above low_freq_factor {low:g}", high
             )
-    return found
+    return numbers
 
 
 def _sections(parameters: ConfigKeys, rotary_size: int) -> tuple[int, ...]:
@@ -272,7 +272,7 @@ def _factors(
     parameters: ConfigKeys, rotary_size: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """short_factor and long_factor: of every pair of channels."""
-    found = []
+    factors = []
     for key in ("short_factor", "long_factor"):
         values = parameters.items(key)
         if values is None or len(values) != rotary_size // 2:
@@ -280,5 +280,5 @@ def _factors(
                 f"config.json: rope type 'longrope' needs {rotary_size // 2} numbers in '{key}', "
                 f"found {None if values is None else len(values)}"
             )
-        found.append(tuple(parameters.number_in(key, value) for value in values))
-    return found[0], found[1]
+        factors.append(tuple(parameters.number_in(key, value) for value in values))
+    return factors[0], factors[1]

@@ -71,7 +71,7 @@ class Vision:
     marks_images: bool = False
 
     def keeps(self, name: str) -> bool:
-        """Whether the tensor of this name on disk is one of `parts`."""
+        """True where the tensor of this name on disk is in one of `parts`."""
         return any(name.startswith(f"{part}.") for part in self.parts)
 
     def name_in_memory(self, name: str) -> str:
@@ -152,7 +152,7 @@ def text_part(arch: Architecture, keys: ConfigKeys) -> tuple[Architecture, TextC
 
 
 def image_tokens(vision: Vision, keys: ConfigKeys) -> ImageTokens:
-    """What config.json says of images. Raises ModelError for a vision tower that is not known."""
+    """The image tokens of a config.json. Raises ModelError for a vision tower that is not known."""
     tower = keys.table("vision_config") or ConfigKeys({})
     kind = tower.text("model_type", next(iter(vision.towers)), nullable=True)
     if kind not in vision.towers:
@@ -207,10 +207,10 @@ def _image_key(vision: Vision, keys: ConfigKeys) -> tuple[str, int]:
 
 def _token_id(keys: ConfigKeys, key: tuple[str, int]) -> int:
     name, default = key
-    found = keys.token_id(name, default)
-    if found is None:
+    token_id = keys.token_id(name, default)
+    if token_id is None:
         raise keys.refusal(name, "must be a token id", None)
-    return found
+    return token_id
 
 
 def _replaced(name: str, beginnings: Mapping[str, str]) -> str:

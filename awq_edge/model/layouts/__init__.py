@@ -36,37 +36,37 @@ _SHARED = {"base"}
 @functools.cache
 def layouts() -> dict[str, Layout]:
     """Every layout of this folder by the name that --format has for it."""
-    found = {}
+    by_name = {}
     for module_info in pkgutil.iter_modules(__path__):
         if module_info.name not in _SHARED:
             layout: Layout = importlib.import_module(f"{__name__}.{module_info.name}").LAYOUT
-            found[layout.name] = layout
-    return dict(sorted(found.items()))
+            by_name[layout.name] = layout
+    return dict(sorted(by_name.items()))
 
 
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What config.json says of quantization, None for an unquantized model.
+    """The quantization settings of a config.json, None for an unquantized model.
 
-    Of a vision-language model it may lie in text_config, where transformers looks for it too. Early
-    llm-compressor wrote it as `compression_config`, at times one level down; MLX calls it
-    `quantization`. Raises ModelError when it is no object.
+    A vision-language model may have them in text_config, where transformers looks too. Early
+    llm-compressor wrote them as `compression_config`, at times one level down; MLX calls them
+    `quantization`. Raises ModelError when they are no object.
     """
     top = ConfigKeys(config)
     for keys in (top, top.table("text_config") or ConfigKeys({})):
         for key in QUANTIZATION_KEYS:
-            found = keys.table(key)
-            if found is not None and found.values:
-                inner = found.table("quantization_config")
-                return dict(found.values) if inner is None else {**found.values, **inner.values}
+            table = keys.table(key)
+            if table is not None and table.values:
+                inner = table.table("quantization_config")
+                return dict(table.values) if inner is None else {**table.values, **inner.values}
     return None
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without what it says of quantization."""
-    found = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
-    if isinstance(found.get("text_config"), Mapping):
-        found["text_config"] = without_quantization(found["text_config"])
-    return found
+    """A config.json without its quantization settings."""
+    kept = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+    if isinstance(kept.get("text_config"), Mapping):
+        kept["text_config"] = without_quantization(kept["text_config"])
+    return kept
 
 
 def layout_of_config(quantization: Mapping[str, Any], path: Path) -> Layout:
@@ -75,8 +75,8 @@ def layout_of_config(quantization: Mapping[str, Any], path: Path) -> Layout:
     if foreign is not None:
         raise foreign.refusal(path)
     method = str(quantization.get("quant_method")).lower()
-    found = {layout.quant_method: layout for layout in layouts().values()}
-    return found.get(method, layouts()["awq"])  # what AutoRound packs as AutoAWQ is its layout
+    by_method = {layout.quant_method: layout for layout in layouts().values()}
+    return by_method.get(method, layouts()["awq"])  # what AutoRound packs as AutoAWQ is its layout
 
 
 def choose_layout(name: str, bits: int) -> Layout:

@@ -1,4 +1,4 @@
-"""What a layout is: names, shapes and bits of the stored tensors, and the keys of config.json."""
+"""The interface of layouts: names, shapes and bits of stored tensors, and keys of config.json."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ class StoredConfig:
             return None
         for target in sorted(self.targets, key=_specificity):
             if any(_matches(name, target) for name in names):
-                found = self.targets[target]
-                if found.group_size == ONE_GROUP:
-                    return replace(found, group_size=in_features)
-                return found
+                number_format = self.targets[target]
+                if number_format.group_size == ONE_GROUP:
+                    return replace(number_format, group_size=in_features)
+                return number_format
         return None
 
 
 @dataclass(frozen=True)
 class CheckpointFormats:
-    """What a new checkpoint holds. main: the format of most linears. quantized: all of them, by
-    full name. dense: linears that stay in 16 bits. kept: modules that do, with all below them.
-    method: as reports call it. aliases: what transformers' class calls a linear, where that is not
-    its name on disk."""
+    """The formats of a new checkpoint. main: of most linears. quantized: of each, by full name.
+    dense: linears that stay in 16 bits. kept: modules that do, with all below them. method: as
+    reports call it. aliases: names of linears in transformers' class, where they differ from those
+    on disk."""
 
     main: NumberFormat
     quantized: Mapping[str, NumberFormat]
@@ -125,7 +125,7 @@ class Layout(ABC):
 
     @abstractmethod
     def is_stored(self, linear: str, entries: Entries) -> bool:
-        """Whether a linear of this full name is stored quantized."""
+        """True where a linear of this full name is stored quantized."""
 
     @abstractmethod
     def shapes(
@@ -150,7 +150,7 @@ class Layout(ABC):
 
     @abstractmethod
     def stores_zeros(self, number_format: NumberFormat) -> bool:
-        """Whether zero points are stored; all are 2**(bits-1) where they are not."""
+        """True where zero points are stored; all are 2**(bits-1) where they are not."""
 
     @abstractmethod
     def zeros(self, linear: str, number_format: NumberFormat, read: Read) -> UInt8:
@@ -211,7 +211,7 @@ def quantization_keys(quantization: Mapping[str, Any], path: Path) -> ConfigKeys
 
 
 def is_group_size(value: object) -> bool:
-    """Whether a value of config.json is a positive integer that a row can have as its group."""
+    """True where a value of config.json is a positive integer that a row can have as its group."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_CHANNELS
 
 
@@ -227,12 +227,11 @@ def _matches(name: str, pattern: str) -> bool:
 
 @functools.cache
 def matcher(expression: str) -> Callable[[str], bool]:
-    """Whether a name begins with what a regular expression describes, in bounded time.
+    """A test in bounded time of whether a regular expression matches at the start of a name.
 
-    Python's own engine takes for ever with some expressions; pydantic has one that does not, and
-    that has no lookaround and no references back. Python's is left for expressions with those that
-    repeat no group. Raises ValueError for what is no regular expression, or one that might never
-    end.
+    Python's own engine takes for ever with some expressions; pydantic's does not, and has no
+    lookaround and no references back. Expressions that need these, and repeat no group, are left to
+    Python's. Raises ValueError for a text that is no regular expression, or might never end.
     """
     if len(expression) > _MAX_EXPRESSION:
         raise ValueError(f"it has {len(expression):,} characters, at most {_MAX_EXPRESSION:,}")

@@ -201,16 +201,16 @@ class CompressedTensors(Layout):
         import torch
 
         bits = number_format.bits
-        found = {
+        tensors = {
             f"{linear}.weight_packed": pack_torch(codes, bits),
             f"{linear}.weight_scale": scales.contiguous(),
             f"{linear}.weight_shape": torch.tensor(codes.shape, dtype=torch.int64),
         }
         if number_format.scheme == "asymmetric":
-            found[f"{linear}.weight_zero_point"] = pack_torch(zeros.T, bits).T.contiguous()
+            tensors[f"{linear}.weight_zero_point"] = pack_torch(zeros.T, bits).T.contiguous()
         elif bool((zeros != 2 ** (bits - 1)).any()):
             raise ValueError(f"a zero point is not {2 ** (bits - 1)}: the scheme is not symmetric")
-        return found
+        return tensors
 
     def nibbles(self, linear: str, number_format: NumberFormat, read: Read) -> Iterator[Array]:
         packed, bits = read(f"{linear}.weight_packed"), number_format.bits
@@ -275,8 +275,8 @@ def _refuse_extras(keys: ConfigKeys, path: Path) -> None:
 def _patterns(keys: ConfigKeys, key: str) -> tuple[str, ...] | None:
     """Names and regular expressions of linears. Raises ModelError for one that cannot be matched,
     or not in bounded time."""
-    found = keys.texts(key)
-    for pattern in found or ():
+    patterns = keys.texts(key)
+    for pattern in patterns or ():
         if not pattern.startswith("re:"):
             continue
         try:
@@ -284,7 +284,7 @@ def _patterns(keys: ConfigKeys, key: str) -> tuple[str, ...] | None:
         except ValueError as error:
             wanted = f"has a regular expression that cannot be used ({show_text(str(error))})"
             raise keys.refusal(key, wanted, pattern) from None
-    return found
+    return patterns
 
 
 def _group_format(group: ConfigKeys, where: str, supported: tuple[int, ...]) -> NumberFormat:

@@ -89,7 +89,7 @@ class EngineFile:
 
     @property
     def kernel_cache(self) -> Path:
-        """By the engine's content: kernels of another one would be of no use."""
+        """The folder of this engine's content: kernels of another one would be of no use."""
         digest = self._engine.manifest.files[self._engine.manifest.engine].sha256[:16]
         return cache_directory() / "compiled-kernels" / digest
 
