@@ -123,8 +123,7 @@ def quantize_checkpoint(
     too full.
     """
     started = time.perf_counter()
-    defaults = recipe.quantization
-    method = _method(defaults.method)
+    defaults, method = recipe.quantization, _method(recipe.quantization.method)
     layout = choose_layout(defaults.format, defaults.bits)
     number_format = NumberFormat(defaults.bits, defaults.group_size, defaults.scheme)
     where = torch_device(run.device)
