@@ -207,7 +207,7 @@ class ConfigKeys:
         return self._error(f"{self.source}: '{self._prefix}{key}' {wanted}, {state}")
 
     def _with(self, values: Mapping[str, Any]) -> ConfigKeys:
-        """Other values; what is read of them counts as read here."""
+        """The same object with other values; keys that are read there count as read here."""
         keys = ConfigKeys(values, self.source, prefix=self._prefix, error=self._error)
         keys._read = self._read
         return keys

@@ -75,7 +75,7 @@ class PluginUse(Record):
 
 
 class BundleManifest(Manifest):
-    """manifest.json of a bundle: what the runtime must know before it opens the graph.
+    """manifest.json of a bundle: facts that the runtime must know before it opens the graph.
 
     *_bytes: what each part occupies in the weight file. context: tokens the KV cache holds.
     runtime: backend that the graph was lowered for. min_runtime_version: the oldest version of it

@@ -47,7 +47,7 @@ def check_output(
 def require_apart(
     out: Path, inputs: Iterable[tuple[str, str | Path | None]], flag: str = "--out"
 ) -> None:
-    """Raise ConfigError when `out` is, holds or lies in one of `inputs`; those that do not exist,
+    """Raise ConfigError when `out` is, holds or lies in one of `inputs`; names that do not exist,
     such as a hub id, are passed over. inputs: with the words for each."""
     real = Path(os.path.realpath(user_path(out, flag)))
     for what, given in inputs:

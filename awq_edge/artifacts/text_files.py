@@ -86,8 +86,8 @@ class Document:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file that was read. sha256, bytes_read: of what was read of it, from its beginning. whole:
-    that was all of it."""
+    """A file that was read. sha256, bytes_read: of the part that was read, from its beginning.
+    whole: the part is all of it."""
 
     path: Path
     documents: tuple[Document, ...]
@@ -269,7 +269,7 @@ def _first_line_is_a_row(data: bytes) -> bool:
 
 
 def _require_text(data: bytes, path: Path, name: str) -> None:
-    """Raise UnsuitableFile for what is no text, ConfigError for a text in another encoding."""
+    """Raise UnsuitableFile for other data than text, ConfigError for text in another encoding."""
     for mark, encoding in _OTHER_MARKS:
         if data.startswith(mark):
             raise ConfigError(

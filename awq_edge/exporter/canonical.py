@@ -74,8 +74,8 @@ def build_canonical_graph(checkpoint: Checkpoint, spec: GraphSpec) -> DecoderGra
 
 
 def build_embedding_graph(checkpoint: Checkpoint, spec: GraphSpec) -> DecoderGraph:
-    """From token ids to what a graph that takes embeddings is given for them: input_ids int64
-    [B, S] -> inputs_embeds [B, S, embedding_size]."""
+    """The graph from token ids to the embeddings that another graph takes in their place:
+    input_ids int64 [B, S] -> inputs_embeds [B, S, embedding_size]."""
     dtype = ACTIVATION_DTYPES[spec.activation_dtype]
     result = DecoderGraph(gs.Graph(name="embedding", opset=CANONICAL_OPSET))
     builder = GraphBuilder(result)

@@ -23,7 +23,7 @@ from awq_edge.units import release
 
 
 class ExportedModel(Protocol):
-    """A checkpoint, or what one would be. has_quantized: some of its linears are."""
+    """A checkpoint, or a planned one. has_quantized: some of its linears are quantized."""
 
     @property
     def path(self) -> Path: ...

@@ -64,7 +64,7 @@ _WORDS = {
 
 
 def check(recipe: Recipe, model: ExportedModel | None) -> None:
-    """Raise ModelError for what a program has no place for, and what no kernel exists for."""
+    """Raise ModelError for parts of a model that a program has no place for, or no kernel for."""
     if model is None:
         return
     decoder, problems = model.decoder, []

@@ -87,7 +87,7 @@ class _Lengths:
 
 
 class _Lowering:
-    """Walks the canonical nodes in order and appends what each becomes."""
+    """Walks the canonical nodes in order and appends the lowered nodes of each."""
 
     def __init__(self, work: DecoderGraph, accuracy_level: int) -> None:
         self._work = work
@@ -303,7 +303,7 @@ class _Lowering:
 
 
 def _mergeable(nodes: list[gs.Node]) -> dict[str, list[gs.Node]]:
-    """W4A16Linear nodes by name -> those of the same input, bits, groups and kind."""
+    """W4A16Linear nodes by name -> all nodes of the same input, bits, groups and kind."""
     groups: dict[tuple[object, ...], list[gs.Node]] = {}
     for node in nodes:
         if node.op == "W4A16Linear":

@@ -40,7 +40,7 @@ _PIECE_BYTES = 32 << 20  # of what is written of it at a time
 
 
 def native_linears(work: DecoderGraph, builder: GraphBuilder) -> None:
-    """Every W4A16Linear becomes DequantizeLinear and MatMul; those of one input become one."""
+    """Every W4A16Linear becomes DequantizeLinear and MatMul; linears of one input become one."""
     groups = linear_groups(work)
 
     def handle(node: gs.Node) -> None:

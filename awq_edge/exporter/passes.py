@@ -18,9 +18,9 @@ Handler = Callable[[gs.Node], None]
 
 
 def rewrite(work: DecoderGraph, handlers: Mapping[str, Handler]) -> None:
-    """Replace nodes of `work` by what the handler of their operator appends to it.
+    """Replace nodes of `work` by the nodes that the handler of their operator appends to it.
 
-    A handler that takes other nodes of the graph with it detaches them: those are dropped.
+    A handler that takes other nodes of the graph with it detaches them: detached ones are dropped.
     """
     nodes = list(work.graph.nodes)
     work.graph.nodes.clear()

@@ -111,7 +111,7 @@ class _Linears:
 
 @dataclass(frozen=True)
 class _HeadNorm:
-    """RMSNormalization of each head: what goes in, its weight, epsilon."""
+    """RMSNormalization of each head: input, weight, epsilon."""
 
     x: gs.Variable
     weight: gs.Constant

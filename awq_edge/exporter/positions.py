@@ -38,7 +38,7 @@ class Positions:
         return self._ids
 
     def mask(self, window: int) -> gs.Variable:
-        """bool [B, 1, S, context]: which positions of the cache a token sees: not those behind it,
+        """The positions of the cache that a token sees, bool [B, 1, S, context]: none behind it,
         and at most `window`, itself included; 0: all before it."""
         if window not in self._masks:
             self._masks[window] = self._make_mask(window)

@@ -34,7 +34,7 @@ def primitive_functions(work: DecoderGraph, builder: GraphBuilder) -> None:
 
 
 class _Ops:
-    """Appends nodes; those of one output return it."""
+    """Appends nodes; a method for a node of one output returns it."""
 
     def __init__(self, builder: GraphBuilder) -> None:
         self._builder = builder
@@ -160,7 +160,7 @@ class _Ops:
 
 
 class PrimitiveAttention:
-    """CachedAttention in what opset 17 has, and every later one."""
+    """CachedAttention in operators that opset 17 has, and every later one."""
 
     def __init__(self, builder: GraphBuilder, positions: Positions) -> None:
         self._builder = builder

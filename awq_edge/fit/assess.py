@@ -63,7 +63,7 @@ class Assessor:
         self.device = device
 
     def default_settings(self) -> Settings:
-        """The recipe's; of a quantized checkpoint those of its config."""
+        """The recipe's settings; for a quantized checkpoint its config's."""
         quantization = self.recipe.quantization
         stored = stored_formats(
             self.model.decoder, self.model.config, quantization.lm_head_bits, self.model.path
@@ -78,8 +78,8 @@ class Assessor:
         return Settings(quantization.bits, groups, head, "float16", context)
 
     def group_choice(self, bits: int) -> GroupChoice:
-        """The groups that an export takes where no size is asked for; of 16 bits those that the
-        recipe's bits would have."""
+        """The groups that an export takes where no size is asked for; at 16 bits the groups of
+        the recipe's bits."""
         asked = None if bits == UNQUANTIZED else bits
         recipe = self.recipe.resolved({"quantization.bits": asked})
         return choose_group_size(for_export(recipe), self.model.decoder)
@@ -173,7 +173,7 @@ class Assessor:
         return planned_formats(decoder, for_export(recipe).quantization, settings.lm_head_bits)
 
     def _with(self, settings: Settings) -> Recipe:
-        """The recipe with the settings; of a quantized checkpoint those that a recipe can name."""
+        """The recipe with the settings; for a quantized checkpoint, the output layer's alone."""
         if self.is_quantized:
             return self.recipe.resolved({"quantization.lm_head_bits": settings.lm_head_bits})
         return self.recipe.resolved(

@@ -16,10 +16,10 @@ Source = Literal["recipe", "measured", "driver"]
 
 @dataclass(frozen=True)
 class DeviceFigures:
-    """Bytes and bytes/s. system_reserved: what the system keeps; of a memory that was measured, at
-    least what it and other programs have now. bandwidth: at the highest memory clock. *_source: the
-    recipe, this machine's driver, or a measurement. in_use: of a measured memory, what others have.
-    """
+    """A device's memory (bytes) and bandwidth (bytes/s, at the highest memory clock).
+    system_reserved: the system's share; of a measured memory, at least the bytes in use by it and
+    other programs now. *_source: the recipe, this machine's driver, or a measurement. in_use: bytes
+    of a measured memory that others have."""
 
     memory: int
     system_reserved: int
@@ -67,7 +67,7 @@ def device_figures(recipe: Recipe, *, measure: bool = True) -> DeviceFigures:
 
 
 def _of_system(*, pinned: bool) -> tuple[int | None, int | None]:
-    """The system's memory, and what of it cannot be had now; swap is no place for weights. None
+    """The system's memory, and the part that cannot be had now; swap is no place for weights. None
     where it does not tell. pinned: for a GPU that shares it."""
     system = read_system_memory()
     if system is None:

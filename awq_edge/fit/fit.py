@@ -32,7 +32,7 @@ from awq_edge.units import size_text
 
 @dataclass(frozen=True)
 class Asked:
-    """Options of the command line; None: the recipe's, or those of a quantized checkpoint."""
+    """Options of the command line; None: the recipe's value, or a quantized checkpoint's."""
 
     bits: int | None = None
     group_size: int | None = None
@@ -136,7 +136,7 @@ def _cell(assessor: Assessor, asked: Asked) -> FitCell:
 
 
 def _settings(assessor: Assessor, asked: Asked) -> Settings:
-    """The recipe's settings with what was asked for. Raises ConfigError."""
+    """The recipe's settings with the options that were given. Raises ConfigError."""
     settings = assessor.default_settings()
     if assessor.is_quantized:
         _refuse_contradictions(assessor, settings, asked)

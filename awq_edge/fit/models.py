@@ -26,7 +26,7 @@ _TABLE = DATA / "models.toml"
 
 
 class KnownModel(Record):
-    """One entry of the shipped table. config: the keys that sizes follow from. nulls: those that
+    """One entry of the shipped table. config: the keys that sizes follow from. nulls: keys that
     are null in it, which TOML cannot say. source: of the config. parameters: as published, by
     parameters_source."""
 

@@ -79,8 +79,8 @@ class PowerModePart(Record):
 
 
 class StepPart(Record):
-    """A step behind the prediction. takes_it: it would not refuse. words: why it refuses and what
-    it would need, or what it takes. swap_bytes: on a disk, that a build on the board needs."""
+    """A step behind the prediction. takes_it: it would not refuse. words: why it refuses and its
+    needs, or the memory it takes. swap_bytes: on a disk, that a build on the board needs."""
 
     step: Literal["export", "build", "run"]
     takes_it: bool
@@ -103,7 +103,7 @@ class ChangePart(Record):
 
 
 class FitReport(Manifest):
-    """verdict: see docs/fit.md. steps: what stands behind it, in order. max_context: the longest
+    """A prediction and its verdict (docs/fit.md). steps: behind it, in order. max_context: the most
     that fits, 0 for none. max_context_limit: what ends it. free_bytes: usable less predicted,
     negative where it is short. bytes_per_token: of weights. changes: in the order of their cost in
     quality, where the asked context does not fit. cheapest_change: the first that makes it fit,

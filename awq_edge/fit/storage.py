@@ -46,7 +46,7 @@ class Target:
 
     @property
     def item(self) -> int:
-        """Bytes of an activation, and of what is not quantized."""
+        """Bytes of an activation, and of an unquantized weight."""
         return ITEM_BYTES[self.activation_dtype]
 
 

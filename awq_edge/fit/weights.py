@@ -48,7 +48,7 @@ class WeightSizes:
         return [*tensors, *self._outputs()]
 
     def tables(self, context: int) -> list[TensorSize]:
-        """Cosine and sine, a row a position, and what else a graph has once."""
+        """Cosine and sine, a row a position, and other tensors that a graph has once."""
         decoder, item = self._decoder, ITEM_BYTES[self._target.tables_dtype]
         tensors = []
         if decoder.moe is not None and not self._target.routes_experts:

@@ -105,7 +105,7 @@ def compile_libraries(
     progress: Callable[[str], None] = lambda line: None,
     options: Sequence[str] = (),
 ) -> str | None:
-    """Run cmake and the compilers in `build`; what they print is in its build.log.
+    """Run cmake and the compilers in `build`; their output is in its build.log.
 
     options: further arguments of cmake. Returns why the TensorRT plugin was not built, or None.
     Raises RuntimeUnavailableError with the first error of a compiler.
@@ -154,7 +154,7 @@ def _run(
 
 
 def _failure(text: str, command: list[str]) -> str:
-    """The first error in what a build printed, and the command to see it all."""
+    """The first error in a build's output, and the command to see it all."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for index, line in enumerate(lines):
         if line.startswith(_CMAKE_ERROR):

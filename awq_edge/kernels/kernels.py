@@ -116,7 +116,7 @@ def install_directory() -> Path:
 
 
 def runs_on(architectures: tuple[int, ...], capability: int) -> bool:
-    """Tell whether machine code for `architectures` runs on a GPU of this compute capability.
+    """True where machine code for `architectures` runs on a GPU of this compute capability.
 
     Code runs on the same major version from its own minor version on, between discrete GPUs
     (CUDA C++ Programming Guide, "Binary Compatibility").
@@ -131,7 +131,7 @@ def runs_on(architectures: tuple[int, ...], capability: int) -> bool:
 
 
 def _open(file: Path, device: int) -> KernelLibrary:
-    """Load a library and check it. Raises RuntimeUnavailableError saying what does not fit."""
+    """Load a library and check it. Raises RuntimeUnavailableError naming the part that differs."""
     try:
         handle = ctypes.CDLL(str(file.resolve()))
     except OSError as error:

@@ -93,7 +93,7 @@ _HOW_TO_GET = {
 
 
 def missing_tools() -> tuple[str, ...]:
-    """The names of those of nvcc, cmake, make (or ninja) and g++ that are not here.
+    """The tools among nvcc, cmake, make (or ninja) and g++ that are not here, by name.
 
     Raises RuntimeUnavailableError for a CUDA_HOME without nvcc.
     """

@@ -106,7 +106,7 @@ class Checkpoint:
 
     @property
     def kept_names(self) -> list[str]:
-        """Names of what is kept as it is: the vision tower and projector, where there are some."""
+        """Names of tensors that are kept as they are: of a vision tower and its projector."""
         vision = self.decoder.architecture.vision
         if vision is None:
             return []

@@ -53,7 +53,7 @@ class ModelFiles:
 
     @classmethod
     def of_foreign(cls, path: Path) -> ModelFiles:
-        """A directory of another format: what config.json and safetensors there are.
+        """A directory of another format, with the config.json and safetensors that it has.
 
         Raises ModelError where they are damaged.
         """
@@ -126,7 +126,7 @@ class ModelFiles:
         return self._existing(REPORT_FILES)
 
     def small_bytes(self) -> int:
-        """About the bytes of what a checkpoint or a bundle has beside its weights."""
+        """About the bytes of a checkpoint's or a bundle's files beside its weights."""
         copied = (*self.tokenizer_files(), *self.report_files())
         return sum(file.stat().st_size for file in copied) + _SMALL_BYTES
 
@@ -152,7 +152,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def _with_early_config(
     path: Path, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]
 ) -> Mapping[str, Any]:
-    """config.json with what early versions of AutoAWQ and AutoGPTQ wrote in a file of its own."""
+    """config.json with the settings that early AutoAWQ and AutoGPTQ wrote in another file."""
     packed = any(name.endswith(".qweight") for name in entries)
     if not packed or any(config.get(key) for key in QUANTIZATION_KEYS):
         return config

@@ -27,7 +27,7 @@ _GIVE_SOURCE = "give the unquantized model that it was made from"
 
 @dataclass(frozen=True)
 class ForeignFormat:
-    """name: as people call it. sign: what told it. remedy: what to do instead."""
+    """A format that is not read here. name: in common use. sign: it was told by. remedy: to do."""
 
     name: str
     sign: str
@@ -278,6 +278,6 @@ def _of_tensors(entries: Entries) -> ForeignFormat | None:
 
 
 def foreign_of_directory(path: Path) -> ForeignFormat | None:
-    """`foreign_format` of what lies in a directory. Raises ModelError where that is damaged."""
+    """`foreign_format` of a directory's files. Raises ModelError where these are damaged."""
     files = ModelFiles.of_foreign(path)
     return foreign_format(path, files.config, files.entries)

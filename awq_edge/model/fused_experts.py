@@ -129,7 +129,7 @@ class _Rename:
 def _split(
     name: str, entry: TensorEntry, names: Experts, decoder: Decoder
 ) -> Iterator[tuple[str, TensorEntry]]:
-    """A tensor of fused experts as those of single ones; another as it is."""
+    """A tensor of fused experts as tensors of single ones; another as it is."""
     assert decoder.moe is not None
     experts, inner = decoder.moe.num_experts, decoder.moe.intermediate_size
     prefix, _, rest = name.partition(f".{names.module}.experts.")

@@ -1,4 +1,4 @@
-"""Groups of a model's linears: which size fits them, and what one leaves in 16 bits.
+"""Groups of a model's linears: the size that fits, and the linears that one leaves in 16 bits.
 
 The quantizer, the exporter and `fit` ask here, so that what is predicted is what is done.
 """
@@ -19,7 +19,7 @@ from awq_edge.recipe.recipes import Recipe
 
 @dataclass(frozen=True)
 class Coverage:
-    """Linears of the blocks, those of experts included, and their weights.
+    """Linears of the blocks, experts' included, and their weights.
 
     reasons: why some stay in 16 bits -> how many of them, and how many weights they have.
     """

@@ -146,8 +146,8 @@ def read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
 def _tensor_entries(
     file: Path, tensors: Mapping[str, Any], begin: int, data_bytes: int
 ) -> Iterator[tuple[str, TensorEntry]]:
-    """The tensors of a header. begin: of the data. Raises ValueError where they are not what
-    fills `data_bytes`."""
+    """The tensors of a header. begin: of the data. Raises ValueError where they do not fill
+    `data_bytes` one behind the other."""
     metadata = tensors.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its __metadata__ is no object of texts")

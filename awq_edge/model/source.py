@@ -36,7 +36,7 @@ class ModelSource(Record):
 
     @property
     def weights_sha256(self) -> str:
-        """One hash for all weight files: sha256 of what `sha256sum` prints of them."""
+        """One hash for all weight files: sha256 of the lines that `sha256sum` prints of them."""
         lines = (f"{entry.sha256}  {name}\n" for name, entry in sorted(self.weights.items()))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 

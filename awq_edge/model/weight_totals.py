@@ -52,7 +52,7 @@ def part_bytes(weights: Iterable[Sized]) -> dict[str, int]:
 
 
 def bytes_per_token(weights: Iterable[Sized]) -> int:
-    """Bytes that decoding one token reads: of embedding and rotary tables one row, of experts those
+    """Bytes that decoding one token reads: one row of embedding and rotary tables, and the experts
     that a token is sent to."""
     return round(mean_bytes_per_token(weights))
 

@@ -1,4 +1,4 @@
-"""Files of recipes: where they lie, what they extend, and the merge of their tables."""
+"""Files of recipes: their places, the recipes that they extend, and the merge of their tables."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def locate(name: str, near: Path | None) -> Path:
 
 
 def read_chain(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The file and what it extends, nearest first, `extends` removed."""
+    """The file and the files that it extends, nearest first, `extends` removed."""
     chain: list[tuple[Path, dict[str, Any]]] = []
     following: Path | None = path
     while following is not None:

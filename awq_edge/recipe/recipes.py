@@ -1,4 +1,4 @@
-"""Recipes: what a target device is and the defaults for it, read from `recipes/<device>.toml`.
+"""Recipes: facts of a target device and defaults for it, read from `recipes/<device>.toml`.
 
 A recipe may extend another (`extends = "name"`): tables are merged key by key, anything else is
 replaced. A field with a `Flag` can be given by itself too, to `load_recipe` and as an option of

@@ -1,4 +1,4 @@
-"""Errors of pydantic models in the words of the file they came from: key, value, what is allowed.
+"""Errors of pydantic models in the words of the file they came from: key, value, allowed values.
 
 pydantic's own text is several lines, names Python types and does not say which keys exist.
 """
@@ -25,7 +25,7 @@ _WORDS = {
 def describe_errors(
     error: ValidationError, model: type[BaseModel], root_keys: Sequence[str]
 ) -> str:
-    """All errors in one line. model: what was validated; root_keys: its keys at the top level."""
+    """All errors in one line. model: the validated class; root_keys: its keys at the top level."""
     return "; ".join(_describe(dict(detail), model, root_keys) for detail in error.errors())
 
 

@@ -215,7 +215,7 @@ class Decoder:
         return shapes
 
     def unquantized_modules(self) -> tuple[str, ...]:
-        """Full names of what is or has linears and is never quantized: routers, projections,
+        """Full names of modules with linears that are never quantized: routers, projections,
         vision towers; the latter also as transformers' class has them."""
         arch = self.architecture
         routers = (
@@ -256,7 +256,7 @@ class Decoder:
         return tuple(linears)
 
     def _expert_groups(self) -> tuple[ScaleGroup, ...]:
-        """One scale for what all experts and the router read, one inside each expert."""
+        """One scale for the input of all experts and the router, one inside each expert."""
         experts = [self._of_expert(expert) for expert in range(self._experts.num_experts)]
         readers = tuple(name for mlp_in, _ in experts for name in mlp_in)
         return (

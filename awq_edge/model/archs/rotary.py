@@ -42,9 +42,9 @@ _OVERRIDDEN = "config.json: rope_parameters are overridden by rope_scaling, as t
 
 @dataclass(frozen=True)
 class Rotations:
-    """whole, windowed: of layers without and with a window. notes: what was read otherwise than it
-    is written, and why. unknown: keys of rope_parameters that transformers does not have, with
-    their values."""
+    """The rotations of a model. whole, windowed: of layers without and with a window. notes: keys
+    that were read otherwise than they are written, and why. unknown: keys of rope_parameters that
+    transformers does not have, with their values."""
 
     whole: Rope
     windowed: Rope
@@ -55,7 +55,7 @@ class Rotations:
 def read_rotations(
     arch: Architecture, keys: ConfigKeys, head_size: int, max_positions: int
 ) -> Rotations:
-    """Raises ModelError for what transformers does not read either, naming the key."""
+    """The rotations of a config.json. Raises ModelError naming a key that is not as it must be."""
     if arch.positions is not None:
         none = Rope("default", 10000.0, 0)
         return Rotations(none, none)

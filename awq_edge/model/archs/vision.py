@@ -1,4 +1,4 @@
-"""Vision-language models: what stands beside the decoder, and what an image is to it.
+"""Vision-language models: the parts beside the decoder, and the tokens of an image.
 
 image ── vision tower ── projector ──┐ in the place of the tokens `image_id`
 text ─────────── embedding ──────────┴── decoder
@@ -29,7 +29,7 @@ _SHARED_KEYS = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id")
 
 @dataclass(frozen=True)
 class Tower:
-    """A kind of vision tower: what transformers takes where vision_config lacks a size.
+    """A kind of vision tower: transformers' defaults for sizes that vision_config lacks.
 
     patch_size: pixels of a patch's side. merge_size: patches of a side that become one token.
     extra: embeddings beside those of the patches (a class token).
@@ -42,7 +42,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Vision:
-    """The part of a vision-language model that is not its decoder. Names are those on disk.
+    """The part of a vision-language model that is not its decoder. Names are as on disk.
 
     parts: modules that are kept as they are, with all that is below them. in_memory: how names on
     disk begin -> what transformers' class has there; files may have that form too. optional_level:
@@ -121,8 +121,8 @@ class TextConfig:
 
 
 def class_names(arch: Architecture, keys: ConfigKeys) -> tuple[str, ...]:
-    """The names of what transformers reads config.json's first level with: of the model, and of
-    its decoder where that lies flat in it."""
+    """The classes that transformers reads config.json's first level with: the model's, and its
+    decoder's where that lies flat in it."""
     vision = arch.vision
     is_flat = vision is not None and not vision.texts and "text_config" not in keys
     return (arch.model_type, f"{arch.model_type}.text") if is_flat else (arch.model_type,)

@@ -74,8 +74,8 @@ class AwqGemm(Layout):
         return check_groups(in_features, number_format.group_size) or reason
 
     def read_config(self, quantization: Mapping[str, Any], path: Path) -> StoredConfig:
-        """AutoAWQ's keys, those of llm-awq (w_bit, q_group_size), and AutoRound's, which may have
-        other groups for some linears; what is missing or null is transformers' default."""
+        """The keys of AutoAWQ, llm-awq (w_bit, q_group_size) and AutoRound, which may have other
+        groups for some linears; a key that is missing or null has transformers' default."""
         keys = quantization_keys(quantization, path)
         details = keys.table("awq_edge") or ConfigKeys({})
         # Other tools' count as asymmetric, whose arithmetic covers both.

@@ -248,7 +248,7 @@ _PIECE_CODES = 1 << 22  # unpacked at a time; a code is some 10 bytes while it i
 
 
 def _refuse_extras(keys: ConfigKeys, path: Path) -> None:
-    """Raise ModelError for what changes the arithmetic and is not read here."""
+    """Raise ModelError for settings that change the arithmetic and are not read here."""
     # In "mixed-precision" each group has a format; a missing one is the only one that is read.
     stored = keys.values.get("format")
     if stored not in (FORMAT, "mixed-precision", None):

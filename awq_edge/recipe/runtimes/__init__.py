@@ -1,4 +1,4 @@
-"""Runtimes, one file each: the record of what a runtime is.
+"""Runtimes, one file each, which holds the runtime's record.
 
 To add one: write `runtimes/<name>.py` with a module constant RUNTIME. docs/add-a-backend.md.
 """
@@ -27,7 +27,7 @@ __all__ = [
 
 @functools.cache
 def runtimes() -> dict[str, Runtime]:
-    """Every runtime by its name: those of this folder, and what was registered."""
+    """Every runtime by its name: of this folder, or registered."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]
     records = [importlib.import_module(f"{__name__}.{name}").RUNTIME for name in sorted(names)]
     return {record.name: record for record in records}
@@ -39,7 +39,7 @@ def runtime_names() -> tuple[str, ...]:
 
 
 def require_runtime(name: str) -> Runtime:
-    """The record of a runtime. Raises ConfigError, naming those that there are."""
+    """The record of a runtime. Raises ConfigError naming the runtimes that there are."""
     record = runtimes().get(name)
     if record is None:
         raise ConfigError(

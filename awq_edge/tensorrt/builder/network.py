@@ -1,4 +1,4 @@
-"""The parsed graph: what TensorRT sees must be what the bundle's manifest says."""
+"""The parsed graph: TensorRT must see the inputs and outputs that the bundle's manifest names."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _REPORTED = 0.005  # the step of a progress bar
 
 
 def main() -> None:
-    """Build what standard input asks for."""
+    """Build the engine that standard input asks for."""
     replies = _take_standard_output()
     job = BuildJob.model_validate_json(sys.stdin.read())
 

@@ -1,4 +1,4 @@
-"""Engines: what one TensorRT on one GPU architecture executes, and what they were built from.
+"""Engines: for one TensorRT on one GPU architecture, each with the record of its build.
 
     engine = find_engine(bundle, "tensorrt-rtx", trt.__version__, "SM89")    # whole, of this bundle
     register_plugins(engine.manifest.plugin, trt)                # before TensorRT reads it

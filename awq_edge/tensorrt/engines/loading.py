@@ -13,7 +13,7 @@ _KEPT = 50
 
 
 class TensorrtLog:
-    """TensorRT's messages: `logger` is what its classes take, `errors` what was said of failures.
+    """TensorRT's messages: `logger` is for its classes, `errors` holds the messages of failures.
 
     TensorRT answers a failure with None and tells the reason to the logger alone.
     """
@@ -40,7 +40,7 @@ class TensorrtLog:
             kept[severity].append(" ".join(message.split()))
 
     def reason(self) -> str:
-        """The first thing that went wrong: what follows it is mostly its consequences."""
+        """The first error: those behind it are mostly its consequences."""
         return self.errors[0] if self.errors else "TensorRT gave no reason"
 
 

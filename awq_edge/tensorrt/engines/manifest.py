@@ -1,4 +1,4 @@
-"""manifest.json of an engine: what it was built with, for and from."""
+"""manifest.json of an engine: the tools, the GPU and the bundle that it was built with."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class StepBuffers:
 
 @dataclass(frozen=True)
 class Queue:
-    """The stream of a session, and what its contexts share.
+    """The stream of a session, and the state that its contexts share.
 
     activations: device memory; only one context runs at a time.
     reason: TensorRT's last words of a failure.

@@ -63,7 +63,7 @@ class ContextFactory:
 
     @property
     def has_own_graphs(self) -> bool:
-        """Tell whether this TensorRT can capture graphs itself."""
+        """True where this TensorRT can capture graphs itself."""
         return self._compiles
 
     def activation_bytes(self, profiles: int) -> int:
@@ -74,7 +74,7 @@ class ContextFactory:
         )
 
     def release(self) -> None:
-        """Write what was compiled, then give up the engine. Never fails: the file is a cache."""
+        """Write the compiled kernels, then give up the engine. Never fails: the file is a cache."""
         if self._kernels is not None and self._file is not None:
             with contextlib.suppress(OSError):
                 content = self._kernels.serialize()
