@@ -79,8 +79,12 @@ def _kill_at_call(
     _quantize(threads, model, out, text)
 
 
-def _quantize(threads: int, model: Path, out: Path, text: Path, **options: Any) -> None:
+def _quantize(
+    threads: int, model: Path, out: Path, text: Path, observer: Any = None, **options: Any
+) -> None:
     import awq_edge
 
     torch.set_num_threads(threads)
-    awq_edge.quantize(model, out, awq_edge.load_recipe(**SETTINGS, **options), calibration=text)
+    recipe = awq_edge.load_recipe(**SETTINGS, **options)
+    run = awq_edge.RunOptions(observer=observer)
+    awq_edge.quantize(model, out, recipe, calibration=text, run=run)

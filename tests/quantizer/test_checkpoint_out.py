@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,18 @@ FORMAT = NumberFormat(4, 32, "asymmetric")
 def quantized(
     model: Path, out: Path, calibration: Path, method: str = "awq", **overrides: Any
 ) -> QuantizedCheckpoint:
+    """overrides: of the recipe, the recipe itself, or fields of `awq_edge.RunOptions`."""
+    run = {field.name for field in fields(awq_edge.RunOptions)} & overrides.keys()
+    of_run = {name: overrides.pop(name) for name in run}
+    recipe = overrides.pop("recipe", None) or load_recipe("cpu")
     options = {"method": method, "group_size": 32, "samples": 8, "length": 64, **overrides}
-    return awq_edge.quantize(model, out, load_recipe(**options), calibration=calibration)
+    return awq_edge.quantize(
+        model,
+        out,
+        recipe.asking(**options),
+        calibration=calibration,
+        run=awq_edge.RunOptions(**of_run),
+    )
 
 
 def restore(path: Path) -> Any:
