@@ -46,12 +46,14 @@ from awq_edge.quantizer.search.rounding import NumberFormat
 
 @dataclass(frozen=True)
 class _Begun:
-    """A task in work. weights: for the check. first: `CalibrationStream.first_batch` before it."""
+    """A task in work. weights: for the check. first: `CalibrationStream.first_batch` before it.
+    sampled, silent: inputs with a token sample instead of G, and without a token."""
 
     task: BlockTask
     weights: Tensors
     first: torch.Tensor | None
-    statistics: Statistics
+    sampled: tuple[str, ...]
+    silent: tuple[str, ...]
     clock: PhaseClock
 
 
@@ -87,23 +89,34 @@ def quantize_layers(
             kept = task.layer in reports
             if observer is not None:
                 observer(task.layer, total, f"{task.title}, kept" if kept else task.title)
-            if kept:
-                if stream is not None and not is_whole and task.layer < total:
-                    _pass_over(checkpoint, task, stream, store, device)
-                continue
-            clock = PhaseClock(device)
-            with clock.phase("load"):
-                weights = read_weights(checkpoint, task, device)
-                return_free_memory()
-            # On a CPU it is cheaper to read a block again than to have it in memory all the time.
-            keep = executor is None and device.type != "cpu"
-            spare = dict(weights) if keep else on_demand(checkpoint, task, device)
-            first = None if stream is None else stream.first_batch.clone()
-            with clock.phase("forward"):
-                statistics = _observe(task, weights, stream, device)
-                return_free_memory()
-            begun.append(_Begun(task, spare, first, statistics, clock))
-            yield task, weights, statistics
+            if not kept:
+                yield begin(task)  # nothing here keeps its tensors alive
+            elif stream is not None and not is_whole and task.layer < total:
+                _pass_over(checkpoint, task, stream, store, device)
+
+    def begin(task: BlockTask) -> tuple[BlockTask, Tensors, Statistics]:
+        clock = PhaseClock(device)
+        with clock.phase("load"):
+            weights = read_weights(checkpoint, task, device)
+            return_free_memory()
+        # On a CPU it is cheaper to read a block again than to have it in memory all the time.
+        keep = executor is None and device.type != "cpu"
+        spare = dict(weights) if keep else on_demand(checkpoint, task, device)
+        first = None if stream is None else stream.first_batch.clone()
+        with clock.phase("forward"):
+            statistics = _observe(task, weights, stream, device)
+            return_free_memory()
+        begun.append(
+            _Begun(
+                task,
+                spare,
+                first,
+                tuple(name for name, each in statistics.items() if each.is_sampled),
+                tuple(name for name, each in statistics.items() if each.tokens == 0),
+                clock,
+            )
+        )
+        return task, weights, statistics
 
     between = inside = run_here
     propagates = options.propagate_error or options.refine > 0
@@ -131,6 +144,7 @@ def quantize_layers(
                     stream.advance(task.layer, stored, quantized=True)
         reports[task.layer] = _report(each, outcome, change)
         store.save(task.layer, outcome.stored, reports[task.layer])
+        del outcome, each
     return [reports[task.layer] for task in tasks]
 
 
@@ -176,13 +190,12 @@ def as_stored(task: BlockTask, stored: Tensors, device: torch.device) -> Tensors
 
 def _report(begun: _Begun, outcome: BlockOutcome, change: float | None) -> BlockReport:
     seconds = {**begun.clock.seconds, **outcome.seconds}
-    inputs = begun.statistics.items()
     return BlockReport(
         layer=begun.task.layer,
         seconds=sum(seconds.values()),
         seconds_by_phase={name: round(value, 4) for name, value in seconds.items()},
         fold_change=change,
-        sampled_inputs=tuple(name for name, each in inputs if each.is_sampled),
-        silent_inputs=tuple(name for name, each in inputs if each.tokens == 0),
+        sampled_inputs=begun.sampled,
+        silent_inputs=begun.silent,
         linears=outcome.linears,
     )
