@@ -134,8 +134,12 @@ class _Lingering:
         if self.is_closing():
             return
         self._timer = self._loop.call_later(_LINGER_SECONDS, self.end)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        try:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+        except OSError:  # the client cut the connection before its loss was told here
+            self.end()
+            return
         self._transport.resume_reading()
 
     def discard(self, size: int) -> None:

@@ -22,8 +22,8 @@ from tests.tiny_models import save_tokenizer
 
 SAMPLES, LENGTH = 4, 256
 # What the matrix libraries take for their own buffers when products grow, and the pieces of rows,
-# which are no smaller for a small model. Measured: 21 MB on one processor, 62 on another; 119 MB when
-# a second block, whole temporaries of the largest linear and what malloc keeps were still there.
+# which are no smaller for a small model. Measured: 21 MB on one processor, 62 on another; 119 MB
+# when a second block, whole temporaries of the largest linear and freed memory were still there.
 SLACK = 80 << 20
 
 SCRIPT = """
