@@ -316,7 +316,9 @@ def _target(
     weight: torch.Tensor, scale: torch.Tensor | None, inputs: InputStatistics | WeightsOnly
 ) -> torch.Tensor:
     """`InputStatistics.target` of a weight whose columns are multiplied by s."""
-    return inputs.target(weight) if scale is None else inputs.target(weight / scale) * scale
+    if scale is None or not inputs.is_paired:  # dividing and multiplying would round the weight
+        return inputs.target(weight)
+    return inputs.target(weight / scale) * scale
 
 
 def _output_error(

@@ -68,6 +68,11 @@ class InputStatistics:
         return self._sum_abs / max(self.tokens, 1)
 
     @property
+    def is_paired(self) -> bool:
+        """True where the tokens of both streams were added, see `add_pair`."""
+        return self._cross is not None
+
+    @property
     def is_sampled(self) -> bool:
         return self._sample is not None
 
@@ -219,7 +224,7 @@ class InputStatistics:
 class WeightsOnly:
     """An input that was not observed: G = 1, so that a linear's error is that of its weights."""
 
-    tokens, is_sampled, gram = 1, False, None
+    tokens, is_sampled, is_paired, gram = 1, False, False, None
 
     def target(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight itself."""
