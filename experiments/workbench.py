@@ -219,7 +219,7 @@ class Workbench:
             )
         found = []
         for part in windows(ids, self.window, self.stride):
-            rows = np.concatenate(list(source.logits(part.inputs(ids.ids), part.first_row)))
+            (rows,) = source.logits(part.inputs(ids.ids), part.first_row)  # one block a window
             found.append(negative_log_likelihoods(rows, part.targets(ids.ids)))
         return found
 

@@ -7,7 +7,8 @@ the same tokens before it: P the reference's, Q the target's.
                                                              (Kullback and Leibler, 1951)
 
 The reference comes first: its likely tokens count, and a target that is too sure of itself is
-punished. Rows of logits are compared as they come; of each only a few numbers are kept.
+punished. Rows of logits are compared as they come, where they are: on the GPU that computed both,
+else on the host. Of each only a few numbers are kept.
 """
 
 from __future__ import annotations
@@ -15,19 +16,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.evaluate.logits_models import Float32, LogitsModel
+from awq_edge.evaluate.arrays import (
+    Logits,
+    functions,
+    in_one_library,
+    rows_at_a_time,
+    to_float64,
+    to_host,
+)
+from awq_edge.evaluate.logits_models import LogitsModel
 from awq_edge.evaluate.perplexity import Progress, check_length, check_window, windows
 from awq_edge.runtime.text_tokens import TokenizedText
 
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
-_ROWS = 16  # rows of logits in float64 at a time; a row of 150,000 words takes 1.2 MB
 _TOP = 5
 
 
@@ -90,20 +99,28 @@ def divergence(
 
 
 def compare(
-    logits: Float32, reference_logits: Float32, tokens: Int64, position: int = 0
+    logits: Logits, reference_logits: Logits, tokens: Int64, position: int = 0
 ) -> Divergence:
     """Compare two models at consecutive positions. Raises ModelError when an output is not finite.
 
-    logits, reference_logits: float32 [rows, vocab].
+    logits, reference_logits: float32 [rows, vocab], in one library on one device.
     tokens: int64 [rows], the text's.
     position: of the first row's token in the text, for the message.
     """
+    xp = functions(logits)
     log_q, log_p = log_softmax(logits), log_softmax(reference_logits)  # [rows, vocab]
     rows = np.arange(len(tokens))
     nll, reference_nll = -log_q[rows, tokens], -log_p[rows, tokens]
-    p = np.exp(log_p)
+    p = xp.exp(log_p)
     with np.errstate(invalid="ignore"):  # a token that neither model can give: 0, not inf - inf
-        kl = np.where(p > 0, p * (log_p - log_q), 0.0).sum(axis=1)
+        log_p -= log_q
+        kl = xp.sum(xp.where(p > 0, p * log_p, 0.0), axis=1)
+    top, reference_top = _likeliest(logits), _likeliest(reference_logits)  # [rows, k]
+    shared = xp.sum(top[:, :, None] == reference_top[:, None, :], axis=(1, 2), dtype=xp.float64)
+    same = to_float64(top[:, 0] == reference_top[:, 0])
+    kl, same, shared, nll, reference_nll = to_host(
+        xp.stack([kl, same, shared / top.shape[1], nll, reference_nll])
+    )
     for name, values in (("reference", reference_nll), ("target", nll), ("target", kl)):
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
@@ -111,23 +128,21 @@ def compare(
                 f"the {name}'s output is not finite at token {position + int(bad[0])}: its weights "
                 "are damaged, or its activations overflow float16 (use float32)"
             )
-    top, reference_top = _largest(logits), _largest(reference_logits)  # [rows, k]
-    shared = (top[:, :, None] == reference_top[:, None, :]).any(axis=1).mean(axis=1)
-    same = logits.argmax(axis=1) == reference_logits.argmax(axis=1)
     # Never negative but for the rounding of the sum.
-    return Divergence(np.maximum(kl, 0.0), same.astype(np.float64), shared, nll, reference_nll)
+    return Divergence(np.maximum(kl, 0.0), same, shared, nll, reference_nll)
 
 
-def log_softmax(logits: Float32) -> Float64:
+def log_softmax(logits: Logits) -> Any:
     """Log-probabilities of each row, in nats: float64, of the same shape [rows, vocab].
 
     In float64 throughout: the KL of two near models is a sum of differences that are small beside
     their terms.
     """
-    shifted = logits.astype(np.float64)
+    xp = functions(logits)
+    shifted = to_float64(logits)
     with np.errstate(invalid="ignore"):  # infinite logits give nan, which the caller reports
-        shifted -= shifted.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        shifted -= xp.amax(shifted, axis=1, keepdims=True)
+    shifted -= xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
     return shifted
 
 
@@ -148,12 +163,10 @@ def check_same_vocabulary(target: LogitsModel, reference: LogitsModel) -> None:
         )
 
 
-def _paired(
-    first: Iterator[Float32], second: Iterator[Float32]
-) -> Iterator[tuple[Float32, Float32]]:
+def _paired(first: Iterator[Logits], second: Iterator[Logits]) -> Iterator[tuple[Logits, Logits]]:
     """The rows of two sources side by side, a few at a time, whatever the sizes of their blocks."""
-    ours: Float32 | None = None
-    theirs: Float32 | None = None
+    ours: Logits | None = None
+    theirs: Logits | None = None
     while True:
         if ours is None or not len(ours):
             ours = next(first, None)
@@ -162,13 +175,21 @@ def _paired(
         if ours is None or theirs is None:
             assert ours is theirs, "two sources gave different numbers of rows"
             return
-        count = min(len(ours), len(theirs), _ROWS)
-        yield ours[:count], theirs[:count]
+        count = min(len(ours), len(theirs), rows_at_a_time(ours), rows_at_a_time(theirs))
+        yield in_one_library(ours[:count], theirs[:count])
         ours, theirs = ours[count:], theirs[count:]
 
 
-def _largest(logits: Float32) -> Int64:
-    """Ids of the five largest logits of each row, in no order: int64 [rows, 5 or vocab]."""
-    count = min(_TOP, logits.shape[1])
-    largest: Int64 = np.argpartition(logits, -count, axis=1)[:, -count:]
-    return largest
+def _likeliest(logits: Logits) -> Any:
+    """Ids of the five largest logits of each row, largest first: int64 [rows, 5 or vocab].
+
+    Five maxima: a partial sort of a row takes NumPy thirty times as long.
+    """
+    xp = functions(logits)
+    left = logits + 0.0
+    rows = np.arange(len(logits))
+    ids = []
+    for _ in range(min(_TOP, logits.shape[1])):
+        ids.append(xp.argmax(left, axis=1))
+        left[rows, ids[-1]] = -np.inf
+    return xp.stack(ids, axis=1)

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from awq_edge.artifacts.directories import MANIFEST, Bundle
 from awq_edge.artifacts.paths import user_path
 from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError
+from awq_edge.evaluate.arrays import Float32, Logits
 from awq_edge.model.archs import require_known_keys
 from awq_edge.model.files import ModelFiles
 from awq_edge.model.foreign_formats import refuse_foreign
@@ -24,8 +22,6 @@ from awq_edge.model.hub import resolve_model
 from awq_edge.model.layouts import quantization_config
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.tokenizer import Tokenizer
-
-Float32 = npt.NDArray[np.float32]
 
 
 class EvaluatedModel(Record):
@@ -68,10 +64,11 @@ class LogitsModel(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """Logits after ids[first], ids[first + 1], ... up to the last, in consecutive blocks.
 
-        Each block is float32 [rows, vocab]. `ids` is the whole input: nothing came before it.
+        Each block is float32 [rows, vocab]: a torch tensor where a GPU computed it, else a NumPy
+        array. `ids` is the whole input: nothing came before it.
         """
         ...
 

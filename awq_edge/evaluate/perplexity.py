@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.evaluate.logits_models import Float32, LogitsModel
-from awq_edge.runtime.memory import LOGITS_ROWS
+from awq_edge.evaluate.arrays import Logits, functions, rows_at_a_time, to_float64, to_host
+from awq_edge.evaluate.logits_models import LogitsModel
 from awq_edge.runtime.text_tokens import TokenizedText
 
 Progress = Callable[[int, int], None]  # (tokens scored, tokens to score)
@@ -181,19 +181,21 @@ def check_window(window: int, stride: int, context: int, prefix: Sequence[int] =
 
 
 def negative_log_likelihoods(
-    logits: Float32, targets: npt.NDArray[np.int64]
+    logits: Logits, targets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """-log softmax(logits)[target] of each row, in nats: float64 [rows].
 
     logits: float32 [rows, vocab]. targets: int64 [rows].
     """
+    xp, step = functions(logits), rows_at_a_time(logits)
     result = np.empty(len(targets), dtype=np.float64)
-    for start in range(0, len(targets), LOGITS_ROWS):
-        rows = logits[start : start + LOGITS_ROWS]
-        wanted = targets[start : start + LOGITS_ROWS]
-        highest = rows.max(axis=1)
+    for start in range(0, len(targets), step):
+        rows = logits[start : start + step]
+        wanted = targets[start : start + step]
+        highest = xp.amax(rows, axis=1)
         # Exponentials in float32 (relative error 1e-7), their sum in float64.
-        total = np.exp(rows - highest[:, None]).sum(axis=1, dtype=np.float64)
-        chosen = rows[np.arange(len(wanted)), wanted].astype(np.float64)
-        result[start : start + LOGITS_ROWS] = np.log(total) + highest.astype(np.float64) - chosen
+        total = xp.sum(xp.exp(rows - highest[:, None]), axis=1, dtype=xp.float64)
+        chosen = rows[np.arange(len(wanted)), wanted]
+        surprise = xp.log(total) + to_float64(highest) - to_float64(chosen)
+        result[start : start + step] = to_host(surprise)
     return result

@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.evaluate.arrays import Float32
 from awq_edge.evaluate.logits_models import (
     EvaluatedModel,
-    Float32,
     SessionLogitsModel,
     is_bundle,
     open_logits_model,

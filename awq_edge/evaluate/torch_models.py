@@ -11,7 +11,8 @@ import torch
 
 from awq_edge.device.torch_device import device_name, torch_device
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.evaluate.logits_models import EvaluatedModel, Float32
+from awq_edge.evaluate.arrays import Logits
+from awq_edge.evaluate.logits_models import EvaluatedModel
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles
 from awq_edge.model.w4a16 import dequantize
@@ -32,7 +33,7 @@ class TransformersModel:
         self.vocab_size = int(text_config.vocab_size)
         self.packages = ("torch", "transformers")
 
-    def logits(self, ids: Sequence[int], first: int) -> Iterator[Float32]:
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[Logits]:
         """See `LogitsModel`; one block."""
         with torch.inference_mode():
             output = self.model(
@@ -40,8 +41,9 @@ class TransformersModel:
                 use_cache=False,
                 logits_to_keep=len(ids) - first,
             )
-        logits: Float32 = output.logits[0].float().cpu().numpy()
-        yield logits
+        logits = output.logits[0].float()
+        # On a CPU the same memory as a NumPy array, whose loops are faster there.
+        yield logits.numpy() if logits.device.type == "cpu" else logits
 
     def close(self) -> None:
         """Free the weights."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from awq_edge.evaluate.logits_models import Float32
+from awq_edge.evaluate.arrays import Float32
 from awq_edge.evaluate.task_model import Continuation, Likelihood, likelihood
 from awq_edge.evaluate.torch_models import TransformersModel
 from awq_edge.runtime.generation import Request, StopStrings

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from awq_edge.evaluate.logits_models import EvaluatedModel, Float32
+from awq_edge.evaluate.arrays import Float32
+from awq_edge.evaluate.logits_models import EvaluatedModel
 from awq_edge.evaluate.task_model import Continuation, Likelihood
 from awq_edge.runtime.generation import Request, StopStrings
 from awq_edge.runtime.tokenizer import Tokenizer

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from awq_edge.errors import ConfigError, ModelError
+from awq_edge.evaluate.arrays import Float32
 from awq_edge.evaluate.divergence import compare, divergence
 from awq_edge.evaluate.divergence_report import standard_error
-from awq_edge.evaluate.logits_models import Float32
 from awq_edge.evaluate.perplexity import score
 from awq_edge.runtime.text_tokens import TokenizedText
 
@@ -25,6 +25,8 @@ SHORT = TokenizedText((), (1, 2, 3))
 
 # float64 sums of float32 logits, in another order than the expected value's.
 TOLERANCE = 1e-9
+# Rounding of log-probabilities of some ten nats in float64, whatever is left of their difference.
+ROUNDING = 1e-14
 # A probability is given as its logarithm in float32.
 AS_LOGITS = 1e-6
 
@@ -100,6 +102,41 @@ def test_compare_is_its_definition(target: np.ndarray, seed: int) -> None:
         assert found.same_top1[row] == float(np.argmax(mine) == np.argmax(theirs))
         total = math.log(math.fsum(math.exp(x - max(mine)) for x in mine)) + max(mine)
         assert found.nll[row] == pytest.approx(total - mine[tokens[row]], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 10.0])
+def test_tensors_give_the_numbers_of_numpy(scale: float) -> None:
+    """scale: of the difference of the two models' logits."""
+    torch = pytest.importorskip("torch", reason="needs the [host] extra")
+    random = np.random.default_rng(0)
+    reference = random.normal(scale=4, size=(30, 5000)).astype(np.float32)
+    target = reference + random.normal(scale=scale, size=reference.shape).astype(np.float32)
+    target[:, -3:] = reference[:, -3:] = -np.inf  # padding of the vocabulary
+    tokens = random.integers(0, 4000, len(target))
+    expected = compare(target, reference, tokens)
+    found = compare(torch.from_numpy(target), torch.from_numpy(reference), tokens)
+    for name in vars(expected):
+        values = getattr(found, name)
+        assert values.dtype == np.float64
+        np.testing.assert_allclose(
+            values, getattr(expected, name), rtol=TOLERANCE, atol=ROUNDING, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("sides", [("target",), ("reference",), ("target", "reference")])
+def test_sources_that_give_tensors(sides: tuple[str, ...]) -> None:
+    """Beside one of NumPy, as a bundle's is, or both."""
+    torch = pytest.importorskip("torch", reason="needs the [host] extra")
+    text = TokenizedText((), tuple(range(10)) * 4)
+    sources = {"target": PrefixSource(7, seed=1), "reference": PrefixSource(5, seed=2)}
+    expected = divergence(sources["target"], sources["reference"], text, window=20, stride=10)
+    for side in sides:
+        logits = sources[side].logits
+        sources[side].logits = lambda *a, logits=logits: map(torch.from_numpy, logits(*a))  # type: ignore[misc]
+    found = divergence(sources["target"], sources["reference"], text, window=20, stride=10)
+    for name in vars(expected):
+        values = getattr(expected, name)
+        np.testing.assert_allclose(getattr(found, name), values, rtol=TOLERANCE, err_msg=name)
 
 
 def test_top5_overlap_counts_shared_tokens() -> None:

@@ -103,6 +103,20 @@ def test_a_stride_is_cut_to_the_text_of_a_window() -> None:
     assert choose_window(None, None, 100, (0,)) == (100, 50)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "tokens", "scored"), [((), 60 * 1024, 60 * 1023), ((2,), 16 * 1023, 16 * 1023)]
+)
+def test_windows_side_by_side(prefix: tuple[int, ...], tokens: int, scored: int) -> None:
+    """Window and stride of 1024: the model's inputs have 1,023 tokens, BOS among them, and no two
+    windows share one of the text; whole windows of BOS and text are multiples of 1,023 tokens."""
+    window, stride = choose_window(1024, 1024, 8192, prefix)
+    parts = list(windows(TokenizedText(prefix, tuple(range(tokens))), window, stride))
+    assert len(parts) == tokens // (1024 - len(prefix))
+    assert {len(part.inputs(range(tokens))) for part in parts} == {1023}
+    assert sum(part.tokens for part in parts) == scored
+    assert [part.begin for part in parts] == [i * (1024 - len(prefix)) for i in range(len(parts))]
+
+
 def test_a_uniform_model_has_the_vocabularys_perplexity() -> None:
     source = PrefixSource()
     source.row = lambda prefix: np.zeros(VOCAB, np.float32)
@@ -125,6 +139,17 @@ def test_negative_log_likelihoods(logits: np.ndarray, seed: int) -> None:
     expected = sums - wide[np.arange(len(logits)), targets]
     found = negative_log_likelihoods(logits, targets)
     assert np.abs(found - expected).max() < TOLERANCE
+
+
+def test_negative_log_likelihoods_of_a_tensor() -> None:
+    """On whatever device: the numbers of NumPy."""
+    torch = pytest.importorskip("torch", reason="needs the [host] extra")
+    random = np.random.default_rng(0)
+    logits = random.normal(scale=6, size=(70, 5000)).astype(np.float32)
+    targets = random.integers(0, 5000, 70)
+    found = negative_log_likelihoods(torch.from_numpy(logits), targets)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, negative_log_likelihoods(logits, targets), rtol=TOLERANCE)
 
 
 def test_output_that_is_not_finite_is_an_error() -> None:
