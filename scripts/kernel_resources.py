@@ -52,7 +52,7 @@ class Usage(TypedDict):
     spill_bytes: int
 
 
-# Kernel ("rms_norm.cu: rms_norm_kernel<__half, 8>") -> compute capability ("87") -> usage.
+# Kernel ("norm.cu: norm_kernel<__half, 8>") -> compute capability ("87") -> usage.
 Table = dict[str, dict[str, Usage]]
 
 

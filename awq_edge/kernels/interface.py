@@ -51,11 +51,43 @@ class Dtype(IntEnum):
     INT8 = _NUMBERS["INT8"]
 
 
+class NormKind(IntEnum):
+    """awq_edge_norm_kind: the statistics of a norm."""
+
+    RMS = _NUMBERS["NORM_RMS"]
+    LAYER = _NUMBERS["NORM_LAYER"]
+
+
+class Activation(IntEnum):
+    """awq_edge_activation_kind: a function of single values."""
+
+    SILU = _NUMBERS["ACTIVATION_SILU"]
+    GELU = _NUMBERS["ACTIVATION_GELU"]
+    GELU_TANH = _NUMBERS["ACTIVATION_GELU_TANH"]
+    RELU = _NUMBERS["ACTIVATION_RELU"]
+    RELU_SQUARED = _NUMBERS["ACTIVATION_RELU_SQUARED"]
+
+
 class Epilogue(IntEnum):
     """awq_edge_epilogue: the step behind a linear, in the same kernel."""
 
     NONE = _NUMBERS["EPILOGUE_NONE"]
     SILU_MUL = _NUMBERS["EPILOGUE_SILU_MUL"]
+    GELU_MUL = _NUMBERS["EPILOGUE_GELU_MUL"]
+    GELU_TANH_MUL = _NUMBERS["EPILOGUE_GELU_TANH_MUL"]
+    RELU = _NUMBERS["EPILOGUE_RELU"]
+    GELU = _NUMBERS["EPILOGUE_GELU"]
+    RELU_SQUARED = _NUMBERS["EPILOGUE_RELU_SQUARED"]
+
+    @property
+    def activation(self) -> Activation | None:
+        """The function that it applies, to the gate where there is one; None for NONE."""
+        return None if self is Epilogue.NONE else Activation[self.name.removesuffix("_MUL")]
+
+    @property
+    def paired(self) -> bool:
+        """True where rows of gate and up are interleaved and half of the outputs is left."""
+        return self.name.endswith("_MUL")
 
 
 class Tactic(IntEnum):
@@ -73,6 +105,12 @@ class W4A16Weight(Structure):
     _fields_ = _HEADER.fields("awq_edge_w4a16_weight")
 
 
+class NormParameters(Structure):
+    """awq_edge_norm: a norm, and the addition to the residual before it."""
+
+    _fields_ = _HEADER.fields("awq_edge_norm")
+
+
 class AttentionParameters(Structure):
     """awq_edge_attention: one call of rotary embedding, cache append and attention."""
 
@@ -88,6 +126,7 @@ class Sampling(Structure):
 _ALL = _HEADER.functions(
     {
         "awq_edge_w4a16_weight": W4A16Weight,
+        "awq_edge_norm": NormParameters,
         "awq_edge_attention": AttentionParameters,
         "awq_edge_sampling": Sampling,
     }

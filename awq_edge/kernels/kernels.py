@@ -1,7 +1,7 @@
 """libawq_edge_kernels.so from Python: located, checked, and called through ctypes.
 
     library = load_kernels()
-    library.call("awq_edge_silu_mul", x.data_ptr(), y.data_ptr(), rows, size, Dtype.FLOAT16, stream)
+    library.call("awq_edge_gather_rows", x, rows, y, count, size, Dtype.FLOAT16, stream)
 
 Tensors are passed as device addresses, streams as the address of a cudaStream_t (0: the default
 one). What each function computes is specified in plugins/include/awq_edge_kernels.h.
@@ -44,7 +44,7 @@ class KernelLibrary:
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the header that returns a status.
 
-        name: as in the header ("awq_edge_rms_norm").
+        name: as in the header ("awq_edge_normalize").
         arguments: structs as they are, everything else as int or float; None is a null pointer.
 
         Raises KernelError with the library's own words where the status is not OK, and TypeError

@@ -64,7 +64,7 @@ def pack(weight: QuantizedWeight) -> PackedWeight:
 
 
 def pack_gate_up(gate: QuantizedWeight, up: QuantizedWeight) -> PackedWeight:
-    """Two weights [n, k] as one of 2 n rows, for the epilogue silu(gate) * up.
+    """Two weights [n, k] as one of 2 n rows, for an epilogue activation(gate) * up.
 
     Rows 0..7 of tile i are rows 8 i.. of gate, rows 8..15 the same of up, so that one thread has
     both factors of an output. Raises ConfigError as `pack`, and where the two differ in format.

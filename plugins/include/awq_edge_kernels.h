@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function changes; the caller compares it before anything else. */
-#define AWQ_EDGE_ABI_VERSION 1
+#define AWQ_EDGE_ABI_VERSION 2
 /* Raised whenever the packing of qweight, scales or zeros changes; see awq_edge/kernels/packing.py.
  */
 #define AWQ_EDGE_LAYOUT_VERSION 1
@@ -69,11 +69,25 @@ AWQ_EDGE_API const char* awq_edge_architectures(void);
  * float32 within a group and multiplied by the scale in float32: no weight is ever rounded, except
  * in tactic AWQ_EDGE_TACTIC_CUBLASLT, whose weights are rounded to the activation dtype.
  */
+enum awq_edge_activation_kind {
+  AWQ_EDGE_ACTIVATION_SILU = 0,
+  AWQ_EDGE_ACTIVATION_GELU = 1,         /* of the normal distribution: erf */
+  AWQ_EDGE_ACTIVATION_GELU_TANH = 2,    /* its approximation by tanh */
+  AWQ_EDGE_ACTIVATION_RELU = 3,
+  AWQ_EDGE_ACTIVATION_RELU_SQUARED = 4
+};
+
+/* The step behind a linear. ..._MUL: y[m, i] = f(gate[m, i]) * up[m, i], i < out_features / 2: the
+ * rows of the weight were interleaved by `pack_gate_up` of awq_edge/kernels/packing.py; y is
+ * [m, out_features / 2]. Others: y[m, i] = f(sum + bias). */
 enum awq_edge_epilogue {
   AWQ_EDGE_EPILOGUE_NONE = 0,
-  /* y[m, i] = silu(gate[m, i]) * up[m, i], i < out_features / 2: the rows of the weight were
-   * interleaved by `pack_gate_up` of awq_edge/kernels/packing.py; y is [m, out_features / 2]. */
-  AWQ_EDGE_EPILOGUE_SILU_MUL = 1
+  AWQ_EDGE_EPILOGUE_SILU_MUL = 1,
+  AWQ_EDGE_EPILOGUE_GELU_MUL = 2,
+  AWQ_EDGE_EPILOGUE_GELU_TANH_MUL = 3,
+  AWQ_EDGE_EPILOGUE_RELU = 4,
+  AWQ_EDGE_EPILOGUE_GELU = 5,
+  AWQ_EDGE_EPILOGUE_RELU_SQUARED = 6
 };
 
 enum awq_edge_tactic {
@@ -87,7 +101,7 @@ typedef struct {
   int32_t bits;         /* 3, 4 or 8 */
   int32_t group_size;   /* 32, 64 or 128 */
   int32_t in_features;  /* k: a multiple of group_size and of 8 */
-  int32_t out_features; /* n: 1 or more; with SILU_MUL a multiple of 2 */
+  int32_t out_features; /* n: 1 or more; with ..._MUL a multiple of 2 */
   int32_t dtype;        /* activation dtype */
   int32_t epilogue;     /* awq_edge_epilogue */
   /* In layout version AWQ_EDGE_LAYOUT_VERSION; tiles = ceil(n / 16), blocks = ceil(k / 128). */
@@ -113,7 +127,7 @@ AWQ_EDGE_API int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, cons
                                        size_t workspace_bytes, void* stream);
 
 /* The weight as numbers: w [n, k] in the activation dtype, rounded once. Rows in the order of the
- * packing (interleaved for SILU_MUL). */
+ * packing (interleaved for ..._MUL). */
 AWQ_EDGE_API int awq_edge_w4a16_dequantize(const awq_edge_w4a16_weight* weight, void* w,
                                            void* stream);
 
@@ -165,16 +179,44 @@ AWQ_EDGE_API int awq_edge_cached_attention(const awq_edge_attention* attention, 
 
 /* ------------------------------------------------------------------ the rest of a decode step */
 
-/* y = x / sqrt(mean(x^2) + eps) * weight over the last axis, statistics in float32.
- * x, y: [rows, size]; weight: [size]. Where `residual` [rows, size] is given: residual += x first
- * (in place, rounded to the activation dtype), and y is the norm of it. x and y may be the same. */
-AWQ_EDGE_API int awq_edge_rms_norm(const void* x, void* residual, const void* weight, void* y,
-                                   int32_t rows, int32_t size, float eps, int32_t dtype,
-                                   void* stream);
+enum awq_edge_norm_kind {
+  AWQ_EDGE_NORM_RMS = 0,  /* v / sqrt(mean(v^2) + eps) */
+  AWQ_EDGE_NORM_LAYER = 1 /* (v - mean(v)) / sqrt(mean((v - mean(v))^2) + eps) */
+};
 
-/* y[r, i] = silu(x[r, i]) * x[r, size + i]; x: [rows, 2 * size], y: [rows, size]. */
-AWQ_EDGE_API int awq_edge_silu_mul(const void* x, void* y, int32_t rows, int32_t size,
-                                   int32_t dtype, void* stream);
+/* norm(v; w, b) = the kind's v * (w + weight_offset) + b over the last axis, in float32.
+ *
+ *   branch   = x, or norm(x; post_weight, post_bias)
+ *   residual = residual + residual_scale * branch, rounded to the activation dtype, in place
+ *   y        = norm(residual; weight, bias)
+ *
+ * Without a residual, y = norm(x; weight, bias). Without y, the residual alone changes. x and y may
+ * be the same. Tensors: activation dtype. */
+typedef struct {
+  int32_t kind;            /* awq_edge_norm_kind, of both norms */
+  int32_t dtype;           /* activation dtype */
+  int32_t rows, size;
+  float eps;
+  float weight_offset;     /* 1 where a checkpoint stores weight - 1 */
+  float residual_scale;    /* not 0 where there is a residual */
+  const void* x;           /* [rows, size] */
+  const void* post_weight; /* [size]; null: the branch is x */
+  const void* post_bias;   /* [size]; null: none */
+  void* residual;          /* [rows, size]; null: none, and then no post_weight */
+  const void* weight;      /* [size] */
+  const void* bias;        /* [size]; null: none */
+  void* y;                 /* [rows, size]; null: none */
+} awq_edge_norm;
+
+AWQ_EDGE_API int awq_edge_normalize(const awq_edge_norm* norm, void* stream);
+
+/* y[r, i] = f(gate[r, i]) * up[r, i], or f(gate[r, i]) where up is null, f an
+ * awq_edge_activation_kind. y: [rows, size]. gate, up: rows of `size` elements, `stride` elements
+ * apart, so that the halves of merged rows can be meant; aligned to 2 bytes, faster at 16. y may be
+ * gate where stride is size. */
+AWQ_EDGE_API int awq_edge_activation(const void* gate, const void* up, void* y, int32_t rows,
+                                     int32_t size, int64_t stride, int32_t activation,
+                                     int32_t dtype, void* stream);
 
 /* y[r, :] = table[ids[r], :]; ids: int64 [rows], each within 0..vocab-1 (others read row 0);
  * table: [vocab, size]. */

@@ -10,6 +10,11 @@
 
 #define AWQ_EDGE_REQUIRE_TENSOR(pointer) AWQ_EDGE_REQUIRE_ALIGNED(pointer, 16)
 
+#define AWQ_EDGE_REQUIRE_OPTIONAL(pointer)                                     \
+  AWQ_EDGE_REQUIRE(awq_edge::is_aligned(pointer),                               \
+                   "%s: " #pointer " is %p; it must be null or aligned to 16 bytes", __func__, \
+                   static_cast<const void*>(pointer))
+
 #define AWQ_EDGE_REQUIRE_POSITIVE(size) \
   AWQ_EDGE_REQUIRE((size) >= 1, "%s: " #size " is %d; it must be 1 or more", __func__, (size))
 

@@ -230,7 +230,7 @@ template <typename T, int kTokenTiles>
 __device__ __forceinline__ void store_outputs(const float* sums, int count, int stride,
                                               const DecodeArguments& a, int first_tile,
                                               int tile_shift) {
-  const int row_shift = a.output.silu_mul ? 3 : 4;  // outputs of a tile
+  const int row_shift = a.output.epilogue.paired ? 3 : 4;  // outputs of a tile
   const int column_shift = tile_shift + row_shift;
   for (int i = threadIdx.x; i < a.m << column_shift; i += blockDim.x) {
     const int token = i >> column_shift, tile = i >> row_shift & ((1 << tile_shift) - 1);
@@ -241,7 +241,7 @@ __device__ __forceinline__ void store_outputs(const float* sums, int count, int 
     const float* row_sums = sums + ((tile * kTokenTiles + token / 8) * 4 + token % 2) * kLanes +
                             token % 8 / 2 + 4 * (row % 8);
     const float low = sum_of(row < 8 ? row_sums : row_sums + 2 * kLanes, count, stride);
-    const float high = a.output.silu_mul ? sum_of(row_sums + 2 * kLanes, count, stride) : 0.0f;
+    const float high = a.output.epilogue.paired ? sum_of(row_sums + 2 * kLanes, count, stride) : 0.0f;
     static_cast<T*>(a.output.y)[size_t(token) * a.output.width + column] =
         finish<T>(a.output, column, low, high);
   }

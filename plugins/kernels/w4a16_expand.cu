@@ -65,8 +65,8 @@ __global__ void finish_kernel(const T* sums, const Output output, int m, int row
   if (i >= int64_t(m) * output.width) return;
   const int token = int(i / output.width), column = int(i % output.width);
   const T* row = sums + size_t(token) * rows;
-  const int first = output.silu_mul ? column / 8 * 16 + column % 8 : column;
-  const float up = output.silu_mul ? to_float(row[first + 8]) : 0.0f;
+  const int first = output.epilogue.paired ? column / 8 * 16 + column % 8 : column;
+  const float up = output.epilogue.paired ? to_float(row[first + 8]) : 0.0f;
   static_cast<T*>(output.y)[i] = finish<T>(output, column, to_float(row[first]), up);
 }
 

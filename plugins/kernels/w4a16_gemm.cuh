@@ -236,7 +236,7 @@ class GemmBlock {
   __device__ __forceinline__ void store(
       const float (&sums)[kGemmTilesPerWarp][kTokenTiles][4]) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int per_tile = tile_outputs(a_.output.silu_mul);
+    const int per_tile = tile_outputs(a_.output);
     const int stride = kGemmTiles * per_tile + 8;
     T* staged = reinterpret_cast<T*>(shared_);  // [kTokens, stride]
     const int first_column = first_tile_ * per_tile;
@@ -254,7 +254,7 @@ class GemmBlock {
           if (column < a_.output.width) {
             to[0] = finish<T>(a_.output, column, sums[tile][i][c], sums[tile][i][c + 2]);
           }
-          if (!a_.output.silu_mul && column + 8 < a_.output.width) {
+          if (!a_.output.epilogue.paired && column + 8 < a_.output.width) {
             to[8] = finish<T>(a_.output, column + 8, sums[tile][i][c + 2], 0.0f);
           }
         }

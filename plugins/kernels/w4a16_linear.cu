@@ -42,16 +42,18 @@ struct Sizes {
   int tiles, blocks;
   int rows;  // of the packing: whole tiles where gate and up share them
   int width;
-  bool silu_mul;
+  Epilogue epilogue;
+  bool paired;
 };
 
 Sizes sizes_of(const awq_edge_w4a16_weight& w) {
   Sizes s{};
-  s.silu_mul = w.epilogue == AWQ_EDGE_EPILOGUE_SILU_MUL;
-  s.width = s.silu_mul ? w.out_features / 2 : w.out_features;
-  s.tiles = s.silu_mul ? ceil_div(s.width, 8) : ceil_div(w.out_features, kTileRows);
+  s.epilogue = epilogue_of(w.epilogue);
+  s.paired = s.epilogue.paired;
+  s.width = s.paired ? w.out_features / 2 : w.out_features;
+  s.tiles = s.paired ? ceil_div(s.width, 8) : ceil_div(w.out_features, kTileRows);
   s.blocks = ceil_div(w.in_features, kBlockChannels);
-  s.rows = s.silu_mul ? s.tiles * kTileRows : w.out_features;
+  s.rows = s.paired ? s.tiles * kTileRows : w.out_features;
   return s;
 }
 
@@ -69,11 +71,11 @@ int check(const awq_edge_w4a16_weight* w, bool pointers) {
                    "w4a16: dtype is %d; supported are %d (float16) and %d (bfloat16)", w->dtype,
                    AWQ_EDGE_FLOAT16, AWQ_EDGE_BFLOAT16);
   AWQ_EDGE_REQUIRE(
-      w->epilogue == AWQ_EDGE_EPILOGUE_NONE || w->epilogue == AWQ_EDGE_EPILOGUE_SILU_MUL,
-      "w4a16: epilogue is %d; supported are %d (none) and %d (silu_mul)", w->epilogue,
-      AWQ_EDGE_EPILOGUE_NONE, AWQ_EDGE_EPILOGUE_SILU_MUL);
-  AWQ_EDGE_REQUIRE(w->epilogue == AWQ_EDGE_EPILOGUE_NONE || w->out_features % 2 == 0,
-                   "w4a16: out_features %d with silu_mul is not even", w->out_features);
+      w->epilogue >= AWQ_EDGE_EPILOGUE_NONE && w->epilogue <= AWQ_EDGE_EPILOGUE_RELU_SQUARED,
+      "w4a16: epilogue is %d; supported are %d to %d", w->epilogue, AWQ_EDGE_EPILOGUE_NONE,
+      AWQ_EDGE_EPILOGUE_RELU_SQUARED);
+  AWQ_EDGE_REQUIRE(!epilogue_of(w->epilogue).paired || w->out_features % 2 == 0,
+                   "w4a16: out_features %d with a gate is not even", w->out_features);
   if (!pointers) return AWQ_EDGE_OK;
   AWQ_EDGE_REQUIRE(w->qweight != nullptr && is_aligned(w->qweight),
                    "w4a16: qweight %p is null or not aligned to 16 bytes",
@@ -131,7 +133,7 @@ size_t workspace_of(const awq_edge_w4a16_weight& w, const Sizes& s, const Tactic
              4 * gemm_plan(m, s.tiles, s.blocks, w.group_size, machine, fields).partial_floats;
     default:
       return AWQ_EDGE_COUNTER_BYTES + rounded(size_t(s.rows) * w.in_features * 2) +
-             (s.silu_mul ? rounded(size_t(m) * s.rows * 2) : 0) + kCublasLtWorkspace;
+             (s.paired ? rounded(size_t(m) * s.rows * 2) : 0) + kCublasLtWorkspace;
   }
 }
 
@@ -147,8 +149,8 @@ int multiply_by_cublaslt(const awq_edge_w4a16_weight& w, const Sizes& s, const O
                                s.blocks,
                                w.group_size};
   uint8_t* next = workspace + rounded(size_t(s.rows) * w.in_features * 2);
-  void* sums = s.silu_mul ? next : y;
-  if (s.silu_mul) next += rounded(size_t(m) * s.rows * 2);
+  void* sums = s.paired ? next : y;
+  if (s.paired) next += rounded(size_t(m) * s.rows * 2);
   if (!has_cublaslt()) {
     return fail(AWQ_EDGE_NO_LIBRARY,
                 "w4a16: tactic %d needs libcublasLt.so.13 or .12, which could not be loaded",
@@ -158,7 +160,7 @@ int multiply_by_cublaslt(const awq_edge_w4a16_weight& w, const Sizes& s, const O
   if (status != AWQ_EDGE_OK) return status;
   status = launch_cublaslt(workspace, x, sums, m, s.rows, w.in_features, w.dtype, next,
                            kCublasLtWorkspace, stream);
-  if (status != AWQ_EDGE_OK || (!s.silu_mul && w.bias == nullptr)) return status;
+  if (status != AWQ_EDGE_OK || (s.epilogue.activation < 0 && w.bias == nullptr)) return status;
   return launch_finish(sums, output, m, s.rows, w.dtype, stream);
 }
 
@@ -210,7 +212,7 @@ int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, vo
                 "is %p with %zu",
                 m, w.out_features, w.in_features, needed, workspace, workspace_bytes);
   }
-  const Output output{y, w.bias, w.out_features, s.width, s.silu_mul};
+  const Output output{y, w.bias, w.out_features, s.width, s.epilogue};
   auto* counters = static_cast<unsigned*>(workspace);
   auto* rest = static_cast<uint8_t*>(workspace) + AWQ_EDGE_COUNTER_BYTES;
   const auto* scales = reinterpret_cast<const uint8_t*>(w.scales);

@@ -202,12 +202,12 @@ def test_refusals_name_the_values(library: KernelLibrary) -> None:
     """Everything is checked on the host, before a GPU is asked for anything."""
     half, aligned = Dtype.FLOAT16, 16
     refused = [
-        ("awq_edge_rms_norm", (aligned, None, aligned, aligned, 0, 8, 1e-5, half), "rows is 0"),
-        ("awq_edge_rms_norm", (aligned, None, aligned, aligned, 1, 8, -1.0, half), "eps is -1"),
-        ("awq_edge_rms_norm", (aligned, 32, aligned, 32, 1, 8, 0.0, half), "the same tensor"),
-        ("awq_edge_silu_mul", (None, aligned, 1, 8, half), "x is .nil."),
-        ("awq_edge_silu_mul", (aligned + 8, aligned, 1, 8, half), "x is 0x18.* 16 bytes"),
-        ("awq_edge_silu_mul", (aligned, aligned, 1, 8, Dtype.INT8), "dtype is 2"),
+        ("awq_edge_activation", (None, None, aligned, 1, 8, 8, 0, half), "gate is .nil."),
+        ("awq_edge_activation", (aligned, 3, aligned, 1, 8, 8, 0, half), "up is 0x3"),
+        ("awq_edge_activation", (aligned, None, 8, 1, 8, 8, 0, half), "y is 0x8.* 16 bytes"),
+        ("awq_edge_activation", (aligned, None, aligned, 1, 8, 7, 0, half), "stride is 7"),
+        ("awq_edge_activation", (aligned, None, aligned, 1, 8, 8, 5, half), "activation is 5"),
+        ("awq_edge_activation", (aligned, None, aligned, 1, 8, 8, 0, Dtype.INT8), "dtype is 2"),
         ("awq_edge_embedding", (4, aligned, aligned, 1, 8, 9, half), "ids is 0x4.* 8 bytes"),
         ("awq_edge_embedding", (8, aligned, aligned, 1, 8, 0, half), "vocab is 0"),
         ("awq_edge_gather_rows", (aligned, 8, aligned, -3, 8, half), "count is -3"),
@@ -216,6 +216,7 @@ def test_refusals_name_the_values(library: KernelLibrary) -> None:
     for name, arguments, words in refused:
         with pytest.raises(KernelError, match=rf"^{name}: .*{words}"):
             library.call(name, *arguments, None)
+    refuses_norms(library)
     for settings, words in [
         ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is -?nan"),
@@ -231,3 +232,23 @@ def test_refusals_name_the_values(library: KernelLibrary) -> None:
     for rows, vocab, words in [(0, 9, "rows is 0"), (1, 262145, "vocab is 262145")]:
         with pytest.raises(KernelError, match=words):
             library.size("awq_edge_sample_workspace", rows, vocab)
+
+
+def refuses_norms(library: KernelLibrary) -> None:
+    given = {"rows": 1, "size": 8, "x": 16, "weight": 16, "y": 16, "residual_scale": 1.0}
+    for fields, words in [
+        ({"rows": 0}, "rows is 0"),
+        ({"eps": -1.0}, "eps is -1"),
+        ({"kind": 2}, "kind is 2"),
+        ({"dtype": Dtype.INT8}, "dtype is 2"),
+        ({"x": None}, "x is .nil."),
+        ({"weight": None}, "weight is .nil."),
+        ({"bias": 8}, "bias is 0x8"),
+        ({"residual": 16}, "the same tensor"),
+        ({"post_weight": 16}, "post_weight without a residual"),
+        ({"residual": 32, "residual_scale": 0.0}, "residual_scale is 0"),
+        ({"y": None}, "y and residual are both null"),
+    ]:
+        norm = interface.NormParameters(**{**given, **fields})
+        with pytest.raises(KernelError, match=rf"^awq_edge_normalize: .*{words}"):
+            library.call("awq_edge_normalize", norm, None)

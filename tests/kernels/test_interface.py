@@ -15,12 +15,15 @@ from tests.compilers import HEADER
 
 STRUCTS = {
     "awq_edge_w4a16_weight": interface.W4A16Weight,
+    "awq_edge_norm": interface.NormParameters,
     "awq_edge_attention": interface.AttentionParameters,
     "awq_edge_sampling": interface.Sampling,
 }
 ENUMS = {
     "awq_edge_status": (interface.Status, "AWQ_EDGE_"),
     "awq_edge_dtype": (interface.Dtype, "AWQ_EDGE_"),
+    "awq_edge_norm_kind": (interface.NormKind, "AWQ_EDGE_NORM_"),
+    "awq_edge_activation_kind": (interface.Activation, "AWQ_EDGE_ACTIVATION_"),
     "awq_edge_epilogue": (interface.Epilogue, "AWQ_EDGE_EPILOGUE_"),
     "awq_edge_tactic": (interface.Tactic, "AWQ_EDGE_TACTIC_"),
 }
@@ -55,6 +58,12 @@ def test_no_enumerator_of_the_header_is_overlooked() -> None:
             for key, value in re.findall(r"(\w+)\s*=\s*(\d+)", match[1])
         }
         assert values == {member.name: member.value for member in enum}, name
+
+
+def test_an_epilogue_is_an_activation_with_or_without_a_gate() -> None:
+    for epilogue in interface.Epilogue:
+        activation, gate = epilogue.activation, "_MUL" if epilogue.paired else ""
+        assert epilogue.name == ("NONE" if activation is None else activation.name + gate)
 
 
 def test_a_type_that_the_reader_does_not_know_is_no_int() -> None:

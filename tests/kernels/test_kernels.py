@@ -72,9 +72,12 @@ def test_places_are_searched_in_order(
 @pytest.mark.parametrize(
     ("fake", "words"),
     [
-        (FakeLibrary(abi_version=99), "abi version 99, this awq-edge needs 1"),
+        (FakeLibrary(abi_version=99), "abi version 99, this awq-edge needs 2"),
         (FakeLibrary(layout_version=7), "layout version 7, this awq-edge needs 1"),
-        (FakeLibrary(omit="awq_edge_silu_mul"), "not a whole kernel library .*awq_edge_silu_mul"),
+        (
+            FakeLibrary(omit="awq_edge_gather_rows"),
+            "not a whole kernel library .*awq_edge_gather_rows",
+        ),
         (FakeLibrary(omit="awq_edge_abi_version"), "not a whole kernel library"),
         (FakeLibrary(architectures="80,86,87"), "compute capability 80,86,87, GPU 0 has 90"),
     ],
@@ -146,7 +149,7 @@ def test_arguments_arrive_and_sizes_come_back(gcc: str, tmp_path: Path) -> None:
     ("last", "words"),
     [
         ("size is 7", "size is 7"),
-        ("awq_edge_silu_mul: size is 7", "size is 7"),
+        ("awq_edge_gather_rows: size is 7", "size is 7"),
         ("", "refused"),
     ],
 )
@@ -155,18 +158,18 @@ def test_a_refusal_is_raised_with_the_library_s_words(
 ) -> None:
     fake = FakeLibrary(status=1, last_error=last)
     library = load_kernels(fake.build(gcc, tmp_path / FILE_NAME))
-    with pytest.raises(KernelError, match=rf"^awq_edge_silu_mul: {words} \(status 1\)$"):
-        library.call("awq_edge_silu_mul", 16, 16, 1, 7, 0, None)
+    with pytest.raises(KernelError, match=rf"^awq_edge_gather_rows: {words} \(status 1\)$"):
+        library.call("awq_edge_gather_rows", 16, 16, 16, 1, 7, 0, None)
     with pytest.raises(KernelError, match=words):
         library.size("awq_edge_sample_workspace", 1, 1)
 
 
 def test_a_wrong_number_of_arguments_never_reaches_the_library(gcc: str, tmp_path: Path) -> None:
     library = load_kernels(FakeLibrary().build(gcc, tmp_path / FILE_NAME))
-    for arguments in [(16, 16, 1, 7, 0), (16, 16, 1, 7, 0, None, None)]:
-        with pytest.raises(TypeError, match="takes 6 arguments"):
-            library.call("awq_edge_silu_mul", *arguments)
+    for arguments in [(16, 16, 16, 1, 7, 0), (16, 16, 16, 1, 7, 0, None, None)]:
+        with pytest.raises(TypeError, match="takes 7 arguments"):
+            library.call("awq_edge_gather_rows", *arguments)
     with pytest.raises(ctypes.ArgumentError):
-        library.call("awq_edge_silu_mul", 16, 16, 1.5, 7, 0, None)
+        library.call("awq_edge_gather_rows", 16, 16, 16, 1.5, 7, 0, None)
     with pytest.raises(KeyError):
         library.call("awq_edge_nothing")

@@ -13,6 +13,7 @@ from awq_edge.kernels.kernels import (
     candidates,
     load_kernels,
 )
+from tests.kernels.gpu.op_cases import DTYPES, Call
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,8 @@ def library(torch: Any) -> KernelLibrary:
     if not named and not any(file.is_file() for file in candidates()):
         pytest.skip(reason="no kernel library; build it with `awq-edge build-plugins`")
     return load_kernels()
+
+
+@pytest.fixture(params=DTYPES)
+def call(request: pytest.FixtureRequest, library: KernelLibrary, torch: Any) -> Call:
+    return Call(library, torch, request.param)

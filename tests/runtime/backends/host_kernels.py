@@ -8,7 +8,6 @@ what a kernel writes is rounded to the activation dtype once, as the header says
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,18 +18,25 @@ from awq_edge.kernels.interface import (
     COUNTER_BYTES,
     FUNCTIONS,
     AttentionParameters,
-    Dtype,
     Epilogue,
     Sampling,
     W4A16Weight,
 )
 from awq_edge.kernels.packing import PackedWeight, unpack
 from awq_edge.model.w4a16 import dequantize
+from tests.kernels.host_memory import (
+    DTYPES,
+    Array,
+    check_workspace,
+    narrow,
+    raw,
+    read,
+    read_rows,
+    wide,
+    write,
+)
+from tests.kernels.host_operations import HostOperations, after_epilogue, rms
 
-Array = np.ndarray[Any, Any]
-# bfloat16 as its bits: NumPy has no such type.
-_DTYPES: dict[int, Any] = {Dtype.FLOAT16: np.float16, Dtype.BFLOAT16: np.uint16}
-_ALIGNMENT = 16
 _STREAM = 0x5EED  # what the device hands out, and every launch has to pass on
 
 
@@ -78,7 +84,7 @@ class HostDevice:
         return 1e9
 
 
-class HostKernels:
+class HostKernels(HostOperations):
     """See `awq_edge.kernels.kernels.KernelLibrary`. calls: names, in order."""
 
     def __init__(self) -> None:
@@ -98,18 +104,16 @@ class HostKernels:
     def w4a16_linear(
         self, weight: W4A16Weight, x: int, y: int, m: int, tactic: int, space: int, size: int
     ) -> None:
-        _check_workspace(space, size)
+        check_workspace(space, size)
         n, k = weight.out_features, weight.in_features
         w = self._dequantized(weight)
         values = read(x, (m, k), weight.dtype) @ w.T
         if weight.bias:
             values = values + read(weight.bias, (n,), weight.dtype)
-        if weight.epilogue == Epilogue.SILU_MUL:
-            values = silu(values[:, : n // 2]) * values[:, n // 2 :]
-        write(y, values, weight.dtype)
+        write(y, after_epilogue(values, Epilogue(weight.epilogue)), weight.dtype)
 
     def cached_attention(self, a: AttentionParameters, space: int, size: int) -> None:
-        _check_workspace(space, size)
+        check_workspace(space, size)
         assert (a.batch, a.kv_dtype) == (1, a.dtype)
         s, h, g, d = a.tokens, a.num_heads, a.num_kv_heads, a.head_size
         past = int(raw(a.past_length, (1,), np.int64)[0])
@@ -127,7 +131,7 @@ class HostKernels:
         q, k = (_rotated(each, *tables) for each in (q, k))
         caches = []
         for cache, new in ((a.key_cache, k), (a.value_cache, v)):
-            whole = raw(cache, (g, a.context, d), _DTYPES[a.dtype])
+            whole = raw(cache, (g, a.context, d), DTYPES[a.dtype])
             whole[:, past : past + s] = narrow(new.transpose(1, 0, 2), a.dtype)
             caches.append(wide(whole[:, : past + s], a.dtype).repeat(h // g, axis=0))
         keys, values = caches  # [h, past + s, d]
@@ -138,33 +142,6 @@ class HostKernels:
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
         write(a.y, np.einsum("hsp,hpd->shd", shares, values).reshape(s, h * d), a.dtype)
-
-    def rms_norm(
-        self,
-        x: int,
-        residual: int | None,
-        weight: int,
-        y: int,
-        rows: int,
-        size: int,
-        eps: float,
-        dtype: int,
-    ) -> None:
-        values = read(x, (rows, size), dtype)
-        if residual is not None:
-            write(residual, values + read(residual, (rows, size), dtype), dtype)
-            values = read(residual, (rows, size), dtype)
-        write(y, rms(values, eps) * read(weight, (size,), dtype), dtype)
-
-    def silu_mul(self, x: int, y: int, rows: int, size: int, dtype: int) -> None:
-        both = read(x, (rows, 2 * size), dtype)
-        write(y, silu(both[:, :size]) * both[:, size:], dtype)
-
-    def embedding(
-        self, ids: int, table: int, y: int, rows: int, size: int, vocab: int, dtype: int
-    ) -> None:
-        wanted = raw(ids, (rows,), np.int64)
-        write(y, read(table, (vocab, size), dtype)[wanted], dtype)
 
     def gather_rows(self, x: int, rows: int, y: int, count: int, size: int, dtype: int) -> None:
         wanted = raw(rows, (count,), np.int64)
@@ -182,7 +159,7 @@ class HostKernels:
         space: int,
         size: int,
     ) -> None:
-        _check_workspace(space, size)
+        check_workspace(space, size)
         assert sampling.temperature == 0
         raw(ids, (rows,), np.int64)[:] = read(logits, (rows, vocab), dtype).argmax(axis=1)
 
@@ -193,7 +170,7 @@ class HostKernels:
         """float32 [n, k], gate above up; unpacked once."""
         address: int = weight.qweight
         if address not in self._weights:
-            paired = weight.epilogue == Epilogue.SILU_MUL
+            paired = Epilogue(weight.epilogue).paired
             n, k, bits, group = (
                 weight.out_features,
                 weight.in_features,
@@ -218,62 +195,9 @@ class HostKernels:
         return self._weights[address]
 
 
-def raw(address: int, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The memory at an address, writable."""
-    assert address and address % _ALIGNMENT == 0, hex(address or 0)
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = (ctypes.c_uint8 * size).from_address(address)
-    return np.frombuffer(memory, dtype=np.uint8).view(dtype).reshape(shape)
-
-
-def read(address: int, shape: tuple[int, ...], dtype: int) -> Array:
-    """Activations as float32."""
-    return wide(raw(address, shape, _DTYPES[dtype]), dtype)
-
-
-def read_rows(address: int, rows: int, stride: int, size: int, dtype: int) -> Array:
-    """Rows that lie `stride` elements apart, as float32 [rows, size]."""
-    assert stride % 8 == 0 and stride >= size
-    flat = read(address, ((rows - 1) * stride + size,), dtype)
-    return np.stack([flat[row * stride : row * stride + size] for row in range(rows)])
-
-
-def write(address: int, values: Array, dtype: int) -> None:
-    """Round to activations."""
-    raw(address, values.shape, _DTYPES[dtype])[:] = narrow(values, dtype)
-
-
-def wide(values: Array, dtype: int) -> Array:
-    """Activations as they lie in memory, as float32."""
-    if dtype == Dtype.FLOAT16:
-        return values.astype(np.float32)
-    return (values.astype(np.uint32) << 16).view(np.float32)
-
-
-def narrow(values: Array, dtype: int) -> Array:
-    """The inverse of `wide`, to nearest, ties to even."""
-    if dtype == Dtype.FLOAT16:
-        return values.astype(np.float16)
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def rms(x: Array, eps: float) -> Array:
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(eps))
-
-
-def silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
-
-
 def _rotated(x: Array, cosine: Array, sine: Array) -> Array:
     """x: [s, heads, d]; the first 2 * half channels turn."""
     half = cosine.shape[1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cosine, sine = cosine[:, None], sine[:, None]
     return np.concatenate([a * cosine - b * sine, b * cosine + a * sine, rest], axis=-1)
-
-
-def _check_workspace(address: int, size: int) -> None:
-    assert size >= COUNTER_BYTES + 16
-    assert not raw(address, (COUNTER_BYTES,), np.uint8).any()

@@ -101,9 +101,9 @@ def test_a_decode_step_is_one_list_of_kernels(bundle: Bundle) -> None:
     with CudaSession(bundle, SessionOptions(), HostDevice(), kernels) as session:
         kernels.calls.clear()
         session.decode(5)  # type: ignore[attr-defined]
-    layer = ["rms_norm", "w4a16_linear", "cached_attention", "w4a16_linear"]
-    layer += ["rms_norm", "w4a16_linear", "w4a16_linear"]
-    expected = ["embedding", *layer * bundle.manifest.num_layers, "rms_norm", "w4a16_linear"]
+    layer = ["normalize", "w4a16_linear", "cached_attention", "w4a16_linear"]
+    layer += ["normalize", "w4a16_linear", "w4a16_linear"]
+    expected = ["embedding", *layer * bundle.manifest.num_layers, "normalize", "w4a16_linear"]
     assert kernels.calls == [f"awq_edge_{name}" for name in expected]
 
 

@@ -1,8 +1,8 @@
 """The decoder of a program over our kernels: buffers, one pass over some tokens, logits.
 
-    ids ─ embedding ─ residual ─┬─ rms_norm ─ qkv ─ cached_attention ─ attention_out ─┐
-                                │  (residual += branch) rms_norm ─ gate_up ─ mlp_out ─ branch
-                                └─ ... every layer ─ rows that are wanted ─ rms_norm ─ lm_head
+    ids ─ embedding ─ residual ─┬─ norm ─ qkv ─ cached_attention ─ attention_out ─┐
+                                │  (residual += branch) norm ─ gate_up ─ mlp_out ─ branch
+                                └─ ... every layer ─ rows that are wanted ─ norm ─ lm_head
 
 Nothing is allocated after the constructor, so a pass over one token can be captured into a graph.
 """
@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 import torch
 
-from awq_edge.kernels.interface import COUNTER_BYTES, AttentionParameters, Sampling
+from awq_edge.kernels.interface import (
+    COUNTER_BYTES,
+    Activation,
+    AttentionParameters,
+    NormKind,
+    NormParameters,
+    Sampling,
+)
 from awq_edge.runtime.backends.cuda.device import Device
 from awq_edge.runtime.backends.cuda.linears import KERNEL_DTYPES, Kernels, ReadyLinear, ready_linear
 from awq_edge.runtime.backends.cuda.program import CudaProgram, Layer, Linear
@@ -214,11 +221,14 @@ class CudaModel:
             both = buffers.gate_up.view(-1)[: rows * 2 * size].view(rows, 2 * size)
             self._linear(layer.gate_up[0], buffers.normed, both, rows)
             self._call(
-                "awq_edge_silu_mul",
+                "awq_edge_activation",
                 both.data_ptr(),
+                both[:, size:].data_ptr(),
                 buffers.product.data_ptr(),
                 rows,
                 size,
+                2 * size,
+                Activation.SILU,
                 self._kernel_dtype,
             )
         self._linear(layer.mlp_out, buffers.product, buffers.branch, rows)
@@ -231,17 +241,19 @@ class CudaModel:
         self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, rows: int
     ) -> None:
         """`normed` = norm of x, or of residual += x."""
-        self._call(
-            "awq_edge_rms_norm",
-            x.data_ptr(),
-            None if residual is None else residual.data_ptr(),
-            weight.data_ptr(),
-            self._buffers.normed.data_ptr(),
-            rows,
-            self._program.hidden_size,
-            self._program.norm_eps,
-            self._kernel_dtype,
+        norm = NormParameters(
+            kind=NormKind.RMS,
+            dtype=self._kernel_dtype,
+            rows=rows,
+            size=self._program.hidden_size,
+            eps=self._program.norm_eps,
+            residual_scale=1.0,
+            x=x.data_ptr(),
+            residual=None if residual is None else residual.data_ptr(),
+            weight=weight.data_ptr(),
+            y=self._buffers.normed.data_ptr(),
         )
+        self._call("awq_edge_normalize", norm)
 
     def _linear(self, linear: ReadyLinear, x: torch.Tensor, y: torch.Tensor, rows: int) -> None:
         linear.run(x[:rows], y[:rows], self._workspace, self._device.stream)
