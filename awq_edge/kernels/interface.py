@@ -44,11 +44,12 @@ class Status(IntEnum):
 
 
 class Dtype(IntEnum):
-    """awq_edge_dtype: of activations, and of the cache."""
+    """awq_edge_dtype: of activations; INT8 of the cache, FLOAT32 of logits."""
 
     FLOAT16 = _NUMBERS["FLOAT16"]
     BFLOAT16 = _NUMBERS["BFLOAT16"]
     INT8 = _NUMBERS["INT8"]
+    FLOAT32 = _NUMBERS["FLOAT32"]
 
 
 class NormKind(IntEnum):

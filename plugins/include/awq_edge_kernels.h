@@ -50,7 +50,12 @@ enum awq_edge_status {
   AWQ_EDGE_NO_LIBRARY = 5        /* a tactic needs cuBLASLt, which could not be loaded */
 };
 
-enum awq_edge_dtype { AWQ_EDGE_FLOAT16 = 0, AWQ_EDGE_BFLOAT16 = 1, AWQ_EDGE_INT8 = 2 };
+enum awq_edge_dtype {
+  AWQ_EDGE_FLOAT16 = 0,
+  AWQ_EDGE_BFLOAT16 = 1,
+  AWQ_EDGE_INT8 = 2,   /* of the KV cache */
+  AWQ_EDGE_FLOAT32 = 3 /* of logits */
+};
 
 AWQ_EDGE_API int awq_edge_abi_version(void);
 AWQ_EDGE_API int awq_edge_layout_version(void);
@@ -218,10 +223,30 @@ AWQ_EDGE_API int awq_edge_activation(const void* gate, const void* up, void* y, 
                                      int32_t size, int64_t stride, int32_t activation,
                                      int32_t dtype, void* stream);
 
-/* y[r, :] = table[ids[r], :]; ids: int64 [rows], each within 0..vocab-1 (others read row 0);
- * table: [vocab, size]. */
+/* y[r, :] = table[ids[r], :] * scale; ids: int64 [rows], each within 0..vocab-1 (others read row
+ * 0); table: [vocab, size]. */
 AWQ_EDGE_API int awq_edge_embedding(const int64_t* ids, const void* table, void* y, int32_t rows,
-                                    int32_t size, int32_t vocab, int32_t dtype, void* stream);
+                                    int32_t size, int32_t vocab, float scale, int32_t dtype,
+                                    void* stream);
+
+/* The same from a packed table of 4 or 8 bits [vocab = out_features, size = in_features], whose
+ * numbers are rounded once, after the scale; y: [rows, in_features]. awq_edge_w4a16_linear reads the
+ * same bytes as the weight of a tied output layer. No ..._MUL epilogue; bias is not read. */
+AWQ_EDGE_API int awq_edge_w4a16_embedding(const awq_edge_w4a16_weight* table, const int64_t* ids,
+                                          void* y, int32_t rows, float scale, void* stream);
+
+/* y[row, :] += table[past_length[b] + s, :] for token s of sequence b; rows, tokens and row_begin as
+ * in awq_edge_attention. table: [positions, size]; a position behind it reads the last row. */
+AWQ_EDGE_API int awq_edge_add_positions(const void* table, const int64_t* past_length,
+                                        const int64_t* row_begin, void* y, int32_t batch,
+                                        int32_t tokens, int32_t size, int32_t positions,
+                                        int32_t dtype, void* stream);
+
+/* y = cap(x * scale), cap(v) = soft_cap * tanh(v / soft_cap), or v where soft_cap is 0. x: [rows,
+ * size] in dtype; y: [rows, size] in y_dtype, which is dtype (x and y may be the same then) or
+ * AWQ_EDGE_FLOAT32. */
+AWQ_EDGE_API int awq_edge_logits(const void* x, void* y, int32_t rows, int32_t size, float scale,
+                                 float soft_cap, int32_t dtype, int32_t y_dtype, void* stream);
 
 /* y[i, :] = x[rows[i], :]; rows: int64 [count]; x: [*, size]. For the wanted positions of a
  * prefill. */

@@ -1,9 +1,39 @@
-// Launches of the kernels that are compiled in files of their own.
+// What the entry points of quantized weights share: checks, and launches of the kernels that are
+// compiled in files of their own.
 #pragma once
 
 #include "w4a16_plan.h"
 
 namespace awq_edge {
+
+// The activation of an awq_edge_epilogue, and whether it is a gate's, whose tiles hold the factors
+// too.
+struct Epilogue {
+  int activation;  // awq_edge_activation_kind; -1: none
+  bool paired;
+};
+
+inline Epilogue epilogue_of(int epilogue) {
+  switch (epilogue) {
+    case AWQ_EDGE_EPILOGUE_SILU_MUL:
+      return {AWQ_EDGE_ACTIVATION_SILU, true};
+    case AWQ_EDGE_EPILOGUE_GELU_MUL:
+      return {AWQ_EDGE_ACTIVATION_GELU, true};
+    case AWQ_EDGE_EPILOGUE_GELU_TANH_MUL:
+      return {AWQ_EDGE_ACTIVATION_GELU_TANH, true};
+    case AWQ_EDGE_EPILOGUE_RELU:
+      return {AWQ_EDGE_ACTIVATION_RELU, false};
+    case AWQ_EDGE_EPILOGUE_GELU:
+      return {AWQ_EDGE_ACTIVATION_GELU, false};
+    case AWQ_EDGE_EPILOGUE_RELU_SQUARED:
+      return {AWQ_EDGE_ACTIVATION_RELU_SQUARED, false};
+    default:
+      return {-1, false};
+  }
+}
+
+// INVALID_ARGUMENT in words unless the kernels take such a weight. pointers: whether those are checked.
+int check_weight(const awq_edge_w4a16_weight* weight, bool pointers);
 
 struct DecodeArguments;
 struct GemmArguments;

@@ -67,6 +67,24 @@ AWQ_EDGE_HD uint32_t extract_code(int bits, const uint32_t* words, int h, int s,
   return (half[0] >> bit & 1) | (half[1] >> bit & 1) << 1 | (half[2] >> bit & 1) << 2;
 }
 
+// Eight neighbouring channels of one row, from `channel`, a multiple of 8, on. At 4 and 8 bits they are
+// in bits / 2 words of one lane that follow each other: two steps of the two registers of that row.
+struct RowChunk {
+  int lane;
+  int word;  // the first of them, of the lane
+  int r;     // the first register
+};
+
+AWQ_EDGE_HD RowChunk row_chunk(int bits, int row, int channel) {
+  return {4 * (row % 8) + channel % 32 / 8,
+          channel / 64 * bits + channel % 64 / 32 * (bits / 2), row / 8};
+}
+
+// The code of channel `i` of the eight. words: those of the chunk.
+AWQ_EDGE_HD uint32_t chunk_code(int bits, const uint32_t* words, const RowChunk& chunk, int i) {
+  return extract_code(bits, words, 0, i / 4, chunk.r + i / 2 % 2 * 2, i % 2);
+}
+
 // The zero point of row `row` of a tile, from the words of its group.
 AWQ_EDGE_HD uint32_t extract_zero(int bits, const uint32_t* words, int row) {
   const int g = row % 8, high = row / 8;

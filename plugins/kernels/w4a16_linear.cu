@@ -30,34 +30,7 @@ int launch_gemm(const GemmArguments& arguments, const GemmPlan& plan, int dtype,
                                    : launch_gemm_as<__nv_bfloat16>(arguments, plan, bits, stream);
 }
 
-namespace {
-
-// From this many rows on, Hopper multiplies 16-bit weights by its own instructions so much faster
-// than mma.sync that expanding them first pays: docs/kernels.md has the measurement. Edge devices
-// have no such instructions.
-constexpr int kCublasLtFrom = 192;
-constexpr size_t kCublasLtWorkspace = size_t(32) << 20;
-
-struct Sizes {
-  int tiles, blocks;
-  int rows;  // of the packing: whole tiles where gate and up share them
-  int width;
-  Epilogue epilogue;
-  bool paired;
-};
-
-Sizes sizes_of(const awq_edge_w4a16_weight& w) {
-  Sizes s{};
-  s.epilogue = epilogue_of(w.epilogue);
-  s.paired = s.epilogue.paired;
-  s.width = s.paired ? w.out_features / 2 : w.out_features;
-  s.tiles = s.paired ? ceil_div(s.width, 8) : ceil_div(w.out_features, kTileRows);
-  s.blocks = ceil_div(w.in_features, kBlockChannels);
-  s.rows = s.paired ? s.tiles * kTileRows : w.out_features;
-  return s;
-}
-
-int check(const awq_edge_w4a16_weight* w, bool pointers) {
+int check_weight(const awq_edge_w4a16_weight* w, bool pointers) {
   AWQ_EDGE_REQUIRE(w != nullptr, "w4a16: the weight is null");
   AWQ_EDGE_REQUIRE(w->bits == 3 || w->bits == 4 || w->bits == 8,
                    "w4a16: bits is %d; supported are 3, 4 and 8", w->bits);
@@ -87,6 +60,33 @@ int check(const awq_edge_w4a16_weight* w, bool pointers) {
                    static_cast<const void*>(w->zeros));
   AWQ_EDGE_REQUIRE(is_aligned(w->bias, 2), "w4a16: bias %p is not aligned to 2 bytes", w->bias);
   return AWQ_EDGE_OK;
+}
+
+namespace {
+
+// From this many rows on, Hopper multiplies 16-bit weights by its own instructions so much faster
+// than mma.sync that expanding them first pays: docs/kernels.md has the measurement. Edge devices
+// have no such instructions.
+constexpr int kCublasLtFrom = 192;
+constexpr size_t kCublasLtWorkspace = size_t(32) << 20;
+
+struct Sizes {
+  int tiles, blocks;
+  int rows;  // of the packing: whole tiles where gate and up share them
+  int width;
+  Epilogue epilogue;
+  bool paired;
+};
+
+Sizes sizes_of(const awq_edge_w4a16_weight& w) {
+  Sizes s{};
+  s.epilogue = epilogue_of(w.epilogue);
+  s.paired = s.epilogue.paired;
+  s.width = s.paired ? w.out_features / 2 : w.out_features;
+  s.tiles = s.paired ? ceil_div(s.width, 8) : ceil_div(w.out_features, kTileRows);
+  s.blocks = ceil_div(w.in_features, kBlockChannels);
+  s.rows = s.paired ? s.tiles * kTileRows : w.out_features;
+  return s;
 }
 
 int check_tactic(const TacticFields& fields, int m) {
@@ -173,7 +173,7 @@ extern "C" {
 
 int awq_edge_w4a16_workspace(const awq_edge_w4a16_weight* weight, int32_t max_m, int32_t tactic,
                              size_t* bytes) {
-  int status = check(weight, false);
+  int status = check_weight(weight, false);
   if (status != AWQ_EDGE_OK) return status;
   AWQ_EDGE_REQUIRE(max_m >= 1 && max_m <= kMaxTokens, "w4a16: max_m is %d; supported are 1 to %d",
                    max_m, kMaxTokens);
@@ -192,7 +192,7 @@ int awq_edge_w4a16_workspace(const awq_edge_w4a16_weight* weight, int32_t max_m,
 
 int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, void* y, int32_t m,
                           int32_t tactic, void* workspace, size_t workspace_bytes, void* stream) {
-  int status = check(weight, true);
+  int status = check_weight(weight, true);
   if (status != AWQ_EDGE_OK) return status;
   AWQ_EDGE_REQUIRE(x != nullptr && is_aligned(x), "w4a16: x %p is null or not aligned to 16 bytes",
                    x);
@@ -242,7 +242,7 @@ int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, vo
 }
 
 int awq_edge_w4a16_dequantize(const awq_edge_w4a16_weight* weight, void* dense, void* stream) {
-  const int status = check(weight, true);
+  const int status = check_weight(weight, true);
   if (status != AWQ_EDGE_OK) return status;
   AWQ_EDGE_REQUIRE(dense != nullptr && is_aligned(dense),
                    "w4a16: w %p is null or not aligned to 16 bytes", dense);

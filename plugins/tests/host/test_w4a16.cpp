@@ -59,6 +59,27 @@ bool codes_come_out(const std::vector<uint32_t>& words) {
 
 }  // namespace
 
+TEST(eight_neighbouring_channels_of_a_row_are_words_of_one_lane) {
+  for (int bits : {4, 8}) {
+    const std::vector<uint32_t> words = random_words(bits, 7);
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int h = 0; h < 2; ++h)
+        for (int s = 0; s < 4; ++s)
+          for (int r = 0; r < 4; ++r)
+            for (int e = 0; e < 2; ++e) {
+              const int channel = fragment_channel(lane, h, s, r, e);
+              const RowChunk chunk = row_chunk(bits, fragment_row(lane, r), channel / 8 * 8);
+              CHECK_EQ(chunk.lane, lane);
+              // They lie behind each other in the block, so that one load has them all.
+              for (int w = 1; w < bits / 2; ++w)
+                CHECK_EQ(word_index(bits, lane, chunk.word + w),
+                         word_index(bits, lane, chunk.word) + w);
+              CHECK_EQ(chunk_code(bits, &words[chunk.word], chunk, channel % 8),
+                       extract_code(bits, words.data(), h, s, r, e));
+            }
+  }
+}
+
 TEST(every_code_minus_every_zero_point_is_exact) {
   for (uint32_t seed = 1; seed <= 200; ++seed) {
     CHECK((codes_come_out<Float16Codes, 4>(random_words(4, seed))));

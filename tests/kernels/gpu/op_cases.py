@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from awq_edge.kernels.interface import Dtype, NormKind, NormParameters, Sampling
+from awq_edge.kernels.interface import Activation, Dtype, NormKind, NormParameters, Sampling
 from awq_edge.kernels.kernels import KernelLibrary
 
 DTYPES = ("float16", "bfloat16")
@@ -83,3 +83,17 @@ def assert_rounded_once(call: Call, actual: Any, exact: Any, steps: int = 16) ->
     error = (actual.double() - exact).abs()
     allowed = exact.abs() * (ROUNDING[call.name] + steps * 2.0**-24) + SMALLEST[call.name]
     assert bool((error <= allowed).all()), float((error / allowed).max())
+
+
+def exact_activation(torch: Any, x: Any, activation: Activation) -> Any:
+    """float64, without cancellation in the tails."""
+    x = x.double()
+    if activation == Activation.SILU:
+        return x / (1 + (-x).exp())
+    if activation == Activation.GELU:
+        return 0.5 * x * torch.special.erfc(-x / 2**0.5)
+    if activation == Activation.GELU_TANH:
+        inner = (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)
+        return x / (1 + (-2 * inner).exp())
+    positive = x.clamp(min=0)
+    return positive if activation == Activation.RELU else positive**2

@@ -1,4 +1,4 @@
-"""Activations, embeddings and gathered rows on a GPU, against float64."""
+"""Activations and logits on a GPU, against float64."""
 
 from __future__ import annotations
 
@@ -7,26 +7,12 @@ from typing import Any
 import pytest
 
 from awq_edge.errors import KernelError
-from awq_edge.kernels.interface import Activation
+from awq_edge.kernels.interface import Activation, Dtype
 from awq_edge.kernels.kernels import KernelLibrary
 
-from .op_cases import ACTIVATION_STEPS, POISON, SIZES, Call, assert_rounded_once
+from .op_cases import ACTIVATION_STEPS, POISON, SIZES, Call, assert_rounded_once, exact_activation
 
 pytestmark = pytest.mark.gpu
-
-
-def exact_activation(torch: Any, x: Any, activation: Activation) -> Any:
-    """float64, without cancellation in the tails."""
-    x = x.double()
-    if activation == Activation.SILU:
-        return x / (1 + (-x).exp())
-    if activation == Activation.GELU:
-        return 0.5 * x * torch.special.erfc(-x / 2**0.5)
-    if activation == Activation.GELU_TANH:
-        inner = (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)
-        return x / (1 + (-2 * inner).exp())
-    positive = x.clamp(min=0)
-    return positive if activation == Activation.RELU else positive**2
 
 
 @pytest.mark.parametrize("activation", tuple(Activation))
@@ -48,27 +34,22 @@ def test_activation(call: Call, rows: int, size: int, activation: Activation) ->
     assert_rounded_once(call, whole, exact, steps=ACTIVATION_STEPS)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_embedding_and_gather_rows(call: Call, size: int) -> None:
-    torch, vocab = call.torch, 300
-    table = call.random(vocab, size)
-    ids = torch.tensor([5, 0, 299, 5, -1, 300, 2**40], dtype=torch.int64, device="cuda")
-    y = call.poisoned(len(ids), size)
-    call.run("awq_edge_embedding", ids, table, y, len(ids), size, vocab, call.code)
-    # Ids outside of the vocabulary read row 0.
-    assert torch.equal(y, table[[5, 0, 299, 5, 0, 0, 0]])
-    rows = torch.tensor([299, 7, 7], dtype=torch.int64, device="cuda")
-    picked = call.poisoned(3, size)
-    call.run("awq_edge_gather_rows", table, rows, picked, 3, size, call.code)
-    assert torch.equal(picked, table[rows])
-
-
-def test_embedding_of_more_rows_than_a_grid_holds(call: Call) -> None:
-    table, rows = call.random(50, 8), 70_000
-    ids = call.torch.arange(rows, device="cuda") % 50
-    y = call.poisoned(rows, 8)
-    call.run("awq_edge_embedding", ids, table, y, rows, 8, 50, call.code)
-    assert call.torch.equal(y, table[ids])
+@pytest.mark.parametrize("size", (1, 7, 1000, 32003, 262144))
+@pytest.mark.parametrize("soft_cap", [0.0, 30.0])
+@pytest.mark.parametrize("scale", [1.0, 1 / 6])
+def test_logits(call: Call, size: int, soft_cap: float, scale: float) -> None:
+    torch, rows = call.torch, 3
+    x = call.random(rows, size, scale=40.0)
+    x[0, 0] = -3e4
+    exact = x.double() * scale
+    if soft_cap:
+        exact = soft_cap * (exact / soft_cap).tanh()
+    y = torch.full((rows, size), POISON, device="cuda")
+    given = (rows, size, scale, soft_cap, call.code)
+    call.run("awq_edge_logits", x, y, *given, Dtype.FLOAT32)
+    assert bool(((y.double() - exact).abs() <= exact.abs() * ACTIVATION_STEPS * 2.0**-24).all())
+    call.run("awq_edge_logits", x, x, *given, call.code)  # in place
+    assert torch.equal(x, y.to(call.dtype))
 
 
 def test_advance(library: KernelLibrary, torch: Any) -> None:

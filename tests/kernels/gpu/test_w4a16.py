@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from awq_edge.errors import KernelError
-from awq_edge.kernels.interface import Tactic
+from awq_edge.kernels.interface import Epilogue, Tactic
 from awq_edge.kernels.kernels import load_kernels
 from awq_edge.kernels.packing import PackedWeight, pack, pack_gate_up, unpack
 from awq_edge.model.w4a16 import QuantizedWeight, dequantize
@@ -38,8 +38,8 @@ HALF, BRAIN = torch.float16, torch.bfloat16
 TOLERANCE = {HALF: 5e-4, BRAIN: 4e-3}
 # cuBLASLt's weights are rounded too, and its sums before the bias is added.
 ROUNDED_WEIGHTS = 3
-# silu(gate) * up is of two factors, and amplifies differences where the gate is negative.
-SILU = 2
+# f(gate) * up is of two factors, and amplifies differences where the gate is negative.
+ACTIVATION = 2
 ALL_M = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 512, 4096)
 # (n, k) of Llama-2-7B, Llama-3-8B and Qwen3-4B, merged as they run: qkv, o, gate and up, down.
 REAL_SHAPES = {
@@ -60,7 +60,7 @@ def tolerance(linear: Linear, tactic: int, m: int) -> float:
     value = TOLERANCE[linear.dtype]
     if tactic == Tactic.CUBLASLT or (tactic == Tactic.AUTO and m > 16):
         value *= ROUNDED_WEIGHTS
-    return value * SILU if linear.silu_mul else value
+    return value if linear.epilogue == Epilogue.NONE else value * ACTIVATION
 
 
 def tactics(m: int) -> tuple[int, ...]:
@@ -114,10 +114,13 @@ def test_rows_that_are_no_whole_tile(
 @pytest.mark.parametrize("bits", [3, 4, 8])
 @pytest.mark.parametrize("dtype", [HALF, BRAIN])
 @pytest.mark.parametrize("bias", [False, True])
-def test_silu_of_gate_times_up(run: Runner, bits: int, dtype: Any, bias: bool) -> None:
+@pytest.mark.parametrize("epilogue", [each for each in Epilogue if each.paired], ids=str)
+def test_activation_of_gate_times_up(
+    run: Runner, bits: int, dtype: Any, bias: bool, epilogue: Epilogue
+) -> None:
     for width, k in ((8, 128), (44, 384), (1000, 2048)):
         linear = random_linear(
-            2 * -(-width // 8) * 8, k, bits=bits, dtype=dtype, bias=bias, silu_mul=True
+            2 * -(-width // 8) * 8, k, bits=bits, dtype=dtype, bias=bias, epilogue=epilogue
         )
         # The last rows of gate and of up are padding.
         linear = replace(
@@ -125,6 +128,16 @@ def test_silu_of_gate_times_up(run: Runner, bits: int, dtype: Any, bias: bool) -
             out_features=2 * width,
             bias=None if linear.bias is None else linear.bias[: 2 * width].contiguous(),
         )
+        weight = weight_of(linear)
+        for m in (1, 9, 16, 20, 200):
+            check(run, linear, torch.randn(m, k, device="cuda", dtype=dtype), weight)
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN])
+@pytest.mark.parametrize("epilogue", [each for each in Epilogue if not each.paired], ids=str)
+def test_activation_behind_the_bias(run: Runner, dtype: Any, epilogue: Epilogue) -> None:
+    for n, k in ((8, 128), (44, 384), (3072, 768)):
+        linear = random_linear(n, k, dtype=dtype, bias=True, epilogue=epilogue)
         weight = weight_of(linear)
         for m in (1, 9, 16, 20, 200):
             check(run, linear, torch.randn(m, k, device="cuda", dtype=dtype), weight)
@@ -166,7 +179,7 @@ def on_device(packed: PackedWeight, dtype: Any) -> Linear:
         in_features=packed.in_features,
         out_features=packed.out_features,
         dtype=dtype,
-        silu_mul=packed.paired,
+        epilogue=Epilogue.SILU_MUL if packed.paired else Epilogue.NONE,
     )
 
 

@@ -9,14 +9,18 @@ import torch
 
 from awq_edge.kernels.interface import COUNTER_BYTES, Dtype, Epilogue, W4A16Weight
 from awq_edge.kernels.kernels import KernelLibrary
+from tests.kernels.gpu.op_cases import exact_activation
 
 DTYPES = {torch.float16: Dtype.FLOAT16, torch.bfloat16: Dtype.BFLOAT16}
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A weight on the device. qweight, scales, zeros: as packed. bias: [n] or None. silu_mul: rows
-    are gate and up in turns of eight."""
+    """A weight on the device.
+
+    qweight, scales, zeros: as packed; where the epilogue is of a pair, rows are gate and up in
+    turns of eight. bias: [n] or None.
+    """
 
     qweight: Any
     scales: Any
@@ -27,11 +31,11 @@ class Linear:
     in_features: int
     out_features: int
     dtype: torch.dtype
-    silu_mul: bool = False
+    epilogue: Epilogue = Epilogue.NONE
 
     @property
     def width(self) -> int:
-        return self.out_features // 2 if self.silu_mul else self.out_features
+        return self.out_features // 2 if self.epilogue.paired else self.out_features
 
     @property
     def parameters(self) -> W4A16Weight:
@@ -41,7 +45,7 @@ class Linear:
             in_features=self.in_features,
             out_features=self.out_features,
             dtype=DTYPES[self.dtype],
-            epilogue=Epilogue.SILU_MUL if self.silu_mul else Epilogue.NONE,
+            epilogue=self.epilogue,
             qweight=self.qweight.data_ptr(),
             scales=self.scales.data_ptr(),
             zeros=None if self.zeros is None else self.zeros.data_ptr(),
@@ -58,7 +62,7 @@ def random_linear(
     dtype: torch.dtype = torch.float16,
     symmetric: bool = False,
     bias: bool = False,
-    silu_mul: bool = False,
+    epilogue: Epilogue = Epilogue.NONE,
     seed: int = 0,
 ) -> Linear:
     """Random words are random codes; the padding of tiles and blocks is random too."""
@@ -85,7 +89,7 @@ def random_linear(
         in_features=k,
         out_features=n,
         dtype=dtype,
-        silu_mul=silu_mul,
+        epilogue=epilogue,
     )
 
 
@@ -148,14 +152,14 @@ def zeros_of(linear: Linear) -> Any:
 
 
 def weight_of(linear: Linear) -> Any:
-    """The numbers: float64 [n, k]; with silu_mul, gate above up."""
+    """The numbers: float64 [n, k]; of a pair, gate above up."""
     codes = codes_of(linear)
     rows = len(codes)
     groups = linear.scales.shape[1]
     scales = linear.scales.double().permute(0, 3, 2, 1).reshape(rows, groups)
     difference = codes.reshape(rows, groups, -1).double() - zeros_of(linear).double()[..., None]
     weight = (difference * scales[..., None]).reshape(rows, -1)[:, : linear.in_features]
-    if not linear.silu_mul:
+    if not linear.epilogue.paired:
         return weight[: linear.out_features]
     pairs = weight.reshape(-1, 2, 8, linear.in_features)
     return torch.cat([pairs[:, i].reshape(-1, linear.in_features)[: linear.width] for i in (0, 1)])
@@ -166,10 +170,13 @@ def reference(linear: Linear, weight: Any, x: Any) -> Any:
     sums = x.double() @ weight.T
     if linear.bias is not None:
         sums += linear.bias.double()
-    if not linear.silu_mul:
+    activation = linear.epilogue.activation
+    if activation is None:
         return sums
+    if not linear.epilogue.paired:
+        return exact_activation(torch, sums, activation)
     gate, up = sums.chunk(2, dim=1)
-    return torch.nn.functional.silu(gate) * up
+    return exact_activation(torch, gate, activation) * up
 
 
 class Runner:

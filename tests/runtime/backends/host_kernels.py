@@ -22,8 +22,6 @@ from awq_edge.kernels.interface import (
     Sampling,
     W4A16Weight,
 )
-from awq_edge.kernels.packing import PackedWeight, unpack
-from awq_edge.model.w4a16 import dequantize
 from tests.kernels.host_memory import (
     DTYPES,
     Array,
@@ -88,8 +86,8 @@ class HostKernels(HostOperations):
     """See `awq_edge.kernels.kernels.KernelLibrary`. calls: names, in order."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[str] = []
-        self._weights: dict[int, Array] = {}
 
     def call(self, name: str, *arguments: Any) -> None:
         assert len(arguments) == len(FUNCTIONS[name]), name
@@ -106,7 +104,7 @@ class HostKernels(HostOperations):
     ) -> None:
         check_workspace(space, size)
         n, k = weight.out_features, weight.in_features
-        w = self._dequantized(weight)
+        w = self.dequantized(weight)
         values = read(x, (m, k), weight.dtype) @ w.T
         if weight.bias:
             values = values + read(weight.bias, (n,), weight.dtype)
@@ -165,34 +163,6 @@ class HostKernels(HostOperations):
 
     def advance(self, past_length: int, batch: int, by: int) -> None:
         raw(past_length, (batch,), np.int64)[:] += by
-
-    def _dequantized(self, weight: W4A16Weight) -> Array:
-        """float32 [n, k], gate above up; unpacked once."""
-        address: int = weight.qweight
-        if address not in self._weights:
-            paired = Epilogue(weight.epilogue).paired
-            n, k, bits, group = (
-                weight.out_features,
-                weight.in_features,
-                weight.bits,
-                weight.group_size,
-            )
-            tiles = -(-(n // 2) // 8) if paired else -(-n // 16)
-            blocks = -(-k // 128)
-            groups = blocks * 128 // group
-            zeros = (tiles, groups, 4 if bits == 8 else 2)
-            packed = PackedWeight(
-                qweight=raw(address, (tiles, blocks, 64 * bits), np.int32),
-                scales=raw(weight.scales, (tiles, groups, 8, 2), np.float16),
-                zeros=raw(weight.zeros, zeros, np.int32) if weight.zeros else None,
-                bits=bits,
-                group_size=group,
-                in_features=k,
-                out_features=n,
-                paired=paired,
-            )
-            self._weights[address] = dequantize(unpack(packed))
-        return self._weights[address]
 
 
 def _rotated(x: Array, cosine: Array, sine: Array) -> Array:

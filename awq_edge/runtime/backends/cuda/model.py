@@ -183,6 +183,7 @@ class CudaModel:
             rows,
             program.hidden_size,
             program.vocab_size,
+            1.0,
             self._kernel_dtype,
         )
         for index, layer in enumerate(self._layers):
