@@ -51,7 +51,7 @@ ELSEWHERE = (
     ("a second measurement", r"bench compare"),
     ("another device", r"doctor --recipe jetson"),
     ("code of the reader's own", r"--runtime recomputing|^awq-edge run mine|divergence mine"),
-    ("a recipe of the reader's own", r"rtx-4080-laptop-12gb"),
+    ("a recipe of the reader's own", r"rtx-5080-laptop-16gb"),
     ("a cluster", r"--ray-address|--executor ray"),
     (
         "files that do not ship",
