@@ -59,16 +59,9 @@ Table = dict[str, dict[str, Usage]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="write the table here")
-    parser.add_argument(
-        "--print-library", action="store_true", help="only compile, and print the library's path"
-    )
     arguments = parser.parse_args()
     tools = find_toolchain()
-    build = compiled(tools)
-    if arguments.print_library:
-        print(build / FILE_NAME)
-        return
-    table = read_resources(build)
+    table = read_resources(compiled(tools))
     spilling = {
         f"{name} (sm_{architecture}): {usage['spill_bytes']} bytes"
         for name, row in table.items()
@@ -89,12 +82,18 @@ def architectures(tools: Toolchain) -> tuple[int, ...]:
     return tuple(target for target in wanted if target in tools.known_architectures)
 
 
-def compiled(tools: Toolchain) -> Path:
-    """A folder with the library for all targets and what ptxas said; built if it must be."""
-    targets = architectures(tools)
+def compiled(
+    tools: Toolchain, targets: Sequence[int] | None = None, options: Sequence[str] = ()
+) -> Path:
+    """A folder with the library and what ptxas said; built if it must be.
+
+    targets: `architectures`, or others.
+    options: further arguments of cmake.
+    """
+    targets = tuple(targets or architectures(tools))
     suffix = "" if targets == TARGETS else "-" + "-".join(map(str, targets))
     build = ROOT / "build" / f"plugins{suffix}"
-    stamp, digest = build / STAMP, _digest(tools, targets)
+    stamp, digest = build / STAMP, _digest(tools, targets, options)
     if stamp.is_file() and stamp.read_text() == digest:
         return build
     kept = cache_directory() / "compiled-kernels" / digest
@@ -103,7 +102,7 @@ def compiled(tools: Toolchain) -> Path:
     stamp.unlink(missing_ok=True)
     launcher = f"-DCMAKE_CUDA_COMPILER_LAUNCHER={LAUNCHER}"
     compile_libraries(
-        tools, SOURCES, build, targets, options=[launcher], progress=_progress_to_stderr
+        tools, SOURCES, build, targets, options=[launcher, *options], progress=_progress_to_stderr
     )
     stamp.write_text(digest)
     _keep(build, kept)
@@ -188,11 +187,11 @@ def as_json(tools: Toolchain, table: Table) -> str:
     )
 
 
-def _digest(tools: Toolchain, targets: Sequence[int]) -> str:
+def _digest(tools: Toolchain, targets: Sequence[int], options: Sequence[str]) -> str:
     """Of all that the result depends on: sources, compilers, and how they are called."""
     cxx = subprocess.run([tools.cxx, "--version"], capture_output=True, text=True, check=True)
     nvcc = subprocess.run([tools.nvcc, "--version"], capture_output=True, text=True, check=True)
-    digest = hashlib.sha256(f"{tools.nvcc} {nvcc.stdout} {cxx.stdout} {targets}".encode())
+    digest = hashlib.sha256(f"{tools.nvcc} {nvcc.stdout} {cxx.stdout} {targets} {options}".encode())
     for path in (LAUNCHER, Path(plugin_build.__file__)):
         digest.update(path.read_bytes())
     for path in sorted(SOURCES.rglob("*")):

@@ -9,7 +9,6 @@ for. One that needs more has the tag `linux_...`: it is for machines like the on
 
 from __future__ import annotations
 
-import platform
 import re
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from pathlib import Path
 
 # The parts of glibc (PEP 600 allows more, whose versions would have to be compared too).
 _GLIBC = re.compile(r"^(lib(c|m|dl|rt|pthread)\.so\.\d+|ld-linux[\w-]*\.so\.\d+)$")
+_MACHINE = re.compile(r"Machine:\s+(.+)")
+_MACHINES = {"Advanced Micro Devices X86-64": "x86_64", "AArch64": "aarch64"}
 _VERSION = re.compile(r"Name: GLIBC_(\d+)\.(\d+)")
 _NEEDED = re.compile(r"\(NEEDED\).*\[(.+?)\]")
 
@@ -28,14 +29,18 @@ def main() -> None:
 
 
 def platform_tag(library: Path) -> str:
-    """The tag for this machine's architecture. Raises CalledProcessError if it is no ELF file."""
-    command = ["readelf", "--wide", "--dynamic", "--version-info", str(library)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return tag_of(text, platform.machine())
+    """The tag for the processor that it was compiled for. Raises CalledProcessError if it is no ELF
+    file."""
+    options = ["--wide", "--file-header", "--dynamic", "--version-info"]
+    command = ["readelf", *options, str(library)]
+    return tag_of(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def tag_of(readelf: str, machine: str) -> str:
-    """The tag by what `readelf --dynamic --version-info` prints."""
+def tag_of(readelf: str) -> str:
+    """The tag by what `readelf --file-header --dynamic --version-info` prints. Raises KeyError for
+    another processor than those that wheels are made for."""
+    match = _MACHINE.search(readelf)
+    machine = _MACHINES[match[1] if match else ""]
     versions = [(int(major), int(minor)) for major, minor in _VERSION.findall(readelf)]
     others = [name for name in _NEEDED.findall(readelf) if not _GLIBC.match(name)]
     if others or not versions:

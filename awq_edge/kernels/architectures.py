@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from awq_edge.errors import ConfigError
 
-# Compute capabilities that the kernels are tuned for and that CI compiles.
-TARGETS = (80, 86, 87, 89, 90, 120)
+# Processor of a machine -> compute capabilities of the GPUs in such machines: those that its wheel
+# has machine code for. 8.7: Jetson Orin, 11.0: Jetson Thor.
+TARGETS_OF_MACHINE = {"x86_64": (80, 86, 89, 90, 120), "aarch64": (87, 110)}
+# What the kernels are tuned for and CI compiles.
+TARGETS = tuple(sorted(target for each in TARGETS_OF_MACHINE.values() for target in each))
 # mma.m16n8k16 and cp.async begin here.
 OLDEST = 80
 

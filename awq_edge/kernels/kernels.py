@@ -19,13 +19,15 @@ from typing import Any
 from awq_edge._package import PACKAGE
 from awq_edge.artifacts.cache import cache_directory
 from awq_edge.artifacts.paths import user_path
-from awq_edge.device.cuda_driver import compute_capability
+from awq_edge.device.cuda_driver import compute_capability, driver_version
 from awq_edge.errors import KernelError, RuntimeUnavailableError
 from awq_edge.kernels.interface import ABI_VERSION, FUNCTIONS, LAYOUT_VERSION, QUERIES, Status
 
 FILE_NAME = "libawq_edge_kernels.so"
 ENVIRONMENT_VARIABLE = "AWQ_EDGE_KERNELS"
 _HOW_TO_GET = "build it on this machine with `awq-edge build-plugins`"
+# CUDA's major version -> the oldest driver that runs it (CUDA Toolkit release notes, table 3).
+_DRIVERS = {11: "450", 12: "525", 13: "580"}
 # Compute capabilities of Jetson modules: machine code of other GPUs is not specified to run there.
 _INTEGRATED = (72, 87)
 
@@ -152,6 +154,7 @@ def _open(file: Path, device: int) -> KernelLibrary:
         raise RuntimeUnavailableError(
             f"{file} is not a whole kernel library ({error}); {_HOW_TO_GET}"
         ) from None
+    _check_driver(file, handle.awq_edge_cuda_version())
     text = handle.awq_edge_architectures().decode()
     architectures = tuple(int(part) for part in text.split(",") if part)
     capability = compute_capability(device)
@@ -161,6 +164,22 @@ def _open(file: Path, device: int) -> KernelLibrary:
             f"{_HOW_TO_GET}"
         )
     return KernelLibrary(file, architectures, handle)
+
+
+def _check_driver(file: Path, compiled_with: int) -> None:
+    """Raises RuntimeUnavailableError for a driver of an older CUDA.
+
+    compiled_with: awq_edge_cuda_version's.
+    """
+    offered = driver_version()
+    major, minor = compiled_with // 1000, compiled_with % 1000 // 10
+    if offered is not None and int(offered.partition(".")[0]) < major:
+        oldest = f" ({_DRIVERS[major]} or newer)" if major in _DRIVERS else ""
+        raise RuntimeUnavailableError(
+            f"{file} was compiled with CUDA {major}.{minor} and needs a driver for CUDA "
+            f"{major}{oldest}, the driver here is for CUDA {offered}; update it, or {_HOW_TO_GET} "
+            "with its own CUDA"
+        )
 
 
 def _declare(handle: ctypes.CDLL, name: str) -> None:

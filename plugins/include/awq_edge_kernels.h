@@ -65,6 +65,9 @@ AWQ_EDGE_API const char* awq_edge_status_message(int status);
 AWQ_EDGE_API const char* awq_edge_last_error(void);
 /* Compute capabilities that the library has machine code for: "80,86,87,89,90,120". */
 AWQ_EDGE_API const char* awq_edge_architectures(void);
+/* The CUDA that it was compiled with, as CUDA writes versions (13000: 13.0). It needs a driver of
+ * this major version or a newer one. */
+AWQ_EDGE_API int awq_edge_cuda_version(void);
 
 /* ------------------------------------------------------------------ quantized linear
  *

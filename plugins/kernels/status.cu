@@ -61,6 +61,8 @@ const char* awq_edge_last_error(void) { return awq_edge::last_error; }
 
 const char* awq_edge_architectures(void) { return AWQ_EDGE_ARCHITECTURES; }
 
+int awq_edge_cuda_version(void) { return CUDART_VERSION; }
+
 const char* awq_edge_status_message(int status) {
   switch (status) {
     case AWQ_EDGE_OK:

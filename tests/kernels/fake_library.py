@@ -16,6 +16,7 @@ class FakeLibrary:
     abi_version: int = interface.ABI_VERSION
     layout_version: int = interface.LAYOUT_VERSION
     architectures: str = "80,86,87,89,90,120"
+    cuda_version: int = 12060
     last_error: str = ""
     status: int = 0
     workspace: int = 0
@@ -36,6 +37,7 @@ class FakeLibrary:
             "awq_edge_status_message": 'const char* F(int s) { return s ? "refused" : "fine"; }',
             "awq_edge_last_error": f'const char* F(void) {{ return "{self.last_error}"; }}',
             "awq_edge_architectures": f'const char* F(void) {{ return "{self.architectures}"; }}',
+            "awq_edge_cuda_version": f"int F(void) {{ return {self.cuda_version}; }}",
             "awq_edge_sample_workspace": (
                 "int F(int rows, int vocab, unsigned long* bytes) "
                 f"{{ *bytes = {self.workspace} + rows * 1000 + vocab; return {self.status}; }}"

@@ -44,7 +44,7 @@ class FakeTools:
     def nvcc(
         self,
         version: str = "13.0",
-        architectures: str = "75 80 86 87 89 90 120",
+        architectures: str = "75 80 86 87 89 90 110 120",
         at: Path | None = None,
     ) -> Path:
         text = NVCC.format(version=version, architectures=architectures)

@@ -29,6 +29,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _has_gpu(monkeypatch: pytest.MonkeyPatch, capability: int) -> None:
     monkeypatch.setattr(kernels, "compute_capability", lambda device: capability)
+    monkeypatch.setattr(kernels, "driver_version", lambda: "13.0")
 
 
 def test_missing_library_names_the_places_and_the_command(tmp_path: Path) -> None:
@@ -79,6 +80,10 @@ def test_places_are_searched_in_order(
             "not a whole kernel library .*awq_edge_gather_rows",
         ),
         (FakeLibrary(omit="awq_edge_abi_version"), "not a whole kernel library"),
+        (
+            FakeLibrary(cuda_version=14020),
+            "compiled with CUDA 14.2 and needs a driver for CUDA 14, the driver here is for CUDA",
+        ),
         (FakeLibrary(architectures="80,86,87"), "compute capability 80,86,87, GPU 0 has 90"),
     ],
 )
