@@ -221,8 +221,8 @@ def _discard_kept(out: Path) -> None:
 
 def _bundle_bytes(model: Path, recipe: Recipe) -> int:
     """About the bytes of the bundle that a model will become."""
-    from awq_edge.fit.formats import planned_formats
-    from awq_edge.fit.sizes import Planner
+    from awq_edge.fit.planner import Planner
+    from awq_edge.program.formats import planned_formats
 
     files = ModelFiles(model)
     decoder = decoder_from_config(files.config)

@@ -19,7 +19,6 @@ from awq_edge.model.archs import Decoder
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.recipe.runtimes import load
-from awq_edge.units import release
 
 
 class ExportedModel(Protocol):
@@ -69,14 +68,6 @@ def activation_dtypes(recipe: Recipe) -> tuple[str, ...]:
     if runtime.native is not None and (export.linear, export.attention) == ("native", "native"):
         return runtime.native.activation_dtypes
     return runtime.activation_dtypes
-
-
-def is_decomposed(recipe: Recipe) -> bool:
-    """True where graphs for this version of the runtime have newer operators in primitives."""
-    native = recipe.runtime.record.native
-    return native is not None and release(recipe.runtime.version, None) < release(
-        native.first_version, None
-    )
 
 
 def _check_activations(model: ExportedModel, recipe: Recipe) -> None:

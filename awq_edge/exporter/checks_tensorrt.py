@@ -5,7 +5,6 @@ from __future__ import annotations
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter.checks import (
     ExportedModel,
-    is_decomposed,
     packing_problems,
     quantizable,
 )
@@ -67,7 +66,7 @@ def _check_version(recipe: Recipe) -> None:
             f"{OLDEST_VERSION} and newer: take a recipe of a Jetson, or write one with the "
             "TensorRT that the target has"
         )
-    if is_decomposed(recipe) and recipe.export.linear == "native":
+    if recipe.runtime.is_decomposed and recipe.export.linear == "native":
         raise ConfigError(
             f"--linear native needs TensorRT {FIRST_WITH_LAYERS}, recipe {recipe.name} has "
             f"{version}: the graph for it is opset {DECOMPOSED_OPSET}, whose DequantizeLinear has "

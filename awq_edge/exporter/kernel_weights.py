@@ -28,8 +28,8 @@ from awq_edge.exporter.weights import (
 )
 from awq_edge.kernels.interface import BLOCK_CHANNELS, TILE_ROWS
 from awq_edge.kernels.packing import PackedWeight, pack, pack_gate_up
-from awq_edge.model.containers import kernel_bits
 from awq_edge.model.w4a16 import QuantizedWeight
+from awq_edge.program.kernel_layout import kernel_bits
 
 _SLAB_BYTES = 4 << 20  # of a slab's codes, one to a byte; packing them takes some ten times as much
 # Rounding a scale to float16 loses 2**-11 of it. More is lost of those below its normal numbers.

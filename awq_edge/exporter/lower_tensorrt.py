@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from awq_edge.exporter import tensorrt_lowering
 from awq_edge.exporter.canonical import GraphSpec
-from awq_edge.exporter.checks import is_decomposed
 from awq_edge.exporter.checks_tensorrt import DECOMPOSED_OPSET
 from awq_edge.exporter.graph import CANONICAL_OPSET, DecoderGraph
 from awq_edge.exporter.lowered import Lowered
@@ -30,4 +29,4 @@ def lower(canonical: DecoderGraph, recipe: Recipe) -> DecoderGraph:
 
 
 def _target(recipe: Recipe) -> Target:
-    return DECOMPOSED if is_decomposed(recipe) else TARGET
+    return DECOMPOSED if recipe.runtime.is_decomposed else TARGET

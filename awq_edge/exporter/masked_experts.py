@@ -20,9 +20,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from awq_edge.exporter.graph import DecoderGraph, GraphBuilder
+from awq_edge.exporter.parts.building import numpy_type
 from awq_edge.exporter.passes import detach, rewrite
 from awq_edge.exporter.positions import BOOL, INT64
-from awq_edge.exporter.weights import of_array
 
 TOKENS = "tokens"
 
@@ -118,7 +118,7 @@ class _Layer:
         detach(self.concat, self.total)
         dtype, shape = output.dtype, output.shape
         columns = self._columns(builder, len(done))
-        zero = builder.weight(of_array("experts.zero", np.zeros(1), dtype, "tables"))
+        zero = builder.inline("experts.zero", [0], numpy_type(dtype))
         parts = []
         for number, (expert, share) in enumerate(zip(done, columns, strict=True)):
             path = f"{self.path}/masked.{number}"

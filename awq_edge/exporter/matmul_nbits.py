@@ -29,7 +29,7 @@ from awq_edge.exporter.weights import (
     single_codes,
     two_bits,
 )
-from awq_edge.model.containers import SMALLEST_BLOCK, largest_block, matmul_nbits_bits
+from awq_edge.program.matmul_nbits import SMALLEST_BLOCK, container_bits, largest_block
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,12 @@ class MatMulNBits:
 
     def container_bits(self, accuracy_level: int, dtype: int) -> int:
         """Bits of a code in the node. dtype: of the activations."""
-        return matmul_nbits_bits(self.bits, self.group_size, accuracy_level, dtype == FLOAT32)
+        return container_bits(
+            self.bits,
+            self.group_size,
+            accuracy_level,
+            "float32" if dtype == FLOAT32 else "float16",
+        )
 
     def inputs(self, container: int, dtype: int) -> list[Weight | None]:
         """B, scales, zero_points, g_idx and bias. container: see `container_bits`. dtype: of the

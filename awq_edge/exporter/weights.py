@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from awq_edge.model.weight_totals import Part as Part
+from awq_edge.program.program import Part as Part
 
 Array = npt.NDArray[Any]
 Pieces = Callable[[], Iterator[Array]]

@@ -12,7 +12,7 @@ import onnx
 
 from awq_edge.artifacts.directories import FileEntry
 from awq_edge.exporter.weights import Weight
-from awq_edge.model.weight_totals import bytes_per_token, part_bytes
+from awq_edge.program.weights import bytes_per_token, part_bytes
 
 # Pages: onnxruntime maps the file, and the system maps whole pages.
 ALIGNMENT = 4096
@@ -42,7 +42,7 @@ class WeightPlan:
         return part_bytes(self.weights)
 
     def bytes_per_token(self) -> int:
-        """Bytes that decoding one token reads, see `awq_edge.model.weight_totals`."""
+        """Bytes that decoding one token reads, see `awq_edge.program.weights`."""
         return bytes_per_token(self.weights)
 
 

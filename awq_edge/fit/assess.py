@@ -9,13 +9,13 @@ from typing import Literal
 
 from awq_edge.errors import ConfigError
 from awq_edge.fit.device import DeviceFigures
-from awq_edge.fit.formats import Formats, planned_formats, stored_formats
 from awq_edge.fit.models import ModelConfig
+from awq_edge.fit.planner import BundleSizes, Planner
 from awq_edge.fit.report import StepPart, Verdict
-from awq_edge.fit.sizes import BundleSizes, Planner
 from awq_edge.fit.steps import PlannedModel, build_step, export_step, run_step
 from awq_edge.model.group_size import GroupChoice, choose_group_size
 from awq_edge.model.lm_head import UNQUANTIZED, for_export
+from awq_edge.program.formats import Formats, planned_formats, stored_formats
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import KvDtype, PredictedMemory, kv_cache_bytes, predict_memory
 

@@ -9,7 +9,6 @@ from awq_edge.errors import ConfigError
 from awq_edge.fit.assess import Assessor, Prediction, Settings
 from awq_edge.fit.changes import cheapest, find_changes
 from awq_edge.fit.device import DeviceFigures, device_figures
-from awq_edge.fit.formats import stored_coverage
 from awq_edge.fit.models import ModelConfig
 from awq_edge.fit.report import (
     DevicePart,
@@ -25,6 +24,7 @@ from awq_edge.fit.report import (
     Verdict,
 )
 from awq_edge.model.lm_head import UNQUANTIZED
+from awq_edge.program.formats import stored_coverage
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import KvDtype, kv_cache_bytes, packing_bytes
 from awq_edge.units import size_text

@@ -20,7 +20,6 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles, read_config
 from awq_edge.model.foreign_formats import refuse_foreign
 from awq_edge.model.hub import download_config, resolve_model
-from awq_edge.model.weight_totals import count_parameters
 
 _TABLE = DATA / "models.toml"
 
@@ -42,7 +41,7 @@ class KnownModel(Record):
 @dataclass(frozen=True)
 class ModelConfig:
     """name: as reports call it. source: where the config is from, in words. path: for errors.
-    was_tied: see `count_parameters`."""
+    was_tied: see `Decoder.count_parameters`."""
 
     name: str
     source: str
@@ -55,7 +54,7 @@ class ModelConfig:
     def parameters(self) -> int:
         """Weights of the unquantized model, tied ones counted once; of a vision-language model
         those of its language model."""
-        return count_parameters(self.decoder, was_tied=self.was_tied)
+        return self.decoder.count_parameters(was_tied=self.was_tied)
 
 
 @functools.cache

@@ -10,10 +10,11 @@ from awq_edge.device.system_memory import SystemMemory
 from awq_edge.errors import AwqEdgeError
 from awq_edge.exporter.checks import check_context, check_model, check_recipe
 from awq_edge.fit.device import DeviceFigures
-from awq_edge.fit.formats import Formats, Quantized
 from awq_edge.fit.report import StepPart
 from awq_edge.model.archs import Decoder
 from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.program.formats import Formats
+from awq_edge.program.program import Quantized
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.tensorrt.builder.memory import predict_build, shortage
 from awq_edge.units import size_text

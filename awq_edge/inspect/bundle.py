@@ -20,7 +20,6 @@ from awq_edge.inspect.schema import (
     bits_per_weight,
 )
 from awq_edge.model.archs import Decoder, decoder_from_config
-from awq_edge.model.weight_totals import count_parameters
 from awq_edge.runtime.memory import kv_cache_bytes
 
 
@@ -42,7 +41,7 @@ def inspect_bundle(path: Path, *, verify: bool) -> Inspection:
         notes.append(note)
     notes += [] if report is None else [f"the quantization warned: {w}" for w in report.warnings]
     if parameters:
-        total = count_parameters(decoder, was_tied=manifest.output_layer_was_tied)
+        total = decoder.count_parameters(was_tied=manifest.output_layer_was_tied)
         tied = decoder.tied_embeddings
     parts = tuple(_part(manifest, name, parameters.get(name)) for name in manifest.part_bytes)
     provenance = ProvenanceReport() if report is None else report_provenance(report)

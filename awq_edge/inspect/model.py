@@ -28,7 +28,6 @@ from awq_edge.model.files import ModelFiles
 from awq_edge.model.foreign_formats import foreign_of_directory
 from awq_edge.model.layouts import layout_of_config, quantization_config
 from awq_edge.model.safetensors_files import TensorEntry
-from awq_edge.model.weight_totals import count_parameters
 
 _KINDS: dict[str, Kind] = {
     "awq": "autoawq checkpoint",
@@ -135,7 +134,7 @@ class _Weights:
             self._sums["other"].formats.setdefault(entry.dtype, None)
         vision = self._sums["vision"].parameters
         self.parameters = (
-            count_parameters(checkpoint.decoder, was_tied=checkpoint.output_layer_was_tied) + vision
+            checkpoint.decoder.count_parameters(was_tied=checkpoint.output_layer_was_tied) + vision
         )
         self.unique_bytes = sum(self._entries[name].size for name in counted)
 

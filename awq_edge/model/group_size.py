@@ -11,10 +11,13 @@ from dataclasses import dataclass, replace
 
 from awq_edge.errors import ConfigError
 from awq_edge.model.archs import Decoder, Linear
-from awq_edge.model.containers import GROUP_SIZES
 from awq_edge.model.layouts import Layout, choose_layout
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.recipe.recipes import Recipe
+
+# What the quantizer makes, largest first. Every runtime takes them all: they are powers of two, and
+# the layout of the kernels has no others.
+GROUP_SIZES = (128, 64, 32)
 
 
 @dataclass(frozen=True)

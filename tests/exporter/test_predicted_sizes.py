@@ -13,11 +13,11 @@ from awq_edge.exporter.canonical import GraphSpec
 from awq_edge.exporter.checks_cuda import beyond_llama
 from awq_edge.exporter.lowerings import require_lowering
 from awq_edge.exporter.writer import WeightPlan
-from awq_edge.fit.formats import Formats, planned_formats, stored_formats
-from awq_edge.fit.sizes import Planner
+from awq_edge.fit.planner import Planner
 from awq_edge.model.archs import decoder_from_config
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.program.formats import Formats, planned_formats, stored_formats
 from awq_edge.recipe.recipes import Recipe, load_recipe
 
 from .models import MAX_POSITIONS, save_quantized, save_random_model

@@ -17,7 +17,7 @@ from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ModelError
 from awq_edge.fit.fit import Asked, fit
 from awq_edge.fit.models import find_model
-from awq_edge.fit.sizes import BundleSizes
+from awq_edge.fit.planner import BundleSizes
 from awq_edge.recipe.recipes import load_recipe
 from awq_edge.recipe.runtimes import require_runtime
 from awq_edge.runtime.memory import packing_bytes, predict_memory

@@ -17,10 +17,16 @@ from awq_edge.fit.models import all_known, find_model
 from awq_edge.kernels import interface
 from awq_edge.model.archs import architectures, decoder_from_config
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.model.containers import GROUP_SIZES, SMALLEST_BLOCK, largest_block
-from awq_edge.model.group_size import GroupChoice, choose_group_size, coverage, planned_coverage
+from awq_edge.model.group_size import (
+    GROUP_SIZES,
+    GroupChoice,
+    choose_group_size,
+    coverage,
+    planned_coverage,
+)
 from awq_edge.model.layouts import layouts
 from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.program.matmul_nbits import SMALLEST_BLOCK, largest_block
 from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe
 from tests.tiny_models import save_tokenizer
 

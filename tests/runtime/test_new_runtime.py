@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +17,14 @@ import awq_edge
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ConfigError, RuntimeUnavailableError
 from awq_edge.fit.fit import Asked, fit
-from awq_edge.fit.formats import Quantized
 from awq_edge.fit.models import find_model
-from awq_edge.fit.storage import LinearSizes, Target, matmul_nbits
 from awq_edge.inspect.artifact import inspect_artifact
-from awq_edge.recipe.recipes import list_recipes, load_recipe
+from awq_edge.program.program import Linear, Program
+from awq_edge.program.sources import Sources
+from awq_edge.program.storage import Form, onnxruntime_form
+from awq_edge.program.stored import StoredLinear
+from awq_edge.program.weights import Dtype, of_array
+from awq_edge.recipe.recipes import Recipe, list_recipes, load_recipe
 from awq_edge.recipe.runtimes import Memory, Runtime, load, register, runtimes
 from awq_edge.runtime.backends.onnxruntime import OnnxRuntimeSession
 from awq_edge.runtime.memory import ModelSizes
@@ -59,10 +62,18 @@ def lower(checkpoint: object, spec: object, recipe: object) -> object:
     return replace(lowered, weights=(*lowered.weights, *sums))
 
 
-def linear_sizes(rows: int, columns: int, quantized: Quantized, target: Target) -> LinearSizes:
-    """As `lower` stores one."""
-    stored = matmul_nbits(rows, columns, quantized, target)
-    return replace(stored, tensors=[*stored.tensors, 4 * rows])
+def form(recipe: Recipe, program: Program) -> Form:
+    """As `lower` stores weights."""
+    known = onnxruntime_form(recipe, program)
+
+    def summed(
+        linears: Sequence[Linear], places: tuple[int, ...], sources: Sources, dtype: Dtype
+    ) -> StoredLinear:
+        stored = known.quantized(linears, places, sources, dtype)
+        sums = of_array("sums", np.zeros(stored.out_features), "float32", linears[0].part)
+        return replace(stored, tensors={**stored.tensors, "sums": sums})
+
+    return replace(known, quantized=summed)
 
 
 def activations(sizes: ModelSizes, context: int) -> int:
@@ -80,10 +91,7 @@ SUMMING = Runtime(
     lowering=f"{__name__}:lower",
     checks=f"{__name__}:check",
     activation_dtypes=("float32",),
-    linear_sizes=f"{__name__}:linear_sizes",
-    casts_tables=True,
-    casts_embedding=False,
-    routes_experts=True,
+    storage=f"{__name__}:form",
     memory=Memory(
         process=PROCESS, activations=f"{__name__}:activations", note="sums were not measured"
     ),
@@ -161,8 +169,7 @@ def test_names_that_are_not_registered(bundle: Bundle) -> None:
 def test_functions_of_every_record_are_there() -> None:
     pytest.importorskip("torch", reason="needs the [host] extra")
     for record in runtimes().values():
-        native = [] if record.native is None else [record.native.linear_sizes]
-        names = [record.session, record.lowering, record.checks, record.linear_sizes, *native]
+        names = [record.session, record.lowering, record.checks, record.storage]
         for name in [*names, record.memory.activations, record.memory.packing]:
             assert name is None or callable(load(name))
 

@@ -25,6 +25,12 @@ _NUMPY: dict[int, type[np.generic]] = {
     FLOAT32: np.float32,
 }
 
+
+def numpy_type(dtype: int) -> type[np.generic]:
+    """The NumPy type of activations. dtype: of onnx.TensorProto."""
+    return _NUMPY[dtype]
+
+
 Operand: TypeAlias = "gs.Variable | gs.Constant"
 
 

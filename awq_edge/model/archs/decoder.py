@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from awq_edge.model.archs.base import Architecture, FoldKind, Linear, Rope, ScaleGroup
@@ -213,6 +214,16 @@ class Decoder:
         if not self.tied_embeddings:
             shapes[f"{arch.lm_head}.weight"] = (self.vocab_size, self.embedding_size)
         return shapes
+
+    def count_parameters(self, *, was_tied: bool) -> int:
+        """Parameters of the unquantized model, a tied output layer counted with the embedding.
+
+        was_tied: the output layer is stored beside the embedding that it was made from, and
+        config.json says no more that they are one (`Checkpoint.output_layer_was_tied`).
+        """
+        shapes = self.weight_shapes()
+        copy = shapes.get(f"{self.architecture.lm_head}.weight") if was_tied else None
+        return sum(map(math.prod, shapes.values())) - (0 if copy is None else math.prod(copy))
 
     def unquantized_modules(self) -> tuple[str, ...]:
         """Full names of modules with linears that are never quantized: routers, projections,

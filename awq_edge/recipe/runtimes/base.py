@@ -37,12 +37,10 @@ class NativeLayers:
     default are nodes of the plugin.
 
     activation_dtypes: with native layers for both.
-    linear_sizes: as `Runtime.linear_sizes`, of native linears.
     first_version: of the runtime with all of them; older ones have attention in primitives.
     """
 
     activation_dtypes: tuple[str, ...]
-    linear_sizes: str
     first_version: str
 
 
@@ -71,12 +69,8 @@ class Runtime:
     checks: function (Recipe, ExportedModel | None) that raises for what the runtime cannot execute;
         None where it executes every model.
     activation_dtypes: what it computes in.
-    linear_sizes: function (rows, columns, Quantized, Target) -> LinearSizes, the bytes of a
-        quantized linear in the bundle (`awq_edge.fit.storage`).
-    casts_tables: rotary tables in the activations' type, otherwise float32.
-    casts_embedding: the embedding in the activations' type, otherwise float16 unless an
-        unquantized float32 model is exported.
-    routes_experts: a token reads its own experts alone, otherwise all of them.
+    storage: function (Recipe, Program) -> Form, how weights lie in the bundle
+        (`awq_edge.program.storage`).
     memory: see `Memory`.
     on_gpu: a GPU executes it; its recipes name the version of CUDA.
     uses_kernels: needs the library of plugins/; with native layers, unless both are native.
@@ -90,10 +84,7 @@ class Runtime:
     session: str
     lowering: str
     activation_dtypes: tuple[str, ...]
-    linear_sizes: str
-    casts_tables: bool
-    casts_embedding: bool
-    routes_experts: bool
+    storage: str
     memory: Memory
     on_gpu: bool
     uses_kernels: bool

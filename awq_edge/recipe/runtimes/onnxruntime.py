@@ -10,10 +10,7 @@ RUNTIME = Runtime(
     lowering="awq_edge.exporter.lower_onnxruntime:build",
     checks="awq_edge.exporter.checks_onnxruntime:check",
     activation_dtypes=("float16", "float32"),
-    linear_sizes="awq_edge.fit.storage:matmul_nbits",
-    casts_tables=True,
-    casts_embedding=False,
-    routes_experts=True,
+    storage="awq_edge.program.storage:onnxruntime_form",
     # The interpreter with its libraries and a session without a model, as measured on x86-64 Linux:
     # 31 MB before loading, about 50 MB more for onnxruntime and tokenizers (docs/run-report.md).
     # Graph and layers: measured with models of 2 to 24 layers of Llama's kind and onnxruntime 1.32.

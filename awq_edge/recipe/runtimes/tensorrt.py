@@ -15,10 +15,7 @@ RUNTIME = Runtime(
     lowering="awq_edge.exporter.lower_tensorrt:build",
     checks="awq_edge.exporter.checks_tensorrt:check",
     activation_dtypes=("float16", "bfloat16"),
-    linear_sizes="awq_edge.fit.storage:kernels",
-    casts_tables=False,
-    casts_embedding=False,
-    routes_experts=False,
+    storage="awq_edge.program.storage:tensorrt_form",
     # TensorRT's own plan of its activations is not known before a build; ours is the nearest.
     memory=Memory(
         process=300_000_000,  # CUDA's context and libraries
@@ -29,7 +26,6 @@ RUNTIME = Runtime(
     uses_kernels=True,
     native=NativeLayers(
         activation_dtypes=("float16", "bfloat16", "float32"),
-        linear_sizes="awq_edge.fit.storage:native",
         first_version=FIRST_WITH_LAYERS,
     ),
     engine=EngineKind("TensorRT", "tensorrt", "tensorrt", ahead_of_time=False),

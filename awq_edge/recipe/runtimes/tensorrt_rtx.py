@@ -14,7 +14,6 @@ RUNTIME = replace(
     checks="awq_edge.exporter.checks_tensorrt:check_rtx",
     native=NativeLayers(
         activation_dtypes=("float16", "bfloat16", "float32"),
-        linear_sizes="awq_edge.fit.storage:native",
         first_version="1.0",
     ),
     engine=EngineKind("TensorRT for RTX", "tensorrt_rtx", "tensorrt-rtx", ahead_of_time=True),

@@ -12,22 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from awq_edge.model.archs import Config, Decoder, Linear
+from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.fused_experts import names_in_memory
 from awq_edge.model.group_size import Coverage, require_groups
 from awq_edge.model.layouts import choose_layout, layout_of_config, quantization_config
 from awq_edge.model.lm_head import UNQUANTIZED, output_format, rounded_bits, rounded_format
 from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.program.program import Quantized
 from awq_edge.recipe.recipes import QuantizationDefaults
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """The storage of a linear. has_zeros: zero points are stored; all are the middle code where
-    they are not."""
-
-    number_format: NumberFormat
-    has_zeros: bool
-
 
 # Of a linear by full name, out_features and in_features; None: unquantized.
 FormatOf = Callable[[str, int, int], Quantized | None]
@@ -37,12 +29,14 @@ FormatOf = Callable[[str, int, int], Quantized | None]
 class Formats:
     """The formats of one model. main: of most linears of the blocks, None for an unquantized model.
     blocks: of a block's linear. lm_head: of the output layer. stored_lm_head: the checkpoint has it
-    so; otherwise an export rounds it."""
+    so; otherwise an export rounds it. by_size: linears of one size have one format, whatever their
+    names."""
 
     main: NumberFormat | None
     blocks: FormatOf
     lm_head: Quantized | None
     stored_lm_head: bool = False
+    by_size: bool = False
 
     @property
     def lm_head_bits(self) -> int:
@@ -74,7 +68,7 @@ def planned_formats(
     or 16. Raises ConfigError where the layout cannot hold the bits, or no linear fits the groups.
     """
     if quantization is None:
-        return Formats(None, _unquantized, _rounded_lm_head(decoder, lm_head_bits))
+        return Formats(None, _unquantized, _rounded(decoder, lm_head_bits), by_size=True)
     layout = choose_layout(quantization.format, quantization.bits)
     main = NumberFormat(quantization.bits, quantization.group_size, quantization.scheme)
     require_groups(decoder, layout, main)
@@ -87,8 +81,9 @@ def planned_formats(
     if layout.mixed and lm_head_bits != UNQUANTIZED:
         head = output_format(main, lm_head_bits, decoder.embedding_size)
     if head is not None:
-        return Formats(main, of_block, Quantized(head, layout.stores_zeros(head)), True)
-    return Formats(main, of_block, _rounded_lm_head(decoder, lm_head_bits))
+        stored_head = Quantized(head, layout.stores_zeros(head))
+        return Formats(main, of_block, stored_head, stored_lm_head=True, by_size=True)
+    return Formats(main, of_block, _rounded(decoder, lm_head_bits), by_size=True)
 
 
 def stored_formats(
@@ -119,15 +114,33 @@ def stored_formats(
     if layout.mixed and not decoder.tied_embeddings:
         lm_head = of(head, decoder.vocab_size, decoder.embedding_size)
     main = next((each for each in stored.targets.values()), None)
-    rounded = lm_head or _rounded_lm_head(decoder, lm_head_bits)
+    rounded = lm_head or _rounded(decoder, lm_head_bits)
     return Formats(main, of, rounded, lm_head is not None)
+
+
+def checkpoint_formats(checkpoint: Checkpoint, lm_head_bits: int) -> Formats:
+    """The formats that the tensors of a checkpoint have, and its output layer an export.
+
+    lm_head_bits: of an output layer that the checkpoint has unquantized.
+    """
+    layout, lm_head = checkpoint.layout, checkpoint.decoder.architecture.lm_head
+
+    def of(name: str, out_features: int, in_features: int) -> Quantized | None:
+        if layout is None or not checkpoint.is_quantized(name):
+            return None
+        number_format = checkpoint.linear_format(name)
+        return Quantized(number_format, layout.stores_zeros(number_format))
+
+    stored = of(lm_head, 0, 0)
+    rounded = stored or _rounded(checkpoint.decoder, lm_head_bits)
+    return Formats(checkpoint.main_format, of, rounded, stored_lm_head=stored is not None)
 
 
 def _unquantized(name: str, out_features: int, in_features: int) -> Quantized | None:
     return None
 
 
-def _rounded_lm_head(decoder: Decoder, asked: int) -> Quantized | None:
+def _rounded(decoder: Decoder, asked: int) -> Quantized | None:
     bits = rounded_bits(decoder.embedding_size, asked)
     if bits == UNQUANTIZED:
         return None
