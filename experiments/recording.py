@@ -18,7 +18,7 @@ from awq_edge.quantizer.blocks.stream import CalibrationStream
 from awq_edge.quantizer.blocks.task import BlockOptions, BlockTask, Observed, block_task
 from awq_edge.quantizer.blocks.weights import Tensors, read_weights
 from awq_edge.quantizer.calibration.text import CalibrationSet
-from awq_edge.quantizer.search.rounding import NumberFormat
+from awq_edge.quantizer.search.rounding import NumberFormat, NumberFormats
 
 _GROUP = 32  # of no influence beyond which linears are recorded: those that it fits
 _STATISTICS_BUDGET = 1 << 40  # GPTQ needs G itself, never a sample of tokens
@@ -73,7 +73,7 @@ def _run(
     propagate_error: bool,
 ) -> None:
     options = BlockOptions(
-        number_format=NumberFormat(4, _GROUP, "asymmetric"),
+        formats=NumberFormats(NumberFormat(4, _GROUP, "asymmetric")),
         layout=layouts()["awq"],
         statistics_budget=_STATISTICS_BUDGET,
         seed=calibration.seed,

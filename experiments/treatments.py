@@ -29,7 +29,7 @@ from awq_edge.quantizer.search.awq import UNSCALED, GroupChoice, output_error
 from awq_edge.quantizer.search.clipping import search_clips
 from awq_edge.quantizer.search.nf4 import BITS_PER_WEIGHT as NF4_BITS
 from awq_edge.quantizer.search.nf4 import nf4_fake_quantize
-from awq_edge.quantizer.search.rounding import NumberFormat, fake_quantize
+from awq_edge.quantizer.search.rounding import NumberFormat, NumberFormats, fake_quantize
 
 Method = Literal[
     "none",
@@ -149,7 +149,7 @@ def _by_the_quantizer(
         columns = tensors[f"{task.members(group)[0]}.weight"].shape[1]
         options = replace(
             task.options,
-            number_format=number_format(treatment, columns),
+            formats=NumberFormats(number_format(treatment, columns)),
             search=treatment.method in ("awq-scale", "awq", "awq+gptq"),
             gptq=treatment.method in _GPTQ,
         )
@@ -195,7 +195,7 @@ def _without_clips(
     """The scale alone, and none where it is worse than round-to-nearest without its clips."""
 
     def error(scale: torch.Tensor | None) -> float:
-        form = task.options.number_format
+        form = task.group_format(group)
         return sum(
             output_error(
                 tensors[f"{name}.weight"], scale, None, statistics[task.input_of[name]], form
@@ -212,7 +212,7 @@ def _clips(
     task: BlockTask, group: ScaleGroup, tensors: Tensors, statistics: Observed
 ) -> Mapping[str, torch.Tensor]:
     """Clips without a scale, of the linears whose whole error they lower."""
-    form = task.options.number_format
+    form = task.group_format(group)
     found = {}
     for name in task.members(group):
         weight, inputs = tensors[f"{name}.weight"], statistics[task.input_of[name]]

@@ -12,7 +12,8 @@ How codes lie in the files of a checkpoint: `awq_edge.model.layouts`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,26 @@ class NumberFormat:
 
     def __str__(self) -> str:
         return f"{self.bits}-bit, group {self.group_size}, {self.scheme}"
+
+
+@dataclass(frozen=True)
+class NumberFormats:
+    """The number formats of the linears of a model's blocks.
+
+    main: of those that `others` does not name.
+    others: by full name ("model.layers.0.mlp.up_proj").
+    """
+
+    main: NumberFormat
+    others: Mapping[str, NumberFormat] = field(default_factory=dict)
+
+    def of(self, linear: str) -> NumberFormat:
+        """The number format of a linear by full name."""
+        return self.others.get(linear, self.main)
+
+    def distinct(self) -> tuple[NumberFormat, ...]:
+        """Every format once, the main one first."""
+        return tuple(dict.fromkeys((self.main, *self.others.values())))
 
 
 @dataclass(frozen=True)

@@ -182,8 +182,9 @@ def as_stored(task: BlockTask, stored: Tensors, device: torch.device) -> Tensors
         if full in stored:
             tensor = stored[full].float()
         else:
+            number_format = task.number_format(name.removesuffix(".weight"))
             linear = full.removesuffix(".weight")
-            tensor = restored(task.options.layout, linear, stored, task.options.number_format)
+            tensor = restored(task.options.layout, linear, stored, number_format)
         tensors[name] = tensor.to(device)
     return tensors
 

@@ -58,7 +58,7 @@ from awq_edge.quantizer.report.schema import (
     summarise,
 )
 from awq_edge.quantizer.run_options import HERE, RunOptions
-from awq_edge.quantizer.search.rounding import NumberFormat
+from awq_edge.quantizer.search.rounding import NumberFormat, NumberFormats
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ class _Job:
     checkpoint: Checkpoint
     method: Method
     layout: Layout
-    number_format: NumberFormat
+    formats: NumberFormats
     recipe: Recipe
     lm_head: NumberFormat | None
     calibration: CalibrationSet | None
@@ -153,7 +153,8 @@ def quantize_checkpoint(
         return found
     if not reuse:
         refuse_existing(out, overwrite=run.overwrite)
-    size = checkpoint_bytes(checkpoint, number_format, defaults.lm_head_bits)
+    formats = NumberFormats(number_format)
+    size = checkpoint_bytes(checkpoint, formats, defaults.lm_head_bits)
     finished = stored_bytes(out) if run.resume else 0
     kept = f"; {kept_blocks(out, resume=True)}" if finished else ""
     # Finished blocks and the shards that are made of them: twice. What the caller writes then comes
@@ -167,7 +168,7 @@ def quantize_checkpoint(
         checkpoint=checkpoint,
         method=method,
         layout=layout,
-        number_format=number_format,
+        formats=formats,
         recipe=recipe,
         lm_head=_lm_head_format(checkpoint, layout, number_format, defaults.lm_head_bits),
         calibration=drawn,
@@ -279,7 +280,7 @@ def _quantize_layers(job: _Job, store: BlockStore) -> list[BlockReport]:
 
 def _options(job: _Job) -> BlockOptions:
     return BlockOptions(
-        number_format=job.number_format,
+        formats=job.formats,
         layout=job.layout,
         statistics_budget=job.recipe.quantization.statistics_budget_bytes,
         seed=job.recipe.calibration.seed,
@@ -318,7 +319,7 @@ def _publish(
             update={"source": describe_model(job.checkpoint, job.given), "weights": hashes}
         )
         formats = checkpoint_formats(
-            job.checkpoint, job.number_format, job.lm_head, report.unquantized, job.method
+            job.checkpoint, job.formats, job.lm_head, report.unquantized, job.method
         )
         write_config(job.checkpoint, work, job.layout, formats)
         (work / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -368,7 +369,7 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
     dense = {
         f"{decoder.layer_prefix(layer)}.{name}": reason
         for layer in range(decoder.num_layers)
-        for name, reason in obstacles(job.checkpoint, job.layout, job.number_format, layer).items()
+        for name, reason in obstacles(job.checkpoint, job.layout, job.formats, layer).items()
     }
     is_cuda = job.device.type == "cuda"
     report = QuantizationReport(
@@ -376,9 +377,9 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
         model_type=decoder.model_type,
         method=job.method,
         layout=job.layout.name,
-        bits=job.number_format.bits,
-        group_size=job.number_format.group_size,
-        scheme=job.number_format.scheme,
+        bits=job.formats.main.bits,
+        group_size=job.formats.main.group_size,
+        scheme=job.formats.main.scheme,
         errors_of="weights" if drawn is None else "outputs",
         calibration=calibration,
         notes=job.notes,

@@ -18,7 +18,7 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.layouts import Layout
 from awq_edge.quantizer.calibration.statistics import InputStatistics, WeightsOnly
 from awq_edge.quantizer.checkpoint.writer import storage_dtype
-from awq_edge.quantizer.search.rounding import NumberFormat
+from awq_edge.quantizer.search.rounding import NumberFormat, NumberFormats
 
 Observed = Mapping[str, InputStatistics]  # by the name of an input
 Statistics = Mapping[str, InputStatistics] | Mapping[str, WeightsOnly]
@@ -29,13 +29,14 @@ _PIECE_VALUES = 1 << 25  # weights of a piece of the output layer: 128 MB of flo
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """How blocks are quantized and stored. statistics_budget: bytes of one block's statistics.
+    """How blocks are quantized and stored. formats: number formats of the linears; those of one
+    scale group have the same. statistics_budget: bytes of one block's statistics.
     propagate_error: later blocks see the outputs of quantized ones. search: AWQ's scales and clips.
     gptq: codes by GPTQ instead of rounding to nearest, on the scaled weights. refine: rounds of
     least-squares scales and coordinate descent behind GPTQ, which then searches its ranges itself,
     on both streams of tokens (`CalibrationStream`); 0 for none."""
 
-    number_format: NumberFormat
+    formats: NumberFormats
     layout: Layout
     statistics_budget: int
     seed: int
@@ -106,6 +107,15 @@ class BlockTask:
     def members(self, group: ScaleGroup) -> list[str]:
         """The linears of a group that are quantized."""
         return [name for name in group.linears if name not in self.obstacles]
+
+    def number_format(self, linear: str) -> NumberFormat:
+        """The number format of a linear that is quantized, or of a piece of one."""
+        return self.options.formats.of(self.full_name(linear))
+
+    def group_format(self, group: ScaleGroup) -> NumberFormat:
+        """The one number format of a group's linears that are quantized."""
+        (number_format,) = {self.number_format(name) for name in self.members(group)}
+        return number_format
 
     def group_of(self, linear: str) -> ScaleGroup:
         """The scale group of a linear that is quantized."""
@@ -222,7 +232,7 @@ def block_task(checkpoint: Checkpoint, options: BlockOptions, layer: int) -> Blo
         layer=layer,
         decoder=decoder,
         options=options,
-        obstacles=obstacles(checkpoint, options.layout, options.number_format, layer),
+        obstacles=obstacles(checkpoint, options.layout, options.formats, layer),
         storage={
             name: storage_dtype(checkpoint, f"{prefix}.{name}")
             for name in decoder.block_shapes(layer)
@@ -240,7 +250,7 @@ def output_layer_task(
         model=str(checkpoint.path),
         layer=decoder.num_layers,
         decoder=decoder,
-        options=replace(options, number_format=number_format),
+        options=replace(options, formats=NumberFormats(number_format)),
         obstacles={},
         storage={
             name: storage_dtype(checkpoint, name)
@@ -251,11 +261,12 @@ def output_layer_task(
 
 
 def obstacles(
-    checkpoint: Checkpoint, layout: Layout, number_format: NumberFormat, layer: int
+    checkpoint: Checkpoint, layout: Layout, formats: NumberFormats, layer: int
 ) -> dict[str, str]:
     """Linears of a block that cannot be quantized, by name relative to it, each with the reason."""
-    reasons = {}
-    for linear in checkpoint.decoder.linears(layer):
+    decoder, reasons = checkpoint.decoder, {}
+    for linear in decoder.linears(layer):
+        number_format = formats.of(f"{decoder.layer_prefix(layer)}.{linear.name}")
         reason = layout.obstacle(linear.out_features, linear.in_features, number_format)
         if reason is not None:
             reasons[linear.name] = reason

@@ -45,19 +45,22 @@ def read_weights(checkpoint: Checkpoint, task: BlockTask, device: torch.device) 
     With a method that looks at weights alone, those of a block are read when they are asked for.
     Raises ModelError naming a weight that is not finite, or that the number format cannot hold.
     """
-    number_format = task.options.number_format
-    quantized = {f"{name}.weight" for linears in task.inputs.values() for name in linears}
+    formats = {
+        f"{name}.weight": task.number_format(name)
+        for linears in task.inputs.values()
+        for name in linears
+    }
 
     def read(name: str) -> torch.Tensor:
         tensor = read_finite(checkpoint, task.full_name(name), device)
-        if name in quantized:
-            require_representable(task.model, task.full_name(name), tensor, number_format)
+        if name in formats:
+            require_representable(task.model, task.full_name(name), tensor, formats[name])
         return tensor
 
     weights = OnDemand(read)
     if isinstance(task, OutputLayerTask):
         whole = read_finite(checkpoint, task.source, device)
-        require_representable(task.model, task.source, whole, number_format)
+        require_representable(task.model, task.source, whole, task.number_format(task.name))
         for piece, rows in zip(task.pieces, torch.split(whole, task.piece_rows), strict=True):
             weights[f"{piece}.weight"] = rows
     if not task.options.calibrated:

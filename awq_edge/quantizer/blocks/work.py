@@ -110,7 +110,7 @@ def quantize_block(
                     task.options.layout,
                     task.full_name(pieces[0]),
                     concatenate([each.rounded for each in codes]),
-                    task.options.number_format,
+                    task.number_format(pieces[0]),
                 )
             del weights, codes
     scales = {name: choice.scale for name, choice in choices.items() if choice.scale is not None}
@@ -161,10 +161,10 @@ def search_scale_group(
         for name in task.members(group)
     }
     if group.kind == "none":
-        return clip_group(members, task.options.number_format)
+        return clip_group(members, task.group_format(group))
     return search_group(
         members,
-        task.options.number_format,
+        task.group_format(group),
         tie=tie_channels(task.decoder, group),
         realise=realise_scale(task.decoder, group, tensors, task.storage),
         seed=task.options.seed,
@@ -191,7 +191,7 @@ def choose_scale(
                 return plain
             scaled = weight if scale is None else weight * scale
             try:
-                rounded = gptq_round(scaled, factor, task.options.number_format, search=True)
+                rounded = gptq_round(scaled, factor, task.group_format(group), search=True)
             except ScaleOverflow:
                 losses[index] = math.inf
                 continue
@@ -239,7 +239,7 @@ def _nearest(
     weight = _folded_weight(task, name, tensors, choices)
     clip = choices[task.group_of(name).name].clips.get(name)
     try:
-        return RoundedLinear(round_to_nearest(weight, task.options.number_format, clip), False)
+        return RoundedLinear(round_to_nearest(weight, task.number_format(name), clip), False)
     except ScaleOverflow as error:  # by the scale of a linear behind it, which is folded into rows
         raise ModelError(
             f"{task.model}: '{task.full_name(name)}' with its folded scales: {error}; give "
@@ -266,7 +266,7 @@ def _with_gptq(
 
     weights: after the folds. The rows of all of them go through the columns together.
     """
-    number_format = task.options.number_format
+    number_format = task.number_format(next(iter(nearest)))
     ratios = [choice.clips.get(name) for name in nearest]
     ratio = None
     if any(each is not None for each in ratios):

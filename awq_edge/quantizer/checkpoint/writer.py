@@ -23,7 +23,7 @@ from awq_edge.model.layouts import CheckpointFormats, Layout
 from awq_edge.model.torch_tensors import float32_pieces, is_finite
 from awq_edge.model.w4a16 import dequantize
 from awq_edge.quantizer.checkpoint.safetensors_stream import StreamedTensor, write_safetensors
-from awq_edge.quantizer.search.rounding import NumberFormat, Rounded
+from awq_edge.quantizer.search.rounding import NumberFormat, NumberFormats, Rounded
 
 _SHARD_BYTES = 1 << 30
 
@@ -180,14 +180,14 @@ def _stored_pieces(checkpoint: Checkpoint, name: str) -> Iterator[np.ndarray[Any
 
 def checkpoint_formats(
     checkpoint: Checkpoint,
-    number_format: NumberFormat,
+    number_formats: NumberFormats,
     lm_head: NumberFormat | None,
     unquantized: Collection[str],
     method: str,
 ) -> CheckpointFormats:
     """The formats of the new checkpoint.
 
-    number_format: of the linears of blocks. lm_head: None for 16 bits. unquantized: linears by
+    number_formats: of the linears of blocks. lm_head: None for 16 bits. unquantized: linears by
     full name that stay in 16 bits.
     """
     decoder = checkpoint.decoder
@@ -197,7 +197,7 @@ def checkpoint_formats(
         for layer in range(decoder.num_layers)
         for linear in decoder.linears(layer)
     ]
-    quantized = {name: number_format for name in linears if name not in unquantized}
+    quantized = {name: number_formats.of(name) for name in linears if name not in unquantized}
     if lm_head is not None:
         quantized[head] = lm_head
     heads = () if head in quantized else (head,)
@@ -206,7 +206,7 @@ def checkpoint_formats(
     vision = decoder.architecture.vision
     aliases = {} if vision is None else {n: vision.name_in_memory(n) for n in (*quantized, *dense)}
     return CheckpointFormats(
-        number_format,
+        number_formats.main,
         quantized,
         dense,
         method,
@@ -241,15 +241,16 @@ def write_config(
         shutil.copyfile(file, directory / file.name)
 
 
-def checkpoint_bytes(checkpoint: Checkpoint, number_format: NumberFormat, lm_head_bits: int) -> int:
+def checkpoint_bytes(checkpoint: Checkpoint, formats: NumberFormats, lm_head_bits: int) -> int:
     """About the bytes that the new checkpoint takes, for the check of disk space."""
     total = checkpoint.files.small_bytes()
     if checkpoint.decoder.tied_embeddings and lm_head_bits < 16:  # then stored beside it
         head = checkpoint.decoder.vocab_size * checkpoint.decoder.hidden_size
-        total += head * lm_head_bits // 8 + 3 * head // number_format.group_size
+        total += head * lm_head_bits // 8 + 3 * head // formats.main.group_size
     for name, shape in checkpoint.decoder.weight_shapes().items():
         count = int(np.prod(shape))
         if name.startswith(checkpoint.decoder.architecture.layers) and len(shape) == 2:
+            number_format = formats.of(name.removesuffix(".weight"))
             total += count * number_format.bits // 8 + 3 * count // number_format.group_size
         else:
             total += 2 * count

@@ -116,7 +116,7 @@ def _piece_errors(
         if is_plain and name not in choice.clips:
             rtn = own
         else:
-            form = task.options.number_format
+            form = task.number_format(name)
             rtn = inputs.summed_error(
                 weight, lambda rows: fake_quantize(weight[rows], form).sub_(target[rows])
             )

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from awq_edge.errors import ModelError
-from awq_edge.model.w4a16 import SMALLEST_SCALE, NumberFormat
+from awq_edge.model.w4a16 import SMALLEST_SCALE, NumberFormat, NumberFormats
 from awq_edge.quantizer.host_memory import row_pieces
 
 __all__ = [
     "NumberFormat",
+    "NumberFormats",
     "Rounded",
     "ScaleOverflow",
     "concatenate",
