@@ -146,12 +146,16 @@ AWQ_EDGE_API int awq_edge_w4a16_dequantize(const awq_edge_w4a16_weight* weight, 
  *
  * Token s of sequence b has position p = past_length[b] + s and attends to positions 0..p, or
  * p - window + 1..p. Positions p >= context are not written, and their outputs are undefined.
+ *
+ * Sequences have `tokens` new tokens each, in rows b * tokens + s; or, with row_begin, each its own
+ * number, 0 to `tokens`, in rows row_begin[b] + s, up to row row_begin[b + 1].
  */
 typedef struct {
   int32_t dtype;        /* of q, k, v and y */
   int32_t kv_dtype;     /* of the cache: `dtype` itself or AWQ_EDGE_INT8 */
   int32_t batch;        /* b */
-  int32_t tokens;       /* s: tokens of this call for every sequence, 1 or more */
+  int32_t tokens;       /* s: tokens of this call for every sequence, 1 or more; with row_begin the
+                           most of any */
   int32_t num_heads;    /* h: a multiple of num_kv_heads */
   int32_t num_kv_heads; /* g */
   int32_t head_size;    /* d: 32, 64, 96, 128 or 256 */
@@ -160,22 +164,32 @@ typedef struct {
   int32_t window;       /* positions that a query sees, itself included; 0: all */
   float scale;          /* multiplies q . k */
   float soft_cap;       /* scores become cap * tanh(score / cap); 0: none */
-  const void* q;        /* [b, s, h * d] with row stride q_stride elements */
-  const void* k;        /* [b, s, g * d], k_stride */
-  const void* v;        /* [b, s, g * d], v_stride; a merged qkv gives three pointers into it */
+  int32_t rotary_tables; /* t: tables in cosine and sine; 0 and 1: one */
+  int32_t position_axes; /* x: of positions; 0 and 1: one */
+  const int64_t* row_begin; /* [b + 1]; null: `tokens` rows a sequence */
+  const void* q;        /* [rows, h * d] with row stride q_stride elements */
+  const void* k;        /* [rows, g * d], k_stride */
+  const void* v;        /* [rows, g * d], v_stride; a merged qkv gives three pointers into it */
   int64_t q_stride, k_stride, v_stride; /* elements from token to token; a multiple of 8 */
   const int64_t* past_length;           /* [b] */
-  const float* cosine;                  /* [c, r / 2]; null where r is 0 */
-  const float* sine;                    /* [c, r / 2] */
+  const float* cosine;                  /* [t, c, r / 2]; null where r is 0 */
+  const float* sine;                    /* [t, c, r / 2] */
+  const int64_t* rotary_table;          /* [b]: which of the t tables; null: the first */
+  const int64_t* positions; /* [rows, x]: rows of the tables, by axis; null: p on every axis. Where
+                               keys lie and who sees them is p's in any case */
+  const int32_t* pair_axes; /* [r / 2]: the axis that turns a pair; null: axis 0 */
   const void* q_norm;   /* activation dtype [d]: RMSNorm weight of each head of q before the rotation;
                            null: none */
   const void* k_norm;   /* likewise of k */
   float norm_eps;       /* of q_norm and k_norm */
+  float norm_offset;    /* added to their weights: 1 where a checkpoint stores weight - 1 */
+  const void* sinks;    /* activation dtype [h]: a score of each head that takes its share of the
+                           softmax and has no value; null: none */
   void* key_cache;      /* kv_dtype [b, g, c, d] */
   void* value_cache;    /* kv_dtype [b, g, c, d] */
   float* key_scales;    /* float32 [b, g, c]; one per position; null unless kv_dtype is int8 */
   float* value_scales;  /* likewise */
-  void* y;              /* activation dtype [b, s, h * d] */
+  void* y;              /* activation dtype [rows, h * d] */
 } awq_edge_attention;
 
 /* Bytes of workspace for this call and for every one with fewer tokens. Pointers are not read. */

@@ -47,6 +47,10 @@ int check_shape(const awq_edge_attention& a) {
   AWQ_EDGE_REQUIRE(a.rotary_size >= 0 && a.rotary_size <= a.head_size && a.rotary_size % 2 == 0,
                    "cached_attention: rotary_size is %d, not an even number within 0..%d",
                    a.rotary_size, a.head_size);
+  AWQ_EDGE_REQUIRE(a.rotary_tables >= 0 && a.position_axes >= 0,
+                   "cached_attention: rotary_tables is %d and position_axes %d; neither may be "
+                   "negative",
+                   a.rotary_tables, a.position_axes);
   AWQ_EDGE_REQUIRE(a.context >= 1 && a.context <= kMaxPositions,
                    "cached_attention: context is %d, not within 1..%d", a.context, kMaxPositions);
   AWQ_EDGE_REQUIRE(a.window >= 0, "cached_attention: window is %d, must not be negative",
@@ -92,6 +96,7 @@ int check_tensors(const awq_edge_attention& a) {
       {"sine", a.sine, a.rotary_size > 0},
       {"q_norm", a.q_norm, a.q_norm != nullptr},
       {"k_norm", a.k_norm, a.k_norm != nullptr},
+      {"sinks", a.sinks, a.sinks != nullptr},
       {"key_cache", a.key_cache, true},
       {"value_cache", a.value_cache, true},
       {"key_scales", a.key_scales, int8},
@@ -103,6 +108,14 @@ int check_tensors(const awq_edge_attention& a) {
     const int status = check_tensor(tensor.name, tensor.pointer);
     if (status != AWQ_EDGE_OK) return status;
   }
+  for (const void* pointer : {static_cast<const void*>(a.row_begin),
+                              static_cast<const void*>(a.rotary_table),
+                              static_cast<const void*>(a.positions),
+                              static_cast<const void*>(a.pair_axes)})
+    AWQ_EDGE_REQUIRE(is_aligned(pointer, 8),
+                     "cached_attention: row_begin, rotary_table, positions and pair_axes must be "
+                     "aligned to 8 bytes; one is %p",
+                     pointer);
   int status = check_stride("q_stride", a.q_stride, a.num_heads, a.head_size);
   if (status == AWQ_EDGE_OK)
     status = check_stride("k_stride", a.k_stride, a.num_kv_heads, a.head_size);

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(32 * kAppendWarps)
   const int lane = threadIdx.x % 32, b = blockIdx.z;
   const int row = blockIdx.x * kAppendWarps + threadIdx.x / 32;
   const int token = row / a.num_kv_heads, head = row % a.num_kv_heads;
-  if (token >= a.tokens) return;
+  if (token >= sequence_rows(a.row_begin, b, a.tokens).count) return;
   const int position = clamped_past(a.past_length[b], a.context) + token;
   if (position >= a.context) return;
   append_row<T, kHeadSize>(a, blockIdx.y == 0, b, token, head, position, lane);

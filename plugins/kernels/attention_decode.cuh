@@ -68,7 +68,8 @@ __device__ __forceinline__ DecodeBlock decode_block(const awq_edge_attention& a,
   block.b = blockIdx.z;
   const int heads_per_kv = a.num_heads / a.num_kv_heads;
   block.first_row = block.row_tile * plan.tile_rows;
-  const int rows_left = a.tokens * heads_per_kv - block.first_row;
+  const int tokens = sequence_rows(a.row_begin, block.b, a.tokens).count;
+  const int rows_left = tokens * heads_per_kv - block.first_row;
   block.rows = rows_left < plan.tile_rows ? rows_left : plan.tile_rows;
   block.past = clamped_past(a.past_length[block.b], a.context);
   const int last_row = block.first_row + block.rows - 1;
@@ -142,11 +143,12 @@ __device__ __forceinline__ void load_query(const awq_edge_attention& a, const De
   if (row < block.rows) {
     const int token = (block.first_row + row) / heads_per_kv;
     const int head = block.kv_head * heads_per_kv + (block.first_row + row) % heads_per_kv;
-    const int64_t row_in = static_cast<int64_t>(block.b) * a.tokens + token;
+    const int64_t row_in = sequence_rows(a.row_begin, block.b, a.tokens).first + token;
     values = load_row<T, kHeadSize>(
         static_cast<const T*>(a.q) + row_in * a.q_stride + head * kHeadSize, a.rotary_size, lane);
     const int position = block.past + token < a.context ? block.past + token : a.context - 1;
-    normalize_and_rotate(values, static_cast<const T*>(a.q_norm), a, position, lane);
+    normalize_and_rotate(values, static_cast<const T*>(a.q_norm), a, {block.b, row_in, position},
+                         lane);
   }
   store_row(values, queries + row * query_stride<kHeadSize>(), a.rotary_size, lane);
 }
@@ -198,7 +200,7 @@ __device__ __forceinline__ float value_unit_of(const float* largest_of_warps) {
 template <typename T, int kHeadSize, bool kInt8, int kTiles>
 struct DecodeShape {
   static constexpr int kRows = 8 * kTiles;
-    static constexpr int kBlocksPerSm = kHeadSize * kTiles <= 64 ? 2 : 1;
+  static constexpr int kBlocksPerSm = kHeadSize * kTiles <= 64 ? 2 : 1;
   static constexpr size_t kQueryBytes = kRows * (kHeadSize + 32) * sizeof(T);
   static constexpr size_t kMergeBytes = merge_bytes(kRows, kHeadSize);
   static constexpr size_t kSharedBytes = kQueryBytes + kMergeBytes + sizeof(float) * kDecodeWarps;
@@ -221,7 +223,7 @@ __global__ void __launch_bounds__(kDecodeThreads,
   wait_for_previous_kernel();
   const DecodeBlock block = decode_block(a, plan);
   const KeyRange keys = block.keys.keys;
-  if (keys.begin == keys.end && block.split != 0) return;
+  if (block.rows <= 0 || (keys.begin == keys.end && block.split != 0)) return;
 
   HeadReader<T, kHeadSize, kInt8> reader(a, block.b, block.kv_head);
   int key = keys.begin + kDecodeTileKeys * warp;

@@ -40,6 +40,15 @@ __device__ __forceinline__ float reference_of(float maximum) {
   return maximum == -INFINITY ? 0.0f : maximum;
 }
 
+// The share of a head's sink, relative to 2^maximum, as all shares are. Infinite where it leaves
+// nothing to the others.
+template <typename T>
+__device__ __forceinline__ float sink_share(const awq_edge_attention& a, int head, float maximum) {
+  if (a.sinks == nullptr) return 0.0f;
+  const float sink = to_float(static_cast<const T*>(a.sinks)[head]) * kLog2E;
+  return exp2_approximate(sink - reference_of(maximum));
+}
+
 template <typename T>
 __device__ __forceinline__ uint32_t pack_pair(float low, float high);
 template <>

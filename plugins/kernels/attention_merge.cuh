@@ -5,6 +5,7 @@
 #include "async_copy.cuh"
 #include "attention_math.cuh"
 #include "attention_partition.h"
+#include "sequence_rows.h"
 
 namespace awq_edge {
 
@@ -71,12 +72,18 @@ __device__ __forceinline__ void store_output(T* y, float4 value, float sum) {
   *reinterpret_cast<uint2*>(y) = words;
 }
 
+// Four channels of y of a row of a kv head's problem, from values and their sum relative to
+// 2^maximum.
 template <typename T, int kHeadSize>
-__device__ __forceinline__ T* output_row(const awq_edge_attention& a, int b, int kv_head, int row) {
+__device__ __forceinline__ void store_channels(const awq_edge_attention& a, int b, int kv_head,
+                                               int row, int channel, float4 value, float maximum,
+                                               float sum) {
   const int heads_per_kv = a.num_heads / a.num_kv_heads;
-  const int64_t token = static_cast<int64_t>(b) * a.tokens + row / heads_per_kv;
+  const int64_t token = sequence_rows(a.row_begin, b, a.tokens).first + row / heads_per_kv;
   const int head = kv_head * heads_per_kv + row % heads_per_kv;
-  return static_cast<T*>(a.y) + (token * a.num_heads + head) * kHeadSize;
+  sum += sink_share<T>(a, head, maximum);
+  store_output(static_cast<T*>(a.y) + (token * a.num_heads + head) * kHeadSize + channel, value,
+               sum);
 }
 
 // Four channels of a row, relative to 2^maximum.
@@ -164,7 +171,7 @@ __device__ __forceinline__ void merge_splits(const awq_edge_attention& a, const 
     for (int offset = 1; offset < groups; offset *= 2)
       add_scaled(value, 1.0f, shuffled(value, offset));
     if (valid && group == 0)
-      store_output(output_row<T, kHeadSize>(a, b, kv_head, first_row + row) + channel, value, sum);
+      store_channels<T, kHeadSize>(a, b, kv_head, first_row + row, channel, value, maximum, sum);
   }
 }
 
@@ -186,8 +193,8 @@ __device__ __forceinline__ void merge_and_store(const awq_edge_attention& a,
     const int row = item / kItemsPerRow, channel = 4 * (item % kItemsPerRow);
     const Merged merged = merge_warps<kHeadSize, kRows>(merge, row, channel);
     if (active == 1) {
-      store_output(output_row<T, kHeadSize>(a, b, kv_head, first_row + row) + channel,
-                   merged.value, merged.sum);
+      store_channels<T, kHeadSize>(a, b, kv_head, first_row + row, channel, merged.value,
+                                   merged.maximum, merged.sum);
       continue;
     }
     *reinterpret_cast<float4*>(own + row * kHeadSize + channel) = merged.value;

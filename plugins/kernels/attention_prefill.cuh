@@ -235,6 +235,7 @@ __device__ __forceinline__ void store_prefill_outputs(const awq_edge_attention& 
                                                       T* shared, int b, int head, int first_token,
                                                       int first_row, int lane) {
   const int g = lane / 4, t = lane % 4;
+  const float factor = score_scale(a).factor;
 #pragma unroll
   for (int r = 0; r < Shape::kRowTiles; ++r)
 #pragma unroll
@@ -242,6 +243,7 @@ __device__ __forceinline__ void store_prefill_outputs(const awq_edge_attention& 
       float sum = state.sum[r][half];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      sum += sink_share<T>(a, head, state.maximum[r][half] * factor);
       const float inverse = sum > 0.0f ? unit / sum : 0.0f;
       const int row = first_row + 16 * r + g + 8 * half;
 #pragma unroll
@@ -252,11 +254,12 @@ __device__ __forceinline__ void store_prefill_outputs(const awq_edge_attention& 
     }
   __syncwarp();
   constexpr int kChunks = Shape::kHeadSize / 8;
+  const SequenceRows rows = sequence_rows(a.row_begin, b, a.tokens);
 #pragma unroll 4
   for (int i = lane; i < Shape::kWarpRows * kChunks; i += 32) {
     const int row = first_row + i / kChunks, channel = 8 * (i % kChunks);
-    if (first_token + row >= a.tokens) continue;
-    const int64_t token = static_cast<int64_t>(b) * a.tokens + first_token + row;
+    if (first_token + row >= rows.count) continue;
+    const int64_t token = rows.first + first_token + row;
     T* y = static_cast<T*>(a.y) + (token * a.num_heads + head) * Shape::kHeadSize;
     *reinterpret_cast<uint4*>(y + channel) =
         *reinterpret_cast<const uint4*>(shared + swizzled<Shape::kHeadSize>(row, channel));
@@ -279,18 +282,20 @@ __global__ void __launch_bounds__(kPrefillThreads, Shape::kBlocksPerSm)
   const int tiles = ceil_div(a.tokens, Shape::kRows), b = blockIdx.y;
   const PrefillBlock block = prefill_block(blockIdx.x, tiles, a.num_heads, section_heads);
   const int head = block.head, first_token = block.tile * Shape::kRows;
-  const int last_token =
-      (first_token + Shape::kRows < a.tokens ? first_token + Shape::kRows : a.tokens) - 1;
 
   // The kernel before this one is append_to_cache, which lets this one start only when all before
   // it is done: q and past_length are there, the cache is not.
   let_next_kernel_start();
+  const int tokens = sequence_rows(a.row_begin, b, a.tokens).count;
+  if (first_token >= tokens) return;
+  const int last_token =
+      (first_token + Shape::kRows < tokens ? first_token + Shape::kRows : tokens) - 1;
   const QueryTile<T, Shape> query_tile{queries};
   query_tile.copy(a, b, head, first_token);
   const int past = clamped_past(a.past_length[b], a.context);
   wait_copies<0>();
   __syncthreads();
-  query_tile.prepare(a, past + first_token, norm_factors);
+  query_tile.prepare(a, b, first_token, past + first_token, norm_factors);
   wait_for_previous_kernel();
 
   const KeyRange visible = visible_keys(past, first_token, last_token, a.window, a.context);
@@ -317,7 +322,7 @@ __global__ void __launch_bounds__(kPrefillThreads, Shape::kBlocksPerSm)
   const int first_row = warp * Shape::kWarpRows;
   // A warp without tokens is at positions that see nothing.
   const int first_position =
-      first_token + first_row < a.tokens ? past + first_token + first_row : -Shape::kWarpRows;
+      first_token + first_row <= last_token ? past + first_token + first_row : -Shape::kWarpRows;
   const int last_position = first_position + Shape::kWarpRows - 1;
   const ScoreScale scale = score_scale(a);
   PrefillState<Shape> state;

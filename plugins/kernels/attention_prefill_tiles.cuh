@@ -130,26 +130,28 @@ struct QueryTile {
   // Rows behind the last token are zero.
   __device__ __forceinline__ void copy(const awq_edge_attention& a, int b, int head,
                                        int first_token) const {
-    const int64_t row = static_cast<int64_t>(b) * a.tokens + first_token;
+    const SequenceRows rows = sequence_rows(a.row_begin, b, a.tokens);
     copy_rows<Shape::kHeadSize, kRows, 8>(
-        static_cast<const T*>(a.q) + row * a.q_stride + head * Shape::kHeadSize, a.q_stride,
-        a.tokens - first_token,
+        static_cast<const T*>(a.q) + (rows.first + first_token) * a.q_stride +
+            head * Shape::kHeadSize,
+        a.q_stride, rows.count - first_token,
         [&](int r, int channel) { return tile + swizzled<Shape::kHeadSize>(r, channel); });
     commit_copies();
   }
 
   // After a barrier; another one is needed afterwards. `factors`: shared memory for kRows floats.
-  __device__ __forceinline__ void prepare(const awq_edge_attention& a, int first_position,
-                                          float* factors) const {
+  // first_position: of token `first_token` of sequence b.
+  __device__ __forceinline__ void prepare(const awq_edge_attention& a, int b, int first_token,
+                                          int first_position, float* factors) const {
     const T* norm = static_cast<const T*>(a.q_norm);
     if (norm != nullptr) {
       if (threadIdx.x < kRows) factors[threadIdx.x] = norm_factor(threadIdx.x, a.norm_eps);
       __syncthreads();
     }
-    if (a.rotary_size % 16 == 0)
-      prepare_chunks(a, norm, first_position, factors);
+    if (a.rotary_size % 16 == 0 && a.positions == nullptr)
+      prepare_chunks(a, norm, b, first_position, factors);
     else
-      prepare_pairs(a, norm, first_position, factors);
+      prepare_pairs(a, norm, b, first_token, first_position, factors);
   }
 
  private:
@@ -166,10 +168,11 @@ struct QueryTile {
   }
 
   // Two chunks of 8 channels a time: those that rotate with each other, or neighbours.
-  __device__ __forceinline__ void prepare_chunks(const awq_edge_attention& a, const T* norm,
+  __device__ __forceinline__ void prepare_chunks(const awq_edge_attention& a, const T* norm, int b,
                                                  int first_position,
                                                  const float* factors) const {
     if (a.rotary_size == 0 && norm == nullptr) return;
+    const int64_t first_table = first_table_row(a, b);
     constexpr int kPairs = Shape::kHeadSize / 16;
     static_assert(kRows * kPairs % kPrefillThreads == 0, "whole rounds of the block");
 #pragma unroll 2
@@ -180,15 +183,15 @@ struct QueryTile {
       const bool rotates = pair < a.rotary_size / 16;
       if (rotates) {
         const int position = limited(first_position + row, a.context);
-        const int64_t table = static_cast<int64_t>(position) * (a.rotary_size / 2) + 8 * pair;
+        const int64_t table = (first_table + position) * (a.rotary_size / 2) + 8 * pair;
         load_floats(a.cosine + table, cosine);
         load_floats(a.sine + table, sine);
       }
       load_eight(row, 8 * chunks.first, first);
       load_eight(row, 8 * chunks.second, second);
       if (norm != nullptr) {
-        apply_norm(norm + 8 * chunks.first, factors[row], first);
-        apply_norm(norm + 8 * chunks.second, factors[row], second);
+        apply_norm(norm + 8 * chunks.first, a.norm_offset, factors[row], first);
+        apply_norm(norm + 8 * chunks.second, a.norm_offset, factors[row], second);
       }
       if (rotates) {
 #pragma unroll
@@ -203,10 +206,12 @@ struct QueryTile {
     }
   }
 
-  // Any even rotary_size, channel by channel.
-  __device__ __forceinline__ void prepare_pairs(const awq_edge_attention& a, const T* norm,
-                                                int first_position, const float* factors) const {
+  // Any even rotary_size and any positions, channel by channel.
+  __device__ __forceinline__ void prepare_pairs(const awq_edge_attention& a, const T* norm, int b,
+                                                int first_token, int first_position,
+                                                const float* factors) const {
     constexpr int kPairs = Shape::kHeadSize / 2;
+    const SequenceRows rows = sequence_rows(a.row_begin, b, a.tokens);
     for (int i = threadIdx.x; i < kRows * kPairs; i += kPrefillThreads) {
       const int row = i / kPairs, pair = i % kPairs, half = a.rotary_size / 2;
       const ChannelPair channels = channel_pair(pair, a.rotary_size);
@@ -214,12 +219,14 @@ struct QueryTile {
       T& second = tile[swizzled<Shape::kHeadSize>(row, channels.second)];
       float x = to_float(first), y = to_float(second);
       if (norm != nullptr) {
-        x *= factors[row] * to_float(norm[channels.first]);
-        y *= factors[row] * to_float(norm[channels.second]);
+        x *= factors[row] * (to_float(norm[channels.first]) + a.norm_offset);
+        y *= factors[row] * (to_float(norm[channels.second]) + a.norm_offset);
       }
-      if (pair < half) {
-        const int64_t table =
-            static_cast<int64_t>(limited(first_position + row, a.context)) * half + pair;
+      // Rows behind the last token are zero, and have no positions.
+      if (pair < half && first_token + row < rows.count) {
+        const RotatedToken token{b, rows.first + first_token + row,
+                                 limited(first_position + row, a.context)};
+        const int64_t table = table_row(a, token, pair) * half + pair;
         const float cosine = a.cosine[table], sine = a.sine[table], unrotated = x;
         x = x * cosine - y * sine;
         y = y * cosine + unrotated * sine;
@@ -241,9 +248,10 @@ struct QueryTile {
     x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
   }
 
-  static __device__ __forceinline__ void apply_norm(const T* norm, float factor, float (&x)[8]) {
+  static __device__ __forceinline__ void apply_norm(const T* norm, float offset, float factor,
+                                                    float (&x)[8]) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] *= factor * to_float(norm[i]);
+    for (int i = 0; i < 8; ++i) x[i] *= factor * (to_float(norm[i]) + offset);
   }
 
   __device__ __forceinline__ void load_eight(int row, int channel, float (&x)[8]) const {

@@ -7,6 +7,7 @@
 #include "attention_fragments.h"
 #include "awq_edge_kernels.h"
 #include "element.cuh"
+#include "sequence_rows.h"
 
 namespace awq_edge {
 
@@ -53,11 +54,38 @@ __device__ __forceinline__ HeadRow<kHeadSize> load_row(const T* source, int rota
   return row;
 }
 
-// RMSNorm of the head by `norm` (null: none), then the rotation by `position`, all in float32.
+// A token that is rotated: its sequence, its row of the call, and its position in the cache.
+struct RotatedToken {
+  int b;
+  int64_t row;
+  int position;
+};
+
+// The first row of the tables of sequence b.
+__device__ __forceinline__ int64_t first_table_row(const awq_edge_attention& a, int b) {
+  if (a.rotary_table == nullptr) return 0;
+  const int64_t table = a.rotary_table[b];
+  return table < 0 || table >= a.rotary_tables ? 0 : table * a.context;
+}
+
+// The row of the tables that turns a pair of channels. Whatever positions say, it is one of them.
+__device__ __forceinline__ int64_t table_row(const awq_edge_attention& a, RotatedToken token,
+                                             int pair) {
+  int64_t position = token.position;
+  if (a.positions != nullptr) {
+    const int axes = a.position_axes > 1 ? a.position_axes : 1;
+    const int axis = a.pair_axes == nullptr ? 0 : a.pair_axes[pair];
+    position = a.positions[token.row * axes + (axis < 0 || axis >= axes ? 0 : axis)];
+    position = position < 0 ? 0 : position < a.context ? position : a.context - 1;
+  }
+  return first_table_row(a, token.b) + position;
+}
+
+// RMSNorm of the head by `norm` (null: none), then the rotation, all in float32.
 template <typename T, int kHeadSize>
 __device__ __forceinline__ void normalize_and_rotate(HeadRow<kHeadSize>& row, const T* norm,
-                                                     const awq_edge_attention& a, int position,
-                                                     int lane) {
+                                                     const awq_edge_attention& a,
+                                                     RotatedToken token, int lane) {
   if (norm != nullptr) {
     float sum = 0.0f;
     for_each_pair<kHeadSize>(lane, a.rotary_size, [&](int slot, int, ChannelPair) {
@@ -65,15 +93,15 @@ __device__ __forceinline__ void normalize_and_rotate(HeadRow<kHeadSize>& row, co
     });
     const float factor = rsqrtf(warp_sum(sum) / kHeadSize + a.norm_eps);
     for_each_pair<kHeadSize>(lane, a.rotary_size, [&](int slot, int, ChannelPair channels) {
-      row.first[slot] *= factor * to_float(norm[channels.first]);
-      row.second[slot] *= factor * to_float(norm[channels.second]);
+      row.first[slot] *= factor * (to_float(norm[channels.first]) + a.norm_offset);
+      row.second[slot] *= factor * (to_float(norm[channels.second]) + a.norm_offset);
     });
   }
   const int half = a.rotary_size / 2;
-  const int64_t table = static_cast<int64_t>(position) * half;
   for_each_pair<kHeadSize>(lane, a.rotary_size, [&](int slot, int pair, ChannelPair) {
     if (pair >= half) return;
-    const float cosine = a.cosine[table + pair], sine = a.sine[table + pair];
+    const int64_t angle = table_row(a, token, pair) * half + pair;
+    const float cosine = a.cosine[angle], sine = a.sine[angle];
     const float first = row.first[slot], second = row.second[slot];
     row.first[slot] = first * cosine - second * sine;
     row.second[slot] = second * cosine + first * sine;
@@ -112,14 +140,14 @@ __device__ __forceinline__ float store_codes(const HeadRow<kHeadSize>& row, int8
 template <typename T, int kHeadSize>
 __device__ __forceinline__ float append_row(const awq_edge_attention& a, bool is_key, int b,
                                            int token, int head, int position, int lane) {
-  const int64_t row_in = static_cast<int64_t>(b) * a.tokens + token;
+  const int64_t row_in = sequence_rows(a.row_begin, b, a.tokens).first + token;
   const int64_t row_out = (static_cast<int64_t>(b) * a.num_kv_heads + head) * a.context + position;
   const T* source = static_cast<const T*>(is_key ? a.k : a.v) +
                     row_in * (is_key ? a.k_stride : a.v_stride) + head * kHeadSize;
   void* cache = is_key ? a.key_cache : a.value_cache;
   HeadRow<kHeadSize> row = load_row<T, kHeadSize>(source, a.rotary_size, lane);
   if (is_key)
-    normalize_and_rotate(row, static_cast<const T*>(a.k_norm), a, position, lane);
+    normalize_and_rotate(row, static_cast<const T*>(a.k_norm), a, {b, row_in, position}, lane);
   if (a.kv_dtype == AWQ_EDGE_INT8)
     return store_codes(row, static_cast<int8_t*>(cache) + row_out * kHeadSize,
                        (is_key ? a.key_scales : a.value_scales) + row_out, a.rotary_size, lane);

@@ -22,18 +22,14 @@ from awq_edge.kernels.interface import (
     Sampling,
     W4A16Weight,
 )
+from tests.kernels.host_attention import cached_attention
 from tests.kernels.host_memory import (
-    DTYPES,
-    Array,
     check_workspace,
-    narrow,
     raw,
     read,
-    read_rows,
-    wide,
     write,
 )
-from tests.kernels.host_operations import HostOperations, after_epilogue, rms
+from tests.kernels.host_operations import HostOperations, after_epilogue
 
 _STREAM = 0x5EED  # what the device hands out, and every launch has to pass on
 
@@ -112,34 +108,7 @@ class HostKernels(HostOperations):
 
     def cached_attention(self, a: AttentionParameters, space: int, size: int) -> None:
         check_workspace(space, size)
-        assert (a.batch, a.kv_dtype) == (1, a.dtype)
-        s, h, g, d = a.tokens, a.num_heads, a.num_kv_heads, a.head_size
-        past = int(raw(a.past_length, (1,), np.int64)[0])
-        q = read_rows(a.q, s, a.q_stride, h * d, a.dtype).reshape(s, h, d)
-        k = read_rows(a.k, s, a.k_stride, g * d, a.dtype).reshape(s, g, d)
-        v = read_rows(a.v, s, a.v_stride, g * d, a.dtype).reshape(s, g, d)
-        if a.q_norm:
-            q = rms(q, a.norm_eps) * read(a.q_norm, (d,), a.dtype)
-        if a.k_norm:
-            k = rms(k, a.norm_eps) * read(a.k_norm, (d,), a.dtype)
-        half = a.rotary_size // 2
-        tables = [
-            raw(p, (a.context, half), np.float32)[past : past + s] for p in (a.cosine, a.sine)
-        ]
-        q, k = (_rotated(each, *tables) for each in (q, k))
-        caches = []
-        for cache, new in ((a.key_cache, k), (a.value_cache, v)):
-            whole = raw(cache, (g, a.context, d), DTYPES[a.dtype])
-            whole[:, past : past + s] = narrow(new.transpose(1, 0, 2), a.dtype)
-            caches.append(wide(whole[:, : past + s], a.dtype).repeat(h // g, axis=0))
-        keys, values = caches  # [h, past + s, d]
-        scores = np.einsum("shd,hpd->hsp", q, keys) * a.scale
-        distance = (past + np.arange(s))[:, None] - np.arange(past + s)[None, :]
-        hidden = (distance < 0) | ((distance >= a.window) if a.window else False)
-        scores = np.where(hidden[None], -np.inf, scores)
-        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        shares /= shares.sum(axis=-1, keepdims=True)
-        write(a.y, np.einsum("hsp,hpd->shd", shares, values).reshape(s, h * d), a.dtype)
+        cached_attention(a)
 
     def gather_rows(self, x: int, rows: int, y: int, count: int, size: int, dtype: int) -> None:
         wanted = raw(rows, (count,), np.int64)
@@ -163,11 +132,3 @@ class HostKernels(HostOperations):
 
     def advance(self, past_length: int, batch: int, by: int) -> None:
         raw(past_length, (batch,), np.int64)[:] += by
-
-
-def _rotated(x: Array, cosine: Array, sine: Array) -> Array:
-    """x: [s, heads, d]; the first 2 * half channels turn."""
-    half = cosine.shape[1]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    cosine, sine = cosine[:, None], sine[:, None]
-    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine, rest], axis=-1)
