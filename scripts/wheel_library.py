@@ -3,9 +3,9 @@
     python scripts/wheel_library.py linux_aarch64      prints the library's path
 
 linux_x86_64    the machine's own C++ compiler
-linux_aarch64   Debian's cross compiler (`apt install g++-aarch64-linux-gnu`), and CUDA's static
-                runtime for aarch64 from the wheel of the nvcc that is used. CUDA's headers are the
-                same for both. On an aarch64 machine its own compiler.
+linux_aarch64   Debian's cross compiler (`apt install g++-aarch64-linux-gnu`), CUDA's headers and
+                static runtime for aarch64 from NVIDIA's wheels of nvcc's release. On an aarch64
+                machine its own compiler.
 
 What a library is compiled for: `awq_edge.kernels.architectures.TARGETS_OF_MACHINE`.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import platform
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ from awq_edge.kernels.kernels import FILE_NAME
 from awq_edge.kernels.toolchain import Toolchain, find_toolchain
 
 PLATFORMS = {f"linux_{machine}": machine for machine in TARGETS_OF_MACHINE}
-_RUNTIME = "nvidia-cuda-runtime"
+_CUDA = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")
 # Debian's package without a version in its name, and those with one that CUDA 13 takes.
 _CROSS_COMPILERS = tuple(f"aarch64-linux-gnu-g++{suffix}" for suffix in ("", "-12", "-13", "-14"))
 
@@ -53,30 +52,30 @@ def cross_toolchain(tools: Toolchain) -> tuple[Toolchain, list[str]]:
     compiler = next(filter(None, map(shutil.which, _CROSS_COMPILERS)), None)
     if compiler is None:
         sys.exit(f"no {_CROSS_COMPILERS[0]}: `sudo apt install g++-aarch64-linux-gnu`")
+    cuda = aarch64_cuda(tools.cuda_version)
+    flags = f"-I{cuda}/include -isystem {cuda}/include/cccl -L{cuda}/lib"
     options = [
         "-DCMAKE_SYSTEM_NAME=Linux",
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        f"-DCMAKE_CUDA_FLAGS=-L{runtime_libraries()}",
+        f"-DCMAKE_CUDA_FLAGS={flags}",
     ]
     return dataclasses.replace(tools, cxx=Path(compiler)), options
 
 
-def runtime_libraries() -> Path:
-    """A folder with libcudart_static.a for aarch64, of the version that is installed for x86-64."""
-    version = importlib.metadata.version(_RUNTIME)
-    folder = kernel_resources.ROOT / "build" / f"cuda-runtime-aarch64-{version}"
+def aarch64_cuda(release: str) -> Path:
+    """A folder with CUDA's headers and static runtime for aarch64. release: nvcc's, "13.0"."""
+    folder = kernel_resources.ROOT / "build" / f"cuda-{release}-aarch64"
     if not folder.is_dir():
         with atomic_directory(folder) as work:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
             command += ["--only-binary=:all:", "--platform", "manylinux2014_aarch64"]
-            command += ["--dest", str(work), f"{_RUNTIME}=={version}"]
+            command += ["--dest", str(work), *(f"{name}=={release}.*" for name in _CUDA)]
             subprocess.run(command, check=True, stdout=sys.stderr)
-            (wheel,) = work.glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                for name in (n for n in archive.namelist() if n.endswith(".a")):
-                    (work / Path(name).name).write_bytes(archive.read(name))
-            wheel.unlink()
-    return folder
+            for wheel in work.glob("*.whl"):
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(work)
+                wheel.unlink()
+    return next(folder.glob("nvidia/cu*"))
 
 
 if __name__ == "__main__":
