@@ -29,7 +29,7 @@ from awq_edge.kernels.kernels import FILE_NAME
 from awq_edge.kernels.toolchain import Toolchain, find_toolchain
 
 PLATFORMS = {f"linux_{machine}": machine for machine in TARGETS_OF_MACHINE}
-_CUDA = ("nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-cuda-cccl")
+_CUDA = tuple(f"nvidia-cuda-{part}" for part in ("runtime", "nvcc", "crt", "cccl"))
 # Debian's package without a version in its name, and those with one that CUDA 13 takes.
 _CROSS_COMPILERS = tuple(f"aarch64-linux-gnu-g++{suffix}" for suffix in ("", "-12", "-13", "-14"))
 
