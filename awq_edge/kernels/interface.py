@@ -106,6 +106,12 @@ class W4A16Weight(Structure):
     _fields_ = _HEADER.fields("awq_edge_w4a16_weight")
 
 
+class Routing(Structure):
+    """awq_edge_routing: the choice of a token's experts from the router's logits."""
+
+    _fields_ = _HEADER.fields("awq_edge_routing")
+
+
 class NormParameters(Structure):
     """awq_edge_norm: a norm, and the addition to the residual before it."""
 
@@ -127,6 +133,7 @@ class Sampling(Structure):
 _ALL = _HEADER.functions(
     {
         "awq_edge_w4a16_weight": W4A16Weight,
+        "awq_edge_routing": Routing,
         "awq_edge_norm": NormParameters,
         "awq_edge_attention": AttentionParameters,
         "awq_edge_sampling": Sampling,

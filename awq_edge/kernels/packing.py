@@ -55,15 +55,20 @@ def obstacle(bits: int, group_size: int, in_features: int) -> str | None:
     return None
 
 
-def pack(weight: QuantizedWeight) -> PackedWeight:
+def pack(weight: QuantizedWeight, *, keep_zeros: bool = False) -> PackedWeight:
     """A weight in the layout of the kernels.
 
-    Raises ConfigError for bits, groups or scales that they do not take.
+    keep_zeros: zero points are stored even where all are 2**(bits-1), as experts need that stand
+    behind others which store theirs.
+
+    Raises ConfigError for bits, groups or scales that the kernels do not take.
     """
-    return _pack(weight, weight.codes.shape[0], paired=False)
+    return _pack(weight, weight.codes.shape[0], paired=False, keep_zeros=keep_zeros)
 
 
-def pack_gate_up(gate: QuantizedWeight, up: QuantizedWeight) -> PackedWeight:
+def pack_gate_up(
+    gate: QuantizedWeight, up: QuantizedWeight, *, keep_zeros: bool = False
+) -> PackedWeight:
     """Two weights [n, k] as one of 2 n rows, for an epilogue activation(gate) * up.
 
     Rows 0..7 of tile i are rows 8 i.. of gate, rows 8..15 the same of up, so that one thread has
@@ -86,7 +91,7 @@ def pack_gate_up(gate: QuantizedWeight, up: QuantizedWeight) -> PackedWeight:
         zeros=_weave([p.zeros for p in parts]),
         bits=gate.bits,
     )
-    return _pack(interleaved, 2 * rows, paired=True)
+    return _pack(interleaved, 2 * rows, paired=True, keep_zeros=keep_zeros)
 
 
 def unpack(packed: PackedWeight) -> QuantizedWeight:
@@ -118,7 +123,9 @@ def unpack(packed: PackedWeight) -> QuantizedWeight:
     )
 
 
-def _pack(weight: QuantizedWeight, out_features: int, *, paired: bool) -> PackedWeight:
+def _pack(
+    weight: QuantizedWeight, out_features: int, *, paired: bool, keep_zeros: bool
+) -> PackedWeight:
     rows, in_features = weight.codes.shape
     bits, group_size = weight.bits, weight.group_size
     reason = obstacle(bits, group_size, in_features)
@@ -140,7 +147,7 @@ def _pack(weight: QuantizedWeight, out_features: int, *, paired: bool) -> Packed
     words = _words_of_codes(fragments.transpose(0, 3, 2, 6, 4, 5, 7, 8, 1, 9), bits)
     by_pair = (0, 3, 2, 1)  # [tiles, r0, g, groups] -> [tiles, groups, g, r0]
     packed_scales = scales.reshape(tiles, 2, 8, -1).transpose(by_pair)
-    symmetric = bool((zeros == middle).all())
+    symmetric = not keep_zeros and bool((zeros == middle).all())
     return PackedWeight(
         qweight=_with_vectors(words, bits).view(np.int32),
         scales=np.ascontiguousarray(packed_scales),

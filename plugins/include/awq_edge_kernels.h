@@ -139,6 +139,36 @@ AWQ_EDGE_API int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, cons
 AWQ_EDGE_API int awq_edge_w4a16_dequantize(const awq_edge_w4a16_weight* weight, void* w,
                                            void* stream);
 
+/* ------------------------------------------------------------------ routed experts
+ *
+ * y[m, :] = sum over the top_k experts of row m of share * down(f(gate(x)) * up(x)), from the
+ * router's logits: the largest, of equal ones the smaller number. A share is the expert's part of the
+ * softmax over all experts, or, with `normalize`, over the chosen ones.
+ *
+ * Up to AWQ_EDGE_DECODE_ROWS rows the weights of chosen experts alone are read, each byte once; from
+ * there on, rows are grouped by expert and multiplied by tensor-core tiles. What gate and up give, and
+ * what down gives, is rounded to the activation dtype; the sum is float32, in the order of the
+ * logits. */
+typedef struct {
+  int32_t num_experts; /* 1 to 512 */
+  int32_t top_k;       /* experts of a row, 1 to 16 */
+  int32_t normalize;   /* 0 or 1 */
+} awq_edge_routing;
+
+/* gate_up, down: weights of one expert, [2 i, n] with an epilogue ..._MUL and [n, i]; every array
+ * has the experts as its slowest axis, one packed weight behind the other, zeros of all of them or
+ * of none. logits: activation dtype [m, num_experts]. x, y: [m, n]. Workspace: as in
+ * awq_edge_w4a16_linear; its counters are not touched. A query holds for every m up to max_m. */
+AWQ_EDGE_API int awq_edge_experts(const awq_edge_w4a16_weight* gate_up,
+                                  const awq_edge_w4a16_weight* down,
+                                  const awq_edge_routing* routing, const void* logits,
+                                  const void* x, void* y, int32_t m, void* workspace,
+                                  size_t workspace_bytes, void* stream);
+AWQ_EDGE_API int awq_edge_experts_workspace(const awq_edge_w4a16_weight* gate_up,
+                                            const awq_edge_w4a16_weight* down,
+                                            const awq_edge_routing* routing, int32_t max_m,
+                                            size_t* bytes);
+
 /* ------------------------------------------------------------------ attention
  *
  * Rotary embedding, append to the KV cache and causal grouped-query attention over its valid part:

@@ -17,6 +17,7 @@
 #include "w4a16_dequantize.cuh"
 #include "w4a16_epilogue.cuh"
 #include "w4a16_plan.h"
+#include "w4a16_rows.cuh"
 
 namespace awq_edge {
 
@@ -86,14 +87,16 @@ class TileCopy {
 template <typename T, int kTokenTiles, bool kWhole>
 class Activations {
  public:
-  __device__ __forceinline__ Activations(const DecodeArguments& a, int block, int lane)
+  template <typename Rows>
+  __device__ __forceinline__ Activations(const DecodeArguments& a, const Rows& rows, int block,
+                                         int lane)
       : channels_(a.k - block * kBlockChannels - 8 * (lane % 4)) {
 #pragma unroll
     for (int i = 0; i < kTokenTiles; ++i) {
       // Columns of tokens that are not there repeat the last one; nobody stores their sums.
       const int token = min(8 * i + lane / 4, a.m - 1);
-      rows_[i] = static_cast<const T*>(a.x) + size_t(token) * a.k + block * kBlockChannels +
-                 8 * (lane % 4);
+      rows_[i] = static_cast<const T*>(a.x) + size_t(rows.of_x(token)) * a.k +
+                 block * kBlockChannels + 8 * (lane % 4);
     }
   }
 
@@ -226,10 +229,10 @@ __device__ __forceinline__ float sum_of(const float* values, int count, int stri
 
 // Store the outputs of 1 << tile_shift tiles from the sums in shared memory, in fragment order: of
 // `count` warps that share the channels, `stride` apart, which are added in their order.
-template <typename T, int kTokenTiles>
+template <typename T, int kTokenTiles, typename Rows>
 __device__ __forceinline__ void store_outputs(const float* sums, int count, int stride,
-                                              const DecodeArguments& a, int first_tile,
-                                              int tile_shift) {
+                                              const DecodeArguments& a, const Rows& rows,
+                                              int first_tile, int tile_shift) {
   const int row_shift = a.output.epilogue.paired ? 3 : 4;  // outputs of a tile
   const int column_shift = tile_shift + row_shift;
   for (int i = threadIdx.x; i < a.m << column_shift; i += blockDim.x) {
@@ -242,13 +245,14 @@ __device__ __forceinline__ void store_outputs(const float* sums, int count, int 
                             token % 8 / 2 + 4 * (row % 8);
     const float low = sum_of(row < 8 ? row_sums : row_sums + 2 * kLanes, count, stride);
     const float high = a.output.epilogue.paired ? sum_of(row_sums + 2 * kLanes, count, stride) : 0.0f;
-    static_cast<T*>(a.output.y)[size_t(token) * a.output.width + column] =
+    static_cast<T*>(a.output.y)[size_t(rows.of_y(token)) * a.output.width + column] =
         finish<T>(a.output, column, low, high);
   }
 }
 
-template <typename T, int kBits, int kTiles, int kTokenTiles, bool kOneGroup>
-__global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeArguments a) {
+// The work of a thread block: blockIdx.x of the tiles, blockIdx.y of the channels.
+template <typename T, int kBits, int kTiles, int kTokenTiles, bool kOneGroup, typename Rows>
+__device__ __forceinline__ void decode_rows(const DecodeArguments& a, const Rows& rows) {
   extern __shared__ __align__(128) uint8_t shared[];
   constexpr int kSums = kTiles * kTokenTiles * 128;
   constexpr int kStages = decode_stages(kBits);
@@ -286,7 +290,7 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeArguments a)
   wait_for_previous_kernel();
 
   float sums[kTiles][kTokenTiles][4] = {};
-  Activations<T, kTokenTiles, kOneGroup> x(a, min(begin, end - 1), lane);
+  Activations<T, kTokenTiles, kOneGroup> x(a, rows, min(begin, end - 1), lane);
 #pragma unroll
   for (int part = 0; part < 4; ++part) x.load(part);
   for (int first = begin; first < end; first += kStages * warps) {
@@ -322,7 +326,7 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeArguments a)
   __syncthreads();
   const int tile_shift = a.row_shift + (kTiles == 2 ? 1 : 0);
   if (a.splits == 1) {
-    store_outputs<T, kTokenTiles>(all, warps, block_sums, a, block_tile, tile_shift);
+    store_outputs<T, kTokenTiles>(all, warps, block_sums, a, rows, block_tile, tile_shift);
     return;
   }
   float* total = all + warps * block_sums;
@@ -338,7 +342,12 @@ __global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeArguments a)
     total[i] = sum;
   }
   __syncthreads();
-  store_outputs<T, kTokenTiles>(total, 1, 0, a, block_tile, tile_shift);
+  store_outputs<T, kTokenTiles>(total, 1, 0, a, rows, block_tile, tile_shift);
+}
+
+template <typename T, int kBits, int kTiles, int kTokenTiles, bool kOneGroup>
+__global__ void __launch_bounds__(512, 1) decode_kernel(const DecodeArguments a) {
+  decode_rows<T, kBits, kTiles, kTokenTiles, kOneGroup>(a, SameRows{});
 }
 
 }  // namespace awq_edge

@@ -16,6 +16,7 @@
 #include "w4a16_dequantize.cuh"
 #include "w4a16_epilogue.cuh"
 #include "w4a16_plan.h"
+#include "w4a16_rows.cuh"
 
 namespace awq_edge {
 
@@ -67,7 +68,7 @@ AWQ_EDGE_HD void raster(int index, int token_blocks, int row_blocks, int* token_
   *row_block = index % column / height;
 }
 
-template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM>
+template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM, typename Rows = SameRows>
 class GemmBlock {
  public:
   // Group size 128, known when this is compiled: no branch then hinders scheduling. The plan gives
@@ -88,9 +89,9 @@ class GemmBlock {
   static constexpr int kCodeCopies = (kGemmTiles * kVectors + kThreads - 1) / kThreads;
 
   // first_block: of 128 channels, the first one that is copied.
-  __device__ __forceinline__ GemmBlock(const GemmArguments& a, uint8_t* shared, int first_token,
-                                       int first_tile, int first_block)
-      : a_(a), shared_(shared), first_token_(first_token), first_tile_(first_tile) {
+  __device__ __forceinline__ GemmBlock(const GemmArguments& a, const Rows& rows, uint8_t* shared,
+                                       int first_token, int first_tile, int first_block)
+      : a_(a), rows_(rows), shared_(shared), first_token_(first_token), first_tile_(first_tile) {
     const int thread = threadIdx.x;
     const int chunk = thread % kXChunks;
     channel_ = first_block * kBlockChannels + chunk * 8;
@@ -98,7 +99,7 @@ class GemmBlock {
     for (int i = 0; i < kXCopies; ++i) {
       // Tokens that are not there repeat the last one; nobody stores their sums.
       const int token = min(first_token + thread / kXChunks + i * (kThreads / kXChunks), a.m - 1);
-      x_[i] = static_cast<const T*>(a.x) + size_t(token) * a.k + channel_;
+      x_[i] = static_cast<const T*>(a.x) + size_t(rows.of_x(token)) * a.k + channel_;
     }
     x_offset_ = x_chunk_offset(kTokens, thread / kXChunks, chunk);
     static_assert(kThreads / kXChunks % 2 == 0, "the exchange of halves is that of the first token");
@@ -263,18 +264,21 @@ class GemmBlock {
     __syncthreads();
     const int columns = min(kGemmTiles * per_tile, a_.output.width - first_column);
     const int tokens = min(kTokens, a_.m - first_token_);
-    T* y = static_cast<T*>(a_.output.y) + size_t(first_token_) * a_.output.width + first_column;
+    const auto row = [&](int token) {
+      return static_cast<T*>(a_.output.y) +
+             size_t(rows_.of_y(first_token_ + token)) * a_.output.width + first_column;
+    };
     if (a_.output.width % 8 == 0) {
       const int vectors = columns / 8;
       for (int i = threadIdx.x; i < tokens * vectors; i += kThreads) {
         const int token = i / vectors, vector = i % vectors;
-        *reinterpret_cast<uint4*>(y + size_t(token) * a_.output.width + vector * 8) =
+        *reinterpret_cast<uint4*>(row(token) + vector * 8) =
             *reinterpret_cast<const uint4*>(staged + token * stride + vector * 8);
       }
     } else {
       for (int i = threadIdx.x; i < tokens * columns; i += kThreads) {
         const int token = i / columns, column = i % columns;
-        y[size_t(token) * a_.output.width + column] = staged[token * stride + column];
+        row(token)[column] = staged[token * stride + column];
       }
     }
   }
@@ -314,6 +318,7 @@ class GemmBlock {
   }
 
   const GemmArguments& a_;
+  const Rows& rows_;
   uint8_t* shared_;
   int first_token_;
   int first_tile_;
@@ -325,18 +330,15 @@ class GemmBlock {
   int channel_, x_offset_, groups_, scale_tile_, zero_copies_;
 };
 
-template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM>
-__global__ void __launch_bounds__(32 * kGemmWarpsAlongN * kWarpsAlongM, kWarpsAlongM == 2 ? 1 : 2)
-    gemm_kernel(const __grid_constant__ GemmArguments a) {
-  using Block = GemmBlock<T, kBits, kTokenTiles, kWarpsAlongM>;
+// The work of a thread block on one block of tokens and one of rows; blockIdx.y of the channels.
+template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM, typename Rows>
+__device__ __forceinline__ void gemm_rows(const GemmArguments& a, const Rows& rows,
+                                          int token_block, int row_block) {
+  using Block = GemmBlock<T, kBits, kTokenTiles, kWarpsAlongM, Rows>;
   extern __shared__ __align__(128) uint8_t shared[];
-  let_next_kernel_start();
-  const int row_blocks = ceil_div(a.tiles, kGemmTiles);
-  int token_block, row_block;
-  raster(blockIdx.x, a.token_blocks, row_blocks, &token_block, &row_block);
   const int begin = int(int64_t(a.blocks) * blockIdx.y / a.splits);
   const int end = int(int64_t(a.blocks) * (blockIdx.y + 1) / a.splits);
-  Block work(a, shared, token_block * Block::kTokens, row_block * kGemmTiles, begin);
+  Block work(a, rows, shared, token_block * Block::kTokens, row_block * kGemmTiles, begin);
 
   float sums[kGemmTilesPerWarp][kTokenTiles][4] = {};
   if (begin < end) work.copy_weights(0);
@@ -375,6 +377,15 @@ __global__ void __launch_bounds__(32 * kGemmWarpsAlongN * kWarpsAlongM, kWarpsAl
     }
   }
   work.store(sums);
+}
+
+template <typename T, int kBits, int kTokenTiles, int kWarpsAlongM>
+__global__ void __launch_bounds__(32 * kGemmWarpsAlongN * kWarpsAlongM, kWarpsAlongM == 2 ? 1 : 2)
+    gemm_kernel(const __grid_constant__ GemmArguments a) {
+  let_next_kernel_start();
+  int token_block, row_block;
+  raster(blockIdx.x, a.token_blocks, ceil_div(a.tiles, kGemmTiles), &token_block, &row_block);
+  gemm_rows<T, kBits, kTokenTiles, kWarpsAlongM>(a, SameRows{}, token_block, row_block);
 }
 
 }  // namespace awq_edge

@@ -32,6 +32,26 @@ inline Epilogue epilogue_of(int epilogue) {
   }
 }
 
+// A weight in tiles of 16 rows and blocks of 128 channels.
+struct LinearSizes {
+  int tiles, blocks;
+  int rows;  // of the packing: whole tiles where gate and up share them
+  int width;
+  Epilogue epilogue;
+  bool paired;
+};
+
+inline LinearSizes sizes_of(const awq_edge_w4a16_weight& w) {
+  LinearSizes s{};
+  s.epilogue = epilogue_of(w.epilogue);
+  s.paired = s.epilogue.paired;
+  s.width = s.paired ? w.out_features / 2 : w.out_features;
+  s.tiles = s.paired ? ceil_div(s.width, 8) : ceil_div(w.out_features, kTileRows);
+  s.blocks = ceil_div(w.in_features, kBlockChannels);
+  s.rows = s.paired ? s.tiles * kTileRows : w.out_features;
+  return s;
+}
+
 // INVALID_ARGUMENT in words unless the kernels take such a weight. pointers: whether those are checked.
 int check_weight(const awq_edge_w4a16_weight* weight, bool pointers);
 

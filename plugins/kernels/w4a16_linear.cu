@@ -70,25 +70,6 @@ namespace {
 constexpr int kCublasLtFrom = 192;
 constexpr size_t kCublasLtWorkspace = size_t(32) << 20;
 
-struct Sizes {
-  int tiles, blocks;
-  int rows;  // of the packing: whole tiles where gate and up share them
-  int width;
-  Epilogue epilogue;
-  bool paired;
-};
-
-Sizes sizes_of(const awq_edge_w4a16_weight& w) {
-  Sizes s{};
-  s.epilogue = epilogue_of(w.epilogue);
-  s.paired = s.epilogue.paired;
-  s.width = s.paired ? w.out_features / 2 : w.out_features;
-  s.tiles = s.paired ? ceil_div(s.width, 8) : ceil_div(w.out_features, kTileRows);
-  s.blocks = ceil_div(w.in_features, kBlockChannels);
-  s.rows = s.paired ? s.tiles * kTileRows : w.out_features;
-  return s;
-}
-
 int check_tactic(const TacticFields& fields, int m) {
   AWQ_EDGE_REQUIRE(fields.tactic >= AWQ_EDGE_TACTIC_AUTO && fields.tactic <= AWQ_EDGE_TACTIC_CUBLASLT,
                    "w4a16: tactic is %d; supported are 0 to %d", fields.tactic,
@@ -121,7 +102,7 @@ Machine this_machine() {
 
 size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-size_t workspace_of(const awq_edge_w4a16_weight& w, const Sizes& s, const TacticFields& fields,
+size_t workspace_of(const awq_edge_w4a16_weight& w, const LinearSizes& s, const TacticFields& fields,
                     int m) {
   const Machine machine = this_machine();
   switch (chosen_tactic(fields.tactic, m)) {
@@ -137,7 +118,7 @@ size_t workspace_of(const awq_edge_w4a16_weight& w, const Sizes& s, const Tactic
   }
 }
 
-int multiply_by_cublaslt(const awq_edge_w4a16_weight& w, const Sizes& s, const Output& output,
+int multiply_by_cublaslt(const awq_edge_w4a16_weight& w, const LinearSizes& s, const Output& output,
                          const void* x, void* y, int m, uint8_t* workspace, void* stream) {
   const ExpandArguments expand{w.qweight,
                                reinterpret_cast<const uint8_t*>(w.scales),
@@ -182,7 +163,7 @@ int awq_edge_w4a16_workspace(const awq_edge_w4a16_weight* weight, int32_t max_m,
   status = check_tactic(fields, 1);
   if (status != AWQ_EDGE_OK) return status;
   if (fields.tactic == AWQ_EDGE_TACTIC_DECODE) max_m = std::min(max_m, kMaxDecodeTokens);
-  const Sizes s = sizes_of(*weight);
+  const LinearSizes s = sizes_of(*weight);
   size_t most = 0;
   // A smaller m may be split more ways and need more; m of one multiple of 8 are alike.
   for (int m = 1; m < max_m; m += 8) most = std::max(most, workspace_of(*weight, s, fields, m));
@@ -204,7 +185,7 @@ int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, const void* x, vo
   status = check_tactic(fields, m);
   if (status != AWQ_EDGE_OK) return status;
   const awq_edge_w4a16_weight& w = *weight;
-  const Sizes s = sizes_of(w);
+  const LinearSizes s = sizes_of(w);
   const size_t needed = workspace_of(w, s, fields, m);
   if (needed > workspace_bytes || workspace == nullptr || !is_aligned(workspace)) {
     return fail(AWQ_EDGE_WORKSPACE,
@@ -246,7 +227,7 @@ int awq_edge_w4a16_dequantize(const awq_edge_w4a16_weight* weight, void* dense, 
   if (status != AWQ_EDGE_OK) return status;
   AWQ_EDGE_REQUIRE(dense != nullptr && is_aligned(dense),
                    "w4a16: w %p is null or not aligned to 16 bytes", dense);
-  const Sizes s = sizes_of(*weight);
+  const LinearSizes s = sizes_of(*weight);
   const ExpandArguments expand{weight->qweight,
                                reinterpret_cast<const uint8_t*>(weight->scales),
                                reinterpret_cast<const uint8_t*>(weight->zeros),

@@ -33,6 +33,15 @@ def assert_equal(one: QuantizedWeight, other: QuantizedWeight) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
+def test_zeros_are_kept_where_they_are_asked_for() -> None:
+    gate, up = (random_weight(seed, 20, 2, 4, 64, symmetric=True) for seed in (1, 2))
+    assert pack(gate).zeros is None and pack_gate_up(gate, up).zeros is None
+    kept, both = pack(gate, keep_zeros=True), pack_gate_up(gate, up, keep_zeros=True)
+    assert kept.zeros is not None and both.zeros is not None
+    assert (kept.zeros == np.int32(-2004318072)).all()  # 0x88888888
+    assert_equal(unpack(kept), gate)
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     out=st.integers(1, 50),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,7 @@ def random_linear(
     )
 
 
+@functools.cache
 def _places(bits: int) -> tuple[Any, Any]:
     """Word and shift of each bit of each code of a block: [16, 128, bits]. Written from the drawing
     in w4a16_layout.h, independent of packing.py."""

@@ -19,10 +19,12 @@ from awq_edge.kernels.interface import (
     FUNCTIONS,
     AttentionParameters,
     Epilogue,
+    Routing,
     Sampling,
     W4A16Weight,
 )
 from tests.kernels.host_attention import cached_attention
+from tests.kernels.host_experts import routed_experts
 from tests.kernels.host_memory import (
     check_workspace,
     raw,
@@ -109,6 +111,21 @@ class HostKernels(HostOperations):
     def cached_attention(self, a: AttentionParameters, space: int, size: int) -> None:
         check_workspace(space, size)
         cached_attention(a)
+
+    def experts(
+        self,
+        gate_up: W4A16Weight,
+        down: W4A16Weight,
+        routing: Routing,
+        logits: int,
+        x: int,
+        y: int,
+        m: int,
+        space: int,
+        size: int,
+    ) -> None:
+        check_workspace(space, size)
+        routed_experts(gate_up, down, routing, logits, x, y, m, self.dequantized)
 
     def gather_rows(self, x: int, rows: int, y: int, count: int, size: int, dtype: int) -> None:
         wanted = raw(rows, (count,), np.int64)
