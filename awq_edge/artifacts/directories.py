@@ -27,7 +27,7 @@ from awq_edge.artifacts.config_keys import (
     TensorSize,
     TokenId,
 )
-from awq_edge.artifacts.input_files import open_plain, show
+from awq_edge.artifacts.input_files import open_plain, require_plain, show
 from awq_edge.artifacts.outputs import refuse_existing
 from awq_edge.artifacts.paths import inner_path, is_disk_full, leaves, system_faults
 from awq_edge.artifacts.sampling_keys import SamplingKeys
@@ -198,12 +198,15 @@ def _check_sizes(path: Path, manifest: BundleManifest) -> None:
 
 
 def require_inside(directory: Path, names: Iterable[str]) -> None:
-    """Raise ArtifactError for a file of a bundle or engine that a link takes out of its folder.
+    """Raise ArtifactError for a file of a bundle or engine that a link takes out of its folder, or
+    that is no plain file (a pipe would be waited for).
 
     names: what the manifest names; whatever else lies directly in `directory` is looked at too.
     """
     with os.scandir(directory) as entries:
         links = [entry.name for entry in entries if entry.is_symlink()]
+    for name in names:
+        require_plain(directory / name, ArtifactError)
     for name in (*names, *links):
         if leaves(directory, directory / name):
             raise ArtifactError(

@@ -21,6 +21,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,12 +42,15 @@ _MAX_SHOWN = 80  # characters of a value in a message
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def open_plain(path: Path, error: type[AwqEdgeError] = ModelError) -> BinaryIO:
+def open_plain(
+    path: Path, error: type[AwqEdgeError] = ModelError, *, name: str | None = None
+) -> FileIO:
     """A plain file opened for reading, unbuffered. Links are followed.
 
-    Raises `error` for what is missing, no plain file, or not to be read; never waits.
+    name: of the file in messages, such as the flag and what was typed; None for the path. Raises
+    `error` for what is missing, no plain file, or not to be read; never waits.
     """
-    name = show_path(path)
+    name = name or show_path(path)
     try:
         # A pipe without a writer would be waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -65,32 +69,52 @@ def open_plain(path: Path, error: type[AwqEdgeError] = ModelError) -> BinaryIO:
     return open(descriptor, "rb", buffering=0)
 
 
+def require_plain(path: Path, error: type[AwqEdgeError] = ModelError) -> None:
+    """Raise `error` where another library would open what is no plain file, and might wait for it.
+
+    A file that is missing passes: the library, or whoever looks for it, has the words.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        raise error(f"{show_path(path)} is {_kind(mode)}, not a plain file")
+
+
 def read_bytes(
-    path: Path, *, limit: int = MAX_JSON_BYTES, error: type[AwqEdgeError] = ModelError
+    path: Path,
+    *,
+    limit: int = MAX_JSON_BYTES,
+    error: type[AwqEdgeError] = ModelError,
+    name: str | None = None,
 ) -> bytes:
     """The bytes of a plain file. Raises `error` as `open_plain`, and for more than `limit` bytes,
     of which none is kept."""
-    with open_plain(path, error) as file:
+    name = name or show_path(path)
+    with open_plain(path, error, name=name) as file:
         try:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise error(
-                    f"{show_path(path)} has {size:,} bytes; a file of its kind has at most "
-                    f"{limit:,}"
-                )
+                raise error(f"{name} has {size:,} bytes; a file of its kind has at most {limit:,}")
             data = _read_all(file, limit)
         except OSError as problem:
-            raise error(f"{show_path(path)} cannot be read: {problem.strerror}") from None
+            raise error(f"{name} cannot be read: {problem.strerror}") from None
     if len(data) > limit:
-        raise error(f"{show_path(path)} has more than {limit:,} bytes")
+        raise error(f"{name} has more than {limit:,} bytes")
     return data
 
 
 def read_text(
-    path: Path, *, limit: int = MAX_JSON_BYTES, error: type[AwqEdgeError] = ModelError
+    path: Path,
+    *,
+    limit: int = MAX_JSON_BYTES,
+    error: type[AwqEdgeError] = ModelError,
+    name: str | None = None,
 ) -> str:
     """The text of a plain UTF-8 file. Raises `error` as `read_bytes`."""
-    return decode(read_bytes(path, limit=limit, error=error), show_path(path), error)
+    name = name or show_path(path)
+    return decode(read_bytes(path, limit=limit, error=error, name=name), name, error)
 
 
 def decode(data: bytes, source: str, error: type[AwqEdgeError] = ModelError) -> str:

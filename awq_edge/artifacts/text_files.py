@@ -14,13 +14,14 @@ import codecs
 import contextlib
 import csv
 import hashlib
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from awq_edge.artifacts.input_files import parse_json_value
+from awq_edge.artifacts.input_files import open_plain, parse_json_value
 from awq_edge.artifacts.paths import user_path
 from awq_edge.errors import ConfigError
 
@@ -113,12 +114,11 @@ def read_text_file(path: Path, flag: str, limit: int = MAX_BYTES) -> TextFile:
     conversations; ConfigError for what cannot be read, is in another encoding, or is broken JSON.
     """
     name = f"{flag} {path}"
-    file_path = user_path(path, flag)
     try:
-        with open(file_path, "rb") as file:
+        with io.BufferedReader(open_plain(user_path(path, flag), ConfigError, name=name)) as file:
             return _read(file, path, name, limit)
     except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{name} cannot be read: {error.strerror}") from None
 
 
 def read_text_folder(path: Path, flag: str, limit: int) -> TextFolder:
@@ -129,7 +129,7 @@ def read_text_folder(path: Path, flag: str, limit: int) -> TextFolder:
     try:
         entries = sorted(path.iterdir())
     except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{flag} {path} cannot be read: {error.strerror}") from None
     left_out: dict[str, str] = {}
     chosen = []
     for entry in entries:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import Annotated
 
@@ -129,22 +128,19 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
 
 
 def _read(path: str) -> str:
-    """A file's text without the line end that editors put behind it."""
+    """The text of a plain file, or of standard input, without the line end that editors put behind
+    it."""
+    from awq_edge.artifacts.input_files import decode, read_bytes
+    from awq_edge.artifacts.paths import user_path
     from awq_edge.errors import ConfigError
 
-    try:
-        with contextlib.ExitStack() as opened:
-            file = sys.stdin.buffer if path == "-" else opened.enter_context(open(path, "rb"))
-            data = file.read(_LARGEST_PROMPT + 1)
+    flag = "--prompt-file"
+    name = f"{flag} {path}"
+    if path == "-":
+        data = sys.stdin.buffer.read(_LARGEST_PROMPT + 1)
         if len(data) > _LARGEST_PROMPT:
-            raise ConfigError(
-                f"--prompt-file {path}: has more than {_LARGEST_PROMPT:,} bytes, which no context "
-                "holds; give a shorter text"
-            )
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise ConfigError(f"--prompt-file {path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"--prompt-file {path}: byte {error.start} is not UTF-8; convert the file"
-        ) from None
+            raise ConfigError(f"{name}: has more than {_LARGEST_PROMPT:,} bytes; give less")
+    else:
+        file = user_path(path, flag)
+        data = read_bytes(file, limit=_LARGEST_PROMPT, error=ConfigError, name=name)
+    return decode(data, name, ConfigError).removesuffix("\n").removesuffix("\r")

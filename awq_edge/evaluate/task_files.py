@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from awq_edge.artifacts.input_files import require_plain
 from awq_edge.errors import ConfigError
 
 
@@ -48,6 +49,8 @@ def _find(names: Sequence[str], include_path: Path | None) -> tuple[Any, list[st
     if include_path is not None:
         if not include_path.is_dir():
             raise ConfigError(f"--include-path {include_path}: is not a directory")
+        for file in include_path.rglob("*.y*ml"):  # the harness would wait for a pipe's writer
+            require_plain(file, ConfigError)
         # Reading the harness's 14,000 files takes many seconds: only where they are needed.
         local = TaskManager(include_path=str(include_path), include_defaults=False)
         matches = [local.match_tasks([name]) for name in names]

@@ -32,7 +32,7 @@ def locate(name: str, near: Path | None) -> Path:
     """The file of a recipe's name or path. near: the file that extends it, searched beside."""
     if name.endswith(".toml"):
         path = (near.parent if near else Path()) / user_path(name, "--recipe")
-        if not path.is_file():
+        if not path.exists():
             raise ConfigError(f"no recipe file at {path}")
         return path
     beside = near.with_name(f"{name}.toml") if near and name == Path(name).name else None

@@ -66,7 +66,7 @@ def test_a_model_without_quantization(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--text", "missing.txt"), "--text missing.txt: cannot be read"),
+        (("--text", "missing.txt"), "--text missing.txt does not exist"),
         (("--text", "text.txt", "--window", "999"), "--window 999 is beyond the context of 256"),
         (("--text", "text.txt", "--window", "1"), "--window 1: must be 2 or more"),
         (("--text", "text.txt", "--stride", "0"), "--stride 0"),

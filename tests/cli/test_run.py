@@ -92,8 +92,8 @@ def test_the_chat_template_is_used_unless_raw(
         (("--prompt", "word " * 300), "the context holds 256; shorten it"),
         (("--prompt", "a\udcff"), "not UTF-8 at character 1"),
         (("--prompt", "a", "--prompt-file", "b"), "exclude each other"),
-        (("--prompt-file", "missing.txt"), "--prompt-file missing.txt: cannot be read"),
-        (("--prompt-file", "/dev/zero"), "has more than 64,000,000 bytes"),
+        (("--prompt-file", "missing.txt"), "--prompt-file missing.txt does not exist"),
+        (("--prompt-file", "/dev/zero"), "is a device or socket, not a plain file"),
         (("--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("--max-new-tokens", "1000"), "lower --max-new-tokens"),
         (("--temperature", "-1"), "temperature is -1.0"),
@@ -119,7 +119,7 @@ def test_refusals(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\n", "the prompt is empty"), (b"ab\xff", "byte 2 is not UTF-8")]
+    ("content", "message"), [(b"\n", "the prompt is empty"), (b"ab\xff", "is not UTF-8: byte 2")]
 )
 def test_prompt_files_that_cannot_be_used(
     awq_edge_command: Command, tiny_bundle: Path, tmp_path: Path, content: bytes, message: str

@@ -321,6 +321,13 @@ def test_impossible_choices(
         evaluate_tasks("demo", names, **{"include_path": local.path, **options})
 
 
+def test_a_pipe_among_the_task_files(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    os.mkfifo(tmp_path / "more" / "pipe.yaml")
+    with pytest.raises(ConfigError, match=r"pipe\.yaml is a pipe, not a plain file"):
+        evaluate_tasks("demo", ["local_choice"], include_path=tmp_path)
+
+
 def test_tasks_that_cannot_be_loaded_or_run(scripted: Any, folder: TaskFolder) -> None:
     scripted()
     name = folder.add(ANSWER, [{"question": "a", "target": "b"}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import sys
 import types
@@ -259,6 +260,10 @@ def test_a_folder_says_what_it_left_out(tokenizer: Tokenizer, tmp_path: Path) ->
     # Damage is no reason to leave a file out without a word.
     (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": ')
     with pytest.raises(ConfigError, match=r"c\.jsonl: line 2 is not valid JSON"):
+        draw(tokenizer, tmp_path)
+    (tmp_path / "c.jsonl").unlink()
+    os.mkfifo(tmp_path / "d.txt")
+    with pytest.raises(ConfigError, match=r"d\.txt is a pipe, not a plain file"):
         draw(tokenizer, tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,14 @@ def test_images_that_are_of_no_use_are_named(
     (empty / "a.png").write_bytes(b"no picture")
     refused("a.png: cannot be read as a picture", images=empty)
     Image.new("RGB", (8, 8)).save(empty / "a.png")
+    os.mkfifo(empty / "a.txt")
+    refused("--images .*a.txt is a pipe, not a plain file", images=empty)
+    (empty / "a.txt").unlink()
+    os.mkfifo(empty / "A.png")
+    refused("--images .*A.png is a pipe, not a plain file", images=empty)
+    (empty / "A.png").unlink()
     (empty / "a.txt").write_bytes(b"\xff\xfe")
-    refused("a.txt: cannot be read as UTF-8 text", images=empty)
+    refused("a.txt is not UTF-8", images=empty)
     (empty / "a.txt").write_text("What?\n<image>")
     refused(r"has the model's image token \(id 5\) 2 times", images=empty)
     (empty / "a.txt").write_text("Is it long? " * 20 + "?")

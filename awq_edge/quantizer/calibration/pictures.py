@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from awq_edge.artifacts.input_files import open_plain, read_text
 from awq_edge.errors import ConfigError, RuntimeUnavailableError
 
 if TYPE_CHECKING:
@@ -87,17 +88,14 @@ def _read(path: Path) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
+        with open_plain(path, ConfigError, name=f"--images {path}") as opened:
+            image = Image.open(opened).convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ConfigError(f"--images {path}: cannot be read as a picture: {error}") from None
     words = path.with_suffix(".txt")
     if not words.exists():
         return Picture(image)
-    try:
-        text = words.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--images {words}: cannot be read as UTF-8 text: {error}") from None
+    text = read_text(words, error=ConfigError, name=f"--images {words}").strip()
     first, _, rest = text.partition("\n")
     if first.rstrip().endswith("?"):
         return Picture(image, first.strip(), rest.strip())

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from awq_edge.artifacts.directories import atomic_file
+from awq_edge.artifacts.input_files import read_bytes
 from awq_edge.artifacts.paths import is_disk_full
-from awq_edge.errors import AwqEdgeError, ResourceError, RuntimeUnavailableError
+from awq_edge.errors import ArtifactError, AwqEdgeError, ResourceError, RuntimeUnavailableError
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.tensorrt.builder.job import BuildJob, Failed, Finished, Progress
 from awq_edge.tensorrt.builder.network import add_profiles, parse
@@ -24,6 +25,7 @@ from awq_edge.tensorrt.builder.progress import progress_monitor
 from awq_edge.tensorrt.engines.loading import TensorrtLog
 from awq_edge.tensorrt.module import load_tensorrt
 
+_LARGEST_CACHE = 1 << 30  # bytes
 _REPORTED = 0.005  # the step of a progress bar
 
 
@@ -123,8 +125,8 @@ def _timing_cache(config: Any, job: BuildJob) -> Any:
     if job.timing_cache is None:
         return None
     content = b""
-    with contextlib.suppress(OSError):
-        content = Path(job.timing_cache).read_bytes()
+    with contextlib.suppress(ArtifactError):
+        content = read_bytes(Path(job.timing_cache), limit=_LARGEST_CACHE, error=ArtifactError)
     for candidate in (content, b"") if content else (b"",):
         cache = config.create_timing_cache(candidate)
         if cache is not None and config.set_timing_cache(cache, False):

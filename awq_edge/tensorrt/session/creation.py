@@ -14,7 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from awq_edge.artifacts.directories import atomic_file
-from awq_edge.errors import DeviceError
+from awq_edge.artifacts.input_files import read_bytes
+from awq_edge.errors import ArtifactError, DeviceError
+
+_LARGEST_CACHE = 1 << 30  # bytes
 
 
 class ContextFactory:
@@ -53,8 +56,8 @@ class ContextFactory:
         config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if own_graphs else graphs.DISABLED
         if self._kernels is None and self._file is not None:
             self._kernels = config.create_runtime_cache()
-            with contextlib.suppress(OSError):
-                self._read = self._file.read_bytes()
+            with contextlib.suppress(ArtifactError):
+                self._read = read_bytes(self._file, limit=_LARGEST_CACHE, error=ArtifactError)
             if self._read:  # one of another driver or GPU is refused, and written anew
                 self._kernels.deserialize(self._read)
         if self._kernels is not None:
