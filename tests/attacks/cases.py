@@ -299,6 +299,8 @@ def _listing(folder: Path) -> set[str]:
 def _rehash(folder: Path) -> bool:
     """Make the manifest's hashes those of the files. False where the manifest is damaged itself."""
     path = folder / MANIFEST
+    if not path.is_file():  # the damage may be a pipe in its place
+        return False
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = manifest["files"]
