@@ -7,11 +7,16 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from awq_edge.artifacts.file_names import QUANTIZATION_REPORT, REPORT_FILES, TOKENIZER_FILES
+from awq_edge.artifacts.file_names import (
+    QUANTIZATION_REPORT,
+    RECIPE_FILE,
+    REPORT_FILES,
+    TOKENIZER_FILES,
+)
 from awq_edge.artifacts.input_files import read_json
 from awq_edge.artifacts.paths import system_fault, user_path
 from awq_edge.errors import ConfigError, ResourceError
@@ -20,10 +25,15 @@ from awq_edge.units import size_text
 
 _LARGEST_REPORT = 256_000_000  # bytes; a report of a model with 100,000 experts has a tenth
 _LISTED = 3  # names in a message
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_MODEL_FILES = ("config.json", *TOKENIZER_FILES, *REPORT_FILES)  # beside the weights
+_INDEX = ("model.safetensors.index.json",)
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+# Graph and weights of a bundle, as lowerings name them (`MODEL_FILE`): model.onnx, model.onnx.data.
+_BUNDLE_MODEL = re.compile(r"model(\.(?!safetensors)\w+)+")
 _LIBRARIES = frozenset({"libawq_edge_kernels.so", "libawq_edge_plugin.so", "build.log"})
 _ENGINE = frozenset({"model.engine", "manifest.json"})
 _ENGINES = "engines"
+_ENGINE_FOLDER = re.compile(r"tensorrt[\w-]*-[\d.]+-SM\d+")
 _RECIPE_KEYS = {"device", "runtime", "quantization", "export"}  # what `recipes show --json` has
 _BUILD_KEYS = {"bundle", "engines"}  # what `build --json` has
 # What other files than reports say of themselves: nothing writes a report over these.
@@ -110,8 +120,8 @@ def refuse_existing(final: Path, *, overwrite: bool) -> None:
         raise system_fault(error) or error from None
     if foreign:
         raise ConfigError(
-            f"{final} exists and holds {_names(foreign)}, which awq-edge did not make: --overwrite "
-            "replaces a checkpoint, a bundle or an engine alone; choose another --out"
+            f"{final} exists and holds {_names(foreign)}, which awq-edge did not make, or not so: "
+            "--overwrite replaces a checkpoint, a bundle or an engine alone; choose another --out"
         )
     if not overwrite:
         raise ConfigError(f"{final} exists; choose another --out or give --overwrite")
@@ -127,7 +137,10 @@ def _refuse_file_above(real: Path, final: Path) -> None:
 
 def foreign_entries(folder: Path) -> list[str]:
     """Names in a folder that no command of this project has made there; all of them where it is no
-    checkpoint, bundle, engine or folder of built libraries."""
+    checkpoint, bundle, engine or folder of built libraries.
+
+    A manifest may be forged: a file counts where the manifest names it, this project gives such
+    names, and weights have the size that the manifest says."""
     ours = _own_files(folder)
     foreign = []
     for root, folders, files in os.walk(folder):
@@ -142,28 +155,35 @@ def foreign_entries(folder: Path) -> list[str]:
         empty = [name for name in folders if name not in links and not os.listdir(f"{root}/{name}")]
         for name in (*files, *links, *empty):
             path = (inside / name).as_posix()
-            if not is_temporary(name) and (ours is None or not _is_own(path, ours)):
+            if not is_temporary(name) and (ours is None or path not in ours):
                 foreign.append(path)
     return sorted(foreign)
-
-
-def _is_own(path: str, ours: set[str]) -> bool:
-    return path in ours or (QUANTIZATION_REPORT in ours and bool(_WEIGHTS.fullmatch(path)))
 
 
 def _own_files(folder: Path) -> set[str] | None:
     """Names that a command of this project has made in a folder, None where it made nothing."""
     manifest = read_own(folder / "manifest.json", "awq-edge-bundle", "awq-edge-engine")
     if manifest is not None:
-        files = manifest.get("files")
-        ours = {"manifest.json", *(files if isinstance(files, dict) else ())}
-        return ours | ({_ENGINES} if manifest["format"] == "awq-edge-bundle" else set())
-    if read_own(folder / QUANTIZATION_REPORT, "awq-edge-quantization-report") is not None:
-        return {"config.json", *TOKENIZER_FILES, *REPORT_FILES}
-    for names in (_LIBRARIES, _ENGINE):  # engines: whose manifest is damaged
-        if any((folder / name).is_file() for name in names if not name.endswith((".log", ".json"))):
-            return set(names)
-    return None
+        if manifest["format"] == "awq-edge-engine":
+            return set(_ENGINE)
+        models = _as_listed(folder, manifest.get("files"), _BUNDLE_MODEL)
+        return {"manifest.json", RECIPE_FILE, _ENGINES, *_MODEL_FILES, *models}
+    report = read_own(folder / QUANTIZATION_REPORT, "awq-edge-quantization-report")
+    if report is not None:
+        return {*_MODEL_FILES, *_INDEX, *_as_listed(folder, report.get("weights"), _WEIGHTS)}
+    if any((folder / name).is_file() for name in _LIBRARIES if name.endswith(".so")):
+        return set(_LIBRARIES)
+    # An engine whose manifest is damaged: its folder has the name that a build gives.
+    return set(_ENGINE) if _ENGINE_FOLDER.fullmatch(folder.name) else None
+
+
+def _as_listed(folder: Path, listed: object, names: re.Pattern[str]) -> Iterator[str]:
+    """The names of a manifest's table of files that fit a pattern, of files of the size there."""
+    for name, entry in listed.items() if isinstance(listed, dict) else ():
+        if names.fullmatch(name) and isinstance(entry, dict):
+            with contextlib.suppress(OSError):
+                if os.stat(folder / name).st_size == entry.get("size"):
+                    yield name
 
 
 def _is_engine(folder: Path) -> bool:

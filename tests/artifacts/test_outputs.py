@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,12 +14,20 @@ from awq_edge.artifacts.outputs import check_output, foreign_entries, refuse_exi
 from awq_edge.errors import ConfigError
 from awq_edge.model.hub import resolve_model
 
+REPORT = "quantization_report.json"
 RTN = awq_edge.load_recipe(method="rtn", group_size=64)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return Path(shutil.copytree(resolve_model("demo"), tmp_path / "models" / "m"))
+
+
+def forged(kind: str, *files: str, size: int = 0) -> str:
+    """A manifest or report that names files of others."""
+    entry = {"size": size, "sha256": hashlib.sha256(b"").hexdigest()}
+    table = dict.fromkeys(files, entry)
+    return json.dumps({"format": f"awq-edge-{kind}", "files": table, "weights": table})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -82,11 +91,23 @@ def test_a_checkpoint_and_a_bundle_are_replaced_by_their_like_alone(
         {"config.json": "{}", "model.safetensors": ""},
         {"build.log": "of something else"},
         {"manifest.json": "[" * 100_000},
+        {"model.engine": "x", "manifest.json": "{}"},
+        {"manifest.json": forged("bundle", "thesis.tex"), "thesis.tex": ""},
+        {"manifest.json": forged("bundle", "b/c"), "b/c": ""},
+        {"manifest.json": forged("bundle", "model.safetensors"), "model.safetensors": ""},
+        {"manifest.json": forged("bundle", "model.onnx", size=9), "model.onnx": "own"},
+        {"manifest.json": forged("engine", "thesis.tex"), "thesis.tex": ""},
+        {"engines/mine/manifest.json": forged("engine", "t"), "engines/mine/t": ""}
+        | {"manifest.json": forged("bundle")},
+        {REPORT: forged("quantization-report"), "model.safetensors": "own"},
+        {REPORT: forged("quantization-report", "thesis.tex"), "thesis.tex": ""},
+        {REPORT: forged("quantization-report", "model.safetensors"), "model.safetensors": "own"},
+        {REPORT: '{"format": "awq-edge-quantization-report", "weights": []}', "model-1.txt": ""},
     ],
 )
 def test_folders_of_others(tmp_path: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match="which awq-edge did not make"):
         refuse_existing(tmp_path, overwrite=True)
@@ -96,9 +117,10 @@ def test_engines_in_their_bundle_are_replaced_with_it(tmp_path: Path) -> None:
     engine = tmp_path / "engines" / "tensorrt-10-SM87"
     engine.mkdir(parents=True)
     (tmp_path / "manifest.json").write_text('{"format": "awq-edge-bundle", "files": {}}')
-    (engine / "manifest.json").write_text('{"format": "awq-edge-engine", "files": {"e": {}}}')
-    (engine / "e").write_text("")
-    refuse_existing(tmp_path, overwrite=True)
+    (engine / "model.engine").write_text("")
+    for manifest in ('{"format": "awq-edge-engine", "files": {"model.engine": {}}}', "damaged"):
+        (engine / "manifest.json").write_text(manifest)
+        refuse_existing(tmp_path, overwrite=True)
 
 
 @pytest.mark.parametrize(

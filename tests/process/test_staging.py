@@ -20,9 +20,9 @@ DAY = 24 * 3600
 
 def bundle(folder: Path, text: str = "new") -> None:
     """What counts as a bundle, with one file."""
-    manifest = {"format": "awq-edge-bundle", "files": {"a.txt": {}}}
+    manifest = {"format": "awq-edge-bundle", "files": {"model.txt": {"size": len(text)}}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "a.txt").write_text(text)
+    (folder / "model.txt").write_text(text)
 
 
 def make(out: Path, text: str = "new", *, overwrite: bool = False) -> None:
@@ -107,7 +107,7 @@ def test_an_old_output_that_lost_its_name_gets_it_back(tmp_path: Path) -> None:
     old.mkdir()
     bundle(old, "old")
     staging.sweep(tmp_path / "out")
-    assert (tmp_path / "out" / "a.txt").read_text() == "old"
+    assert (tmp_path / "out" / "model.txt").read_text() == "old"
     assert names(tmp_path) == ["out"]
 
 
@@ -117,7 +117,7 @@ def test_without_an_exchange_of_names_nothing_stays_behind(
     monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
     make(tmp_path / "out", "old")
     make(tmp_path / "out", "new", overwrite=True)
-    assert (tmp_path / "out" / "a.txt").read_text() == "new"
+    assert (tmp_path / "out" / "model.txt").read_text() == "new"
     assert names(tmp_path) == ["out"]
 
 
@@ -131,7 +131,7 @@ def test_an_empty_folder_is_taken_and_stays_the_same_one(tmp_path: Path, link: b
         out.symlink_to(folder)
     make(out)
     assert folder.stat().st_ino == inode and folder.stat().st_mode & 0o777 == 0o750
-    assert names(folder) == ["a.txt", "manifest.json"]
+    assert names(folder) == ["manifest.json", "model.txt"]
     assert out.is_symlink() == link
 
 
@@ -143,8 +143,8 @@ def test_the_working_directory_is_replaced_in_place(
     monkeypatch.chdir(folder)
     inode = folder.stat().st_ino
     make(Path(), "new", overwrite=True)
-    assert Path("a.txt").read_text() == "new" and folder.stat().st_ino == inode
-    assert names(folder) == ["a.txt", "manifest.json"] and names(tmp_path) == ["out"]
+    assert Path("model.txt").read_text() == "new" and folder.stat().st_ino == inode
+    assert names(folder) == ["manifest.json", "model.txt"] and names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("moves", range(5))
@@ -177,8 +177,8 @@ def test_a_replacement_in_place_that_was_killed_is_finished_by_the_next_run(
         else:
             staging._move_contents(work)
     staging.sweep(folder)
-    assert (folder / "a.txt").read_text() == "new"
-    assert names(folder) == ["a.txt", "manifest.json"]
+    assert (folder / "model.txt").read_text() == "new"
+    assert names(folder) == ["manifest.json", "model.txt"]
 
 
 def test_a_folder_with_kept_work_alone_counts_as_empty(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_interruption_between_the_moves_finishes_them(
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(KeyboardInterrupt):
         make(folder)
-    assert names(folder) == ["a.txt", "manifest.json"]
+    assert names(folder) == ["manifest.json", "model.txt"]
 
 
 def test_a_file_keeps_its_permissions_and_its_link(tmp_path: Path) -> None:
