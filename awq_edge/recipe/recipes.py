@@ -331,7 +331,7 @@ class Recipe(_Part):
             if key not in known:
                 section = [k for k in known if k.partition(".")[0] == key.partition(".")[0]]
                 text = unknown_key(key, section or known)
-                raise ConfigError(f"override of recipe {self.name}: {text}")
+                raise ConfigError(f"recipe {self.name}: {text}")
             if value is not None:
                 *path, last = key.split(".")
                 table = data
@@ -341,8 +341,13 @@ class Recipe(_Part):
         try:
             changed = Recipe.model_validate(data)
         except ValidationError as error:
-            text = describe_errors(error, Recipe, list(Recipe.model_fields))
-            raise ConfigError(f"override of recipe {self.name}: {text}") from None
+            typed = {
+                field.key: field.typed(values[field.key])
+                for field in flag_fields(Recipe)
+                if values.get(field.key) is not None
+            }
+            text = describe_errors(error, Recipe, list(Recipe.model_fields), typed)
+            raise ConfigError(text if typed else f"recipe {self.name}: {text}") from None
         changed._asked = dict(self._asked)
         return changed
 

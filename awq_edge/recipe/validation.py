@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -23,10 +23,16 @@ _WORDS = {
 
 
 def describe_errors(
-    error: ValidationError, model: type[BaseModel], root_keys: Sequence[str]
+    error: ValidationError,
+    model: type[BaseModel],
+    root_keys: Sequence[str],
+    typed: Mapping[str, str] | None = None,
 ) -> str:
-    """All errors in one line. model: the validated class; root_keys: its keys at the top level."""
-    return "; ".join(_describe(dict(detail), model, root_keys) for detail in error.errors())
+    """All errors in one line. model: the validated class; root_keys: its keys at the top level.
+    typed: keys that options have set, with the options as they are typed; those are named then."""
+    return "; ".join(
+        _describe(dict(detail), model, root_keys, typed or {}) for detail in error.errors()
+    )
 
 
 def unknown_key(key: str, allowed: Sequence[str], noun: str = "key") -> str:
@@ -76,7 +82,12 @@ def _keys_at(
     return list(model.model_fields)
 
 
-def _describe(detail: dict[str, Any], model: type[BaseModel], root_keys: Sequence[str]) -> str:
+def _describe(
+    detail: dict[str, Any],
+    model: type[BaseModel],
+    root_keys: Sequence[str],
+    typed: Mapping[str, str],
+) -> str:
     loc, kind, value = detail["loc"], detail["type"], detail["input"]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     if kind == "extra_forbidden":
@@ -92,5 +103,9 @@ def _describe(detail: dict[str, Any], model: type[BaseModel], root_keys: Sequenc
     else:
         what = _WORDS.get(kind, str(detail["msg"]).replace("Input should be", "must be"))
     if isinstance(value, dict):  # a rule between the keys of a table: the text names them
-        return f"{key}: {what}" if key else what
+        options = [option for name, option in typed.items() if name.startswith(f"{key}.")]
+        place = " ".join(options) or key
+        return f"{place}: {what}" if place else what
+    if key in typed:
+        return f"{typed[key]}: {what}"
     return f'key "{key}" is {show(value)}; {what}'

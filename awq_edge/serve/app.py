@@ -26,6 +26,7 @@ from awq_edge.serve.task import Task
 R = TypeVar("R", bound=GenerationRequest)
 
 _RETRY_CONNECTIONS = 5
+_READ = ["GET", "HEAD"]  # what GET answers, HEAD answers without the body
 _ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics")
 
 
@@ -47,12 +48,12 @@ def create_app(
         "max_model_len": service.model.session.context,
     }
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=_READ)
     async def models(request: Request) -> Response:
         _authorize(service, request)
         return _json({"object": "list", "data": [card]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=_READ)
     async def model(request: Request, name: str) -> Response:
         _authorize(service, request)
         _require_model(service, name)
@@ -66,12 +67,12 @@ def create_app(
     async def chat_completions(request: Request) -> Response:
         return await _generate(service, request, ChatRequest, service.chat_task)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=_READ)
     async def health() -> Response:
         healthy, body = service.health()
         return _json(body, 200 if healthy else 503)
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=_READ)
     async def metrics(request: Request) -> Response:
         _authorize(service, request)
         return Response(service.metrics.render(), media_type=CONTENT_TYPE)

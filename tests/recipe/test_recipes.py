@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from awq_edge.errors import ConfigError
+from awq_edge.flags import FlagField, flag_fields
 from awq_edge.recipe import recipes
 from awq_edge.recipe.files import recipe_folder
-from awq_edge.recipe.recipes import load_recipe
+from awq_edge.recipe.recipes import Recipe, load_recipe
 
 GiB = 2**30
 GB_S = 10**9
@@ -311,7 +312,6 @@ def test_overrides_replace_keys_and_leave_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("quantization.bits", 5, 'key "quantization.bits" is 5; allowed values: 2, 3, 4 or 8'),
         ("quantization.bit", 4, 'did you mean "quantization.bits"? allowed keys: quantization.met'),
         ("device.memory_bytes", "8 Gb", "wrong unit; allowed units: GiB"),
         ("bits", 4, 'unknown key "bits"; did you mean "quantization.bits"? allowed keys: descri'),
@@ -323,8 +323,42 @@ def test_overrides_replace_keys_and_leave_the_recipe() -> None:
 def test_wrong_overrides_are_named(key: str, value: object, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe("rtx-4090").overridden({key: value})
-    assert str(caught.value).startswith("override of recipe rtx-4090: ")
+    assert str(caught.value).startswith("recipe rtx-4090: ")
     assert expected in str(caught.value)
+
+
+_NO_LEVEL = "must be less than or equal to 4"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"bits": 5}, "--bits 5: allowed values: 2, 3, 4 or 8"),
+        ({"group_size": 48}, "--group-size 48: allowed values: 32, 64 or 128"),
+        ({"scheme": "odd"}, "--scheme odd: allowed values: 'asymmetric' or 'symmetric'"),
+        ({"context": 0}, "--context 0: must be greater than 0"),
+        ({"length": -1}, "--length -1: must be greater than 0"),
+        ({"accuracy_level": 9, "bits": 4}, f"--accuracy-level 9: {_NO_LEVEL}"),
+        ({"bits": 5, "seed": -1}, "--bits 5: allowed values: 2, 3, 4 or 8; --seed -1: must be gr"),
+        ({"runtime": "cuda"}, '--runtime cuda: backend "cuda" needs cuda_version; recipes of GPUs'),
+    ],
+)
+def test_options_that_are_refused_are_named_as_typed(
+    options: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("cpu", **options)
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize("field", list(flag_fields(Recipe)), ids=lambda field: field.name)
+def test_every_option_is_refused_by_its_own_name(field: FlagField) -> None:
+    wrong = {int: -(10**9), float: -1e9, str: "no such", bool: 3}[field.type]
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("cpu", **{field.name: wrong})
+    if field.name != "runtime":  # whose words are the registry's
+        assert str(caught.value).startswith(f"{field.typed(wrong)}: ")
+    assert field.key not in str(caught.value)
 
 
 def test_the_public_names() -> None:

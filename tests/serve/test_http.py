@@ -133,15 +133,42 @@ def test_any_model_and_one_slash_more(server: RunningServer, path: str) -> None:
     assert (status, answer["model"]) == (200, "tiny")
 
 
-@pytest.mark.parametrize(("path", "allowed"), [("/v1/completions", "POST"), ("/health", "GET")])
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/v1/completions", {"POST"}), ("/health", {"GET", "HEAD"})]
+)
 def test_a_method_that_is_not_there_names_the_one_that_is(
-    server: RunningServer, path: str, allowed: str
+    server: RunningServer, path: str, allowed: set[str]
 ) -> None:
     connection = connect(server)
     connection.request("DELETE", path)
     response = connection.getresponse()
-    assert (response.status, response.getheader("Allow")) == (405, allowed)
+    assert response.status == 405
+    assert set((response.getheader("Allow") or "").split(", ")) == allowed
     assert "error" in json.loads(response.read())
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/health", 200),
+        ("/health/", 200),
+        ("/v1/models", 200),
+        ("/v1/models/tiny", 200),
+        ("/v1/models/other", 404),
+        ("/metrics", 200),
+        ("/v1/completions", 405),
+        ("/nothing", 404),
+    ],
+)
+def test_head_is_answered_where_get_is(server: RunningServer, path: str, status: int) -> None:
+    connection = connect(server)
+    for method in ("HEAD", "GET"):  # on one connection: a body left behind would be the next answer
+        connection.request(method, path)
+        response = connection.getresponse()
+        assert response.status == status
+        assert int(response.getheader("Content-Length") or 0) > 0
+        assert bool(response.read()) == (method == "GET")
     connection.close()
 
 
