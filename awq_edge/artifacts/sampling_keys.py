@@ -121,15 +121,19 @@ def default_sampling(
     return sampling_of(generation_config, where) or FALLBACK
 
 
-def check_sampling(values: Mapping[str, object], option: str) -> SamplingKeys:
-    """Keys that a person gave. option: what they came by, for the error. Raises ConfigError."""
+def check_sampling(values: Mapping[str, object], option: str | None = None) -> SamplingKeys:
+    """Keys that a person gave. option: what they came by, for the error; None where each key has an
+    option of its own. Raises ConfigError."""
     unknown = [key for key in values if key not in _NAMES]
-    if unknown:
+    if unknown and option is not None:
         raise ConfigError(f"{option}: there is no {unknown[0]!r}; there are {', '.join(_NAMES)}")
     try:
         return SamplingKeys.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(f"{option}: {_problem(error)}") from None
+        if option is not None:
+            raise ConfigError(f"{option}: {_problem(error)}") from None
+        key, value, problem = _parts(error)
+        raise ConfigError(f"--{key.replace('_', '-')} {value}: {problem}") from None
 
 
 def parse_sampling(text: str, option: str) -> SamplingKeys:
@@ -152,8 +156,15 @@ def parse_sampling(text: str, option: str) -> SamplingKeys:
 
 
 def _problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_context=False)[0]
-    return f"{problem['loc'][0]} is {_shown(problem['input'])}; {problem['msg']}"
+    key, value, problem = _parts(error)
+    return f"{key} is {value}; it {problem}"
+
+
+def _parts(error: ValidationError) -> tuple[str, str, str]:
+    """Key, value and rule ("must be ...") of the first error."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return str(first["loc"][0]), _shown(first["input"]), rule
 
 
 def _shown(value: object) -> str:

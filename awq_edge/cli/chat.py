@@ -18,6 +18,7 @@ from awq_edge.cli.options import (
     StopOption,
     TemplateVariablesOption,
     ThreadsOption,
+    check_answer_options,
     template_variables,
 )
 from awq_edge.process.interruption import Terminated
@@ -50,15 +51,13 @@ def chat(
     from awq_edge.cli.interrupt import Interrupt
     from awq_edge.cli.output import open_console
     from awq_edge.cli.progress import build_progress
-    from awq_edge.errors import ConfigError
     from awq_edge.runtime.conversation import Conversation
     from awq_edge.runtime.model import load
     from awq_edge.runtime.sampling import Sampling
 
-    keys = check_sampling(sampling, "sampling")
+    keys = check_sampling(sampling)
     variables = template_variables(chat_template_kwargs)
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
+    check_answer_options(max_new_tokens, seed, stop)
     with (
         build_progress(open_console(stderr=True)) as building,
         load(

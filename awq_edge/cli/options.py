@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,6 +154,20 @@ def run_options(
 
     workers = ExecutorOptions(executor, ray_address, ray_blocks, ray_gpus)
     return RunOptions(device, workers, resume, overwrite)
+
+
+def check_answer_options(
+    max_new_tokens: int | None, seed: int | None = None, stop: Sequence[str] | None = None
+) -> None:
+    """Raise ConfigError, naming the flag, for an answer that no model can give."""
+    from awq_edge.errors import ConfigError
+
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
+    if seed is not None and seed < 0:
+        raise ConfigError(f"--seed {seed}: must be 0 or more")
+    if "" in (stop or ()):
+        raise ConfigError("--stop: the text is empty; give one of one character or more")
 
 
 def template_variables(text: str | None) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from awq_edge.cli.options import (
     StopOption,
     TemplateVariablesOption,
     ThreadsOption,
+    check_answer_options,
     template_variables,
 )
 
@@ -73,7 +74,8 @@ def run(
     target = JsonTarget(json_to, [bundle, prompt_file])
     text = _prompt(prompt, prompt_file)
     formats: dict[bool | None, PromptFormat] = {None: "auto", True: "chat", False: "raw"}
-    keys = check_sampling(sampling, "sampling")
+    keys = check_sampling(sampling)
+    check_answer_options(max_new_tokens, seed, stop)
     variables = template_variables(chat_template_kwargs)
     out = AnswerWriter(target.text_stream)
 

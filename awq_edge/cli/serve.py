@@ -74,7 +74,7 @@ def serve(
         )
     if api_key is not None and api_key != api_key.strip():
         raise ConfigError("--api-key (or AWQ_EDGE_API_KEY) has blanks around it; remove them")
-    keys = check_sampling(sampling, "sampling")
+    keys = check_sampling(sampling)
     variables = template_variables(chat_template_kwargs)
     with bind(host, port) as sock:
         if api_key is None and not is_loopback(sock):

@@ -262,9 +262,12 @@ def load_chat_template(directory: Path, special_tokens: Mapping[str, str]) -> Ch
     return None
 
 
-def read_chat_template(file: Path, special_tokens: Mapping[str, str]) -> ChatTemplate:
-    """The template of one file. Raises ModelError for one that cannot be read."""
-    return ChatTemplate(read_text(file, limit=_LARGEST_TEMPLATE), special_tokens)
+def read_chat_template(
+    file: Path, special_tokens: Mapping[str, str], *, name: str | None = None
+) -> ChatTemplate:
+    """The template of one file. name: of the file in messages, None for its path. Raises ModelError
+    for one that cannot be read."""
+    return ChatTemplate(read_text(file, limit=_LARGEST_TEMPLATE, name=name), special_tokens)
 
 
 def _as_text(message: Message) -> dict[str, Any]:

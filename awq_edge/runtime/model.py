@@ -358,7 +358,8 @@ def load(
         template = load_chat_template(directory, tokenizer.special_tokens)
     else:
         file = user_path(chat_template, "--chat-template")
-        template = read_chat_template(file, tokenizer.special_tokens)
+        name = f"--chat-template {chat_template}"
+        template = read_chat_template(file, tokenizer.special_tokens, name=name)
     # The runtime's own library is no part of what the bundle takes.
     load_backend(bundle)
     before = read_process_memory()

@@ -56,7 +56,7 @@ def test_reset_forgets_and_exit_leaves(
         (b"word " * 400, (), "does not fit the context of 256"),
         (b"ab\xff\n", (), "byte 2 is not utf-8"),
         (b"Hi\n", ("--context", "999"), "--context 999 is beyond"),
-        (b"Hi\n", ("--temperature", "-1"), "temperature is -1.0"),
+        (b"Hi\n", ("--temperature", "-1"), "--temperature -1.0: must be"),
         (b"Hi\n", ("--max-new-tokens", "0"), "--max-new-tokens 0: must be 1 or more"),
     ],
 )
