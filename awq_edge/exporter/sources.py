@@ -171,7 +171,7 @@ class Sources:
                 piece: Array = np.empty((rows, *entry.shape[1:]), stored)
                 view = piece.reshape(-1).view(np.uint8).data
                 while len(view):
-                    count = file.readinto(view)  # type: ignore[attr-defined]
+                    count = file.readinto(view)
                     if not count:
                         raise ModelError(f"{entry.file} is truncated; copy or download it again")
                     view = view[count:]

@@ -89,7 +89,7 @@ def read_entry(entry: TensorEntry) -> Array:
         file.seek(entry.offset)
         done = 0
         while done < len(view):
-            count = file.readinto(view[done:])  # type: ignore[attr-defined]
+            count = file.readinto(view[done:])
             if not count:
                 raise ModelError(f"{entry.file} is truncated; copy or download it again")
             done += count
