@@ -106,6 +106,12 @@ class W4A16Weight(Structure):
     _fields_ = _HEADER.fields("awq_edge_w4a16_weight")
 
 
+class DenseWeight(Structure):
+    """awq_edge_dense_weight: one linear of 16 bits. Pointers are device addresses or None."""
+
+    _fields_ = _HEADER.fields("awq_edge_dense_weight")
+
+
 class Routing(Structure):
     """awq_edge_routing: the choice of a token's experts from the router's logits."""
 
@@ -133,6 +139,7 @@ class Sampling(Structure):
 _ALL = _HEADER.functions(
     {
         "awq_edge_w4a16_weight": W4A16Weight,
+        "awq_edge_dense_weight": DenseWeight,
         "awq_edge_routing": Routing,
         "awq_edge_norm": NormParameters,
         "awq_edge_attention": AttentionParameters,

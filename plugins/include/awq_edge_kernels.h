@@ -139,6 +139,28 @@ AWQ_EDGE_API int awq_edge_w4a16_linear(const awq_edge_w4a16_weight* weight, cons
 AWQ_EDGE_API int awq_edge_w4a16_dequantize(const awq_edge_w4a16_weight* weight, void* w,
                                            void* stream);
 
+/* ------------------------------------------------------------------ linear of 16 bits
+ *
+ * y[m, n] = bias[n] + sum_k x[m, k] * weight[n, k], for routers, projections and output layers that
+ * stay unquantized. Tactics as above: DECODE reads each byte once, GEMM is for machines without
+ * cuBLASLt, which AUTO prefers from AWQ_EDGE_DECODE_ROWS rows on.
+ */
+typedef struct {
+  int32_t in_features;  /* k: a multiple of 8 */
+  int32_t out_features; /* n */
+  int32_t dtype;        /* activation dtype, of all tensors */
+  const void* weight;   /* [n, k] */
+  const void* bias;     /* [n]; null: none */
+} awq_edge_dense_weight;
+
+/* x: [m, k]; y: [m, n]. m: 1 to AWQ_EDGE_MAX_ROWS. Workspace: as in awq_edge_w4a16_linear; its counters
+ * are not touched. A query holds for every m up to max_m. */
+AWQ_EDGE_API int awq_edge_dense_linear(const awq_edge_dense_weight* weight, const void* x, void* y,
+                                       int32_t m, int32_t tactic, void* workspace,
+                                       size_t workspace_bytes, void* stream);
+AWQ_EDGE_API int awq_edge_dense_workspace(const awq_edge_dense_weight* weight, int32_t max_m,
+                                          int32_t tactic, size_t* bytes);
+
 /* ------------------------------------------------------------------ routed experts
  *
  * y[m, :] = sum over the top_k experts of row m of share * down(f(gate(x)) * up(x)), from the

@@ -139,7 +139,7 @@ int launch_cublaslt(const void* weights, const void* x, void* y, int m, int n, i
                     void* workspace, size_t workspace_bytes, void* stream) {
   const Library& l = library();
   const Handle handle = handle_of_device();
-  if (handle == nullptr) return fail(AWQ_EDGE_CUDA_ERROR, "w4a16: cublasLtCreate failed");
+  if (handle == nullptr) return fail(AWQ_EDGE_CUDA_ERROR, "linear: cublasLtCreate failed");
   Product product;
   const int type = dtype == AWQ_EDGE_FLOAT16 ? kFloat16 : kBFloat16;
   int status = product.create(m, n, k, type, workspace_bytes);
@@ -157,7 +157,7 @@ int launch_cublaslt(const void* weights, const void* x, void* y, int m, int n, i
                       workspace_bytes, static_cast<cudaStream_t>(stream));
   }
   if (status == 0) return AWQ_EDGE_OK;
-  return fail(AWQ_EDGE_CUDA_ERROR, "w4a16: cuBLASLt refused [%d, %d] x [%d, %d]^T with status %d",
+  return fail(AWQ_EDGE_CUDA_ERROR, "linear: cuBLASLt refused [%d, %d] x [%d, %d]^T with status %d",
               m, k, n, k, status);
 }
 

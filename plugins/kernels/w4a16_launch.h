@@ -62,6 +62,8 @@ int launch_decode(const DecodeArguments& arguments, const DecodePlan& plan, int 
                   void* stream);
 int launch_gemm(const GemmArguments& arguments, const GemmPlan& plan, int dtype, int bits,
                 void* stream);
+constexpr size_t kCublasLtWorkspace = size_t(32) << 20;
+
 // Through cuBLASLt, if it can be loaded. weights: [n, k], y: [m, n], in the activation dtype.
 int launch_cublaslt(const void* weights, const void* x, void* y, int m, int n, int k, int dtype,
                     void* workspace, size_t workspace_bytes, void* stream);

@@ -68,7 +68,6 @@ namespace {
 // than mma.sync that expanding them first pays: docs/kernels.md has the measurement. Edge devices
 // have no such instructions.
 constexpr int kCublasLtFrom = 192;
-constexpr size_t kCublasLtWorkspace = size_t(32) << 20;
 
 int check_tactic(const TacticFields& fields, int m) {
   AWQ_EDGE_REQUIRE(fields.tactic >= AWQ_EDGE_TACTIC_AUTO && fields.tactic <= AWQ_EDGE_TACTIC_CUBLASLT,

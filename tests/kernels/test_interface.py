@@ -15,6 +15,7 @@ from tests.compilers import HEADER
 
 STRUCTS = {
     "awq_edge_w4a16_weight": interface.W4A16Weight,
+    "awq_edge_dense_weight": interface.DenseWeight,
     "awq_edge_routing": interface.Routing,
     "awq_edge_norm": interface.NormParameters,
     "awq_edge_attention": interface.AttentionParameters,

@@ -18,6 +18,7 @@ from awq_edge.kernels.interface import (
     COUNTER_BYTES,
     FUNCTIONS,
     AttentionParameters,
+    DenseWeight,
     Epilogue,
     Routing,
     Sampling,
@@ -111,6 +112,16 @@ class HostKernels(HostOperations):
     def cached_attention(self, a: AttentionParameters, space: int, size: int) -> None:
         check_workspace(space, size)
         cached_attention(a)
+
+    def dense_linear(
+        self, weight: DenseWeight, x: int, y: int, m: int, tactic: int, space: int, size: int
+    ) -> None:
+        check_workspace(space, size)
+        n, k, dtype = weight.out_features, weight.in_features, weight.dtype
+        values = read(x, (m, k), dtype) @ read(weight.weight, (n, k), dtype).T
+        if weight.bias:
+            values = values + read(weight.bias, (n,), dtype)
+        write(y, values, dtype)
 
     def experts(
         self,
