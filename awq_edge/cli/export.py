@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,6 +86,7 @@ def print_bundle(bundle: Bundle, console: Console) -> None:
     from awq_edge.artifacts.input_files import read_json
     from awq_edge.model.archs import decoder_from_config
     from awq_edge.model.group_size import coverage
+    from awq_edge.recipe.runtimes import require_runtime
     from awq_edge.runtime.memory import kv_cache_bytes
 
     manifest = bundle.manifest
@@ -109,7 +111,8 @@ def print_bundle(bundle: Bundle, console: Console) -> None:
     if head in manifest.unquantized:
         lines.append(f"the output layer stays unquantized: {manifest.unquantized[head]}")
     lines += _template_warnings(bundle)
-    for line in [*lines, f"next: awq-edge run {bundle.path}"]:
+    verb = "run" if require_runtime(manifest.runtime).engine is None else "build"
+    for line in [*lines, f"next: awq-edge {verb} {shlex.quote(str(bundle.path))}"]:
         console.print(line, soft_wrap=True, markup=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -120,7 +121,7 @@ def print_report(report: QuantizationReport, path: Path, console: Console) -> No
             "plainly; a larger --samples reaches more",
             soft_wrap=True,
         )
-    console.print(f"next: awq-edge export {path} --out BUNDLE", soft_wrap=True)
+    console.print(f"next: awq-edge export {shlex.quote(str(path))} --out BUNDLE", soft_wrap=True)
     print_warnings(report, console)
 
 

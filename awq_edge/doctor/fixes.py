@@ -231,7 +231,10 @@ def _wsl_driver(machine: Machine, old: bool) -> str:
 
 def _jetson_driver(machine: Machine) -> str:
     if in_container(machine):
-        return "start the container with --runtime nvidia"
+        return (
+            "start the container with --runtime nvidia, and with --gpus all where its image does "
+            "not set NVIDIA_VISIBLE_DEVICES"
+        )
     if any(machine.can_open(path) is False for path in _PERMISSION_FILES):
         return as_root(machine, "usermod -aG video,render $USER") + "  # and log in again"
     return as_root(machine, "apt install --reinstall nvidia-l4t-cuda") + "  # and reboot"

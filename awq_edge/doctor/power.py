@@ -17,6 +17,9 @@ _PERFORMANCE = f"sh -c 'echo performance | tee /{_CPU}/cpu*/cpufreq/scaling_gove
 # Drivers whose "powersave" raises the clocks with the load: Linux, admin-guide/pm/{intel_pstate,
 # amd-pstate}.rst. Of others it is the lowest clock.
 _OWN_GOVERNORS = ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
+# Some modes begin with a reboot (AGX, Thor, 7W of an Orin Nano): clocks that are held before it are
+# those of the old mode.
+_AFTERWARDS = "it may ask for a reboot; jetson_clocks comes after it"
 
 
 def power(machine: Machine, recipe: Recipe) -> Iterator[DoctorRow]:
@@ -74,10 +77,10 @@ def _faster_mode(machine: Machine, recipe: Recipe) -> str:
     numbers = {name: n for n, name in re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)}
     for mode in recipe.device.power_modes:
         if mode.memory_bandwidth == recipe.device.memory_bandwidth and mode.name in numbers:
-            steps = (f"nvpmodel -m {numbers[mode.name]}", "jetson_clocks")
-            return f"{fixes.on_host(machine, *steps)}  # {mode.name}"
-    steps = ("nvpmodel -m N", "jetson_clocks")
-    return f"{fixes.on_host(machine, *steps)}  # N: the ID of MAXN in /etc/nvpmodel.conf"
+            command = fixes.on_host(machine, f"nvpmodel -m {numbers[mode.name]}")
+            return f"{command}  # {mode.name}; {_AFTERWARDS}"
+    command = fixes.on_host(machine, "nvpmodel -m N")
+    return f"{command}  # N: the ID of MAXN in /etc/nvpmodel.conf; {_AFTERWARDS}"
 
 
 def _supply(machine: Machine) -> str | None:

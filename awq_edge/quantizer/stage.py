@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -221,7 +222,8 @@ def _open_unquantized(model: Path) -> Checkpoint:
     if checkpoint.quantization is not None:
         raise ModelError(
             f"{model} is quantized already ({checkpoint.quantization.bits}-bit "
-            f"{checkpoint.quantization.method}); export it as it is with `awq-edge export {model}`"
+            f"{checkpoint.quantization.method}); export it as it is with `awq-edge export "
+            f"{shlex.quote(str(model))}`"
         )
     return checkpoint
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -381,8 +382,8 @@ def _refuse_models(directory: Path, name: str) -> None:
     is_name = not directory.exists() and (name == "demo" or name.count("/") == 1)
     if is_model or (is_name and not name.startswith((".", "/", "~"))):
         raise ArtifactError(
-            f"{name} is a model, not a bundle; make a bundle first: `awq-edge export {name} "
-            "--recipe cpu --out BUNDLE`, then run BUNDLE"
+            f"{name} is a model, not a bundle; make a bundle first: `awq-edge export "
+            f"{shlex.quote(name)} --recipe cpu --out BUNDLE`, then run BUNDLE"
         )
 
 

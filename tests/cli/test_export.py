@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from awq_edge.artifacts.directories import Bundle
 
 from .conftest import Command
@@ -19,6 +21,18 @@ def test_linear_and_attention(awq_edge_command: Command, tmp_path: Path) -> None
     assert "graph: opset 24, linears native, attention native\n" in done.out
     manifest = Bundle.open(out).manifest
     assert (manifest.linear, manifest.attention, manifest.plugin) == ("native", "native", None)
+
+
+@pytest.mark.parametrize(("recipe", "verb"), [("cpu", "run"), ("rtx-4060-laptop-8gb", "build")])
+def test_the_next_command_can_be_pasted(
+    recipe: str, verb: str, awq_edge_command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "my bundle"
+    outcome = awq_edge_command(
+        "export", "demo", "--recipe", recipe, "--method", "rtn", "--out", out
+    )
+    assert outcome.code == 0, outcome.err
+    assert f"next: awq-edge {verb} '{out}'" in outcome.out.splitlines()
 
 
 def test_what_native_linears_refuse(awq_edge_command: Command, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ def _others(bundle: Bundle) -> str:
 def _command(bundle: Bundle, runtime: str, sm: str) -> str:
     built = require_runtime(runtime).engine
     target = f" --target {sm}" if built is not None and built.ahead_of_time else ""
-    return f"awq-edge build {bundle.path} --runtime {runtime}{target}"
+    return f"awq-edge build {shlex.quote(str(bundle.path))} --runtime {runtime}{target}"
 
 
 def _again(path: Path) -> str:
