@@ -23,6 +23,9 @@ MAX_ROWS = _NUMBERS["MAX_ROWS"]
 # Rows up to which each byte of the weight is read once.
 DECODE_ROWS = _NUMBERS["DECODE_ROWS"]
 
+# Likeliest tokens of a row whose logarithms one call gives.
+MAX_TOP = _NUMBERS["MAX_TOP"]
+
 # Sizes that kernels are compiled for.
 BITS = (3, 4, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -130,10 +133,16 @@ class AttentionParameters(Structure):
     _fields_ = _HEADER.fields("awq_edge_attention")
 
 
-class Sampling(Structure):
-    """awq_edge_sampling: the choice of the next token."""
+class SamplingParameters(Structure):
+    """awq_edge_sampling: how a row's token is chosen; an array of them lies in device memory."""
 
     _fields_ = _HEADER.fields("awq_edge_sampling")
+
+
+class Sampler(Structure):
+    """awq_edge_sampler: one call that chooses a token of each row."""
+
+    _fields_ = _HEADER.fields("awq_edge_sampler")
 
 
 _ALL = _HEADER.functions(
@@ -143,7 +152,8 @@ _ALL = _HEADER.functions(
         "awq_edge_routing": Routing,
         "awq_edge_norm": NormParameters,
         "awq_edge_attention": AttentionParameters,
-        "awq_edge_sampling": Sampling,
+        "awq_edge_sampling": SamplingParameters,
+        "awq_edge_sampler": Sampler,
     }
 )
 # Functions that cannot fail, by name: they return text, or a number and take nothing.

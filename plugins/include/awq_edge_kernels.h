@@ -40,6 +40,8 @@ extern "C" {
  * once. */
 #define AWQ_EDGE_MAX_ROWS 65535
 #define AWQ_EDGE_DECODE_ROWS 16
+/* Likeliest tokens of awq_edge_log_probabilities. */
+#define AWQ_EDGE_MAX_TOP 20
 
 enum awq_edge_status {
   AWQ_EDGE_OK = 0,
@@ -322,27 +324,62 @@ AWQ_EDGE_API int awq_edge_logits(const void* x, void* y, int32_t rows, int32_t s
 AWQ_EDGE_API int awq_edge_gather_rows(const void* x, const int64_t* rows, void* y, int32_t count,
                                       int32_t size, int32_t dtype, void* stream);
 
-/* The next token of each row of logits [rows, vocab] (activation dtype).
- * temperature 0: the largest, the smaller id where two are equal; NaN is below everything.
- * Otherwise: the top_k largest (0: all), of these the smallest set whose probability reaches
- * top_p, and of them one by a counter-based generator (Philox 4x32-10) of (seed, *step, row). The
- * arithmetic is integers, specified in plugins/kernels/sampling_math.h: another implementation
- * gives the same tokens. ids: int64 [rows]. step: int64 [1], device memory, so that a replayed graph
- * draws anew; read, not changed; may be null at temperature 0. rows: 1 to 16384; vocab: 1 to
- * 262144. ids and step are aligned to 8 bytes. Workspace: as in awq_edge_w4a16_linear, zeroed
- * counters included. */
+/* How a row's token is chosen; in device memory, so that a replayed graph follows changes. What is
+ * out of range is off. */
 typedef struct {
-  float temperature;
-  float top_p; /* (0, 1] */
-  int32_t top_k;
+  float temperature;        /* above 0; otherwise the largest logit is taken */
+  float top_p;              /* (0, 1); 1: off */
+  float min_p;              /* (0, 1]: of the largest probability; 0: off */
+  int32_t top_k;            /* 0: off */
+  float repetition_penalty; /* divides positive logits (they are multiplied by its reciprocal),
+                               multiplies others, of tokens with a count; 1: off. Above 0; read, as
+                               the two below, where there are counts */
+  float presence_penalty;   /* taken from logits of tokens that were drawn */
+  float frequency_penalty;  /* taken from them for each time */
+  int32_t sequence;         /* makes draws of one seed and step differ */
   uint64_t seed;
 } awq_edge_sampling;
 
-AWQ_EDGE_API int awq_edge_sample(const void* logits, const awq_edge_sampling* sampling,
-                                 const int64_t* step, int64_t* ids, int32_t rows, int32_t vocab,
-                                 int32_t dtype, void* workspace, size_t workspace_bytes,
-                                 void* stream);
+/* The next token of each row: the largest adjusted logit, the smaller id where two are equal, NaN
+ * below everything; or, of the top_k largest, the smallest set whose probability reaches top_p
+ * without those below min_p times the largest, one by a counter-based generator (Philox 4x32-10) of
+ * (seed, step, sequence). Logits are adjusted by penalties, bias and mask, in this order, in float32.
+ * The arithmetic is exact, specified in plugins/kernels/sampling_math.h: another implementation
+ * gives the same tokens. */
+typedef struct {
+  int32_t dtype;        /* activation dtype, of the logits */
+  int32_t rows;         /* 1 to 16384 */
+  int32_t vocab;        /* 1 to 262144 */
+  int32_t greedy;       /* 1: every row takes the largest, whatever its temperature; one launch */
+  const void* logits;   /* [rows, vocab] */
+  const awq_edge_sampling* sampling; /* [rows]; may be null where greedy and without counts */
+  const int64_t* step;  /* [rows], read and not changed; may be null where greedy */
+  uint32_t* counts;     /* [rows, vocab]: 1 where a token is in the prompt, plus 2 for each time it was
+                           drawn, which this call adds; null: no penalties */
+  const float* bias;    /* [rows, vocab], added to logits; null: none */
+  const uint32_t* mask; /* [rows, ceil(vocab / 32)]: bit id % 32 of word id / 32 allows a token; null:
+                           all are allowed */
+  int64_t* ids;         /* [rows] */
+} awq_edge_sampler;
+
+/* Workspace: as in awq_edge_w4a16_linear, zeroed counters included. */
+AWQ_EDGE_API int awq_edge_sample(const awq_edge_sampler* sampler, void* workspace,
+                                 size_t workspace_bytes, void* stream);
 AWQ_EDGE_API int awq_edge_sample_workspace(int32_t rows, int32_t vocab, size_t* bytes);
+
+/* Of one row's counts [vocab]: the tokens ids [count] of a prompt are there. Ids outside of the
+ * vocabulary are passed over. */
+AWQ_EDGE_API int awq_edge_count_tokens(const int64_t* ids, uint32_t* counts, int32_t count,
+                                       int32_t vocab, void* stream);
+
+/* Natural logarithms of softmax(logits): chosen [rows], of ids [rows] (null: none), and of the `top`
+ * likeliest, 0 to AWQ_EDGE_MAX_TOP: top_ids, top_values [rows, top], likeliest first, equal ones by id.
+ * logits: [rows, vocab] in dtype. Workspace: as in awq_edge_sample. */
+AWQ_EDGE_API int awq_edge_log_probabilities(const void* logits, const int64_t* ids, float* chosen,
+                                            int64_t* top_ids, float* top_values, int32_t rows,
+                                            int32_t vocab, int32_t top, int32_t dtype,
+                                            void* workspace, size_t workspace_bytes, void* stream);
+AWQ_EDGE_API int awq_edge_log_probabilities_workspace(int32_t rows, size_t* bytes);
 
 /* past_length[i] += by, i < batch: the last node of a decode step that is replayed as a graph. */
 AWQ_EDGE_API int awq_edge_advance(int64_t* past_length, int32_t batch, int64_t by, void* stream);

@@ -4,6 +4,7 @@
 #include "block_sum.cuh"
 #include "element.cuh"
 #include "experts.h"
+#include "float_order.h"
 #include "launch.h"
 #include "row_grid.h"
 #include "vector.cuh"
@@ -14,13 +15,6 @@ namespace {
 constexpr int kRoutingThreads = 256;
 constexpr int kRoutingWarps = kRoutingThreads / kWarpSize;
 constexpr int kLogitsOfLane = kMaxExperts / kWarpSize;
-
-// Larger float, larger integer; NaN is 0, below everything.
-__device__ __forceinline__ uint32_t order_of(float value) {
-  const uint32_t bits = __float_as_uint(value);
-  if (value != value) return 0;
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
 
 // A warp sorts out one token: its top_k experts, of equal ones the smaller, and their shares of the
 // softmax over all, or over these. Lane 0 writes.
@@ -33,10 +27,7 @@ __device__ void choose_experts(const RoutingArguments& a, int token, int32_t* ex
 #pragma unroll
   for (int i = 0; i < kLogitsOfLane; ++i) {
     const int expert = lane + kWarpSize * i;
-    keys[i] = expert < a.num_experts
-                  ? static_cast<uint64_t>(order_of(to_float(logits[expert]))) << 32 |
-                        ~static_cast<uint32_t>(expert)
-                  : 0;
+    keys[i] = expert < a.num_experts ? ranked(to_float(logits[expert]), expert) : 0;
   }
   float largest = 0.0f, sum = 0.0f, of_slot = 0.0f;
   int expert_of_slot = 0;
@@ -49,7 +40,7 @@ __device__ void choose_experts(const RoutingArguments& a, int token, int32_t* ex
       const uint64_t other = __shfl_xor_sync(kAllLanes, best, step);
       best = other > best ? other : best;
     }
-    const int expert = static_cast<int>(~static_cast<uint32_t>(best));
+    const int expert = static_cast<int>(number_of(best));
 #pragma unroll
     for (int i = 0; i < kLogitsOfLane; ++i)
       if (keys[i] == best) keys[i] = 0;

@@ -20,7 +20,7 @@ import pytest
 from awq_edge.errors import KernelError, RuntimeUnavailableError
 from awq_edge.kernels import interface, kernels
 from awq_edge.kernels.architectures import TARGETS
-from awq_edge.kernels.interface import Dtype, Sampling
+from awq_edge.kernels.interface import Dtype
 from awq_edge.kernels.kernels import FILE_NAME, KernelLibrary, load_kernels
 from awq_edge.kernels.toolchain import Toolchain, find_toolchain
 
@@ -222,18 +222,19 @@ def test_refusals_name_the_values(library: KernelLibrary) -> None:
         with pytest.raises(KernelError, match=rf"^{name}: .*{words}"):
             library.call(name, *arguments, None)
     refuses_norms(library)
-    for settings, words in [
-        ({"temperature": -1.0}, "temperature is -1"),
-        ({"temperature": float("nan")}, "temperature is -?nan"),
-        ({"top_p": 0.0}, "top_p is 0"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"top_k": -1}, "top_k is -1"),
+    given = {"rows": 2, "vocab": 100, "logits": 16, "step": 8, "ids": 8, "sampling": 8}
+    for fields, words in [
+        ({"logits": 8}, "logits is 0x8"),
+        ({"step": None}, "step is .nil."),
+        ({"sampling": 4}, "sampling is 0x4"),
+        ({"greedy": 1, "sampling": None, "counts": 4}, "sampling is .nil."),
+        ({"mask": 2}, "one is 0x2"),
+        ({"dtype": Dtype.FLOAT32}, "dtype is 3"),
         ({}, r"workspace has 64 bytes, 2 rows need \d+"),
     ]:
-        sampling = Sampling(**{"temperature": 1.0, "top_p": 1.0, **settings})
-        arguments = (aligned, sampling, 8, 8, 2, 100, half, aligned, 64, None)
+        sampler = interface.Sampler(**{**given, **fields})
         with pytest.raises(KernelError, match=words):
-            library.call("awq_edge_sample", *arguments)
+            library.call("awq_edge_sample", sampler, aligned, 64, None)
     for rows, vocab, words in [(0, 9, "rows is 0"), (1, 262145, "vocab is 262145")]:
         with pytest.raises(KernelError, match=words):
             library.size("awq_edge_sample_workspace", rows, vocab)

@@ -19,7 +19,8 @@ STRUCTS = {
     "awq_edge_routing": interface.Routing,
     "awq_edge_norm": interface.NormParameters,
     "awq_edge_attention": interface.AttentionParameters,
-    "awq_edge_sampling": interface.Sampling,
+    "awq_edge_sampling": interface.SamplingParameters,
+    "awq_edge_sampler": interface.Sampler,
 }
 ENUMS = {
     "awq_edge_status": (interface.Status, "AWQ_EDGE_"),
@@ -41,9 +42,8 @@ def test_no_function_of_the_header_is_overlooked() -> None:
     assert interface.QUERIES["awq_edge_status_message"] == (ctypes.c_char_p, (ctypes.c_int,))
     assert interface.QUERIES["awq_edge_abi_version"] == (ctypes.c_int, ())
     assert interface.FUNCTIONS["awq_edge_sample"] == (
-        *(ctypes.c_void_p, ctypes.POINTER(interface.Sampling), ctypes.c_void_p, ctypes.c_void_p),
-        *(ctypes.c_int32, ctypes.c_int32, ctypes.c_int32),
-        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p),
+        *(ctypes.POINTER(interface.Sampler), ctypes.c_void_p),
+        *(ctypes.c_size_t, ctypes.c_void_p),
     )
     assert interface.FUNCTIONS["awq_edge_advance"] == (
         *(ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p),

@@ -9,7 +9,7 @@ import pytest
 
 from awq_edge.errors import KernelError, RuntimeUnavailableError
 from awq_edge.kernels import kernels
-from awq_edge.kernels.interface import Sampling
+from awq_edge.kernels.interface import Sampler
 from awq_edge.kernels.kernels import FILE_NAME, load_kernels, runs_on
 
 from .fake_library import FakeLibrary
@@ -146,8 +146,7 @@ def test_arguments_arrive_and_sizes_come_back(gcc: str, tmp_path: Path) -> None:
     library.call("awq_edge_advance", ctypes.addressof(lengths), 3, 2**33, None)
     assert list(lengths) == [10 + 2**33, 20 + 2**33, 2**40 + 2**33]
     assert library.size("awq_edge_sample_workspace", 2, 300) == 2305
-    sampling = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=1)
-    library.call("awq_edge_sample", 16, sampling, 16, 16, 1, 100, 0, 16, 64, None)
+    library.call("awq_edge_sample", Sampler(rows=1, vocab=100), 16, 64, None)
 
 
 @pytest.mark.parametrize(

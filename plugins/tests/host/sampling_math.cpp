@@ -7,55 +7,64 @@
 
 using namespace awq_edge;
 
-// The value of 16 bits by the definition of the format, independent of key_value's shortcuts.
-static double value_by_definition(uint32_t bits, bool bfloat16) {
-  const int mantissa_bits = bfloat16 ? 7 : 10, exponent_bits = 15 - mantissa_bits;
-  const int bias = (1 << (exponent_bits - 1)) - 1;
-  const int exponent = bits >> mantissa_bits & ((1 << exponent_bits) - 1);
-  const int mantissa = bits & ((1 << mantissa_bits) - 1);
+// The value of 16 bits by the definition of float16, independent of key_value's shortcuts.
+static double value_by_definition(uint32_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
   const double sign = bits >> 15 ? -1.0 : 1.0;
-  if (exponent == (1 << exponent_bits) - 1) return mantissa ? NAN : sign * INFINITY;
-  if (exponent == 0) return sign * std::ldexp(mantissa, 1 - bias - mantissa_bits);
-  return sign * std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
+  if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
+  if (exponent == 0) return sign * std::ldexp(mantissa, -24);
+  return sign * std::ldexp(mantissa + 1024, exponent - 25);
 }
 
 TEST(keys_give_back_every_value_and_sort_like_them) {
-  for (const bool bfloat16 : {false, true}) {
-    std::vector<double> by_key(kKeys, NAN);
-    for (uint32_t bits = 0; bits < kKeys; ++bits) {
-      const double value = value_by_definition(bits, bfloat16);
-      const uint32_t key = sort_key(bits, bfloat16);
-      CHECK(key < uint32_t(kKeys));
-      if (std::isnan(value)) {
-        CHECK_EQ(key, 0u);
-        continue;
-      }
-      CHECK(key != 0);
-      CHECK_EQ(double(key_value(key, bfloat16)), value);
-      // Only -0 and +0 share a key.
-      if (!std::isnan(by_key[key])) CHECK_EQ(value, 0.0);
-      by_key[key] = value;
+  std::vector<double> by_key(kKeys, NAN);
+  for (uint32_t bits = 0; bits < kKeys; ++bits) {
+    const double value = value_by_definition(bits);
+    const uint32_t key = sort_key(bits);
+    CHECK(key < uint32_t(kKeys));
+    if (std::isnan(value)) {
+      CHECK_EQ(key, 0u);
+      continue;
     }
-    double before = -INFINITY;
-    for (const double value : by_key) {
-      if (std::isnan(value)) continue;
-      CHECK(value > before || value == -INFINITY);
-      before = value;
-    }
-    CHECK_EQ(before, INFINITY);
-    CHECK(std::isnan(key_value(0, bfloat16)));
+    CHECK(key != 0);
+    CHECK_EQ(double(key_value(key)), value);
+    CHECK_EQ(key == kZeroKey, value == 0.0);
+    // Only -0 and +0 share a key.
+    if (!std::isnan(by_key[key])) CHECK_EQ(value, 0.0);
+    by_key[key] = value;
   }
+  double before = -INFINITY;
+  for (const double value : by_key) {
+    if (std::isnan(value)) continue;
+    CHECK(value > before || value == -INFINITY);
+    before = value;
+  }
+  CHECK_EQ(before, INFINITY);
+  CHECK(std::isnan(key_value(0)));
+}
+
+TEST(floats_and_their_orders) {
+  const float values[] = {-INFINITY, -3e38f, -1.5f, -1e-45f, 0.0f, 1e-45f, 1.0f, 3e38f, INFINITY};
+  uint32_t before = order_of(NAN);
+  CHECK_EQ(before, 0u);
+  CHECK(std::isnan(float_of_order(0)));
+  for (const float value : values) {
+    CHECK(order_of(value) > before);
+    before = order_of(value);
+    CHECK_EQ(float_of_order(before), value);
+    CHECK(ranked(value, 3) > ranked(value, 4));
+    CHECK_EQ(number_of(ranked(value, 77)), 77u);
+    CHECK_EQ(value_of(ranked(value, 77)), value);
+  }
+  CHECK_EQ(order_of(-0.0f), order_of(0.0f));
 }
 
 TEST(weights_are_the_exponential) {
-  const double log2e = 1.4426950408889634;
   for (const double temperature : {0.1, 0.7, 1.0, 3.0}) {
-    const float scale = float(log2e / temperature);
-    const uint32_t maximum = sort_key(0x4d00, false);  // 20
-    for (uint32_t key = sort_key(0xfc00, false); key < maximum; ++key) {  // from -infinity
-      const double exponent = (double(key_value(key, false)) - 20.0) / temperature;
-      const double exact = std::exp2(kWeightBits) * std::exp(exponent);
-      const double weight = double(sampling_weight(key, maximum, scale, false));
+    const float scale = sampling_scale(float(temperature));
+    for (uint32_t key = sort_key(0xfc00); key < kZeroKey; ++key) {  // from -infinity
+      const double exact = std::exp2(kWeightBits) * std::exp(double(key_value(key)) / temperature);
+      const double weight = double(sampling_weight(key, kZeroKey, scale));
       // One rounding of x at up to 44 is 2^-19.5 of it in 2^x, one unit is lost below.
       CHECK(std::abs(weight - exact) <= 4e-6 * exact + 1.0);
     }
@@ -63,18 +72,23 @@ TEST(weights_are_the_exponential) {
 }
 
 TEST(weights_of_special_values) {
-  const uint32_t infinity = sort_key(0x7c00, false), lowest = sort_key(0xfc00, false);
-  const uint32_t one = sort_key(0x3c00, false), nan = sort_key(0x7e00, false);
+  const uint32_t lowest = sort_key(0xfc00), minus_one = sort_key(0xbc00), nan = sort_key(0x7e00);
   const uint64_t full = uint64_t(1) << kWeightBits;
-  CHECK_EQ(sampling_weight(infinity, infinity, 1.0f, false), full);
-  CHECK_EQ(sampling_weight(one, infinity, 1.0f, false), uint64_t(0));
-  CHECK_EQ(sampling_weight(lowest, one, 1.0f, false), uint64_t(0));
-  CHECK_EQ(sampling_weight(lowest, lowest, 1.0f, false), full);
-  CHECK_EQ(sampling_weight(nan, one, 1.0f, false), uint64_t(0));
-  CHECK_EQ(sampling_weight(nan, nan, 1.0f, false), full);
+  CHECK_EQ(sampling_weight(kZeroKey, kZeroKey, 1.0f), full);
+  CHECK_EQ(sampling_weight(lowest, kZeroKey, 1.0f), uint64_t(0));
+  CHECK_EQ(sampling_weight(nan, kZeroKey, 1.0f), uint64_t(0));
+  CHECK_EQ(sampling_weight(nan, nan, 1.0f), full);
   // The coldest temperature: an infinite scale.
-  CHECK_EQ(sampling_weight(one, one, INFINITY, false), full);
-  CHECK_EQ(sampling_weight(one - 1, one, INFINITY, false), uint64_t(0));
+  CHECK_EQ(sampling_weight(kZeroKey, kZeroKey, INFINITY), full);
+  CHECK_EQ(sampling_weight(minus_one, kZeroKey, INFINITY), uint64_t(0));
+}
+
+TEST(what_is_out_of_range_is_off) {
+  for (const float top_p : {1.0f, 1.5f, -0.5f, NAN})
+    CHECK_EQ(fixed_top_p(top_p), uint64_t(1) << 32);
+  for (const float min_p : {0.0f, -1.0f, 1.5f, NAN}) CHECK_EQ(fixed_min_p(min_p), uint64_t(0));
+  CHECK_EQ(fixed_min_p(1.0f), uint64_t(1) << kWeightBits);
+  CHECK_EQ(fixed_min_p(0.25f), uint64_t(1) << (kWeightBits - 2));
 }
 
 TEST(multiply_high_is_the_upper_half_of_the_product) {

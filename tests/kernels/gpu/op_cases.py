@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from awq_edge.kernels.interface import Activation, Dtype, NormKind, NormParameters, Sampling
+from awq_edge.kernels.interface import (
+    Activation,
+    Dtype,
+    NormKind,
+    NormParameters,
+    Sampler,
+    SamplingParameters,
+)
 from awq_edge.kernels.kernels import KernelLibrary
 
 DTYPES = ("float16", "bfloat16")
@@ -56,26 +63,53 @@ class Call:
         return value.data_ptr() if isinstance(value, self.torch.Tensor) else value
 
     def sampler(self, rows: int, vocab: int) -> Callable[..., Any]:
-        """A function (logits, step, **sampling) -> ids, on one workspace."""
+        """A function (logits, step, **sampling) -> ids, on one workspace.
+
+        sampling: of every row, or one dict a row. counts, bias, mask: tensors of the rows.
+        """
         torch = self.torch
         size = self.library.size("awq_edge_sample_workspace", rows, vocab)
         # All but the counters holds anything.
         workspace = torch.full((size,), 0xAB, dtype=torch.uint8, device="cuda")
         workspace[:65536] = 0
 
-        def sample(logits: Any, step: int, **settings: Any) -> Any:
-            parameters = Sampling(**{"top_p": 1.0, **settings})
+        def sample(
+            logits: Any,
+            step: int,
+            *each: dict[str, Any],
+            counts: Any = None,
+            bias: Any = None,
+            mask: Any = None,
+            **settings: Any,
+        ) -> Any:
             ids = torch.full((rows,), -7, dtype=torch.int64, device="cuda")
-            at = torch.tensor([step], dtype=torch.int64, device="cuda")
-            self.run(
-                *("awq_edge_sample", logits, parameters, at, ids, rows, vocab, self.code),
-                *(workspace, size),
+            steps = torch.full((rows,), step, dtype=torch.int64, device="cuda")
+            parameters = self.sampling(*(each or [settings] * rows))
+            sampler = Sampler(
+                dtype=self.code,
+                rows=rows,
+                vocab=vocab,
+                logits=logits.data_ptr(),
+                sampling=parameters.data_ptr(),
+                step=steps.data_ptr(),
+                counts=self.address(counts),
+                bias=self.address(bias),
+                mask=self.address(mask),
+                ids=ids.data_ptr(),
             )
+            self.run("awq_edge_sample", sampler, workspace, size)
             torch.cuda.synchronize()
             assert not workspace[:65536].any()
             return ids
 
         return sample
+
+    def sampling(self, *each: dict[str, Any]) -> Any:
+        """Parameters of each row, on the device."""
+        rows = (SamplingParameters * len(each))(
+            *(SamplingParameters(**{"top_p": 1.0, "repetition_penalty": 1.0, **e}) for e in each)
+        )
+        return self.torch.frombuffer(bytearray(rows), dtype=self.torch.uint8).cuda()
 
 
 def assert_rounded_once(call: Call, actual: Any, exact: Any, steps: int = 16) -> None:

@@ -21,7 +21,7 @@ from awq_edge.kernels.interface import (
     DenseWeight,
     Epilogue,
     Routing,
-    Sampling,
+    Sampler,
     W4A16Weight,
 )
 from tests.kernels.host_attention import cached_attention
@@ -33,6 +33,7 @@ from tests.kernels.host_memory import (
     write,
 )
 from tests.kernels.host_operations import HostOperations, after_epilogue
+from tests.kernels.host_sampling import log_softmax, sample_rows
 
 _STREAM = 0x5EED  # what the device hands out, and every launch has to pass on
 
@@ -142,21 +143,39 @@ class HostKernels(HostOperations):
         wanted = raw(rows, (count,), np.int64)
         write(y, read(x, (int(wanted.max()) + 1, size), dtype)[wanted], dtype)
 
-    def sample(
+    def sample(self, a: Sampler, space: int, size: int) -> None:
+        check_workspace(space, size)
+        sample_rows(a)
+
+    def count_tokens(self, ids: int, counts: int, count: int, vocab: int) -> None:
+        wanted = raw(ids, (count,), np.int64)
+        raw(counts, (vocab,), np.uint32)[wanted[(wanted >= 0) & (wanted < vocab)]] |= 1
+
+    def log_probabilities(
         self,
         logits: int,
-        sampling: Sampling,
-        step: int,
         ids: int,
+        chosen: int | None,
+        top_ids: int,
+        top_values: int,
         rows: int,
         vocab: int,
+        top: int,
         dtype: int,
         space: int,
         size: int,
     ) -> None:
         check_workspace(space, size)
-        assert sampling.temperature == 0
-        raw(ids, (rows,), np.int64)[:] = read(logits, (rows, vocab), dtype).argmax(axis=1)
+        values = log_softmax(read(logits, (rows, vocab), dtype))
+        if chosen is not None:
+            wanted = raw(ids, (rows, 1), np.int64)
+            raw(chosen, (rows, 1), np.float32)[:] = np.take_along_axis(values, wanted, axis=1)
+        if top > 0:
+            likeliest = np.argsort(-values, axis=1, kind="stable")[:, :top]
+            raw(top_ids, (rows, top), np.int64)[:] = likeliest
+            raw(top_values, (rows, top), np.float32)[:] = np.take_along_axis(
+                values, likeliest, axis=1
+            )
 
     def advance(self, past_length: int, batch: int, by: int) -> None:
         raw(past_length, (batch,), np.int64)[:] += by

@@ -20,7 +20,7 @@ from awq_edge.kernels.interface import (
     AttentionParameters,
     NormKind,
     NormParameters,
-    Sampling,
+    Sampler,
 )
 from awq_edge.runtime.backends.cuda.device import Device
 from awq_edge.runtime.backends.cuda.linears import KERNEL_DTYPES, Kernels, ReadyLinear, ready_linear
@@ -112,13 +112,14 @@ class CudaModel:
         self._head(self._buffers.branch, self._buffers.residual, 1)
         self._call(
             "awq_edge_sample",
-            self.logits.data_ptr(),
-            Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0),
-            self.past_length.data_ptr(),
-            self.token.data_ptr(),
-            1,
-            self._program.vocab_size,
-            self._kernel_dtype,
+            Sampler(
+                dtype=self._kernel_dtype,
+                rows=1,
+                vocab=self._program.vocab_size,
+                greedy=1,
+                logits=self.logits.data_ptr(),
+                ids=self.token.data_ptr(),
+            ),
             self._workspace.data_ptr(),
             self._workspace.nbytes,
         )
