@@ -137,8 +137,9 @@ def _read_config(directory: Path) -> Config:
     config = read_config(directory)
     try:
         files = ModelFiles.of_foreign(directory)
-    except ModelError:  # not all of them are there: sizes follow from config.json
+    except ModelError:
         refuse_foreign(directory, config)
         return config
+    # Where not all of the weights are there, sizes follow from config.json.
     refuse_foreign(directory, files.config, files.entries)
     return files.config

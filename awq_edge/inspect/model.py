@@ -49,7 +49,7 @@ def inspect_model(path: Path, *, hashes: bool) -> Inspection:
     files = ModelFiles(path) if foreign is None else ModelFiles.of_foreign(path)
     kind: Kind = "other checkpoint" if foreign is not None else _kind(files.config)
     notes: list[str] = []
-    problems: list[str] = []
+    problems: list[str] = [] if files.damage is None else [files.damage]
     checkpoint: Checkpoint | None = None
     if foreign is not None:
         notes.append(f"{foreign}: not read here, so that parts are not known; {foreign.remedy}")

@@ -42,26 +42,39 @@ class ModelFiles:
     def __init__(self, path: Path) -> None:
         """Read config.json and the safetensors headers.
 
-        Raises ModelError when the directory, config.json or the weights are missing or damaged.
+        Raises ModelError when the directory, config.json or the weights are missing or damaged;
+        where they are damaged and of a format that is not read anyway, it names that.
         """
         self.path = path
+        self.damage: str | None = None  # why the tensors of a foreign format are not known
         if not path.is_dir():
             raise ModelError(f"model directory {path} does not exist")
         self.config: Mapping[str, Any] = read_config(path)
-        self.entries = _entries(path)
+        try:
+            self.entries = _entries(path)
+        except ModelError:
+            from awq_edge.model.foreign_formats import refuse_foreign
+
+            refuse_foreign(path, self.config)
+            raise
         self.config = _with_early_config(path, self.config, self.entries)
 
     @classmethod
     def of_foreign(cls, path: Path) -> ModelFiles:
         """A directory of another format, with the config.json and safetensors that it has.
 
-        Raises ModelError where they are damaged.
+        Damaged tensors are none, with the reason in `damage`. Raises ModelError for config.json.
         """
         files = cls.__new__(cls)
         files.path = path
         described = (path / "config.json").exists()
         files.config = read_json(path / "config.json") if described else {}
-        files.entries = _entries(path) if any(path.glob("*.safetensors")) else {}
+        files.entries, files.damage = {}, None
+        try:
+            if any(path.glob("*.safetensors")):
+                files.entries = _entries(path)
+        except ModelError as error:
+            files.damage = str(error)
         files.config = _with_early_config(path, files.config, files.entries)
         return files
 

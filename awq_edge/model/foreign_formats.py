@@ -278,6 +278,6 @@ def _of_tensors(entries: Entries) -> ForeignFormat | None:
 
 
 def foreign_of_directory(path: Path) -> ForeignFormat | None:
-    """`foreign_format` of a directory's files. Raises ModelError where these are damaged."""
+    """`foreign_format` of a directory's files. Raises ModelError where config.json is damaged."""
     files = ModelFiles.of_foreign(path)
     return foreign_format(path, files.config, files.entries)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,38 @@ def test_an_adapter_is_told_to_be_merged(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"holds a LoRA adapter .*merge it into its base"):
             Checkpoint.open(tmp_path)
         assert inspect_artifact(tmp_path).kind == "other checkpoint"
+
+
+@pytest.mark.parametrize("damage", ["garbage", "", "cut", "pipe"])
+@pytest.mark.parametrize("kind", ["adapter", "fp8", "gptq", "modelopt"])
+def test_a_damaged_file_of_a_foreign_format_is_no_reason_to_copy_it_again(
+    tmp_path: Path, kind: str, damage: str
+) -> None:
+    """What the folder is, and that no copy of it is read, comes before the damage."""
+    weights, config = "model.safetensors", dict(CONFIG)
+    if kind == "adapter":
+        weights = "adapter_model.safetensors"
+        (tmp_path / "adapter_config.json").write_text("{")
+    elif kind == "fp8":
+        config["quantization_config"] = {"quant_method": "fp8"}
+    elif kind == "gptq":
+        config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    else:
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps(modelopt(quant_algo="FP8")))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save(tmp_path / weights, DENSE)
+    whole = (tmp_path / weights).read_bytes()
+    (tmp_path / weights).unlink()
+    if damage == "pipe":
+        os.mkfifo(tmp_path / weights)
+    else:
+        (tmp_path / weights).write_bytes(whole[:-1] if damage == "cut" else damage.encode())
+    for stage in (lambda: Checkpoint.open(tmp_path), lambda: find_model(str(tmp_path))):
+        with pytest.raises(ModelError, match=r"which is not read here; "):
+            stage()
+    inspection = inspect_artifact(tmp_path)
+    assert inspection.kind == "other checkpoint"
+    assert len(inspection.problems) == 1 and weights in inspection.problems[0]
 
 
 def test_what_modelopt_leaves_unquantized_is_a_model(tmp_path: Path) -> None:
