@@ -9,16 +9,12 @@
 The command line does the same. What needs an extra is imported when it is called.
 """
 
-from __future__ import annotations
-
-import importlib
-
-from awq_edge._version import __version__
-
-TYPE_CHECKING = False  # as in typing, whose import the command line would wait for
+# No import of another module: until `__main__` runs, Ctrl-C shows the interpreter's traceback.
+TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from typing import Any
 
+    from awq_edge._version import __version__
     from awq_edge.artifacts.directories import Bundle
     from awq_edge.errors import AwqEdgeError
     from awq_edge.pipeline import export, quantize
@@ -45,6 +41,7 @@ _HOME = {
     "Model": "awq_edge.runtime.model",
     "Recipe": "awq_edge.recipe.recipes",
     "RunOptions": "awq_edge.quantizer.run_options",
+    "__version__": "awq_edge._version",
     "export": "awq_edge.pipeline",
     "load": "awq_edge.runtime.model",
     "load_recipe": "awq_edge.recipe.recipes",
@@ -52,7 +49,9 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    import importlib
+
     if name not in _HOME:
         raise AttributeError(f"module 'awq_edge' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -62,6 +62,18 @@ def _ended(*arguments: str, path: Path | None = None) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+def test_little_is_imported_before_ctrl_c_is_one_line() -> None:
+    """Until then it is the interpreter's traceback."""
+    script = (
+        "import sys, os; before = set(sys.modules)\n"
+        "import awq_edge.__main__\n"
+        "print(*sorted(set(sys.modules) - before), file=sys.stderr)"
+    )
+    code, said = _ended("-S", "-c", script)
+    assert code == 0
+    assert said.split() == ["awq_edge", "awq_edge.__main__"]
+
+
 def test_while_the_package_is_imported_it_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text(f"import os, signal, time\n{_PRESSED}", encoding="utf-8")
     code, said = _ended("-m", "awq_edge", "fit", "demo", path=tmp_path)
