@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from awq_edge.errors import AwqEdgeError, ConfigError, ResourceError
+from awq_edge.process.memory_errors import memory_error
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a machine or its owner set up, and a way out.
@@ -58,11 +59,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 def system_fault(error: BaseException) -> AwqEdgeError | None:
     """An error of the machine or its set-up in one line, the file named; None for others."""
-    if isinstance(error, MemoryError):
-        detail = f": {error}" if str(error) else ""
-        return ResourceError(f"the memory is used up{detail}; close other programs")
     if not isinstance(error, OSError):
-        return None
+        return memory_error(error)
     name = error.filename2 or error.filename
     place = "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
     if error.errno in _DISK_FULL:

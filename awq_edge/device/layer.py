@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from awq_edge.errors import ConfigError, DeviceError, ResourceError, RuntimeUnavailableError
+from awq_edge.errors import ConfigError, DeviceError, RuntimeUnavailableError
+from awq_edge.process.memory_errors import gpu_memory_error
 
 ENVIRONMENT_VARIABLE = "AWQ_EDGE_DEVICE_LAYER"
 # Name of a layer -> the module that it needs.
@@ -176,10 +177,7 @@ def cuda_error(call: str, code: int, words: str, detail: str = "") -> Exception:
     """The error of a call that CUDA refused. words: CUDA's name and description of the code."""
     what = f"{call}{f' of {detail}' if detail else ''}: {words} (CUDA error {code})"
     if code == OUT_OF_MEMORY:
-        return ResourceError(
-            f"the GPU's memory ran out in {what}; close other programs that use it, or choose a "
-            "smaller --context or model"
-        )
+        return gpu_memory_error(what)
     if code in _NO_GPU:
         return RuntimeUnavailableError(f"CUDA finds no NVIDIA GPU here ({what})")
     if code == _OLD_DRIVER:

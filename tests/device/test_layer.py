@@ -192,7 +192,7 @@ def test_every_call_is_checked(case: Case, method: str) -> None:
 def test_memory_that_runs_out(case: Case, method: str) -> None:
     call = use(case.open())[method]
     case.fail(method, 2)
-    with pytest.raises(ResourceError, match=r"ran out in .* of 1,024 bytes: .*smaller --context"):
+    with pytest.raises(ResourceError, match=r"ran out \(.* of 1,024 bytes: .*smaller --context"):
         call()
 
 

@@ -17,6 +17,7 @@ import torch
 from awq_edge.errors import ModelError
 from awq_edge.model.archs import Decoder
 from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.process.memory_errors import memory_error
 from awq_edge.quantizer.blocks.experts import module_name, separate_experts
 from awq_edge.quantizer.blocks.meta_model import MetaModel
 from awq_edge.quantizer.blocks.weights import read_finite
@@ -169,7 +170,7 @@ class BlockRunner:
         except _AllSeen:
             pass
         except (ValueError, RuntimeError) as error:
-            if not inputs or isinstance(error, torch.OutOfMemoryError):
+            if not inputs or memory_error(error) is not None:
                 raise
             text = " ".join(str(error).split())
             raise ModelError(

@@ -26,6 +26,7 @@ from awq_edge.artifacts.directories import Bundle
 from awq_edge.device.cpu import describe_cpu, measure_read_bandwidth
 from awq_edge.device.system_memory import read_system_memory
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError, RuntimeUnavailableError
+from awq_edge.process.memory_errors import SMALLER_ACTIVATIONS, memory_error, memory_errors
 from awq_edge.runtime.session import (
     CacheCopy,
     Float32,
@@ -239,15 +240,10 @@ def _load(bundle: Bundle, threads: int) -> ort.InferenceSession:
     try:
         with _attention_kernel():
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except MemoryError:
-        raise ResourceError(
-            f"memory ran out while {path} was loaded; choose a smaller model"
-        ) from None
     except Exception as error:  # onnxruntime's own exceptions have no common base
-        if _is_memory_error(error):
-            raise ResourceError(
-                f"memory ran out while {path} was loaded; choose a smaller model"
-            ) from None
+        memory = memory_error(error, f"{path} was loaded")
+        if memory is not None:
+            raise memory from None
         raise RuntimeUnavailableError(
             f"onnxruntime {ort.__version__} cannot load {path} (opset "
             f"{bundle.manifest.opset}): {error}; update onnxruntime or export the bundle again"
@@ -323,20 +319,8 @@ def _cache_positions(session: ort.InferenceSession, context: int) -> int:
 
 def _run(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
     """Execute the graph. Raises ResourceError when memory for activations runs out."""
-    try:
+    with memory_errors("the model ran", SMALLER_ACTIVATIONS):
         session.run_with_iobinding(binding)
-    except Exception as error:  # onnxruntime's own exceptions have no common base
-        if not isinstance(error, MemoryError) and not _is_memory_error(error):
-            raise
-        raise ResourceError(
-            "memory ran out while the model ran; choose a smaller --context, or export with a "
-            "smaller prefill_chunk"
-        ) from None
-
-
-def _is_memory_error(error: Exception) -> bool:
-    text = str(error)
-    return "bad_alloc" in text or "Failed to allocate memory" in text
 
 
 def _allocate_cache(

@@ -7,8 +7,7 @@ device                      └─ embedding ─ layers ─ lm_head ────
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from awq_edge.artifacts.directories import Bundle
 from awq_edge.artifacts.schema import read_manifest
 from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 from awq_edge.kernels.interface import LAYOUT_VERSION
+from awq_edge.process.memory_errors import SMALLER_ACTIVATIONS, memory_errors
 from awq_edge.runtime.backends.cuda.device import Device
 from awq_edge.runtime.backends.cuda.linears import Kernels
 from awq_edge.runtime.backends.cuda.model import CudaModel
@@ -63,7 +63,7 @@ class CudaSession(SessionBase):
         self._device = device
         needed = program.weight_bytes + kv_cache_bytes(manifest, self._context)
         _require_memory(device, needed, self._context)
-        with _memory_errors(f"{bundle.path} was loaded"), device.scope():
+        with memory_errors(f"{bundle.path} was loaded"), device.scope():
             self._weights, tensors = load_weights(
                 bundle.path / manifest.weights, program, device.torch_device
             )
@@ -149,7 +149,7 @@ class CudaSession(SessionBase):
         self._require([token_id] * count)
         model = self._require_model()
         if self._greedy_step is None:
-            with _memory_errors("the greedy step was captured"):
+            with memory_errors("the greedy step was captured"):
                 # Capturing runs the step once: at the position that the first one overwrites.
                 with self._device.scope():
                     self._set_state(token_id)
@@ -202,7 +202,7 @@ class CudaSession(SessionBase):
         out: [len(wanted), vocab], written; None leaves the logits in the host buffer.
         """
         model, count = self._require_model(), len(ids)
-        with self._device.scope(), _memory_errors("the model ran"):
+        with self._device.scope(), memory_errors("the model ran", SMALLER_ACTIVATIONS):
             self._host_ids[:count] = torch.tensor(ids, dtype=torch.int64)
             model.ids[:count].copy_(self._host_ids[:count], non_blocking=True)
             self._set_state(0)
@@ -240,15 +240,3 @@ def _require_memory(device: Device, needed: int, context: int) -> None:
             f"weights and a KV cache of {context} tokens need {size_text(needed)} of the memory "
             f"of {device.name}, {size_text(free)} are free; choose a smaller --context or model"
         )
-
-
-@contextmanager
-def _memory_errors(when: str) -> Iterator[None]:
-    """Turn torch's out-of-memory errors into ResourceError. when: names the work."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise ResourceError(
-            f"the GPU's memory ran out while {when} ({str(error).split('. ')[0]}); choose a "
-            "smaller --context, or export with a smaller prefill_chunk"
-        ) from None
