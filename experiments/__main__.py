@@ -26,8 +26,8 @@ def study(
         list[str] | None,
         typer.Argument(
             metavar="[EXPERIMENT]...",
-            help="methods, fixed-s, group-size, int2, calibration-size, calibration-domain, "
-            "propagation.  [default: all]",
+            help="methods, salience, fixed-s, group-size, int2, calibration-size, "
+            "calibration-domain, propagation.  [default: all]",
         ),
     ] = None,
     *,
@@ -45,6 +45,9 @@ def study(
             help="Text to calibrate with; given again: another, for calibration-domain.  "
             "[default: packaged]",
         ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration samples of 512 tokens.  [default: 128]")
     ] = None,
     salient: Annotated[
         bool,
@@ -66,6 +69,7 @@ def study(
     from awq_edge.process.interruption import keeping
     from experiments.run import MAX_TOKENS, check_results, run_study, write_results
     from experiments.tables import table_of
+    from experiments.workbench import DEFAULT_SAMPLES
 
     reads = [model, held_out, text, *(calibration or ())]
     target = JsonTarget(json_to, reads)
@@ -91,6 +95,7 @@ def study(
             held_out=held_out,
             text=text,
             calibrations=calibration or (),
+            samples=samples or DEFAULT_SAMPLES,
             salient=salient,
             max_tokens=max_tokens or MAX_TOKENS,
             device=device,

@@ -13,13 +13,14 @@ import torch
 from awq_edge.quantizer.search.rounding import NumberFormat, fake_quantize, ranges
 from experiments.result import CalibrationInfo, Row, ScaleEffect
 from experiments.treatments import (
+    UNCODED,
     Method,
     Treatment,
     chosen_channels,
     fixed_scale,
     number_format,
 )
-from experiments.workbench import Calibration, Subject, Text, Workbench
+from experiments.workbench import LARGEST_GROUP, Calibration, Subject, Text, Workbench
 
 # Draws of the channels that mixed-random keeps.
 RANDOM_SEEDS = (0, 1, 2)
@@ -37,9 +38,23 @@ COMPARED: tuple[Method, ...] = (
 _PUBLIC: tuple[Method, ...] = ("rtn", "awq", "gptq", "awq+gptq")  # those of `quantize`
 _SEARCHED: tuple[Method, ...] = _PUBLIC[1:]
 FIXED_S = (1.0, 1.25, 1.5, 2.0, 4.0, 8.0, 16.0)  # the paper's table 2, and two beyond it
-LARGEST_GROUP = 128
 GROUP_SIZES = (32, 64, LARGEST_GROUP, None)
 SAMPLES = (4, 8, 16, 32, 64, 128)
+# Of `salience`: what protects channels, and formats to compare with.
+PROTECTED: tuple[Method, ...] = (
+    "rtn",
+    "mixed-activation",
+    "mixed-weight",
+    "mixed-random",
+    "awq-fixed-s",
+    "awq",
+    "gptq",
+    "awq+gptq",
+    "nf4",
+    "w8a8",
+    "smoothquant",
+)
+SALIENT_S = (1.25, 1.5, 2.0, 4.0)
 # Small calibration sets are drawn three times: one draw says little.
 DRAWS = {4: (0, 1, 2), 8: (0, 1, 2), 16: (0, 1, 2)}
 
@@ -71,6 +86,18 @@ def methods(bench: Workbench, inputs: Inputs) -> Rows:
                 for seed in seeds:
                     yield _row(bench, inputs, model, Treatment(method, bits, seed=seed))
         yield _row(bench, inputs, model, Treatment("nf4"))
+
+
+def salience(bench: Workbench, inputs: Inputs) -> Rows:
+    """What it gains to protect 1 % of the channels, INT3 in the largest groups that fit the model:
+    the paper's argument in one table, beside formats that other papers compare with."""
+    for model in bench.models:
+        yield _row(bench, inputs, model, Treatment("none"))
+        for method in PROTECTED:
+            plain = Treatment(method, 3, bench.group_size(model))
+            for seed in RANDOM_SEEDS if method == "mixed-random" else (0,):
+                for s in SALIENT_S if method == "awq-fixed-s" else (1.0,):
+                    yield _row(bench, inputs, model, replace(plain, seed=seed, s=s))
 
 
 def fixed_s(bench: Workbench, inputs: Inputs) -> Rows:
@@ -154,6 +181,7 @@ def propagation(bench: Workbench, inputs: Inputs) -> Rows:
 
 EXPERIMENTS: Mapping[str, Run] = {
     "methods": methods,
+    "salience": salience,
     "fixed-s": fixed_s,
     "group-size": group_size,
     "int2": int2,
@@ -161,6 +189,10 @@ EXPERIMENTS: Mapping[str, Run] = {
     "calibration-domain": calibration_domain,
     "propagation": propagation,
 }
+
+
+# Experiments that take the largest groups that fit the model.
+ANY_GROUP = ("salience",)
 
 
 def scale_effect(
@@ -217,7 +249,7 @@ def _row(
     used = calibration or inputs.calibrations[0]
     subject = Subject(model, treatment, used, propagate_error)
     method = treatment.method
-    is_coded = method not in ("none", "nf4")
+    is_coded = method not in UNCODED
     has_share = method.startswith("mixed-") or method == "awq-fixed-s"
     return Row(
         model=model,

@@ -15,7 +15,13 @@ import matplotlib.pyplot as plt
 
 from awq_edge.artifacts.directories import atomic_file
 from experiments.result import ExperimentResult, Row
-from experiments.tables import METHOD_LABELS, group_label, single_text
+from experiments.tables import (
+    METHOD_LABELS,
+    group_label,
+    protection_label,
+    single_text,
+    size_label,
+)
 
 # A palette that stays apart for most kinds of colour blindness (Okabe and Ito, 2008).
 _COLOURS: Mapping[str, str] = {
@@ -29,6 +35,9 @@ _COLOURS: Mapping[str, str] = {
     "gptq": "#0072B2",
     "awq+gptq": "#009E73",
     "nf4": "#CC79A7",
+    "awq-fixed-s": "#f0b469",
+    "w8a8": "#D55E00",
+    "smoothquant": "#D55E00",
 }
 _SHORT: Mapping[str, str] = {
     "mixed-activation": "1 % fp16, activation",
@@ -91,17 +100,16 @@ def _from_zero(axis: Any) -> None:
     axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
 
 
-def _bars(axis: Any, rows: Sequence[Row], methods: Sequence[str]) -> None:
-    """Horizontal bars of the gaps of methods, with their values."""
-    text = single_text(rows)
-    shown = [(m, [row for row in rows if row.method == m]) for m in methods]
-    shown = [(method, own) for method, own in shown if own]
+def _bars(axis: Any, shown: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    """Horizontal bars of gaps with their values. shown: labels, each with the draws of its row."""
+    text = single_text(shown[0][1])
     largest = max(_gaps(own, text)[0] for _, own in shown)
-    for place, (method, own) in enumerate(shown):
+    for place, (_, own) in enumerate(shown):
         value, error = _gaps(own, text)
-        axis.barh(place, value, xerr=error, color=_COLOURS[method], ecolor="#444444", height=0.72)
+        colour = _COLOURS[own[0].method]
+        axis.barh(place, value, xerr=error, color=colour, ecolor="#444444", height=0.72)
         axis.text(max(value, 0) + error + largest * 0.02, place, f"{value:.2f}", va="center")
-    axis.set_yticks(range(len(shown)), [_label(method) for method, _ in shown])
+    axis.set_yticks(range(len(shown)), [label for label, _ in shown])
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.axvline(0, color="#444444", linewidth=0.8)
@@ -109,15 +117,34 @@ def _bars(axis: Any, rows: Sequence[Row], methods: Sequence[str]) -> None:
     axis.set_xlabel(_GAP)
 
 
+def _by_method(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The rows of each method, in the order of METHOD_LABELS."""
+    shown = [(_label(m), [row for row in rows if row.method == m]) for m in METHOD_LABELS]
+    return [(label, own) for label, own in shown if own]
+
+
 def _methods(rows: Sequence[Row]) -> Any:
     models = _models(rows)
     figure, axes = _panels(2, len(models), height=2.9)
-    order = [method for method in METHOD_LABELS if method in _COLOURS]
+    coded = [row for row in rows if row.method != "none"]
     for line, bits in zip(axes, (4, 3), strict=True):
         for axis, model in zip(line, models, strict=True):
-            own = [r for r in rows if r.model == model and (r.bits == bits or r.method == "nf4")]
-            _bars(axis, own, [m for m in order if m != "nf4" or bits == 4])
+            # NF4 is a 4-bit format.
+            _bars(
+                axis, _by_method([r for r in coded if r.model == model and (r.bits or 4) == bits])
+            )
             axis.set_title(f"{model}, INT{bits} g128")
+    return figure
+
+
+def _salience(rows: Sequence[Row]) -> Any:
+    models = _models(rows)
+    figure, axes = _panels(1, len(models), height=3.6)
+    for axis, model in zip(axes[0], models, strict=True):
+        own = [row for row in rows if row.model == model and row.method != "none"]
+        labels = list(dict.fromkeys(map(protection_label, own)))
+        _bars(axis, [(each, [r for r in own if protection_label(r) == each]) for each in labels])
+        axis.set_title(f"{model}, {size_label(own[0])}")
     return figure
 
 
@@ -221,7 +248,7 @@ def _int2(rows: Sequence[Row]) -> Any:
     for line, size in zip(axes, sizes, strict=True):
         for axis, model in zip(line, models, strict=True):
             own = [row for row in rows if row.model == model and group_label(row) == size]
-            _bars(axis, own, ("rtn", "awq", "gptq", "awq+gptq"))
+            _bars(axis, _by_method(own))
             axis.set_title(f"{model}, INT2 {size}")
     return figure
 
@@ -291,6 +318,7 @@ def _propagation(rows: Sequence[Row]) -> Any:
 
 _PLOTS: Mapping[str, Callable[[Sequence[Row]], Any]] = {
     "methods": _methods,
+    "salience": _salience,
     "fixed-s": _fixed_s,
     "group-size": _group_size,
     "int2": _int2,

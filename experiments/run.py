@@ -20,11 +20,11 @@ from awq_edge.model.hub import resolve_model
 from awq_edge.pipeline import model_name
 from awq_edge.process.children import scratch_directory
 from awq_edge.quantizer.report.schema import PACKAGED
-from experiments.catalogue import EXPERIMENTS, LARGEST_GROUP, Inputs
+from experiments.catalogue import ANY_GROUP, EXPERIMENTS, Inputs
 from experiments.result import ExperimentResult, StudyReport
 from experiments.salient import make_salient
 from experiments.tables import table_of
-from experiments.workbench import Calibration, Text, Workbench
+from experiments.workbench import DEFAULT_SAMPLES, LARGEST_GROUP, Calibration, Text, Workbench
 
 MAX_TOKENS = 20_000
 # (experiments done, experiments, what is being done)
@@ -40,6 +40,7 @@ def run_study(
     held_out: Path,
     text: Path | None = None,
     calibrations: Sequence[str] = (),
+    samples: int = DEFAULT_SAMPLES,
     salient: bool = True,
     max_tokens: int = MAX_TOKENS,
     device: str | None = None,
@@ -50,14 +51,15 @@ def run_study(
 
     model: a directory, a hub id, or "demo". held_out, text: UTF-8 files to score, of the model's
     own domain and of another. calibrations: texts as for `quantize`, "packaged" among them; the
-    first calibrates everything but calibration-domain, which compares them. salient: also measure
+    first calibrates everything but calibration-domain, which compares them. samples: of 512 tokens
+    that are drawn of each, but where an experiment compares their number. salient: also measure
     the variant of `experiments.salient`. max_tokens: scored of each text. device: "cpu"
     (default), "cuda" or "cuda:N".
     Raises ConfigError for a name or a text that is missing, and what loading a model raises.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     names = _check_names(experiments)
-    inputs = _inputs(names, held_out, text, calibrations)
+    inputs = _inputs(names, held_out, text, calibrations, samples)
     where = torch_device(device or "cpu")
     found: list[ExperimentResult] = []
 
@@ -67,7 +69,7 @@ def run_study(
 
     with scratch_directory("study") as folder:
         bench = Workbench(
-            _variants(model, folder, salient=salient),
+            _variants(names, model, folder, salient=salient),
             device=where,
             calibration=inputs.calibrations[0],
             max_tokens=max_tokens,
@@ -155,7 +157,11 @@ def _check_names(names: Sequence[str]) -> list[str]:
 
 
 def _inputs(
-    names: Sequence[str], held_out: Path, text: Path | None, calibrations: Sequence[str]
+    names: Sequence[str],
+    held_out: Path,
+    text: Path | None,
+    calibrations: Sequence[str],
+    samples: int,
 ) -> Inputs:
     sources = tuple(calibrations) or (PACKAGED,)
     if "calibration-domain" in names and len(sources) < 2:
@@ -167,11 +173,11 @@ def _inputs(
     return Inputs(
         held_out=Text.read(held_out),
         text=None if text is None else Text.read(text),
-        calibrations=tuple(Calibration(source) for source in sources),
+        calibrations=tuple(Calibration(source, samples) for source in sources),
     )
 
 
-def _variants(model: str, folder: Path, *, salient: bool) -> dict[str, Path]:
+def _variants(names: Sequence[str], model: str, folder: Path, *, salient: bool) -> dict[str, Path]:
     path = resolve_model(model)
     checkpoint = Checkpoint.open(path)
     if checkpoint.quantization is not None:
@@ -179,11 +185,13 @@ def _variants(model: str, folder: Path, *, salient: bool) -> dict[str, Path]:
     decoder = checkpoint.decoder
     if any(decoder.has_experts(layer) for layer in range(decoder.num_layers)):
         raise ModelError(f"{path} is a mixture of experts; a study takes dense models")
+    fixed = [name for name in names if name not in ANY_GROUP]
     for linear in (each for layer in range(decoder.num_layers) for each in decoder.linears(layer)):
-        if linear.in_features % LARGEST_GROUP:
+        if fixed and linear.in_features % LARGEST_GROUP:
             raise ModelError(
-                f"{path}: {linear.name} has {linear.in_features} in_features; a study compares "
-                f"groups of {LARGEST_GROUP}, and needs a model that they fit"
+                f"{path}: {linear.name} has {linear.in_features} in_features; {', '.join(fixed)} "
+                f"take groups of {LARGEST_GROUP}, and need a model that they fit; name "
+                f"{' or '.join(ANY_GROUP)}, which takes the largest that do"
             )
     variants = {"demo" if model == "demo" else "model": path}
     if salient:

@@ -24,6 +24,8 @@ METHOD_LABELS: Mapping[str, str] = {
     "gptq": "GPTQ",
     "awq+gptq": "AWQ+GPTQ",
     "nf4": "NF4",
+    "w8a8": "W8A8",
+    "smoothquant": "SmoothQuant, W8A8",
 }
 
 
@@ -99,35 +101,63 @@ def _pivot(
 
 
 def _methods(rows: Sequence[Row]) -> Table:
-    plain = {row.model: row for row in rows if row.method == "none"}
-    perplexities = ", ".join(
-        f"{model} {row.texts[single_text(rows)].perplexity:.3f}" for model, row in plain.items()
-    )
 
     def column(row: Row) -> str:
         return f"{row.model} INT{row.bits or 4}"  # NF4 is a 4-bit format
 
     others = [row for row in rows if row.method != "none"]
     table = _pivot(
-        f"Perplexity above that of 16 bits ({perplexities}), groups of 128",
+        f"Perplexity above that of 16 bits ({_unquantized(rows)}), groups of 128",
         others,
         lambda row: METHOD_LABELS[row.method],
         column,
         "method",
     )
-    # Bits a weight, of the rows with 4 and with 3 bits.
+    return _with_bits(table, others, lambda row: METHOD_LABELS[row.method])
+
+
+def _salience(rows: Sequence[Row]) -> Table:
+    others = [row for row in rows if row.method != "none"]
+    groups = " or ".join(_distinct([row for row in others if row.bits], size_label))
+    table = _pivot(
+        f"Perplexity above that of 16 bits ({_unquantized(rows)}), {groups}",
+        others,
+        protection_label,
+        lambda row: row.model,
+        "weights",
+    )
+    return _with_bits(table, others, protection_label)
+
+
+def _unquantized(rows: Sequence[Row]) -> str:
+    """Perplexities of the models in 16 bits, by name."""
+    text = single_text(rows)
+    return ", ".join(
+        f"{row.model} {row.texts[text].perplexity:.3f}" for row in rows if row.method == "none"
+    )
+
+
+def protection_label(row: Row) -> str:
+    """The name of a row of `salience`."""
+    if row.method == "awq-fixed-s":
+        return f"RTN, s = {row.s:g} for 1 % by activation"
+    return METHOD_LABELS[row.method]
+
+
+def _with_bits(table: Table, rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+    """A table with bits a weight as its second column: of the first model, by width."""
     bits = {
         label: " / ".join(
             dict.fromkeys(
                 f"{row.bits_per_weight:.2f}"
-                for row in others
-                if METHOD_LABELS[row.method] == label and row.model == others[0].model
+                for row in rows
+                if name(row) == label and row.model == rows[0].model
             )
         )
-        for label in _distinct(others, lambda row: METHOD_LABELS[row.method])
+        for label in _distinct(rows, name)
     }
     cells = tuple((label, bits[label], *rest) for label, *rest in table.rows)
-    return Table(table.title, ("method", "bits a weight", *table.header[1:]), cells)
+    return Table(table.title, (table.header[0], "bits a weight", *table.header[1:]), cells)
 
 
 def _fixed_s(rows: Sequence[Row]) -> Table:
@@ -232,6 +262,7 @@ def _same_but_propagation(one: Row, other: Row) -> bool:
 
 _TABLES: Mapping[str, Callable[[Sequence[Row]], Table]] = {
     "methods": _methods,
+    "salience": _salience,
     "fixed-s": _fixed_s,
     "group-size": _group_size,
     "int2": _int2,

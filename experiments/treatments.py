@@ -7,6 +7,7 @@ methods of the AWQ paper. The result is dequantized, in float32.
     awq-fixed-s    round W s to nearest and divide by s, with one s for the same share of channels,
                    those of the largest mean|x|, and 1 for the others (table 2).
     awq-scale      AWQ without its clip search; awq-clip: without its scales.
+    w8a8           8 bits a weight, and activations in 8 bits too; smoothquant: after its migration.
 
 Source: Lin et al. 2023 (arXiv 2306.00978).
 """
@@ -30,6 +31,7 @@ from awq_edge.quantizer.search.clipping import search_clips
 from awq_edge.quantizer.search.nf4 import BITS_PER_WEIGHT as NF4_BITS
 from awq_edge.quantizer.search.nf4 import nf4_fake_quantize
 from awq_edge.quantizer.search.rounding import NumberFormat, NumberFormats, fake_quantize
+from experiments.smoothquant import Peaks, smooth_block, w8a8_block
 
 Method = Literal[
     "none",
@@ -44,18 +46,23 @@ Method = Literal[
     "gptq",
     "awq+gptq",
     "nf4",
+    "w8a8",
+    "smoothquant",
 ]
 _MIXED = ("mixed-activation", "mixed-weight", "mixed-random")
 _GPTQ = ("gptq", "awq+gptq")
-_CALIBRATED = ("mixed-activation", "awq-fixed-s", "awq-scale", "awq-clip", "awq", *_GPTQ)
+_SEARCHED = ("mixed-activation", "awq-fixed-s", "awq-scale", "awq-clip", "awq", *_GPTQ)
+_CALIBRATED = (*_SEARCHED, "smoothquant")
+_W8A8 = ("w8a8", "smoothquant")
+UNCODED: tuple[Method, ...] = ("none", "nf4", "w8a8", "smoothquant")  # without bits and groups
 
 
 @dataclass(frozen=True)
 class Treatment:
     """A method with its format.
 
-    bits, group_size: of rtn, awq, gptq, mixed; group_size None: one group a row. share: of the
-    input channels that mixed keeps and awq-fixed-s scales. s: of awq-fixed-s. seed: draws the
+    bits, group_size: of all but UNCODED; group_size None: one group a row. share: of the input
+    channels that mixed keeps and awq-fixed-s scales. s: of awq-fixed-s. seed: draws the
     channels of mixed-random.
     """
 
@@ -71,12 +78,19 @@ class Treatment:
         """Whether the calibration text has any influence."""
         return self.method in _CALIBRATED
 
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether the linears' inputs are in 8 bits too."""
+        return self.method in _W8A8
+
     def bits_per_weight(self, in_features: int) -> float:
         """Bits of a weight with its share of scales (16 bits) and zero points (`bits`)."""
         if self.method == "none":
             return 16.0
         if self.method == "nf4":
             return NF4_BITS
+        if self.method in _W8A8:
+            return 8 + 16 / in_features
         coded = self.bits + (16 + self.bits) / (self.group_size or in_features)
         if self.method in _MIXED:
             # The kept channels have no codes; their groups keep their scales.
@@ -86,15 +100,24 @@ class Treatment:
 
 
 def treat_block(
-    treatment: Treatment, task: BlockTask, tensors: Tensors, statistics: Observed
+    treatment: Treatment,
+    task: BlockTask,
+    tensors: Tensors,
+    statistics: Observed,
+    peaks: Peaks | None = None,
 ) -> Tensors:
     """All tensors of a block with the treated weights in place: float32, by relative name.
 
     tensors, statistics: as recorded; `tensors` is left as it was. The columns of every weight are
-    a multiple of the group.
+    a multiple of the group. peaks: max|x| of each linear's input, for smoothquant.
     """
     if treatment.method == "none":
         return dict(tensors)
+    if treatment.method == "w8a8":
+        return w8a8_block(task, tensors)
+    if treatment.method == "smoothquant":
+        assert peaks is not None
+        return w8a8_block(task, smooth_block(task, tensors, peaks))
     if treatment.method in ("rtn", "awq-scale", "awq-clip", "awq", *_GPTQ):
         return _by_the_quantizer(treatment, task, tensors, statistics)
     treated = dict(tensors)

@@ -28,10 +28,12 @@ from awq_edge.quantizer.report.schema import PACKAGED
 from awq_edge.runtime.text_tokens import tokenize
 from experiments.recording import RecordedBlock, record, treat_propagating
 from experiments.result import Difference, Measurement, SourceInfo
-from experiments.treatments import Treatment, treat_block
+from experiments.smoothquant import Peaks, record_peaks, w8a8_round
+from experiments.treatments import UNCODED, Treatment, treat_block
 
-LENGTH = 512  # tokens of a calibration sample
+DEFAULT_SAMPLES, LENGTH = 128, 512  # calibration samples unless told otherwise; tokens of one
 WINDOW = 1024  # tokens of one input, or the model's context where that is shorter
+LARGEST_GROUP = 128
 
 Float64 = npt.NDArray[np.float64]
 # (what is being done)
@@ -43,7 +45,7 @@ class Calibration:
     """source: "packaged", or a text as `quantize --calibration` takes it. seed: draws samples."""
 
     source: str = PACKAGED
-    samples: int = 128
+    samples: int = DEFAULT_SAMPLES
     seed: int = 0
 
     @property
@@ -90,9 +92,19 @@ class _Model(DenseModel):
         super().__init__(path, device, "float32")
         self.checkpoint = Checkpoint.open(path)
         self._layers = self.model.get_submodule(self.checkpoint.decoder.architecture.layers)
+        self.linears = {n: self.model.get_submodule(n) for n in self.checkpoint.linear_names()}
+        self._rounds_activations = False
+        for linear in self.linears.values():
+            linear.register_forward_pre_hook(
+                lambda _, inputs: (
+                    (w8a8_round(inputs[0]), *inputs[1:]) if self._rounds_activations else None
+                )
+            )
 
-    def replace(self, blocks: Sequence[Tensors]) -> None:
-        """All blocks of the model. blocks: float32, by name relative to the block."""
+    def replace(self, blocks: Sequence[Tensors], *, rounds_activations: bool) -> None:
+        """All blocks of the model. blocks: float32, by name relative to the block.
+        rounds_activations: whether their linears' inputs are in 8 bits."""
+        self._rounds_activations = rounds_activations
         for module, tensors in zip(self._layers, blocks, strict=True):
             module.load_state_dict(dict(tensors), strict=True)
 
@@ -117,6 +129,7 @@ class Workbench:
         self._max_tokens = max_tokens
         self._note = note or (lambda what: None)
         self._recordings: dict[tuple[str, Calibration], list[RecordedBlock]] = {}
+        self._peaks: dict[tuple[str, Calibration], Peaks] = {}
         self._losses: dict[tuple[Subject, Text], list[Float64]] = {}
         contexts = [model.context for model in self._models.values()]
         self.window = min(WINDOW, *contexts)
@@ -141,6 +154,11 @@ class Workbench:
         bits = [treatment.bits_per_weight(linear.in_features) for linear in linears]
         return sum(n * b for n, b in zip(weights, bits, strict=True)) / sum(weights)
 
+    def group_size(self, model: str) -> int:
+        """The largest groups that every linear's input is a multiple of."""
+        decoder = self._models[model].checkpoint.decoder
+        return math.gcd(LARGEST_GROUP, *(linear.in_features for linear in decoder.linears(0)))
+
     def calibration_set(self, model: str, calibration: Calibration) -> CalibrationSet:
         """The tokens. Raises ConfigError where the source has too few."""
         source = self._models[model]
@@ -161,6 +179,23 @@ class Workbench:
             drawn = self.calibration_set(model, calibration)
             self._recordings[key] = record(self._models[model].checkpoint, drawn, self._device)
         return self._recordings[key]
+
+    def peaks(self, model: str, calibration: Calibration) -> Peaks:
+        """max|x| of each linear's input in the unquantized model, by full name of the linear."""
+        key = (model, calibration)
+        if key not in self._peaks:
+            self._note(f"{model}: peaks of {calibration.samples} samples")
+            source, drawn = self._models[model], self.calibration_set(model, calibration)
+            recorded = self.recording(model, calibration)
+            source.replace([block.tensors for block in recorded], rounds_activations=False)
+
+            def forward() -> None:
+                for sample in drawn.ids.tolist():
+                    for _ in source.logits(sample, len(sample) - 1):
+                        pass
+
+            self._peaks[key] = record_peaks(source.linears, forward)
+        return self._peaks[key]
 
     def forget(self, calibration: Calibration) -> None:
         """Free the statistics of a calibration set; its measurements stay."""
@@ -191,7 +226,9 @@ class Workbench:
         missing = [text for text in texts if (subject, text) not in self._losses]
         if missing:
             self._note(f"{subject.model}: {describe(subject.treatment)}")
-            self._models[subject.model].replace(self._blocks(subject))
+            self._models[subject.model].replace(
+                self._blocks(subject), rounds_activations=subject.treatment.rounds_activations
+            )
             for text in missing:
                 self._losses[subject, text] = self._score(subject.model, text)
         return {text: self._losses[subject, text] for text in texts}
@@ -206,7 +243,10 @@ class Workbench:
                 lambda task, tensors, statistics: treat_block(treatment, task, tensors, statistics),
             )
         recorded = self.recording(subject.model, subject.calibration)
-        return [treat_block(treatment, b.task, b.tensors, b.statistics) for b in recorded]
+        peaks = None
+        if treatment.method == "smoothquant":
+            peaks = self.peaks(subject.model, subject.calibration)
+        return [treat_block(treatment, b.task, b.tensors, b.statistics, peaks) for b in recorded]
 
     def _score(self, model: str, text: Text) -> list[Float64]:
         """Negative log-likelihoods of the scored tokens, window by window, in nats."""
@@ -226,8 +266,8 @@ class Workbench:
 
 def describe(treatment: Treatment) -> str:
     """A treatment in a few words: "INT3 g128 awq"."""
-    if treatment.method in ("none", "nf4"):
-        return {"none": "16-bit", "nf4": "NF4"}[treatment.method]
+    if treatment.method in UNCODED:
+        return "16-bit" if treatment.method == "none" else treatment.method
     group = "row" if treatment.group_size is None else f"g{treatment.group_size}"
     scale = f" s={treatment.s:g}" if treatment.method == "awq-fixed-s" else ""
     return f"INT{treatment.bits} {group} {treatment.method}{scale}"

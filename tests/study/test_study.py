@@ -25,7 +25,7 @@ from experiments.treatments import Treatment
 from experiments.workbench import Calibration, Subject, Text, Workbench
 
 MAX_TOKENS = 150
-NAMES = ("fixed-s", "int2", "calibration-domain", "propagation")
+NAMES = ("salience", "fixed-s", "int2", "calibration-domain", "propagation")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,13 @@ def test_a_difference_and_its_standard_error(study_model: Path, texts: dict[str,
 
 def test_rows_of_the_experiments(report: StudyReport) -> None:
     assert [experiment.name for experiment in report.experiments] == list(NAMES)
-    fixed, int2, domain, propagation = (experiment.rows for experiment in report.experiments)
+    salience, fixed, int2, domain, propagation = (each.rows for each in report.experiments)
+    by_method = {row.method: row for row in salience}
+    assert len(by_method) == 12 and len(salience) == 12 + 2 + 3  # draws, and values of s
+    gaps = {name: row.texts["held_out.txt"].gap.value for name, row in by_method.items()}
+    assert gaps["none"] == 0 < abs(gaps["w8a8"]) < gaps["awq+gptq"] < gaps["rtn"]
+    assert by_method["w8a8"].bits_per_weight == pytest.approx(8.1, abs=0.1)
+    assert by_method["smoothquant"].calibration is not None
     assert [row.s for row in fixed] == [1, 1.25, 1.5, 2, 4, 8, 16]
     first, *others = (row.effect for row in fixed)
     assert first is not None and first.changed_groups == 0
@@ -192,7 +198,7 @@ def test_what_is_refused(
     ).path
     with pytest.raises(ModelError, match="is quantized already; a study needs"):
         run_study(["int2"], model=str(quantized), held_out=texts["held_out"])
-    with pytest.raises(ModelError, match=r"q_proj has 64 in_features; .* groups of 128"):
+    with pytest.raises(ModelError, match=r"q_proj has 64 in_features; int2 take groups of 128"):
         run_study(["int2"], model=str(tiny_llama), held_out=texts["held_out"])
 
 
