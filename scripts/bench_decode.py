@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from random_program import LLAMA_2_7B, Shape, Variant, fill_random, linears, random_program
+from random_program import LLAMA_2_7B, Shape, Variant, fill_random, random_program, row_tensors
 
 from awq_edge.artifacts.provenance import source_commit, versions
 from awq_edge.kernels.kernels import load_kernels
-from awq_edge.runtime.backends.cuda.device import CudaDevice
-from awq_edge.runtime.backends.cuda.model import CudaModel
+from awq_edge.runtime.backends.cuda.device_torch import CudaDevice
+from awq_edge.runtime.backends.cuda.executor import Executor
 from awq_edge.runtime.backends.cuda.program import CudaProgram
 
 SIDES = ("awq-edge", "hf-eager", "hf-compiled")
@@ -113,24 +114,26 @@ def ours(
     """The cuda runtime's captured steps."""
     device = CudaDevice()
     program = random_program(shape, variant)
-    block = torch.zeros(program.weight_bytes, dtype=torch.uint8, device="cuda")
+    weights = device.zeros(program.weight_bytes)
     with device.scope():
-        tensors = fill_random(program, block)
-        cache = max(contexts) + timing.steps
-        model = CudaModel(program, tensors, load_kernels(), device, context=cache, max_rows=16)
-        model.cache.normal_()
-        host = device.host_tensor((1, shape.vocab_size), torch.float32)
+        fill_random(program, device.octets(weights, (program.weight_bytes,)))
+        room = max(contexts) + timing.steps
+        model = Executor(program, weights, load_kernels(), device, context=room, max_rows=16)
+        for name, state in program.state.items():
+            octets = device.octets(model.state[name], (state.nbytes(room),))
+            octets.view(torch.float16).normal_()
+        host = device.host_zeros((1, shape.vocab_size), np.float32)
         device.synchronize()
     greedy, step = device.capture(model.greedy_step), device.capture(model.step)
     for context in contexts:
-        state = torch.tensor([context, 0, 1, 0], device="cuda")
+        begin_state = np.array([context, 0, 1, 0], np.int64)
 
-        def prepare(state: torch.Tensor = state) -> None:
-            model.state.copy_(state)
+        def prepare(begin_state: np.ndarray[Any, Any] = begin_state) -> None:
+            device.upload(model.state_input, begin_state)
 
         def to_host() -> None:
             step()
-            host.copy_(model.logits32[:1], non_blocking=True)
+            device.download(host, model.logits)
             device.synchronize()
 
         with device.scope():
@@ -237,10 +240,9 @@ def llama(shape: Shape) -> Any:
 
 def weight_bytes(program: CudaProgram) -> int:
     """Bytes of weights that one step reads; of the embedding and the rotary tables one row."""
-    names = {program.embedding, program.cosine, program.sine}
-    whole = sum(p.nbytes for name, p in program.tensors.items() if name not in names)
+    names = row_tensors(program)
     rows = sum(program.tensors[name].nbytes // program.tensors[name].shape[0] for name in names)
-    assert whole > sum(linear.in_features for linear in linears(program))
+    whole = sum(p.nbytes for name, p in program.tensors.items() if name not in names)
     return whole + rows
 
 

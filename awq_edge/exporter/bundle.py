@@ -26,11 +26,12 @@ from awq_edge.artifacts.outputs import check_output, require_disk
 from awq_edge.artifacts.provenance import source_commit
 from awq_edge.artifacts.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
 from awq_edge.errors import ConfigError
-from awq_edge.exporter.canonical import GraphSpec, lm_head_bits, unquantized_linears
+from awq_edge.exporter.canonical import lm_head_bits, unquantized_linears
 from awq_edge.exporter.checks import check_context, check_model, check_recipe
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.lowerings import Lowering, require_lowering
 from awq_edge.exporter.plugin_ops import plugin_attributes
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles

@@ -8,8 +8,6 @@ docs/graph.md specifies inputs, outputs and the two operators.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_graphsurgeon as gs
 
 from awq_edge.exporter.graph import (
@@ -31,23 +29,9 @@ from awq_edge.exporter.parts.mlp import mlp
 from awq_edge.exporter.parts.norms import norm
 from awq_edge.exporter.parts.rotation import TokenTables, token_tables
 from awq_edge.exporter.sources import Sources
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.lm_head import LM_HEAD_GROUP_SIZE, rounded_bits
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """A recipe's choices for a graph.
-
-    context: positions of the KV cache. activation_dtype: "float16", "bfloat16" or "float32".
-    lm_head_bits: 4 or 8, or 16 to leave it unquantized. takes_embeddings: instead of token ids,
-    so that some of them may be an image's.
-    """
-
-    context: int
-    activation_dtype: str
-    lm_head_bits: int
-    takes_embeddings: bool = False
 
 
 def build_canonical_graph(checkpoint: Checkpoint, spec: GraphSpec) -> DecoderGraph:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
+from awq_edge.exporter.canonical import build_canonical_graph
 from awq_edge.exporter.graph import BATCH, CONTEXT, DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
 from awq_edge.exporter.matmul_nbits import MatMulNBits
@@ -27,6 +27,7 @@ from awq_edge.exporter.onnxruntime_rotation import (
     rotates_inside,
 )
 from awq_edge.exporter.passes import detach
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.weights import cast
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from awq_edge.exporter import tensorrt_lowering
-from awq_edge.exporter.canonical import GraphSpec
 from awq_edge.exporter.checks_tensorrt import DECOMPOSED_OPSET
 from awq_edge.exporter.graph import CANONICAL_OPSET, DecoderGraph
 from awq_edge.exporter.lowered import Lowered
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.tensorrt_lowering import Target
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe

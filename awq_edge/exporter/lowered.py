@@ -10,8 +10,7 @@ import onnx_graphsurgeon as gs
 
 from awq_edge.artifacts.directories import Form, PluginUse, TensorPort
 from awq_edge.exporter.graph import DecoderGraph, to_model
-from awq_edge.exporter.weights import Weight
-from awq_edge.exporter.writer import WeightPlan, place_weights
+from awq_edge.exporter.writer import Weight, WeightPlan, place_weights
 
 
 @dataclass(frozen=True)

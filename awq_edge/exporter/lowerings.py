@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from awq_edge.exporter.canonical import GraphSpec
 from awq_edge.exporter.lowered import Lowered
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.recipe.runtimes import load, require_runtime

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from awq_edge.artifacts.directories import PluginUse
-from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
+from awq_edge.exporter.canonical import build_canonical_graph
 from awq_edge.exporter.graph import DecoderGraph, GraphBuilder
 from awq_edge.exporter.lowered import Lowered, lowered_graph
 from awq_edge.exporter.masked_experts import masked_experts
@@ -22,6 +22,7 @@ from awq_edge.exporter.passes import rewrite
 from awq_edge.exporter.plugin_nodes import plugin_attention, plugin_linears
 from awq_edge.exporter.positions import Positions
 from awq_edge.exporter.primitive_nodes import PrimitiveAttention, primitive_functions
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.kernels.interface import LAYOUT_VERSION
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe

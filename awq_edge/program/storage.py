@@ -40,24 +40,23 @@ Quantize = Callable[[Sequence[Linear], tuple[int, ...], Sources, Dtype], StoredL
 class Form:
     """The choices of a runtime, as one recipe has them.
 
-    quantized: makes a quantized linear. woven: likewise a gate and an up projection with SiLU,
-    which are one linear with an epilogue; None where there is none. dtype: of the activations.
-    tables_dtype: of the rotary tables. merges_dense: unquantized linears of one input are one
-    matrix [out, in]; otherwise each is a matrix [in, out]. casts_embedding: the table is in the
-    activations' type and has the embedding's scale in it; otherwise it is in the smallest type that
-    loses nothing. routes_experts: a token reads its own experts alone, otherwise all of them.
+    quantized: makes a quantized linear. weaves: activations of a gate for which gate and up are one
+    linear in the layout of the kernels, their rows woven for an epilogue. dtype: of the
+    activations. tables_dtype: of the rotary tables. merges_dense: unquantized linears of one input
+    are one matrix [out, in]; otherwise each is a matrix [in, out]. casts_embedding: the embedding's
+    table is in the activations' type; otherwise in the smallest that loses nothing. routes_experts:
+    a token reads its own experts alone, otherwise all of them.
     """
 
     quantized: Quantize
     dtype: Dtype
     tables_dtype: Dtype
-    woven: Quantize | None = None
+    weaves: frozenset[str] = frozenset()
     merges_dense: bool = False
     casts_embedding: bool = False
     routes_experts: bool = False
 
 
-_WOVEN: Quantize = functools.partial(kernel_linear, gate_up=True)
 # The form that a recipe chooses for a program.
 FormOf = Callable[[Recipe, Program], Form]
 
@@ -81,14 +80,23 @@ def tensorrt_form(recipe: Recipe, program: Program) -> Form:
         kernel_linear if is_plugin else native_linear,
         dtype,
         dtype if has_layers and not capped else "float32",
-        woven=_WOVEN if is_plugin else None,
+        weaves=frozenset({"silu"} if is_plugin else ()),
     )
 
 
 def cuda_form(recipe: Recipe, program: Program) -> Form:
     """Weights in the layout of the kernels."""
     dtype = recipe.runtime.activation_dtype
-    return Form(kernel_linear, dtype, "float32", _WOVEN, merges_dense=True, casts_embedding=True)
+    weaves = frozenset({"silu", "gelu", "gelu_pytorch_tanh"})
+    return Form(
+        kernel_linear,
+        dtype,
+        "float32",
+        weaves,
+        merges_dense=True,
+        casts_embedding=True,
+        routes_experts=True,
+    )
 
 
 class Storage:
@@ -110,10 +118,10 @@ class Storage:
             return (weight,)
         return weight, self._sources.dense(norm.bias, dtype, factor=factor)
 
-    def linears(self, group: LinearGroup, *, gated: bool = False) -> tuple[StoredLinear, ...]:
+    def linears(self, group: LinearGroup, gate: str | None = None) -> tuple[StoredLinear, ...]:
         """Linears of one input, as few as their formats allow.
 
-        gated: SiLU of the first multiplies the second.
+        gate: the activation of the first, which multiplies the second.
         """
         stored: list[StoredLinear] = []
         for places, linears in parts_of(group):
@@ -122,16 +130,31 @@ class Storage:
             if linears[0].stored is None:
                 stored += self._dense(linears, places)
                 continue
-            make = self.form.quantized
-            if gated and len(linears) == 2 and self.form.woven is not None:
-                make = self.form.woven
-            stored.append(make(linears, places, self._sources, self.form.dtype))
+            if len(linears) == 2 and gate in self.form.weaves:
+                woven = kernel_linear(linears, places, self._sources, self.form.dtype, gate_up=True)
+                stored.append(woven)
+                continue
+            stored.append(self.form.quantized(linears, places, self._sources, self.form.dtype))
         return tuple(stored)
 
     def linear(self, linear: Linear) -> StoredLinear:
         """One linear by itself."""
         (stored,) = self.linears(LinearGroup((linear,), (linear.out_features,)))
         return stored
+
+    def experts(self, experts: Experts) -> tuple[StoredLinear, StoredLinear] | None:
+        """Gate and up, and down, of all experts, one behind the other; None where they are not
+        quantized alike, or have no epilogue."""
+        inputs = [self.linears(each.inputs, each.activation) for each in experts.experts]
+        outputs = [self.linear(each.out) for each in experts.experts]
+        gates, downs = [each[0] for each in inputs], outputs
+        woven = all(len(each) == 1 and each[0].gate_up for each in inputs)
+        kinds = {(each.bits, each.group_size, *each.tensors) for each in downs}
+        if not woven or len(kinds) > 1 or downs[0].bits is None:
+            return None
+        if len({(each.bits, each.group_size, *each.tensors) for each in gates}) > 1:
+            return None
+        return _stacked(f"{experts.name}.gate_up", gates), _stacked(f"{experts.name}.down", downs)
 
     def _dense(
         self, linears: tuple[Linear, ...], places: tuple[int, ...]
@@ -160,7 +183,7 @@ class Storage:
     def table(self, embedding: Embedding) -> Weight:
         """The embedding's table."""
         if self.form.casts_embedding:
-            return self._sources.dense(embedding.table, self.form.dtype, factor=embedding.scale)
+            return self._sources.dense(embedding.table, self.form.dtype)
         dtype = self._sources.embedding_dtype(embedding, self.form.dtype)
         return self._sources.dense(embedding.table, dtype)
 
@@ -211,5 +234,14 @@ class Storage:
             for expert in mixer.experts:
                 yield from self._mixer(expert)
         else:
-            yield from self.linears(mixer.inputs, gated=mixer.activation == "silu")
+            yield from self.linears(mixer.inputs, mixer.activation)
             yield self.linear(mixer.out)
+
+
+def _stacked(name: str, stored: Sequence[StoredLinear]) -> StoredLinear:
+    """Linears of one size and format, one behind the other in each of their tensors."""
+    tensors = {
+        role: concatenated(f"{name}.{role}", [each.tensors[role] for each in stored])
+        for role in stored[0].tensors
+    }
+    return replace(stored[0], name=name, tensors=tensors)

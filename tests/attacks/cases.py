@@ -79,7 +79,7 @@ def _read_program(folder: Path, out: Path) -> None:
     manifest = Bundle.open(folder, verify=False).manifest
     path = folder / manifest.graph
     program = read_manifest(CudaProgram, path)
-    program.check_sizes(str(path), manifest)
+    program.check(str(path), manifest)
 
 
 def _open_engine(folder: Path, out: Path) -> None:

@@ -14,7 +14,8 @@ from .conftest import BareEnvironment
 # Modules that need the [host] extra, or torch of the [cuda] extra; everything else must import on a
 # base install.
 HOST_ONLY = (
-    "awq_edge.runtime.backends.cuda",
+    "awq_edge.runtime.backends.cuda.device_torch",
+    "awq_edge.runtime.backends.cuda.opening",
     "awq_edge.exporter",
     "awq_edge.pipeline",
     "awq_edge.quantizer",
@@ -24,7 +25,13 @@ HOST_ONLY = (
     "awq_edge.evaluate.torch_task_model",
 )
 # Of those packages, the modules that a device imports too.
-BASE_PARTS = ("awq_edge.exporter", "awq_edge.exporter.checks")
+BASE_PARTS = (
+    "awq_edge.exporter",
+    "awq_edge.exporter.checks",
+    "awq_edge.exporter.checks_cuda",
+    "awq_edge.exporter.cuda_arena",
+    "awq_edge.exporter.emit_cuda",
+)
 # Modules that need the [eval] extra, and no host package.
 EVAL_ONLY = ("awq_edge.evaluate.harness",)
 # Modules that need the [serve] extra; the rest of awq_edge.serve imports without it.

@@ -11,13 +11,15 @@ import pytest
 
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.exporter.bundle import export_checkpoint
-from awq_edge.exporter.checks_cuda import beyond_llama
+from awq_edge.exporter.checks_cuda import lacking_operations
 from awq_edge.exporter.lowerings import require_lowering
-from awq_edge.model.archs import architectures
+from awq_edge.model.archs import Decoder, architectures
 from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.program.build import build_program
+from awq_edge.program.formats import planned_formats
 from awq_edge.recipe.recipes import Recipe, load_recipe
 
-from .models import save_quantized, save_random_model, tiny_decoder
+from .models import MAX_POSITIONS, save_quantized, save_random_model, tiny_decoder
 
 Export = Callable[..., Bundle]
 
@@ -48,9 +50,17 @@ def lowering_of(runtime: str) -> Any:
     return sys.modules[require_lowering(runtime).__module__]
 
 
-def plain_types() -> list[str]:
-    """Those whose blocks are like Llama's: what runtime cuda has a program for."""
-    return [name for name in architectures() if not beyond_llama(tiny_decoder(name))]
+def cuda_lacks(decoder: Decoder) -> list[str]:
+    """The operations of a model that runtime cuda does not have."""
+    recipe = load_recipe("cuda").overridden({"export.context": MAX_POSITIONS})
+    quantization = recipe.quantization.model_copy(update={"group_size": 32})
+    formats = planned_formats(decoder, quantization, 16)
+    return lacking_operations(build_program(decoder, formats), recipe)
+
+
+def cuda_types() -> list[str]:
+    """Those that runtime cuda has every operation of."""
+    return [name for name in architectures() if not cuda_lacks(tiny_decoder(name))]
 
 
 @pytest.fixture(scope="session", params=architectures())

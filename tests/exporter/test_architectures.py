@@ -12,8 +12,9 @@ import pytest
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.exporter import lower_onnxruntime
 from awq_edge.exporter.bundle import check_export
-from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
+from awq_edge.exporter.canonical import build_canonical_graph
 from awq_edge.exporter.lowered import lowered_graph
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.writer import WeightPlan
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import load_recipe

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +15,15 @@ import awq_edge
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.artifacts.schema import parse_manifest, read_manifest
 from awq_edge.errors import ArtifactError, ConfigError, ModelError
-from awq_edge.exporter import kernel_weights
 from awq_edge.exporter.bundle import export_checkpoint
 from awq_edge.kernels.interface import LAYOUT_VERSION
 from awq_edge.kernels.packing import PackedWeight, pack, pack_gate_up, unpack
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat, QuantizedWeight, Scheme, quantize
+from awq_edge.program import kernel_layout
+from awq_edge.program.sources import QuantizedWeights
 from awq_edge.recipe.recipes import Recipe, load_recipe
-from awq_edge.runtime.backends.cuda.program import CudaProgram, QuantizedLinear
+from awq_edge.runtime.backends.cuda.program import ITEM_BYTES, Call, CudaProgram
 from tests.tiny_models import save_tokenizer
 
 from .conftest import Export
@@ -50,16 +51,17 @@ class Opened:
         data = self.data[place.offset : place.offset + place.nbytes]
         return np.frombuffer(data, dtype=place.dtype).reshape(place.shape)
 
-    def packed(self, linear: QuantizedLinear) -> PackedWeight:
+    def packed(self, call: Call) -> PackedWeight:
+        inputs, values = call.inputs, call.attributes
         return PackedWeight(
-            qweight=self.tensor(linear.qweight),
-            scales=self.tensor(linear.scales),
-            zeros=None if linear.zeros is None else self.tensor(linear.zeros),
-            bits=linear.bits,
-            group_size=linear.group_size,
-            in_features=linear.in_features,
-            out_features=linear.out_features,
-            paired=linear.gate_up,
+            qweight=self.tensor(inputs["qweight"]),
+            scales=self.tensor(inputs["scales"]),
+            zeros=self.tensor(inputs["zeros"]) if "zeros" in inputs else None,
+            bits=int(values["bits"]),
+            group_size=int(values["group_size"]),
+            in_features=int(values["in_features"]),
+            out_features=int(values["out_features"]),
+            paired=str(values["epilogue"]).endswith("_mul"),
         )
 
 
@@ -72,14 +74,25 @@ def joined(weights: list[QuantizedWeight]) -> QuantizedWeight:
     )
 
 
-def linears(program: CudaProgram, layer: int = 1) -> Iterator[tuple[Any, list[str]]]:
-    """The linears of a block whose formats agree, with the names of their parts."""
-    found = program.layers[layer]
-    attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
-    yield found.qkv[0], [f"{attention}.{name}_proj" for name in "qkv"]
-    yield found.attention_out, [f"{attention}.o_proj"]
-    yield found.gate_up[0], [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
-    yield found.mlp_out, [f"{mlp}.down_proj"]
+def linears(program: CudaProgram, layer: int = 1) -> Iterator[tuple[Call, list[str]]]:
+    """The linears of a block, with the names of their parts."""
+    attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+    for call in program.calls:
+        if call.operation.endswith("_linear") and call.name.startswith((attention, mlp)):
+            parent, _, last = call.name.rpartition(".")
+            yield call, [f"{parent}.{part}" for part in last.split("+")]
+
+
+def named(program: CudaProgram, layer: int) -> Iterator[tuple[str, Call]]:
+    """The linears of a block by the names of their modules within it."""
+    for call, _ in linears(program, layer):
+        yield call.name.rpartition(".")[2], call
+
+
+def attention(program: CudaProgram, layer: int) -> Call:
+    name = f"model.layers.{layer}.self_attn"
+    (call,) = (each for each in program.calls if each.name == name)
+    return call
 
 
 @pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
@@ -96,9 +109,10 @@ def test_every_code_scale_and_zero_arrives(
     assert opened.program.layout_version == LAYOUT_VERSION
     for linear, names in linears(opened.program):
         expected = joined([checkpoint.quantized(name) for name in names])
-        assert (linear.bits, linear.group_size) == (max(bits, 3), group_size)
+        values = linear.attributes
+        assert (values["bits"], values["group_size"]) == (max(bits, 3), group_size)
         # Two bits ride in three, whose middle is another one.
-        assert (linear.zeros is None) == (scheme == "symmetric" and bits != 2)
+        assert ("zeros" not in linear.inputs) == (scheme == "symmetric" and bits != 2)
         found = unpack(opened.packed(linear))
         for part in ("codes", "scales", "zeros"):
             np.testing.assert_array_equal(getattr(found, part), getattr(expected, part), names[0])
@@ -110,13 +124,14 @@ def test_slabs_give_the_bytes_of_the_whole(
     source = save_random_model(tmp_path / "model", "llama", intermediate_size=200)
     path = save_quantized(source, tmp_path / "out")
     # down_proj's 200 channels do not divide into groups: it stays dense.
-    monkeypatch.setattr(kernel_weights, "_SLAB_BYTES", 1)
+    monkeypatch.setattr(kernel_layout, "_SLAB_BYTES", 1)
     opened, checkpoint = Opened(export(path, cuda_recipe())), Checkpoint.open(path)
-    layer = opened.program.layers[1]
-    assert layer.mlp_out.kind == "dense"
-    for linear, names in list(linears(opened.program))[:3]:
+    *quantized, (down, _) = linears(opened.program)
+    assert down.operation == "dense_linear" and len(quantized) == 3
+    for linear, names in quantized:
         parts = [checkpoint.quantized(name) for name in names]
-        whole = pack_gate_up(*parts) if linear.gate_up else pack(joined(parts))
+        woven = linear.attributes["epilogue"] == "silu_mul"
+        whole = pack_gate_up(*parts) if woven else pack(joined(parts))
         found = opened.packed(linear)
         assert found.qweight.tobytes() == whole.qweight.tobytes()
         assert found.scales.tobytes() == whole.scales.tobytes()
@@ -126,24 +141,24 @@ def test_slabs_give_the_bytes_of_the_whole(
 
 def test_a_slab_whose_zeros_are_all_in_the_middle() -> None:
     """`pack` leaves such zeros out; other slabs of the weight have some."""
-    from awq_edge.exporter.weights import FLOAT16, UINT8, of_array
+    from awq_edge.program.weights import of_array
 
     rng = np.random.default_rng(0)
     for bits in (4, 8):
         weight = quantize(rng.standard_normal((64, 64)), bits, 32, "asymmetric")
         weight.zeros[:32] = 2 ** (bits - 1)
-        parts = (
-            of_array("x.weight", weight.codes, UINT8, "blocks"),
-            of_array("x.scales", weight.scales, FLOAT16, "blocks"),
-            of_array("x.zeros", weight.zeros, UINT8, "blocks"),
+        parts = QuantizedWeights(
+            of_array("x.weight", weight.codes, "uint8", "blocks"),
+            of_array("x.scales", weight.scales, "float16", "blocks"),
+            of_array("x.zeros", weight.zeros, "uint8", "blocks"),
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernel_weights, "_SLAB_BYTES", 1)
-            found = kernel_weights.kernel_weight("x", [parts], bits)
+            patch.setattr(kernel_layout, "_SLAB_BYTES", 1)
+            zeros = kernel_layout.packed_tensors("x", [parts], bits)["zeros"]
             expected = pack(weight).zeros
-            assert found.zeros is not None and expected is not None
-            np.testing.assert_array_equal(found.zeros.array(), expected)
-            np.testing.assert_array_equal(found.zeros.array(), expected)  # and once more
+            assert expected is not None
+            np.testing.assert_array_equal(zeros.array(), expected)
+            np.testing.assert_array_equal(zeros.array(), expected)  # and once more
 
 
 def test_files_and_manifest(llama_checkpoint: Path, export: Export) -> None:
@@ -188,26 +203,57 @@ def test_linears_that_differ_are_not_merged(tmp_path: Path, export: Export) -> N
     source = save_random_model(tmp_path / "model", "llama", attention_bias=True)
     path = save_quantized(source, tmp_path / "out", layout=CT, others=others)
     opened = Opened(export(path, cuda_recipe()))
-    first, second = opened.program.layers
-    assert [len(layer.qkv) for layer in (first, second)] == [1, 3]
-    assert [len(layer.gate_up) for layer in (first, second)] == [1, 2]
-    assert [linear.bits for linear in second.qkv if linear.kind == "w4a16"] == [4, 8, 4]
-    assert first.gate_up[0].kind == "w4a16" and first.gate_up[0].gate_up
-    bias = first.qkv[0].bias
-    assert bias is not None
+    first, second = (dict(named(opened.program, layer)) for layer in range(2))
+    assert list(first) == ["q_proj+k_proj+v_proj", "o_proj", "gate_proj+up_proj", "down_proj"]
+    assert list(second)[:2] == ["q_proj+v_proj", "k_proj"]
+    assert list(second)[3:5] == ["gate_proj", "up_proj"]
+    assert [second[name].attributes["bits"] for name in ("q_proj+v_proj", "k_proj")] == [4, 8]
+    assert first["gate_proj+up_proj"].attributes["epilogue"] == "silu_mul"
+    bias = opened.tensor(first["q_proj+k_proj+v_proj"].inputs["bias"])
     parts = [Checkpoint.open(path).dense(f"model.layers.0.self_attn.{n}_proj.bias") for n in "qkv"]
-    np.testing.assert_array_equal(opened.tensor(bias), np.concatenate(parts))
+    np.testing.assert_array_equal(bias, np.concatenate(parts))
+    # q and v are columns of one buffer, k is a buffer.
+    q, k, v = (attention(opened.program, 1).inputs[part] for part in "qkv")
+    views = opened.program.views
+    assert views[q].buffer == views[v].buffer != k and k in opened.program.buffers
+    assert (views[q].column, views[v].column) == (0, 128)
 
 
 def test_unquantized(llama: Path, export: Export) -> None:
     opened = Opened(export(llama, cuda_recipe(), lm_head_bits=None))
-    layer = opened.program.layers[0]
-    assert [layer.qkv[0].kind, layer.gate_up[0].kind, opened.program.lm_head.kind] == ["dense"] * 3
+    kinds = {call.operation for call in opened.program.calls}
+    assert "dense_linear" in kinds and "w4a16_linear" not in kinds
     checkpoint = Checkpoint.open(llama)
     names = [f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up")]
     expected = np.concatenate([checkpoint.dense(name) for name in names]).astype(np.float16)
-    assert layer.gate_up[0].kind == "dense"
-    np.testing.assert_array_equal(opened.tensor(layer.gate_up[0].weight), expected)
+    both = dict(named(opened.program, 0))["gate_proj+up_proj"]
+    np.testing.assert_array_equal(opened.tensor(both.inputs["weight"]), expected)
+
+
+def test_buffers_share_an_arena(llama_checkpoint: Path, export: Export) -> None:
+    """Two buffers that are in use at the same call never overlap; others do."""
+    program = Opened(export(llama_checkpoint, cuda_recipe())).program
+    whole = {name: name for name in program.buffers}
+    whole |= {name: view.buffer for name, view in program.views.items()}
+    uses: dict[str, list[int]] = {}
+    for number, call in enumerate(program.calls):
+        for name in (*call.inputs.values(), *call.outputs.values()):
+            if name in whole:
+                uses.setdefault(whole[name], []).append(number)
+    for name in (program.logits, program.scores):
+        uses[name].append(len(program.calls))
+    shared = 0
+    for (one, a), (other, b) in itertools.combinations(program.buffers.items(), 2):
+        if a.rows != b.rows:
+            continue
+        ends = [buffer.offset + buffer.width * ITEM_BYTES[buffer.dtype] for buffer in (a, b)]
+        overlap = a.offset < ends[1] and b.offset < ends[0]
+        apart = max(uses[one]) < min(uses[other]) or max(uses[other]) < min(uses[one])
+        assert apart or not overlap, (one, other)
+        shared += overlap
+    assert shared > 10
+    sizes = sum(b.width * 2 for b in program.buffers.values() if b.rows == "tokens")
+    assert program.arenas["tokens"] < sizes / 2
 
 
 def test_bfloat16(llama_checkpoint: Path, export: Export) -> None:
@@ -250,8 +296,8 @@ def test_activations_that_the_kernels_do_not_have(llama: Path, export: Export) -
     ("config", "message"),
     [
         ({"head_dim": 24}, "head size 24 is not one of 32, 64, 96, 128, 256"),
-        ({"intermediate_size": 172}, "intermediate_size 172 is not a multiple of 8"),
-        ({"hidden_size": 68}, "hidden_size 68 is not a multiple of 8"),
+        ({"intermediate_size": 172}, "a width of 172 is not a multiple of 8"),
+        ({"hidden_size": 68}, "a width of 68 is not a multiple of 8"),
     ],
 )
 def test_sizes_without_a_kernel(
@@ -266,7 +312,7 @@ def test_sizes_without_a_kernel(
 def test_groups_without_a_kernel(tmp_path: Path, export: Export) -> None:
     source = save_random_model(tmp_path / "model", "llama", intermediate_size=128)
     path = save_quantized(source, tmp_path / "out", group_size=16, layout=CT)
-    with pytest.raises(ModelError, match=r"group_size 16 of model\.layers\.0\..* is not one of 32"):
+    with pytest.raises(ModelError, match=r"group_size 16 is not one of 32, .*\(model\.layers\.0\."):
         export(path, cuda_recipe())
     assert not (tmp_path / "bundle").exists()
 
@@ -274,18 +320,18 @@ def test_groups_without_a_kernel(tmp_path: Path, export: Export) -> None:
 @pytest.mark.parametrize("factor", [1e6, 1e-6])
 def test_scales_that_float16_cannot_hold(factor: float) -> None:
     """bfloat16 scales of other tools; the name of the linear is in the message."""
-    from awq_edge.exporter.weights import FLOAT32, UINT8, of_array
+    from awq_edge.program.weights import of_array
 
     weight = quantize(np.random.default_rng(0).standard_normal((16, 64)), 4, 32, "symmetric")
-    parts = (
-        of_array("x.weight", weight.codes, UINT8, "blocks"),
+    parts = QuantizedWeights(
+        of_array("x.weight", weight.codes, "uint8", "blocks"),
         of_array(
-            "x.scales", weight.scales.astype(np.float32) * np.float32(factor), FLOAT32, "blocks"
+            "x.scales", weight.scales.astype(np.float32) * np.float32(factor), "float32", "blocks"
         ),
         None,
     )
     with pytest.raises(ModelError, match=r"model\.x: scales from .* do not fit float16"):
-        kernel_weights.kernel_weight("model.x", [parts], 4).qweight.array()
+        kernel_layout.packed_tensors("model.x", [parts], 4)["qweight"].array()
 
 
 def test_a_program_of_another_version(llama: Path, export: Export) -> None:
@@ -293,9 +339,9 @@ def test_a_program_of_another_version(llama: Path, export: Export) -> None:
     path = bundle.path / "model.json"
     program = json.loads(path.read_text())
     for key, value, words in (
-        ("format_version", 2, r"has format_version 2, this .* reads 1; export the bundle again"),
-        ("depth", 3, r"is not a program .*\(depth.*again"),
-        ("layers", [{}], r"is not a program .*\(layers.*again"),
+        ("format_version", 1, r"has format_version 1, this .* reads 2; .*export MODEL --runtime"),
+        ("depth", 3, r"is not a program .*\(depth.*export MODEL"),
+        ("calls", [{}], r"is not a program .*\(calls.*export MODEL"),
     ):
         data = json.dumps(program | {key: value}).encode()
         with pytest.raises(ArtifactError, match=rf"model\.json {words}"):

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from awq_edge.artifacts.directories import Bundle
+from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.runtime.backends.cuda.session import CudaSession
 from awq_edge.runtime.session import SessionOptions
 from tests.runtime.backends.host_kernels import HostDevice, HostKernels
 
-from .conftest import Export, plain_types
+from .conftest import Export, cuda_types
 from .models import Reference, random_ids, save_quantized, save_random_model
 from .test_cuda_bundle import cuda_recipe
 from .test_parity import VARIANTS, check_session
@@ -30,7 +31,7 @@ CT = "compressed-tensors"
 PREFIX = "model.layers.1."
 
 # Indirect: the models of other files are made by the fixture of this name, and are kept.
-EVERY = pytest.mark.parametrize("model_type", plain_types(), indirect=True, scope="session")
+EVERY = pytest.mark.parametrize("model_type", cuda_types(), indirect=True, scope="session")
 
 
 def check_bundle(bundle: Bundle, source: Path, limit: float = HALF_TOLERANCE) -> None:
@@ -39,16 +40,26 @@ def check_bundle(bundle: Bundle, source: Path, limit: float = HALF_TOLERANCE) ->
         check_session(session, Reference(source).logits(ids), ids, limit)  # type: ignore[arg-type]
 
 
-@EVERY
-def test_every_architecture_unquantized(tiny_model: Path, export: Export) -> None:
-    check_bundle(export(tiny_model, cuda_recipe()), tiny_model)
+def check_architecture(path: Path, export: Export) -> Bundle:
+    """In float16, or in bfloat16 where that overflows."""
+    wide = Checkpoint.open(path).decoder.architecture.overflows_float16
+    recipe = cuda_recipe(**({"runtime.activation_dtype": "bfloat16"} if wide else {}))
+    bundle = export(path, recipe)
+    check_bundle(bundle, path, BFLOAT16_TOLERANCE if wide else HALF_TOLERANCE)
+    return bundle
 
 
 @EVERY
-def test_every_architecture_quantized(tiny_checkpoint: Path, export: Export) -> None:
-    bundle = export(tiny_checkpoint, cuda_recipe())
-    assert bundle.manifest.bits == 4
-    check_bundle(bundle, tiny_checkpoint)
+def test_every_architecture_unquantized(plugin_model: Path, export: Export) -> None:
+    if Checkpoint.open(plugin_model).decoder.moe is not None:
+        pytest.skip(reason="runtime cuda has quantized experts alone")
+    check_architecture(plugin_model, export)
+
+
+@EVERY
+def test_every_architecture_quantized(plugin_model: Path, tmp_path: Path, export: Export) -> None:
+    checkpoint = save_quantized(plugin_model, tmp_path / "checkpoint")
+    assert check_architecture(checkpoint, export).manifest.bits == 4
 
 
 def fitting_variants() -> list[str]:

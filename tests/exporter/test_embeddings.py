@@ -13,11 +13,11 @@ import torch
 
 from awq_edge.exporter import lower_onnxruntime
 from awq_edge.exporter.canonical import (
-    GraphSpec,
     build_canonical_graph,
     build_embedding_graph,
 )
 from awq_edge.exporter.graph import DecoderGraph, to_model
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.model.checkpoint import Checkpoint
 from tests.arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
 

@@ -11,8 +11,9 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
+from awq_edge.exporter.canonical import build_canonical_graph
 from awq_edge.exporter.graph import DecoderGraph, module_path, to_model
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.weights import FLOAT16, FLOAT32, UINT4, UINT8
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import list_recipes, load_recipe

@@ -1,4 +1,4 @@
-"""Models that a runtime has no place for are refused before the work, by one line."""
+"""Models that a runtime has no operations for are refused before the work, by one line."""
 
 from __future__ import annotations
 
@@ -7,73 +7,54 @@ from pathlib import Path
 import pytest
 
 from awq_edge.errors import ModelError
-from awq_edge.exporter import checks_cuda, lower_cuda
-from awq_edge.exporter.canonical import GraphSpec
-from awq_edge.exporter.checks_cuda import beyond_llama
-from awq_edge.model.archs import decoder_from_config
-from awq_edge.model.archs.base import Architecture
-from awq_edge.model.archs.decoder import Decoder
-from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.archs import architectures
 from awq_edge.recipe.recipes import load_recipe
-from tests.arch_configs import tiny_config
+from awq_edge.runtime.backends.cuda import operations
 
-from .conftest import Export
-from .models import TINY, save_random_model, tiny_decoder
+from .conftest import Export, cuda_lacks
+from .models import save_random_model, tiny_decoder
 
 
-@pytest.mark.parametrize(
-    ("model_type", "what"),
-    [
-        ("gemma2", "soft caps"),
-        ("gemma2", "norms with an offset"),
-        ("gemma2", "norms behind attention and MLP"),
-        ("gemma3_text", "a rotary embedding of its own for layers with a window"),
-        ("gemma3_text", "scaled embeddings"),
-        ("mixtral", "experts"),
-        ("opt", "LayerNorm"),
-        ("opt", "learned positions"),
-        ("opt", "an MLP without a gate"),
-        ("phi3", "fused projections"),
-        ("llava", "a vision tower"),
-        ("granite", "scaled embeddings, a residual multiplier, scaled logits"),
-    ],
-)
-def test_the_cuda_runtime_names_what_it_lacks(
-    model_type: str, what: str, tmp_path: Path, export: Export
+def test_runtime_cuda_takes_every_architecture() -> None:
+    lacking = {name: cuda_lacks(tiny_decoder(name)) for name in architectures()}
+    assert lacking == {name: [] for name in architectures()}
+
+
+def test_the_cuda_runtime_names_the_operations_that_it_lacks(
+    tmp_path: Path, export: Export
 ) -> None:
-    """The canonical graph has more than the kernels' program has a place for."""
-    model = save_random_model(tmp_path / "model", model_type)
+    """Experts that stay in 16 bits, as `export_checkpoint` leaves them."""
+    model = save_random_model(tmp_path / "model", "mixtral")
+    for method in ("awq", "none"):
+        recipe = load_recipe("cuda").overridden({"quantization.method": method})
+        with pytest.raises(ModelError, match="export it with --runtime onnxruntime") as refused:
+            export(model, recipe)
+        assert "no operation yet for dense_experts" in str(refused.value)
+        assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("operation", ["layer_norm", "add_positions", "logits", "cached_attention"])
+def test_what_is_not_in_the_table_is_lacking(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of what is supported is the table of operations, and nothing else."""
+    assert cuda_lacks(tiny_decoder("opt")) == []
+    monkeypatch.delitem(operations.OPERATIONS, operation)
+    assert cuda_lacks(tiny_decoder("opt")) == [operation]
+
+
+def test_a_text_beyond_the_first_context_needs_another_table(
+    tmp_path: Path, export: Export
+) -> None:
+    """longrope: up to the context that the model was first trained with, one table is right."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors}
+    model = save_random_model(
+        tmp_path / "model", "phi3", num_attention_heads=2, rope_parameters=rope,
+        original_max_position_embeddings=32,
+    )  # fmt: skip
     recipe = load_recipe("cuda")
-    with pytest.raises(ModelError, match="export it with --runtime onnxruntime") as refused:
-        export(model, recipe)
-    assert what in str(refused.value) and "\n" not in str(refused.value)
-
-
-def test_others_have_nothing_beyond_llama() -> None:
-    for model_type in ("llama", "mistral", "qwen2", "qwen3"):
-        assert beyond_llama(tiny_decoder(model_type)) == ()
-
-
-def test_the_cuda_runtime_lacks_what_its_lowering_does_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What its programs have a place for, by name, is read when one is built."""
-    model = save_random_model(tmp_path / "model", "qwen3")
-    checkpoint, recipe = Checkpoint.open(model), load_recipe("cuda")
-    read: dict[type, set[str]] = {Architecture: set(), Decoder: set()}
-
-    def recorded(self: object, name: str) -> object:
-        read[type(self)].add(name)
-        return object.__getattribute__(self, name)
-
-    spec = GraphSpec(context=64, activation_dtype="float16", lm_head_bits=16)
-    for kind in read:
-        monkeypatch.setattr(kind, "__getattribute__", recorded)
-    lower_cuda.build(checkpoint, spec, recipe)
-    assert read[Decoder] >= checks_cuda.PROGRAM_FIELDS
-    assert read[Architecture] >= checks_cuda.PROGRAM_NAMES
-    read[Architecture].clear()
-    decoder_from_config(checkpoint.files.config)
-    for name in ("llama", "phi3", "gemma3_text", "opt", "granite"):
-        decoder_from_config({"model_type": name, **tiny_config(name, TINY)})
-    assert read[Architecture] >= checks_cuda.RESOLVED
+    with pytest.raises(ModelError, match=r"longrope beyond \d+ positions"):
+        export(model, recipe, context=96)
+    export(model, recipe, context=32)

@@ -18,8 +18,8 @@ import pytest
 
 import awq_edge
 from awq_edge.artifacts.directories import Bundle
-from awq_edge.exporter.canonical import GraphSpec
 from awq_edge.exporter.lowerings import require_lowering
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.kernels.kernels import ENVIRONMENT_VARIABLE
 from awq_edge.model.checkpoint import Checkpoint

@@ -14,9 +14,10 @@ import pytest
 import awq_edge
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
+from awq_edge.exporter.canonical import build_canonical_graph
 from awq_edge.exporter.graph import DecoderGraph
 from awq_edge.exporter.native_nodes import transposed_codes
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.weights import FLOAT16, INT4, INT8, UINT4, UINT8, Weight, of_array
 from awq_edge.model import w4a16
 from awq_edge.model.checkpoint import Checkpoint

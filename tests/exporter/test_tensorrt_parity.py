@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awq_edge.exporter.canonical import GraphSpec, build_canonical_graph
+from awq_edge.exporter.canonical import build_canonical_graph
+from awq_edge.exporter.spec import GraphSpec
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.recipe.recipes import Recipe, load_recipe

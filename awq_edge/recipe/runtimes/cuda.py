@@ -6,7 +6,7 @@ from awq_edge.recipe.runtimes.base import Memory, Runtime
 
 RUNTIME = Runtime(
     name="cuda",
-    session="awq_edge.runtime.backends.cuda:open_session",
+    session="awq_edge.runtime.backends.cuda.opening:open_session",
     lowering="awq_edge.exporter.lower_cuda:build",
     checks="awq_edge.exporter.checks_cuda:check",
     activation_dtypes=("float16", "bfloat16"),

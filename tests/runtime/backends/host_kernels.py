@@ -8,12 +8,13 @@ what a kernel writes is rounded to the activation dtype once, as the header says
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
+from awq_edge.errors import ResourceError
 from awq_edge.kernels.interface import (
     COUNTER_BYTES,
     FUNCTIONS,
@@ -27,6 +28,7 @@ from awq_edge.kernels.interface import (
 from tests.kernels.host_attention import cached_attention
 from tests.kernels.host_experts import routed_experts
 from tests.kernels.host_memory import (
+    Array,
     check_workspace,
     raw,
     read,
@@ -35,18 +37,20 @@ from tests.kernels.host_memory import (
 from tests.kernels.host_operations import HostOperations, after_epilogue
 from tests.kernels.host_sampling import log_softmax, sample_rows
 
+_PAGE = 256  # what the device aligns its memory to
 _STREAM = 0x5EED  # what the device hands out, and every launch has to pass on
 
 
 class HostDevice:
     """See `awq_edge.runtime.backends.cuda.device.Device`. A captured step runs again, as it is."""
 
-    torch_device = torch.device("cpu")
     name = "host"
+    versions: ClassVar[dict[str, str]] = {"numpy": np.__version__}
 
     def __init__(self, free: int = 1 << 30) -> None:
         self._free = free
         self._in_scope = False
+        self._blocks: dict[int, Array] = {}
 
     @property
     def stream(self) -> int:
@@ -61,9 +65,6 @@ class HostDevice:
         finally:
             self._in_scope = before
 
-    def host_tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype)
-
     def synchronize(self) -> None:
         pass
 
@@ -75,11 +76,54 @@ class HostDevice:
         replay()
         return replay
 
+    def zeros(self, size: int) -> int:
+        if size > self._free:
+            raise ResourceError("the host's memory ran out")
+        block = np.zeros(size + _PAGE, np.uint8)
+        address: int = -(-block.ctypes.data // _PAGE) * _PAGE
+        self._blocks[address] = block
+        return address
+
+    def free(self, address: int) -> None:
+        del self._blocks[address]
+
+    def close(self) -> None:
+        self._blocks.clear()
+
+    def host_zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return np.zeros(shape, dtype)
+
+    def upload(self, target: int, source: Array, pitch: int | None = None) -> None:
+        assert self._in_scope
+        for row, place in self._rows(target, source, pitch):
+            place[:] = row
+
+    def download(self, target: Array, source: int, pitch: int | None = None) -> None:
+        assert self._in_scope
+        for row, place in self._rows(source, target, pitch):
+            row[:] = place
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        _octets(target, size)[:] = _octets(source, size)
+
     def memory(self) -> tuple[int, int]:
         return self._free, 1 << 30
 
     def copy_bandwidth(self) -> float | None:
         return 1e9
+
+    def _rows(self, address: int, array: Array, pitch: int | None) -> Iterator[tuple[Array, Array]]:
+        """Rows of an array of the host, with their memory on the device."""
+        rows = array.view(np.uint8).reshape(1, -1) if pitch is None else array.view(np.uint8)
+        for number, row in enumerate(rows):
+            begin = address + number * (pitch or 0)
+            yield row, _octets(begin, len(row))
+
+
+def _octets(address: int, size: int) -> Array:
+    """Bytes at an address, writable."""
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    return np.frombuffer(memory, dtype=np.uint8)
 
 
 class HostKernels(HostOperations):

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from awq_edge.runtime.backends.cuda.device import Device
-from awq_edge.runtime.backends.cuda.linears import Kernels
-from awq_edge.runtime.backends.cuda.model import CudaModel
+from awq_edge.runtime.backends.cuda.executor import Executor
+from awq_edge.runtime.backends.cuda.operands import Kernels
 
 _SCRIPT = Path(__file__).parents[3] / "scripts" / "random_program.py"
 CONTEXT = 96
@@ -65,28 +65,27 @@ HEADS: dict[str, dict[str, int]] = {
 
 def small_program(
     sizes: dict[str, int] | None = None, **variant: Any
-) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A program and its tensors on the host."""
+) -> tuple[Any, dict[str, torch.Tensor], np.ndarray]:
+    """A program, its tensors on the host, and the block that they lie in."""
     script = random_program()
     made = script.Variant(**variant)
     program = script.random_program(script.Shape(**(SHAPE | (sizes or {}))), made)
     block = torch.zeros(program.weight_bytes, dtype=torch.uint8)
-    return program, script.fill_quantized(program, block, made.scheme)
+    return program, script.fill_quantized(program, block, made.scheme), block.numpy()
 
 
 class Runner:
-    """A model of a program on a device."""
+    """A program on a device. weights: its weight file."""
 
-    def __init__(
-        self, program: Any, tensors: dict[str, torch.Tensor], device: Device, kernels: Kernels
-    ) -> None:
+    def __init__(self, program: Any, weights: np.ndarray, device: Device, kernels: Kernels) -> None:
         self.device = device
         with device.scope():
-            # Each on a block of its own, as the allocator aligns them.
-            own = {name: tensor.to(device.torch_device) for name, tensor in tensors.items()}
-            self.model = CudaModel(
-                program, own, kernels, device, context=CONTEXT, max_rows=MAX_ROWS
+            address = device.zeros(program.weight_bytes)
+            device.upload(address, weights)
+            self.model = Executor(
+                program, address, kernels, device, context=CONTEXT, max_rows=MAX_ROWS
             )
+            self._logits = device.host_zeros((MAX_ROWS, program.vocab_size), np.float32)
             device.synchronize()
         self.replay = device.capture(self.model.step)
         self.length = 0
@@ -95,27 +94,32 @@ class Runner:
         """Logits after each id: float32 [len(ids), vocab]."""
         model, found = self.model, []
         for start in range(0, len(ids), MAX_ROWS):
-            chunk = ids[start : start + MAX_ROWS]
+            chunk = np.array(ids[start : start + MAX_ROWS])
             with self.device.scope():
-                model.state[0] = self.length
-                model.ids[: len(chunk)] = torch.tensor(chunk)
-                model.wanted[: len(chunk)] = torch.arange(len(chunk))
+                self._set_state(0)
+                self.device.upload(model.ids, chunk)
+                self.device.upload(model.wanted, np.arange(len(chunk)))
                 model.run(len(chunk))
                 model.row_logits(len(chunk))
-                self.device.synchronize()
-                found.append(model.logits32[: len(chunk)].cpu().numpy().copy())
+                found.append(self._read(len(chunk)))
             self.length += len(chunk)
         return np.concatenate(found)
 
     def step(self, token: int, *, replayed: bool = True) -> np.ndarray:
         """Logits after one more id: float32 [vocab]."""
         with self.device.scope():
-            self.model.state.copy_(torch.tensor([self.length, 0, token, 0]))
+            self._set_state(token)
             if replayed:
                 self.replay()
             else:
                 self.model.step()
-            self.device.synchronize()
             self.length += 1
-            found: np.ndarray = self.model.logits32[0].cpu().numpy().copy()
-        return found
+            return self._read(1)[0]
+
+    def _set_state(self, token: int) -> None:
+        self.device.upload(self.model.state_input, np.array([self.length, 0, token, 0]))
+
+    def _read(self, rows: int) -> np.ndarray:
+        self.device.download(self._logits[:rows], self.model.logits)
+        self.device.synchronize()
+        return self._logits[:rows].copy()

@@ -20,8 +20,8 @@ TOLERANCES = {"float16": 5e-3, "bfloat16": 4e-2}
 @pytest.mark.parametrize("name", [*VARIANTS, *HEADS])
 def test_steps_and_prefill_agree(name: str) -> None:
     variant = VARIANTS.get(name, {"group_size": 64})
-    program, tensors = small_program(HEADS.get(name), **variant)
-    runner = Runner(program, tensors, HostDevice(), HostKernels())
+    program, _, weights = small_program(HEADS.get(name), **variant)
+    runner = Runner(program, weights, HostDevice(), HostKernels())
     whole = runner.prefill(IDS)
     assert np.isfinite(whole).all() and 0.3 < np.abs(whole).max() < 100
     runner.length = 0
@@ -33,7 +33,7 @@ def test_steps_and_prefill_agree(name: str) -> None:
 
 def test_a_program_survives_json() -> None:
     for variant in VARIANTS.values():
-        program, _ = small_program(**variant)
+        program, _, _ = small_program(**variant)
         assert CudaProgram.model_validate_json(program.model_dump_json()) == program
 
 
@@ -44,6 +44,7 @@ def test_random_bytes_have_the_spread_that_they_should() -> None:
     for bits in (3, 4, 8):
         program = script.random_program(shape, script.Variant(bits=bits))
         block = torch.zeros(program.weight_bytes, dtype=torch.uint8)
-        runner = Runner(program, script.fill_random(program, block), HostDevice(), HostKernels())
+        script.fill_random(program, block)
+        runner = Runner(program, block.numpy(), HostDevice(), HostKernels())
         logits = runner.prefill(IDS)
         assert 0.5 < logits.std() < 3 and abs(logits.mean()) < 0.5

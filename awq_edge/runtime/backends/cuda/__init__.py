@@ -1,25 +1,4 @@
-"""The cuda backend: our kernels on an NVIDIA GPU, without TensorRT. Needs the [cuda] extra.
+"""The cuda backend: our kernels on an NVIDIA GPU, without TensorRT. docs/cuda-backend.md.
 
-torch allocates, copies and captures graphs; everything else is libawq_edge_kernels.so, and cuBLAS
-for linears that are not quantized. docs/cuda-backend.md.
+A program says which operations run on which memory; nothing but `device_torch.py` imports torch.
 """
-
-from __future__ import annotations
-
-from awq_edge.artifacts.directories import Bundle
-from awq_edge.kernels.kernels import load_kernels
-from awq_edge.runtime.backends.cuda.device import CudaDevice
-from awq_edge.runtime.backends.cuda.session import CudaSession
-from awq_edge.runtime.session import SessionOptions
-
-__all__ = ["CudaSession", "open_session"]
-
-
-def open_session(bundle: Bundle, options: SessionOptions) -> CudaSession:
-    """Load a bundle onto the first GPU; see `CudaSession`.
-
-    Raises RuntimeUnavailableError where there is no GPU, torch has no CUDA, or the kernel library
-    is missing or has no code for this GPU.
-    """
-    device = CudaDevice()
-    return CudaSession(bundle, options, device, load_kernels())

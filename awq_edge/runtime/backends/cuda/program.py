@@ -1,30 +1,25 @@
-"""model.json of a bundle for runtime `cuda`: the decoder as the kernels execute it.
+"""model.json of a bundle for runtime `cuda`: calls of operations, in order, and what they work on.
 
-    embedding ─ layer 0 ─ ... ─ layer n-1 ─ final_norm ─ lm_head
+    tensors    weights, by name and place in the weight file
+    state      what stays from call to call: the KV cache
+    buffers    activations, in two arenas: one row a token of the call, one row a wanted token
+    views      columns of a buffer
+    calls      operation, inputs, outputs, attributes
 
-    layer: attention_norm ─ qkv ─ attention ─ attention_out ─(+)─ mlp_norm ─ gate_up ─ mlp_out ─(+)
-
-Every tensor is named; `tensors` says where it lies in the weight file. docs/cuda-backend.md
-describes the file.
+Three inputs are given: `ids`, `past_length`, `wanted`. docs/cuda-backend.md describes the file,
+`operations.py` has the operations.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from awq_edge.artifacts.config_keys import (
-    MAX_LAYERS,
     MAX_VOCABULARY,
-    MAX_WINDOW,
-    Bits,
     ByteCount,
-    Channels,
-    Heads,
-    HeadSize,
     Positions,
     TensorSize,
 )
@@ -34,9 +29,17 @@ from awq_edge.artifacts.schema import Manifest, Record
 from awq_edge.errors import ArtifactError
 
 Dtype = Literal["float16", "bfloat16", "float32", "int32"]
-# Rows of a linear: those of an output layer are tokens.
-Features = Annotated[int, Field(ge=1, le=MAX_VOCABULARY)]
+# The number of rows of a buffer: tokens of the call, or those whose logits are wanted.
+Rows = Literal["tokens", "wanted"]
 ITEM_BYTES: dict[Dtype, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "int32": 4}
+# int64 [rows], int64 [1], int64 [rows].
+IDS, PAST_LENGTH, WANTED = "ids", "past_length", "wanted"
+INPUTS = (IDS, PAST_LENGTH, WANTED)
+CONTEXT = "context"  # in the shape of a state: the positions that the session has chosen
+MAX_CALLS = 1 << 20
+# A row of logits is the widest.
+Width = Annotated[int, Field(ge=1, le=MAX_VOCABULARY)]
+Column = Annotated[int, Field(ge=0, le=MAX_VOCABULARY)]
 
 
 class TensorPlace(Record):
@@ -51,92 +54,72 @@ class TensorPlace(Record):
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-class QuantizedLinear(Record):
-    """A linear of awq_edge_w4a16_linear. Strings name tensors in the layout of the kernels
-    (`awq_edge.kernels.packing`)."""
+class State(Record):
+    """Memory that stays from call to call. One "context" in the shape is the axis of positions,
+    along which it can be cut back."""
 
-    kind: Literal["w4a16"] = "w4a16"
-    bits: Bits
-    group_size: Channels
-    in_features: Channels
-    out_features: Features
-    # the rows of a gate and an up projection alternate, and the outputs are silu(gate) * up
-    gate_up: bool = False
-    qweight: str
-    scales: str
-    zeros: str | None = None  # None where all are 2**(bits-1)
-    bias: str | None = None
+    dtype: Dtype
+    shape: Annotated[tuple[TensorSize | Literal["context"], ...], Field(min_length=1, max_length=8)]
 
-    def tensor_names(self) -> list[str]:
-        """The names of the linear's tensors."""
-        names = (self.qweight, self.scales, self.zeros, self.bias)
-        return [name for name in names if name is not None]
+    def sizes(self, context: int) -> tuple[int, ...]:
+        """The shape for a number of positions."""
+        return tuple(context if size == CONTEXT else int(size) for size in self.shape)
+
+    def nbytes(self, context: int) -> int:
+        return math.prod(self.sizes(context)) * ITEM_BYTES[self.dtype]
 
 
-class DenseLinear(Record):
-    """An unquantized linear: weight [out, in] and bias [out], names of tensors in the type of the
-    activations."""
+class Buffer(Record):
+    """Rows of activations. offset: bytes, for each row that the arena has room for: a buffer of an
+    arena for n rows begins n * offset bytes from its beginning."""
 
-    kind: Literal["dense"] = "dense"
-    in_features: Channels
-    out_features: Features
-    weight: str
-    bias: str | None = None
-
-    def tensor_names(self) -> list[str]:
-        """The names of the linear's tensors."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
+    rows: Rows
+    width: Width
+    dtype: Dtype
+    offset: ByteCount
 
 
-Linear = Annotated[QuantizedLinear | DenseLinear, Field(discriminator="kind")]
+class View(Record):
+    """`width` columns of a buffer, from `column` on."""
+
+    buffer: str
+    column: Column
+    width: Width
 
 
-class Layer(Record):
-    """One decoder block. Norms are names of tensors.
+class Call(Record):
+    """One operation. name: the module that it computes. inputs, outputs: by the operation's own
+    names: a tensor, a state, a buffer, a view or an input of the program."""
 
-    qkv: one linear of all three, or three where their formats differ.
-    gate_up: one linear of both, quantized with `gate_up` set or dense; or two.
-    window: positions that a query sees, itself included; None for all.
-    """
-
-    attention_norm: str
-    qkv: Annotated[tuple[Linear, ...], Field(min_length=1, max_length=3)]
-    q_norm: str | None = None
-    k_norm: str | None = None
-    window: Annotated[int, Field(ge=1, le=MAX_WINDOW)] | None = None
-    attention_out: Linear
-    mlp_norm: str
-    gate_up: Annotated[tuple[Linear, ...], Field(min_length=1, max_length=2)]
-    mlp_out: Linear
+    operation: str
+    name: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    attributes: dict[str, int | float | str] = {}
 
 
 class CudaProgram(Manifest):
-    """A decoder for the cuda runtime. Strings are names of tensors."""
+    """A model for the cuda runtime. arenas: bytes a row. logits: a buffer of wanted rows, float32.
+    scores: logits in the activations' type, which sampling reads."""
 
     noun: ClassVar[str] = "a program of this version"
-    remedy: ClassVar[str] = "export the bundle again"
+    remedy: ClassVar[str] = (
+        "make the bundle again: `awq-edge export MODEL --runtime cuda --out BUNDLE --overwrite`"
+    )
 
     format: Literal["awq-edge-cuda-program"] = "awq-edge-cuda-program"
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     layout_version: int  # of the quantized tensors
     activation_dtype: Literal["float16", "bfloat16"]
-    vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)]
-    hidden_size: Channels
-    intermediate_size: Channels
-    num_heads: Heads
-    num_kv_heads: Heads
-    head_size: HeadSize
-    rotary_size: HeadSize
+    vocab_size: Width
     context: Positions  # positions of the rotary tables
-    norm_eps: Annotated[float, Field(gt=0, lt=1)]
-    attention_scale: Annotated[float, Field(gt=0, lt=1e9)]  # multiplies q k^T
-    embedding: str  # [vocab, hidden]
-    # cosine, sine: float32 [context, rotary_size / 2]
-    cosine: str
-    sine: str
-    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=MAX_LAYERS)]
-    final_norm: str
-    lm_head: Linear
+    logits: str
+    scores: str
+    arenas: dict[Rows, ByteCount]
+    state: dict[str, State]
+    buffers: dict[str, Buffer]
+    views: dict[str, View]
+    calls: Annotated[tuple[Call, ...], Field(min_length=1, max_length=MAX_CALLS)]
     tensors: dict[str, TensorPlace]
 
     @property
@@ -144,34 +127,44 @@ class CudaProgram(Manifest):
         """Bytes of the weight file."""
         return max((place.offset + place.nbytes for place in self.tensors.values()), default=0)
 
-    def check_sizes(self, source: str, manifest: BundleManifest) -> None:
-        """Raise ArtifactError where the program's sizes differ from the manifest's, or it names a
-        tensor that `tensors` lacks.
+    def state_bytes(self, context: int) -> int:
+        """Bytes of the state for `context` positions."""
+        return sum(state.nbytes(context) for state in self.state.values())
+
+    def check(self, source: str, manifest: BundleManifest) -> None:
+        """Raise ArtifactError where the program's sizes differ from the manifest's, where it names
+        what is not there, or a buffer lies outside of its arena.
 
         source: its path.
         """
-        fix = "export the bundle again"
-        for name in ("vocab_size", "hidden_size", "num_heads", "num_kv_heads", "head_size"):
-            ours, theirs = getattr(self, name), getattr(manifest, name)
-            if ours != theirs:
-                raise ArtifactError(
-                    f"{source}: {name} is {ours}, that of the manifest {theirs}; {fix}"
-                )
-        if len(self.layers) != manifest.num_layers or self.context < manifest.context:
-            raise ArtifactError(
-                f"{source} has {len(self.layers)} layers and {self.context} positions, the "
-                f"manifest {manifest.num_layers} and {manifest.context}; {fix}"
-            )
-        for name in self._tensor_names():
-            if name not in self.tensors:
-                raise ArtifactError(f"{source}: tensor {show(name)} is not in 'tensors'; {fix}")
+        problem = self._problem(manifest)
+        if problem is not None:
+            raise ArtifactError(f"{source}: {problem}; {self.remedy}")
 
-    def _tensor_names(self) -> Iterator[str]:
-        yield from (self.embedding, self.cosine, self.sine, self.final_norm)
-        linears = [self.lm_head]
-        for layer in self.layers:
-            norms = (layer.attention_norm, layer.q_norm, layer.k_norm, layer.mlp_norm)
-            yield from (norm for norm in norms if norm is not None)
-            linears += [*layer.qkv, layer.attention_out, *layer.gate_up, layer.mlp_out]
-        for linear in linears:
-            yield from linear.tensor_names()
+    def _problem(self, manifest: BundleManifest) -> str | None:
+        if self.vocab_size != manifest.vocab_size:
+            return f"vocab_size is {self.vocab_size}, that of the manifest {manifest.vocab_size}"
+        if self.context < manifest.context:
+            return f"it has {self.context} positions, the manifest {manifest.context}"
+        for name, buffer in self.buffers.items():
+            end = buffer.offset + buffer.width * ITEM_BYTES[buffer.dtype]
+            if end > self.arenas.get(buffer.rows, 0):
+                return f"buffer {show(name)} lies outside of the arena of {buffer.rows}"
+        for name, view in self.views.items():
+            whole = self.buffers.get(view.buffer)
+            if whole is None or view.column + view.width > whole.width:
+                return f"view {show(name)} is not within a buffer"
+        values = {*INPUTS, *self.tensors, *self.state, *self.buffers, *self.views}
+        for call in self.calls:
+            for value in (*call.inputs.values(), *call.outputs.values()):
+                if value not in values:
+                    return f"{show(call.name)} names {show(value)}, which is not there"
+        for name, dtype in ((self.logits, "float32"), (self.scores, self.activation_dtype)):
+            logits = self.buffers.get(name)
+            wanted = ("wanted", self.vocab_size, dtype)
+            if logits is None or (logits.rows, logits.width, logits.dtype) != wanted:
+                return f"{show(name)} is no buffer of logits in {dtype}"
+        for name, state in self.state.items():
+            if state.shape.count(CONTEXT) != 1:
+                return f"state {show(name)} has no axis of positions, or several"
+        return None

@@ -7,10 +7,11 @@ device                      └─ embedding ─ layers ─ lm_head ────
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.artifacts.schema import read_manifest
@@ -18,11 +19,11 @@ from awq_edge.errors import ArtifactError, ConfigError, ResourceError
 from awq_edge.kernels.interface import LAYOUT_VERSION
 from awq_edge.process.memory_errors import SMALLER_ACTIVATIONS, memory_errors
 from awq_edge.runtime.backends.cuda.device import Device
-from awq_edge.runtime.backends.cuda.linears import Kernels
-from awq_edge.runtime.backends.cuda.model import CudaModel
-from awq_edge.runtime.backends.cuda.program import CudaProgram
+from awq_edge.runtime.backends.cuda.executor import Executor
+from awq_edge.runtime.backends.cuda.operands import Kernels
+from awq_edge.runtime.backends.cuda.program import CONTEXT, ITEM_BYTES, CudaProgram, State
 from awq_edge.runtime.backends.cuda.weights import load_weights
-from awq_edge.runtime.memory import LOGITS_ROWS, kv_cache_bytes
+from awq_edge.runtime.memory import LOGITS_ROWS
 from awq_edge.runtime.session import (
     CacheCopy,
     Float32,
@@ -54,39 +55,34 @@ class CudaSession(SessionBase):
         manifest = bundle.manifest
         path = bundle.path / manifest.graph
         program = read_manifest(CudaProgram, path)
-        program.check_sizes(str(path), manifest)
+        program.check(str(path), manifest)
         if program.layout_version != LAYOUT_VERSION:
             raise ArtifactError(
                 f"{path} has weights in layout version {program.layout_version}, these kernels "
-                f"read {LAYOUT_VERSION}; export the bundle again"
+                f"read {LAYOUT_VERSION}; {program.remedy}"
             )
         self._device = device
-        needed = program.weight_bytes + kv_cache_bytes(manifest, self._context)
+        needed = program.weight_bytes + program.state_bytes(self._context)
         _require_memory(device, needed, self._context)
         with memory_errors(f"{bundle.path} was loaded"), device.scope():
-            self._weights, tensors = load_weights(
-                bundle.path / manifest.weights, program, device.torch_device
-            )
-            model = CudaModel(
+            weights = load_weights(bundle.path / manifest.weights, program, device)
+            self._executor: Executor | None = Executor(
                 program,
-                tensors,
+                weights,
                 kernels,
                 device,
                 context=self._context,
                 max_rows=self._prefill_chunk,
             )
-            self._host_state = device.host_tensor((4,), torch.int64)
-            self._host_ids = device.host_tensor((self._prefill_chunk,), torch.int64)
-            self._host_wanted = device.host_tensor((LOGITS_ROWS,), torch.int64)
-            self._host_logits = device.host_tensor((LOGITS_ROWS, self._vocab_size), torch.float32)
-            self._model: CudaModel | None = model
-            self._step = device.capture(model.step)
+            self._host_state = device.host_zeros((4,), np.int64)
+            self._host_ids = device.host_zeros((self._prefill_chunk,), np.int64)
+            self._host_wanted = device.host_zeros((LOGITS_ROWS,), np.int64)
+            self._host_logits = device.host_zeros((LOGITS_ROWS, self._vocab_size), np.float32)
+            self._step = device.capture(self._executor.step)
             self._greedy_step: Callable[[], None] | None = None
             device.synchronize()
-        versions = {"torch": str(torch.__version__)}
-        if torch.version.cuda is not None:
-            versions["cuda"] = torch.version.cuda
-        self._info = SessionInfo("cuda", device.name, None, versions)
+        self._weight_bytes = program.weight_bytes
+        self._info = SessionInfo("cuda", device.name, None, device.versions)
 
     @property
     def info(self) -> SessionInfo:
@@ -94,13 +90,13 @@ class CudaSession(SessionBase):
 
     @property
     def memory(self) -> SessionMemory:
-        model = self._model
-        if model is None:
+        executor = self._executor
+        if executor is None:
             return SessionMemory(kv_cache=0, weights=0, workspace=0)
         return SessionMemory(
-            kv_cache=model.cache.nbytes,
-            weights=self._weights.nbytes,
-            workspace=model.workspace_bytes,
+            kv_cache=executor.state_bytes,
+            weights=self._weight_bytes,
+            workspace=executor.workspace_bytes,
             device=self._device.memory()[1],
         )
 
@@ -147,52 +143,63 @@ class CudaSession(SessionBase):
         if count < 1:
             raise ConfigError(f"count is {count}; it must be 1 or more")
         self._require([token_id] * count)
-        model = self._require_model()
+        executor, device = self._require_executor(), self._device
         if self._greedy_step is None:
             with memory_errors("the greedy step was captured"):
                 # Capturing runs the step once: at the position that the first one overwrites.
-                with self._device.scope():
+                with device.scope():
                     self._set_state(token_id)
-                self._greedy_step = self._device.capture(model.greedy_step)
-        with self._device.scope():
-            history = torch.empty(count, dtype=torch.int64, device=self._device.torch_device)
+                self._greedy_step = device.capture(executor.greedy_step)
+        ids = np.zeros(count, np.int64)
+        history = device.zeros(ids.nbytes)
+        with device.scope():
             self._set_state(token_id)
             for index in range(count):
                 self._greedy_step()
-                history[index : index + 1].copy_(model.token)
-            self._device.synchronize()
-            ids: list[int] = history.tolist()
-        self._ids += [token_id, *ids[:-1]]
-        return ids
+                device.copy(history + index * ids.itemsize, executor.token, ids.itemsize)
+            device.download(ids, history)
+            device.synchronize()
+        device.free(history)
+        found: list[int] = ids.tolist()
+        self._ids += [token_id, *found[:-1]]
+        return found
 
     def copy_cache(self) -> CacheCopy:
-        """The filled positions of every layer, as bytes. See `Session`."""
+        """The filled positions of every state, as bytes. See `Session`."""
+        executor, filled = self._require_executor(), len(self._ids)
+        parts = {}
         with self._device.scope():
-            filled = self._require_model().cache[:, :, :, : len(self._ids)].contiguous()
-            return CacheCopy(tuple(self._ids), {"cache": filled.view(torch.uint8).cpu().numpy()})
+            for name, state in executor.program.state.items():
+                part = _Positions.of(state, executor.context)
+                parts[name] = np.zeros((part.rows, part.row_bytes(filled)), np.uint8)
+                self._device.download(parts[name], executor.state[name], part.pitch)
+            self._device.synchronize()
+        return CacheCopy(tuple(self._ids), parts)
 
     def restore_cache(self, copy: CacheCopy) -> None:
         """See `Session`."""
-        cache = self._require_model().cache
+        executor = self._require_executor()
         with self._device.scope():
-            part = torch.from_numpy(copy.parts["cache"]).view(cache.dtype)
-            cache[:, :, :, : len(copy.ids)].copy_(part)
+            for name, state in executor.program.state.items():
+                pitch = _Positions.of(state, executor.context).pitch
+                self._device.upload(executor.state[name], copy.parts[name], pitch)
             self._device.synchronize()
         self._ids[:] = copy.ids
 
     def close(self) -> None:
-        """Free weights, cache and graph."""
+        """Free weights, state and graphs."""
         super().close()
-        self._model = None
-        for name in ("_step", "_greedy_step", "_weights"):
+        self._executor = None
+        for name in ("_step", "_greedy_step"):
             self.__dict__.pop(name, None)
+        self._device.close()
 
     def _decode(self, token_id: int) -> None:
-        model = self._require_model()
+        executor = self._require_executor()
         with self._device.scope():
             self._set_state(token_id)
             self._step()
-            self._host_logits[:1].copy_(model.logits32[:1], non_blocking=True)
+            self._device.download(self._host_logits[:1], executor.logits)
             self._device.synchronize()
         self._ids.append(token_id)
 
@@ -201,36 +208,55 @@ class CudaSession(SessionBase):
 
         out: [len(wanted), vocab], written; None leaves the logits in the host buffer.
         """
-        model, count = self._require_model(), len(ids)
-        with self._device.scope(), memory_errors("the model ran", SMALLER_ACTIVATIONS):
-            self._host_ids[:count] = torch.tensor(ids, dtype=torch.int64)
-            model.ids[:count].copy_(self._host_ids[:count], non_blocking=True)
+        executor, device, count = self._require_executor(), self._device, len(ids)
+        with device.scope(), memory_errors("the model ran", SMALLER_ACTIVATIONS):
+            self._host_ids[:count] = ids
+            device.upload(executor.ids, self._host_ids[:count])
             self._set_state(0)
-            model.run(count)
+            executor.run(count)
             for begin in range(0, len(wanted), LOGITS_ROWS):
                 rows = wanted[begin : begin + LOGITS_ROWS]
-                self._host_wanted[: len(rows)] = torch.tensor(rows, dtype=torch.int64)
-                model.wanted.copy_(self._host_wanted, non_blocking=True)
-                model.row_logits(len(rows))
-                self._host_logits[: len(rows)].copy_(model.logits32[: len(rows)], non_blocking=True)
-                self._device.synchronize()
+                self._host_wanted[: len(rows)] = rows
+                device.upload(executor.wanted, self._host_wanted)
+                executor.row_logits(len(rows))
+                device.download(self._host_logits[: len(rows)], executor.logits)
+                device.synchronize()
                 if out is not None:
-                    out[begin : begin + len(rows)] = self._host_logits[: len(rows)].numpy()
-            self._device.synchronize()
+                    out[begin : begin + len(rows)] = self._host_logits[: len(rows)]
+            device.synchronize()
         self._ids.extend(ids)
 
     def _set_state(self, token_id: int) -> None:
         """Copy past_length and token to the device. The host buffer is free: every call waits."""
         self._host_state[0], self._host_state[2] = len(self._ids), token_id
-        self._require_model().state.copy_(self._host_state, non_blocking=True)
+        self._device.upload(self._require_executor().state_input, self._host_state)
 
     def _row(self, row: int) -> Float32:
-        row_logits: Float32 = self._host_logits[row].numpy()
+        row_logits: Float32 = self._host_logits[row]
         return row_logits
 
-    def _require_model(self) -> CudaModel:
-        assert self._model is not None, "_require refuses a closed session"
-        return self._model
+    def _require_executor(self) -> Executor:
+        assert self._executor is not None, "_require refuses a closed session"
+        return self._executor
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """A state as rows of positions: all that lies before the axis of positions, and what lies
+    behind it, a position. item: bytes of a position. pitch: bytes from row to row."""
+
+    rows: int
+    item: int
+    pitch: int
+
+    @classmethod
+    def of(cls, state: State, context: int) -> _Positions:
+        axis, sizes = state.shape.index(CONTEXT), state.sizes(context)
+        item = math.prod(sizes[axis + 1 :]) * ITEM_BYTES[state.dtype]
+        return cls(math.prod(sizes[:axis]), item, context * item)
+
+    def row_bytes(self, filled: int) -> int:
+        return filled * self.item
 
 
 def _require_memory(device: Device, needed: int, context: int) -> None:

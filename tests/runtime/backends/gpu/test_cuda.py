@@ -22,7 +22,7 @@ if not torch.cuda.is_available():
 from awq_edge.artifacts.directories import Bundle  # noqa: E402
 from awq_edge.kernels.kernels import KernelLibrary, load_kernels  # noqa: E402
 from awq_edge.runtime.backends import open_session  # noqa: E402
-from awq_edge.runtime.backends.cuda.device import CudaDevice  # noqa: E402
+from awq_edge.runtime.backends.cuda.device_torch import CudaDevice  # noqa: E402
 from awq_edge.runtime.session import SessionOptions  # noqa: E402
 from tests.runtime.backends.host_kernels import HostDevice, HostKernels  # noqa: E402
 from tests.runtime.backends.programs import HEADS, VARIANTS, Runner, small_program  # noqa: E402
@@ -64,20 +64,20 @@ def check_against_numpy(runner: Runner, reference: Runner, limit: float) -> None
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_form_of_a_program(name: str, device: CudaDevice, kernels: KernelLibrary) -> None:
     variant = VARIANTS[name]
-    program, tensors = small_program(**variant)
+    program, _, weights = small_program(**variant)
     check_against_numpy(
-        Runner(program, tensors, device, kernels),
-        Runner(program, tensors, HostDevice(), HostKernels()),
+        Runner(program, weights, device, kernels),
+        Runner(program, weights, HostDevice(), HostKernels()),
         TOLERANCES[variant.get("dtype", "float16")],
     )
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_size(name: str, device: CudaDevice, kernels: KernelLibrary) -> None:
-    program, tensors = small_program(HEADS[name], group_size=64)
+    program, _, weights = small_program(HEADS[name], group_size=64)
     check_against_numpy(
-        Runner(program, tensors, device, kernels),
-        Runner(program, tensors, HostDevice(), HostKernels()),
+        Runner(program, weights, device, kernels),
+        Runner(program, weights, HostDevice(), HostKernels()),
         TOLERANCES["float16"],
     )
 
@@ -87,32 +87,33 @@ def test_a_replayed_step_has_the_bits_of_a_launched_one(
 ) -> None:
     """The same step again and again, at the same position: nothing is left over from one to the
     next, and nothing depends on timing."""
-    program, tensors = small_program(group_size=64)
-    runner = Runner(program, tensors, device, kernels)
+    program, _, weights = small_program(group_size=64)
+    runner = Runner(program, weights, device, kernels)
     runner.prefill(ids_of(40))
     expected = runner.step(7, replayed=False)
     assert np.isfinite(expected).all() and np.abs(expected).max() > 0.1
-    state = torch.tensor([40, 0, 7, 0], device=device.torch_device)
-    differing = torch.zeros((), dtype=torch.int64, device=device.torch_device)
-    wanted = torch.from_numpy(expected).to(device.torch_device)
+    state = np.array([40, 0, 7, 0])
+    wanted = torch.from_numpy(expected).to("cuda")
+    differing = torch.zeros((), dtype=torch.int64, device="cuda")
     with device.scope():
+        logits = device.octets(runner.model.logits, (4 * len(expected),)).view(torch.float32)
         for _ in range(REPLAYS):
-            runner.model.state.copy_(state)
-            runner.model.logits32.fill_(float("nan"))
+            device.upload(runner.model.state_input, state)
+            logits.fill_(float("nan"))
             runner.replay()
-            differing += (runner.model.logits32[0] != wanted).sum()
+            differing += (logits != wanted).sum()
         device.synchronize()
     assert int(differing) == 0
 
 
 def test_a_corrupted_weight_is_seen(device: CudaDevice, kernels: KernelLibrary) -> None:
     """The comparison would notice one wrong scale in one linear."""
-    program, tensors = small_program(group_size=64)
-    reference = Runner(program, tensors, HostDevice(), HostKernels())
-    tensors["layers.1.mlp_out.scales"][0, 0, 0, 0] *= 40
+    program, tensors, weights = small_program(group_size=64)
+    reference = Runner(program, weights.copy(), HostDevice(), HostKernels())
+    tensors["model.layers.1.mlp.down_proj.scales"][0, 0, 0, 0] *= 40
     with pytest.raises(AssertionError, match=r"prefill: \d"):
         check_against_numpy(
-            Runner(program, tensors, device, kernels), reference, TOLERANCES["float16"]
+            Runner(program, weights, device, kernels), reference, TOLERANCES["float16"]
         )
 
 
