@@ -265,7 +265,12 @@ def _with_perplexities(
     for text in texts:
         original, quantized = (
             evaluate_perplexity(
-                target, text, device=run.device, allow_unknown_keys=True, progress=progress
+                target,
+                text,
+                device=run.device,
+                allow_unknown_keys=True,
+                verify=False,  # its weights were hashed as they were written
+                progress=progress,
             )
             for target in (source, checkpoint.path)
         )

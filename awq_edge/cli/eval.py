@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from awq_edge.cli.generated import GroupedCommand
-from awq_edge.cli.options import AllowUnknownKeysOption, JsonOption, ThreadsOption
+from awq_edge.cli.options import AllowUnknownKeysOption, JsonOption, ThreadsOption, VerifyOption
 
 eval_app = typer.Typer(
     name="eval",
@@ -70,6 +70,7 @@ def perplexity(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    verify: VerifyOption = True,
     allow_unknown_keys: AllowUnknownKeysOption = False,
     json_to: JsonOption = None,
 ) -> None:
@@ -91,6 +92,7 @@ def perplexity(
             dtype=dtype,
             threads=threads,
             allow_unknown_keys=allow_unknown_keys,
+            verify=verify,
             progress=progress,
         )
     target_json.write(report.model_dump_json(indent=2))
@@ -115,6 +117,7 @@ def divergence(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    verify: VerifyOption = True,
     allow_unknown_keys: AllowUnknownKeysOption = False,
     json_to: JsonOption = None,
 ) -> None:
@@ -137,6 +140,7 @@ def divergence(
             dtype=dtype,
             threads=threads,
             allow_unknown_keys=allow_unknown_keys,
+            verify=verify,
             progress=progress,
         )
     target_json.write(report.model_dump_json(indent=2))
@@ -193,6 +197,7 @@ def tasks(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     threads: ThreadsOption = None,
+    verify: VerifyOption = True,
     allow_unknown_keys: AllowUnknownKeysOption = False,
     json_to: JsonOption = None,
 ) -> None:
@@ -220,6 +225,7 @@ def tasks(
             dtype=dtype,
             threads=threads,
             allow_unknown_keys=allow_unknown_keys,
+            verify=verify,
             progress=progress,
         )
     target_json.write(report.model_dump_json(indent=2))

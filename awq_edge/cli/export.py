@@ -10,13 +10,13 @@ import typer
 
 from awq_edge.cli.generated import Given, RunParameter, recipe_options
 from awq_edge.cli.options import (
-    OUTPUT,
     SAMPLING,
     AllowUnknownKeysOption,
     CalibrationOption,
     ModelArgument,
     OutOption,
     RecipeOption,
+    VerifyOption,
 )
 from awq_edge.units import size_text
 
@@ -42,14 +42,7 @@ def export(
         ),
     ] = None,
     calibration: CalibrationOption = None,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify/--no-verify",
-            help="Compare a checkpoint's weights with its report's hashes.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = True,
+    verify: VerifyOption = True,
     allow_unknown_keys: AllowUnknownKeysOption = False,
 ) -> None:
     """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""

@@ -67,6 +67,14 @@ AllowUnknownKeysOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Compare a checkpoint's weights with its report's hashes.",
+        rich_help_panel=MODEL,
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(

@@ -87,6 +87,7 @@ def evaluate_divergence(
     dtype: str | None = None,
     threads: int | None = None,
     allow_unknown_keys: bool = False,
+    verify: bool = True,
     progress: Progress | None = None,
 ) -> DivergenceReport:
     """The divergence of a model from a reference on a text.
@@ -97,7 +98,7 @@ def evaluate_divergence(
     stride: default half of it.
     max_tokens: score only the text's first tokens.
     device, dtype: for models and checkpoints.
-    threads: for both; see `open_logits_model`.
+    threads, allow_unknown_keys, verify: for both; see `open_logits_model`.
     Raises ConfigError for a text or a window that cannot be scored and for two models of different
     vocabularies, and the errors of loading.
     """
@@ -119,6 +120,7 @@ def evaluate_divergence(
                     dtype=dtype if takes else None,
                     threads=threads,
                     allow_unknown_keys=allow_unknown_keys,
+                    verify=verify,
                 )
             )
         return _measure(opened[0], opened[1], content, window, stride, max_tokens, progress)

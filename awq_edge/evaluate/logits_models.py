@@ -20,6 +20,7 @@ from awq_edge.model.files import ModelFiles
 from awq_edge.model.foreign_formats import refuse_foreign
 from awq_edge.model.hub import resolve_model
 from awq_edge.model.layouts import quantization_config
+from awq_edge.model.source import verify_weights
 from awq_edge.runtime.model import Model, load
 from awq_edge.runtime.tokenizer import Tokenizer
 
@@ -141,6 +142,7 @@ def open_logits_model(
     dtype: str | None,
     threads: int | None,
     allow_unknown_keys: bool = False,
+    verify: bool = True,
 ) -> LogitsModel:
     """Load a bundle, a checkpoint, or a model (a directory, a hub id, or `demo`).
 
@@ -149,6 +151,7 @@ def open_logits_model(
         float32.
     threads: CPU threads, None for the physical cores.
     allow_unknown_keys: ignore keys of config.json that only a newer transformers may know.
+    verify: compare the weights of a checkpoint with the hashes in its quantization report.
     Raises ConfigError for a choice that a bundle does not have, and the errors of loading.
     """
     directory = user_path(target, "TARGET")
@@ -167,6 +170,8 @@ def open_logits_model(
     files = ModelFiles(path)
     refuse_foreign(path, files.config, files.entries)
     require_known_keys(files.config, target, allow=allow_unknown_keys)
+    if verify:
+        verify_weights(files)
     quantized = quantization_config(files.config) is not None
     from awq_edge.evaluate.torch_models import open_torch_model
 

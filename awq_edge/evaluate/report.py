@@ -54,6 +54,7 @@ def evaluate_perplexity(
     dtype: str | None = None,
     threads: int | None = None,
     allow_unknown_keys: bool = False,
+    verify: bool = True,
     progress: Progress | None = None,
 ) -> PerplexityReport:
     """Perplexity of a text under a bundle, a checkpoint or a model.
@@ -63,7 +64,7 @@ def evaluate_perplexity(
     window: tokens, default 1024 or the context where that is shorter;
     stride: default half of it.
     max_tokens: score only the text's first tokens.
-    device, dtype, threads, allow_unknown_keys: see `open_logits_model`.
+    device, dtype, threads, allow_unknown_keys, verify: see `open_logits_model`.
     Raises ConfigError for a text or a window that cannot be scored, and the errors of loading.
     """
     content = text if isinstance(text, Text) else read_text(Path(text))
@@ -76,6 +77,7 @@ def evaluate_perplexity(
         dtype=dtype,
         threads=threads,
         allow_unknown_keys=allow_unknown_keys,
+        verify=verify,
     )
     try:
         whole = content.tokenized(source.tokenizer)

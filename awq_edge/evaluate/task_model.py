@@ -157,6 +157,7 @@ def open_task_model(
     dtype: str | None,
     threads: int | None,
     allow_unknown_keys: bool = False,
+    verify: bool = True,
 ) -> TaskModel:
     """Load a bundle, a checkpoint, or a model; see `open_logits_model`.
 
@@ -181,6 +182,7 @@ def open_task_model(
         dtype=dtype,
         threads=threads,
         allow_unknown_keys=allow_unknown_keys,
+        verify=verify,
     )
     try:
         if context is not None and context > source.context:

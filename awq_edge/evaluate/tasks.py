@@ -87,6 +87,7 @@ def evaluate_tasks(
     dtype: str | None = None,
     threads: int | None = None,
     allow_unknown_keys: bool = False,
+    verify: bool = True,
     progress: TaskProgress | None = None,
 ) -> TasksReport:
     """Evaluate a bundle, a checkpoint or a model on tasks of lm-evaluation-harness.
@@ -96,7 +97,7 @@ def evaluate_tasks(
     num_fewshot: examples in the prompt, where the task does not forbid any.
     apply_chat_template: prompts as messages.
     seed: draws examples and sampled answers.
-    context, batch_size, device, dtype, threads: see `open_task_model`.
+    context, batch_size, device, dtype, threads, allow_unknown_keys, verify: see `open_task_model`.
     Raises ConfigError for impossible choices and for tasks that cannot be loaded or run, and the
     errors of loading the model.
     """
@@ -120,6 +121,7 @@ def evaluate_tasks(
             dtype=dtype,
             threads=threads,
             allow_unknown_keys=allow_unknown_keys,
+            verify=verify,
         )
         try:
             harness = HarnessModel(model, seed=seed, progress=progress)

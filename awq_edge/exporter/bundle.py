@@ -93,7 +93,7 @@ def export_checkpoint(
     needed = plan.size + len(graph) + source.files.small_bytes()
     require_disk(workplace(out)[0], needed, f"the bundle of {model_name}")
     if verify:
-        verify_weights(source)
+        verify_weights(source.files)
     with atomic_directory(out, overwrite=overwrite) as work:
         files = _write_files(work, source.files, lowered, graph, plan, recipe, observer)
         manifest = _manifest(source, recipe, lowered, graph, plan, files, model_name, unquantized)

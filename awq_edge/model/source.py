@@ -16,6 +16,7 @@ from awq_edge.artifacts.outputs import read_own
 from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ArtifactError
 from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.files import ModelFiles
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -60,13 +61,13 @@ def describe_model(checkpoint: Checkpoint, name: str | None = None) -> ModelSour
         path=os.path.realpath(path),
         revision=path.name if path.parent.name == "snapshots" else None,
         config_sha256=hash_file(path / "config.json").sha256,
-        weights={file.name: _hash_weights(file) for file in weight_files(checkpoint)},
+        weights={file.name: _hash_weights(file) for file in weight_files(checkpoint.files)},
     )
 
 
-def weight_files(checkpoint: Checkpoint) -> list[Path]:
+def weight_files(files: ModelFiles) -> list[Path]:
     """The weight files of a model, each once."""
-    return sorted({entry.file for entry in checkpoint.files.entries.values()})
+    return sorted({entry.file for entry in files.entries.values()})
 
 
 def hash_weight_files(directory: Path, files: Iterable[Path]) -> dict[str, FileEntry]:
@@ -100,12 +101,12 @@ def reported_source(path: Path) -> ModelSource | None:
         return None
 
 
-def verify_weights(checkpoint: Checkpoint) -> None:
+def verify_weights(files: ModelFiles) -> None:
     """Compare a checkpoint's weight files with the hashes in its quantization report, if any.
 
     Raises ArtifactError naming the first file that differs, is missing or was added.
     """
-    path = checkpoint.path
+    path = files.path
     report = read_own(path / QUANTIZATION_REPORT, "awq-edge-quantization-report") or {}
     hashes = report.get("weights")
     if not hashes:  # made by another tool, or an earlier version
@@ -117,7 +118,7 @@ def verify_weights(checkpoint: Checkpoint) -> None:
         raise ArtifactError(
             f"{path / QUANTIZATION_REPORT}: `weights` are no hashes of files; {remedy}"
         ) from None
-    present = {file.relative_to(path).as_posix() for file in weight_files(checkpoint)}
+    present = {file.relative_to(path).as_posix() for file in weight_files(files)}
     for name in sorted(present ^ expected.keys()):
         how = "is not in" if name in present else "is missing, but named in"
         raise ArtifactError(f"{path / name} {how} {QUANTIZATION_REPORT}; {remedy}")

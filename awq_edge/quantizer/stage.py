@@ -251,7 +251,7 @@ def _finished(out: Path, key: str) -> QuantizedCheckpoint | None:
         report = read_quantization_report(out)
         if report.inputs_sha256 != key:
             return None
-        verify_weights(Checkpoint.open(out))
+        verify_weights(Checkpoint.open(out).files)
     except AwqEdgeError:  # it is made again
         return None
     return QuantizedCheckpoint(out, report)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import awq_edge
-from awq_edge.errors import ConfigError, ModelError
+from awq_edge.errors import ArtifactError, ConfigError, ModelError
+from awq_edge.evaluate.divergence_report import evaluate_divergence
 from awq_edge.evaluate.report import PerplexityReport, evaluate_perplexity
+from awq_edge.evaluate.task_model import open_task_model
 from awq_edge.model.layouts import awq_gemm
 from awq_edge.runtime.tokenizer import Tokenizer
 
@@ -283,6 +285,27 @@ def test_texts_that_cannot_be_scored(
         measure(tiny_bundle, tmp_path / "none.txt")
 
 
+def test_a_checkpoint_that_was_changed_is_no_checkpoint_to_measure(
+    checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    """As for `export`: weights that are not those of the report."""
+    changed = Path(shutil.copytree(checkpoint, tmp_path / "changed"))
+    file = changed / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-500:-400] = bytes(100)
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors was changed: .*--no-verify"):
+        measure(changed, text)
+    for pair in ((changed, checkpoint), (checkpoint, changed)):
+        with pytest.raises(ArtifactError, match=r"model\.safetensors was changed: .*--no-verify"):
+            evaluate_divergence(*pair, text, window=WINDOW)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors was changed: .*--no-verify"):
+        open_task_model(
+            str(changed), context=None, batch_size=1, device=None, dtype=None, threads=None
+        )
+    assert measure(changed, text, verify=False).perplexity != measure(checkpoint, text).perplexity
+
+
 @pytest.mark.parametrize("quantized", [False, True])
 def test_every_weight_is_accounted_for(
     tiny_llama: Path, checkpoint: Path, text: Path, tmp_path: Path, quantized: bool
@@ -296,7 +319,7 @@ def test_every_weight_is_accounted_for(
     norm = "model.layers.1.input_layernorm.weight"
     save_file({n: v for n, v in stored.items() if n != norm}, copy / "model.safetensors")
     with pytest.raises(ModelError, match=r"layers\.1\.input_layernorm"):
-        measure(copy, text)
+        measure(copy, text, verify=False)
     save_file({**stored, "model.layers.1.extra.weight": stored[norm]}, copy / "model.safetensors")
     with pytest.raises(ModelError, match=r"layers\.1\.extra"):
-        measure(copy, text)
+        measure(copy, text, verify=False)
