@@ -65,7 +65,8 @@ class Call:
     def sampler(self, rows: int, vocab: int) -> Callable[..., Any]:
         """A function (logits, step, **sampling) -> ids, on one workspace.
 
-        sampling: of every row, or one dict a row. counts, bias, mask: tensors of the rows.
+        sampling: of every row, or one dict a row. counts, bias, mask: tensors of the rows. greedy:
+        every row takes the largest, and parameters are not read.
         """
         torch = self.torch
         size = self.library.size("awq_edge_sample_workspace", rows, vocab)
@@ -80,6 +81,7 @@ class Call:
             counts: Any = None,
             bias: Any = None,
             mask: Any = None,
+            greedy: bool = False,
             **settings: Any,
         ) -> Any:
             ids = torch.full((rows,), -7, dtype=torch.int64, device="cuda")
@@ -89,8 +91,9 @@ class Call:
                 dtype=self.code,
                 rows=rows,
                 vocab=vocab,
+                greedy=int(greedy),
                 logits=logits.data_ptr(),
-                sampling=parameters.data_ptr(),
+                sampling=None if greedy and counts is None else parameters.data_ptr(),
                 step=steps.data_ptr(),
                 counts=self.address(counts),
                 bias=self.address(bias),

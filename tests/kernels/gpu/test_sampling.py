@@ -26,6 +26,7 @@ def test_greedy_is_the_first_largest(call: Call, vocab: int) -> None:
         ids = sample(logits, 0)
         values = logits.float().cpu().numpy()
         assert ids.tolist() == values.argmax(-1).tolist()  # numpy's argmax is the first
+        assert call.torch.equal(sample(logits, 0, greedy=True), ids)
         # Then with equal ones at the end and in the middle.
         logits[:, [vocab - 1, vocab // 2]] = 30.0 + trial
 
