@@ -155,8 +155,8 @@ typedef struct {
   const void* bias;     /* [n]; null: none */
 } awq_edge_dense_weight;
 
-/* x: [m, k]; y: [m, n]. m: 1 to AWQ_EDGE_MAX_ROWS. Workspace: as in awq_edge_w4a16_linear; its counters
- * are not touched. A query holds for every m up to max_m. */
+/* x: [m, k]; y: [m, n]. m: 1 to AWQ_EDGE_MAX_ROWS. Workspace: as in awq_edge_w4a16_linear, its
+ * counters not touched; a query holds for every m up to max_m. */
 AWQ_EDGE_API int awq_edge_dense_linear(const awq_edge_dense_weight* weight, const void* x, void* y,
                                        int32_t m, int32_t tactic, void* workspace,
                                        size_t workspace_bytes, void* stream);
@@ -331,9 +331,8 @@ typedef struct {
   float top_p;              /* (0, 1); 1: off */
   float min_p;              /* (0, 1]: of the largest probability; 0: off */
   int32_t top_k;            /* 0: off */
-  float repetition_penalty; /* divides positive logits (they are multiplied by its reciprocal),
-                               multiplies others, of tokens with a count; 1: off. Above 0; read, as
-                               the two below, where there are counts */
+  float repetition_penalty; /* multiplies logits of tokens with a count, positive ones by its
+                               reciprocal; above 0, 1: off. As the next two, read with counts only */
   float presence_penalty;   /* taken from logits of tokens that were drawn */
   float frequency_penalty;  /* taken from them for each time */
   int32_t sequence;         /* makes draws of one seed and step differ */
