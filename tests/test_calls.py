@@ -47,9 +47,17 @@ def test_former_arguments_make_the_same_and_warn(
 def test_former_arguments_are_those_that_each_call_had(tmp_path: Path) -> None:
     recipe = {"method", "bits", "group_size", "scheme", "propagate_error", "lm_head_bits"}
     recipe |= {"samples", "length", "seed"}
-    assert {field.name for field in command_fields("quantize")} == recipe | {"format"}
+    assert {field.name for field in command_fields("quantize")} == recipe | {"format", "effort"}
     assert {field.name for field in command_fields("export")} == recipe | {
-        *("runtime", "context", "accuracy_level", "activation_dtype", "linear", "attention")
+        *(
+            "effort",
+            "runtime",
+            "context",
+            "accuracy_level",
+            "activation_dtype",
+            "linear",
+            "attention",
+        )
     }
     with pytest.raises(TypeError, match=r"quantize\(\) got .* keyword argument 'context'"):
         awq_edge.quantize("demo", tmp_path / "out", context=64)

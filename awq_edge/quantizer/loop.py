@@ -17,8 +17,9 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -41,7 +42,7 @@ from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report.schema import BlockReport
 from awq_edge.quantizer.run_options import Observer
-from awq_edge.quantizer.search.rounding import NumberFormat
+from awq_edge.quantizer.search.rounding import NumberFormat, Rounded
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,7 @@ def quantize_layers(
         return task, weights, statistics
 
     between = inside = run_here
-    propagates = options.propagate_error or options.refine > 0
-    if executor is not None and propagates:
+    if executor is not None and options.propagates:
         inside = executor.parts  # later blocks wait for this one's outcome
     elif executor is not None:
         between = executor.blocks
@@ -138,9 +138,9 @@ def quantize_layers(
                 change = stream.fold_change(task, weights, outcome.scales, each.first)
                 weights.clear()  # before the next block comes
                 return_free_memory()
-            if propagates and task.layer < total:
+            if options.propagates and task.layer < total:
                 with each.clock.phase("forward"):
-                    stored = as_stored(task, outcome.stored, device)
+                    stored = as_stored(task, outcome.stored, device, outcome.codes)
                     stream.advance(task.layer, stored, quantized=True)
         reports[task.layer] = _report(each, outcome, change)
         store.save(task.layer, outcome.stored, reports[task.layer])
@@ -164,27 +164,33 @@ def _pass_over(
     device: torch.device,
 ) -> None:
     """Move the stream past a block that is in the store, as when it was quantized."""
-    if task.options.propagate_error or task.options.refine:
+    if task.options.propagates:
         stored = as_stored(task, store.load(task.layer), device)
         stream.advance(task.layer, stored, quantized=True)
     if not task.options.propagate_error:
         stream.advance(task.layer, read_weights(checkpoint, task, device))
 
 
-def as_stored(task: BlockTask, stored: Tensors, device: torch.device) -> Tensors:
+def as_stored(
+    task: BlockTask,
+    stored: Tensors,
+    device: torch.device,
+    codes: Mapping[str, Rounded] = MappingProxyType({}),
+) -> Tensors:
     """The weights of a block as the checkpoint holds them: float32 by relative name.
 
-    stored: its tensors by full name, see `BlockOutcome`.
+    stored, codes: see `BlockOutcome`; what is not in `codes` is unpacked.
     """
     tensors = {}
     for name in task.storage:
         full = task.full_name(name)
-        if full in stored:
+        if (linear := name.removesuffix(".weight")) in codes:
+            tensor = codes[linear].dequantize()
+        elif full in stored:
             tensor = stored[full].float()
         else:
-            number_format = task.number_format(name.removesuffix(".weight"))
-            linear = full.removesuffix(".weight")
-            tensor = restored(task.options.layout, linear, stored, number_format)
+            full = full.removesuffix(".weight")
+            tensor = restored(task.options.layout, full, stored, task.number_format(linear))
         tensors[name] = tensor.to(device)
     return tensors
 

@@ -59,12 +59,11 @@ from awq_edge.quantizer.report.schema import (
     summarise,
 )
 from awq_edge.quantizer.run_options import HERE, RunOptions
+from awq_edge.quantizer.search.effort import EFFORTS
 from awq_edge.quantizer.search.rounding import NumberFormat, NumberFormats
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import read_process_memory
 from awq_edge.runtime.tokenizer import Tokenizer
-
-_REFINE_ROUNDS = 3  # of method "refined", at most
 
 
 @dataclass(frozen=True)
@@ -281,15 +280,16 @@ def _quantize_layers(job: _Job, store: BlockStore) -> list[BlockReport]:
 
 
 def _options(job: _Job) -> BlockOptions:
+    defaults = job.recipe.quantization
     return BlockOptions(
         formats=job.formats,
         layout=job.layout,
-        statistics_budget=job.recipe.quantization.statistics_budget_bytes,
+        statistics_budget=defaults.statistics_budget_bytes,
         seed=job.recipe.calibration.seed,
-        propagate_error=job.recipe.quantization.propagate_error,
+        propagate_error=defaults.propagate_error,
         search=job.method in ("awq", "awq+gptq", "refined"),
         gptq=job.method in ("gptq", "awq+gptq", "refined"),
-        refine=_REFINE_ROUNDS if job.method == "refined" else 0,
+        refinement=EFFORTS[defaults.effort] if job.method == "refined" else None,
     )
 
 

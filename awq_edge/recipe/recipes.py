@@ -236,6 +236,10 @@ class QuantizationDefaults(_Part):
         Literal["none", "rtn", "awq", "gptq", "awq+gptq", "refined"],
         Flag("How weights are rounded: {}; rtn is to nearest, none leaves them as they are"),
     ]
+    effort: Annotated[
+        Literal["fast", "default", "best"],
+        Flag("Time that method refined takes: {}"),
+    ]
     bits: Annotated[Literal[2, 3, 4, 8], Flag("Bits of a weight")]
     group_size: Annotated[Literal[32, 64, 128], Flag("Input channels that share a scale")]
     scheme: Annotated[Literal["asymmetric", "symmetric"], Flag("With zero points or without")]

@@ -49,6 +49,7 @@ activation_dtype = "float16"
 accuracy_level = 4
 [quantization]
 method = "awq"
+effort = "fast"
 bits = 4
 group_size = 128
 scheme = "asymmetric"

@@ -44,7 +44,8 @@ class SeparateExperts(torch.nn.Module):
             tokens, place = torch.where(chosen == expert)
             given = hidden[tokens]
             inner = self._activation(gate(given)) * up(given)
-            output.index_add_(0, tokens, down(inner) * shares[tokens, place, None])
+            share = shares[tokens, place, None]
+            output.index_add_(0, tokens, (down(inner) * share).to(output.dtype))  # from bfloat16
         return output
 
 

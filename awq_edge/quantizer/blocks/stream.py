@@ -6,11 +6,12 @@ hidden ─► block i, float32 ─┬─► hidden of block i + 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 
 import torch
 
-from awq_edge.device.torch_device import tf32_products
+from awq_edge.device.torch_device import float32_products
 from awq_edge.errors import ModelError
 from awq_edge.model.archs import Decoder
 from awq_edge.model.checkpoint import Checkpoint
@@ -38,6 +39,10 @@ _CHECK_TOKENS = 64  # of the first sample, on which the fold is checked
 _REROUTED_TOKENS = 16
 
 
+class _AllSeen(Exception):
+    """Every watched linear of a block has run."""
+
+
 class CalibrationStream:
     """Runs the tasks of a checkpoint on the calibration tokens, in order, each once."""
 
@@ -58,7 +63,7 @@ class CalibrationStream:
         hidden = self._runner.embed(ids, self._batch, calibration.images)
         self._hidden = hidden.to(_home(hidden, device))  # float32 [samples, length, hidden]
         # Behind the quantized blocks, beside the original model's; None where one stream is enough.
-        self._quantized = self._hidden.clone() if options.refine else None
+        self._quantized = self._hidden.clone() if options.two_streams else None
         self._tokens = calibration.ids.size
 
     @property
@@ -82,10 +87,8 @@ class CalibrationStream:
                 self._device,
                 sample_tokens=plan[name],
                 seed=self._options.seed,
-                # Every token is in G where a second product has to be of the same ones.
-                expected_tokens=0
-                if self._quantized is not None
-                else int(self._tokens * task.token_share(name)),
+                expected_tokens=int(self._tokens * task.token_share(name)),
+                paired=self._quantized is not None,
             )
             for name, size in sizes.items()
         }
@@ -117,22 +120,36 @@ class CalibrationStream:
     ) -> None:
         """Run the block on both streams, batch by batch; the original's moves on."""
         assert self._quantized is not None
-        inputs: dict[str, list[torch.Tensor]] = {}
-        watchers = {
-            linears[0]: inputs.setdefault(name, []).append for name, linears in task.inputs.items()
-        }
-        with tf32_products(True), block.watched(watchers):
+        seen: dict[str, list[torch.Tensor]] = {name: [] for name in task.inputs}
+        output_is_wanted = True
+
+        def watcher(name: str) -> Callable[[torch.Tensor], None]:
+            def watch(rows: torch.Tensor) -> None:
+                seen[name].append(rows)
+                if not output_is_wanted and all(seen.values()):
+                    raise _AllSeen
+
+            return watch
+
+        def taken() -> dict[str, torch.Tensor]:
+            empty = self._hidden.new_zeros(0, device=self._device)
+            inputs = {name: torch.cat(each) if each else empty for name, each in seen.items()}
+            for each in seen.values():
+                each.clear()
+            return inputs
+
+        watchers = {linears[0]: watcher(name) for name, linears in task.inputs.items()}
+        with float32_products(self._device, reduced=True), block.watched(watchers):
             for batch, part in enumerate(torch.split(self._hidden, self._batch)):
-                block.run(self._quantized[batch * self._batch :][: len(part)], batch)
-                of_quantized = {name: list(seen) for name, seen in inputs.items()}
-                for seen in inputs.values():
-                    seen.clear()
+                # Experts are reached one by one, by some tokens; any other input by all at once.
+                output_is_wanted = task.decoder.has_experts(task.layer)
+                with contextlib.suppress(_AllSeen):
+                    block.run(self._quantized[batch * self._batch :][: len(part)], batch)
+                quantized, output_is_wanted = taken(), True
                 part.copy_(block.run(part, batch))
-                for name, seen in inputs.items():
-                    empty = part.new_zeros(0, statistics[name].in_features)
-                    pair = (torch.cat(each or [empty]) for each in (seen, of_quantized[name]))
-                    statistics[name].add_pair(*pair)
-                    seen.clear()
+                original = taken()
+                for name, each in statistics.items():
+                    each.add_pair(original[name], quantized[name])
 
     def advance(self, layer: int, tensors: Tensors, *, quantized: bool = False) -> None:
         """Run a block with these weights, float32 by name relative to it; hidden states move on.
@@ -202,10 +219,10 @@ class CalibrationStream:
     def _forward(self, block: BlockOnDevice, *, keep: bool = True, quantized: bool = False) -> None:
         """Run the block on the hidden states. keep: its output takes their place.
 
-        With TF32 on a GPU: ten bits of mantissa are what 16-bit inference has. G, the searches and
-        the check of the folds are in float32.
+        With products of 16-bit inference's mantissas where the device is faster with them. G, the
+        searches and the check of the folds are in float32.
         """
-        with tf32_products(True):
+        with float32_products(self._device, reduced=True):
             hidden = self._hidden if self._quantized is None or not quantized else self._quantized
             for batch, part in enumerate(torch.split(hidden, self._batch)):
                 output = block.run(part, batch)

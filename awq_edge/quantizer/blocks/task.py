@@ -18,6 +18,7 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.layouts import Layout
 from awq_edge.quantizer.calibration.statistics import InputStatistics, WeightsOnly
 from awq_edge.quantizer.checkpoint.writer import storage_dtype
+from awq_edge.quantizer.search.effort import Effort
 from awq_edge.quantizer.search.rounding import NumberFormat, NumberFormats
 
 Observed = Mapping[str, InputStatistics]  # by the name of an input
@@ -32,9 +33,8 @@ class BlockOptions:
     """How blocks are quantized and stored. formats: number formats of the linears; those of one
     scale group have the same. statistics_budget: bytes of one block's statistics.
     propagate_error: later blocks see the outputs of quantized ones. search: AWQ's scales and clips.
-    gptq: codes by GPTQ instead of rounding to nearest, on the scaled weights. refine: rounds of
-    least-squares scales and coordinate descent behind GPTQ, which then searches its ranges itself,
-    on both streams of tokens (`CalibrationStream`); 0 for none."""
+    gptq: codes by GPTQ instead of rounding to nearest, on the scaled weights. refinement: what
+    method "refined" does beyond that, None for the others."""
 
     formats: NumberFormats
     layout: Layout
@@ -43,12 +43,22 @@ class BlockOptions:
     propagate_error: bool
     search: bool
     gptq: bool
-    refine: int = 0
+    refinement: Effort | None = None
 
     @property
     def calibrated(self) -> bool:
         """True for methods that look at inputs; rounding to nearest looks at weights alone."""
         return self.search or self.gptq
+
+    @property
+    def two_streams(self) -> bool:
+        """True where statistics are of the quantized blocks' stream beside the original's."""
+        return self.refinement is not None and self.refinement.two_streams
+
+    @property
+    def propagates(self) -> bool:
+        """True where later blocks depend on the outcome of earlier ones."""
+        return self.propagate_error or self.two_streams
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ import torch
 from awq_edge.errors import ModelError
 from awq_edge.model.archs import ScaleGroup
 from awq_edge.quantizer.blocks.folding import fold, realise_scale, tie_channels
-from awq_edge.quantizer.blocks.task import BlockOptions, BlockTask, Observed, Statistics
+from awq_edge.quantizer.blocks.task import (
+    BlockTask,
+    Observed,
+    OutputLayerTask,
+    Statistics,
+)
 from awq_edge.quantizer.blocks.weights import Tensors
 from awq_edge.quantizer.calibration.statistics import InputStatistics, WeightsOnly
 from awq_edge.quantizer.checkpoint.writer import narrowed, quantized_tensors
@@ -30,10 +35,10 @@ from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report.linear import RoundedLinear, report_linear
 from awq_edge.quantizer.report.schema import LinearReport
 from awq_edge.quantizer.search.awq import UNSCALED, GroupChoice, clip_group, search_group
-from awq_edge.quantizer.search.gptq import gptq_round, inverse_factor
-from awq_edge.quantizer.search.refine import refine
+from awq_edge.quantizer.search.gptq import gptq_round
+from awq_edge.quantizer.search.refine import round_refined
 from awq_edge.quantizer.search.rounding import Rounded, ScaleOverflow, concatenate, round_to_nearest
-from awq_edge.quantizer.search.scales import Member, sample_rows
+from awq_edge.quantizer.search.scales import Member, sample_rows, search_scales
 
 Result = TypeVar("Result")
 
@@ -42,11 +47,13 @@ Result = TypeVar("Result")
 class BlockOutcome:
     """The result of a task.
 
-    stored: its tensors as the checkpoint holds them, by full name, on the CPU. scales: what was
-    folded, by scale group, float32 [in], absent for s = 1. seconds: by phase.
+    stored: its tensors as the checkpoint holds them, by full name, on the CPU. codes: of a block
+    whose outputs are propagated, by linear, where they were made. scales: what was folded, by scale
+    group, float32 [in], absent for s = 1. seconds: by phase.
     """
 
     stored: Tensors
+    codes: Mapping[str, Rounded]
     scales: Mapping[str, torch.Tensor]
     linears: tuple[LinearReport, ...]
     seconds: Mapping[str, float]
@@ -94,6 +101,7 @@ def quantize_block(
         ),
     )
     stored: Tensors = {}
+    kept: dict[str, Rounded] = {}
     reports: dict[str, LinearReport] = {}
     for source, names in together:
         with clock.phase("round"):
@@ -106,13 +114,16 @@ def quantize_block(
                     task, pieces, weights, codes, choices, statistics[source]
                 )
             with clock.phase("pack"):
+                whole = concatenate([each.rounded for each in codes])
                 stored |= quantized_tensors(
                     task.options.layout,
                     task.full_name(pieces[0]),
-                    concatenate([each.rounded for each in codes]),
+                    whole,
                     task.number_format(pieces[0]),
                 )
-            del weights, codes
+            if task.options.propagates and not isinstance(task, OutputLayerTask):
+                kept[linear] = whole
+            del weights, codes, whole
     scales = {name: choice.scale for name, choice in choices.items() if choice.scale is not None}
     with clock.phase("pack"):
         for name in task.unquantized(scales):
@@ -123,7 +134,7 @@ def quantize_block(
         reports.get(name) or LinearReport(name=name, quantized=False, reason=task.obstacles[name])
         for name in task.linears
     )
-    return BlockOutcome(stored, scales, linears, clock.seconds)
+    return BlockOutcome(stored, kept, scales, linears, clock.seconds)
 
 
 def _search(
@@ -137,7 +148,7 @@ def _search(
         (task, group, _of_group(group, tensors), task.statistics_of(group, statistics))
         for group in task.groups
     ]
-    search = choose_scale if task.options.refine else search_scale_group
+    search = search_scale_group if task.options.refinement is None else choose_scale
     return dict(zip(names, run(search, arguments), strict=True))
 
 
@@ -156,10 +167,7 @@ def search_scale_group(
 ) -> GroupChoice:
     """Scale and clips of one group. tensors: of the block, by relative name, those of the group and
     what its inverse scale goes into at least."""
-    members = {
-        name: Member(tensors[f"{name}.weight"], statistics[task.input_of[name]])
-        for name in task.members(group)
-    }
+    members = _members(task, group, tensors, statistics)
     if group.kind == "none":
         return clip_group(members, task.group_format(group))
     return search_group(
@@ -171,32 +179,67 @@ def search_scale_group(
     )
 
 
+def _members(
+    task: BlockTask, group: ScaleGroup, tensors: Tensors, statistics: Observed
+) -> dict[str, Member]:
+    return {
+        name: Member(tensors[f"{name}.weight"], statistics[task.input_of[name]])
+        for name in task.members(group)
+    }
+
+
 def choose_scale(
     task: BlockTask, group: ScaleGroup, tensors: Tensors, statistics: Observed
 ) -> GroupChoice:
-    """The scale of `search_scale_group`, or none where GPTQ leaves less without it; no clips, since
-    GPTQ searches its ranges. On a sample of the rows; arguments as there."""
-    choice = search_scale_group(task, group, tensors, statistics)
-    plain = replace(UNSCALED, fell_back=choice.scale is not None)
-    if choice.scale is None:
-        return plain
-    losses = [0.0, 0.0]
-    for source, names in task.members_by_input(group).items():
-        inputs = statistics[source]
-        weight = torch.cat([tensors[f"{name}.weight"] for name in names])
-        weight = inputs.target(sample_rows(weight, task.options.seed)[0])
-        for index, scale in enumerate((None, choice.scale)):
-            factor = _gptq_factor(task.options, inputs, scale)
-            if factor is None:
-                return plain
-            scaled = weight if scale is None else weight * scale
-            try:
-                rounded = gptq_round(scaled, factor, task.group_format(group), search=True)
-            except ScaleOverflow:
-                losses[index] = math.inf
-                continue
-            losses[index] += _output_error(rounded, scaled, scale, inputs)
-    return replace(choice, clips={}, rtn_errors={}) if losses[1] < losses[0] else plain
+    """The best scale of AWQ's grid, or none where GPTQ leaves less without it; no clips, since it
+    searches its ranges. On a sample of the rows; arguments as of `search_scale_group`."""
+    if group.kind == "none":
+        return UNSCALED
+    choice = search_scales(
+        list(_members(task, group, tensors, statistics).values()),
+        task.group_format(group),
+        tie=tie_channels(task.decoder, group),
+        seed=task.options.seed,
+    )
+    if choice.exponent == 0 and not choice.weight_aware:  # s = 1
+        return UNSCALED
+    scale = realise_scale(task.decoder, group, tensors, task.storage)(choice.scale)
+    losses = [
+        sum(
+            _sampled_loss(task, names, tensors, each, statistics[source])
+            for source, names in task.members_by_input(group).items()
+        )
+        for each in (None, scale)
+    ]
+    if losses[1] < losses[0]:
+        return GroupChoice(scale, {}, choice.exponent, choice.weight_aware)
+    return replace(UNSCALED, fell_back=True)
+
+
+def _sampled_loss(
+    task: BlockTask,
+    names: Sequence[str],
+    tensors: Tensors,
+    scale: torch.Tensor | None,
+    inputs: InputStatistics,
+) -> float:
+    """The output error that GPTQ with searched ranges leaves in some rows of linears that read one
+    input; without G that of plain rounding."""
+    weight = torch.cat([tensors[f"{name}.weight"] for name in names])
+    weight = sample_rows(weight, task.options.seed)[0]
+    target = inputs.target(weight)
+    if scale is not None:
+        target = target * scale
+    number_format, factor = task.number_format(names[0]), inputs.inverse_factor(scale)
+    effort = task.options.refinement
+    try:
+        if factor is None or effort is None:
+            rounded = round_to_nearest(target, number_format)
+        else:
+            rounded = gptq_round(target, factor, number_format, range_steps=effort.range_steps)
+    except ScaleOverflow:
+        return math.inf
+    return _output_error(rounded, target, scale, inputs)
 
 
 def fold_block(task: BlockTask, tensors: Tensors, choices: Mapping[str, GroupChoice]) -> Tensors:
@@ -224,7 +267,7 @@ def round_linears(
     """
     choice = choices[task.group_of(names[0]).name]
     rounded = {name: _nearest(task, name, tensors, choices) for name in names}
-    factor = _gptq_factor(task.options, inputs, choice.scale)
+    factor = inputs.inverse_factor(choice.scale) if task.options.gptq else None
     if factor is not None:
         for batch in task.batches(names):
             nearest = {name: rounded[name] for name in batch}
@@ -266,30 +309,12 @@ def _with_gptq(
 
     weights: after the folds. The rows of all of them go through the columns together.
     """
-    number_format = task.number_format(next(iter(nearest)))
-    ratios = [choice.clips.get(name) for name in nearest]
-    ratio = None
-    if any(each is not None for each in ratios):
-        ratio = torch.cat(
-            [
-                torch.ones(nearest[name].rounded.scales.shape, device=factor.device)
-                if each is None
-                else each
-                for name, each in zip(nearest, ratios, strict=True)
-            ]
-        )
     targets = {name: _target(weight, choice.scale, inputs) for name, weight in weights.items()}
     whole = torch.cat(list(targets.values()))
-    refined = task.options.refine > 0
     try:
-        rounded = gptq_round(whole, factor, number_format, ratio, search=refined)
+        rounded = _codes(task, whole, factor, choice, nearest, inputs)
     except ScaleOverflow:
         return dict(nearest)
-    if refined and inputs.gram is not None:
-        gram, scale = inputs.gram, choice.scale
-        if scale is not None:
-            gram = gram / torch.outer(scale, scale)
-        rounded = refine(whole, rounded, gram, number_format.bits, task.options.refine)
     better = {}
     parts = rounded.split([len(weight) for weight in weights.values()])
     for (name, target), part in zip(targets.items(), parts, strict=True):
@@ -302,14 +327,28 @@ def _with_gptq(
     return better
 
 
-def _gptq_factor(
-    options: BlockOptions, inputs: InputStatistics | WeightsOnly, scale: torch.Tensor | None
-) -> torch.Tensor | None:
-    """`inverse_factor` of an input; None without GPTQ, or where G did not fit the budget."""
-    if not options.gptq or inputs.gram is None or inputs.tokens == 0:
-        return None
+def _codes(
+    task: BlockTask,
+    weight: torch.Tensor,
+    factor: torch.Tensor,
+    choice: GroupChoice,
+    nearest: Mapping[str, RoundedLinear],
+    inputs: InputStatistics | WeightsOnly,
+) -> Rounded:
+    """GPTQ's codes, refined where the method is. weight: the rows of all linears in `nearest`."""
+    effort, number_format = task.options.refinement, task.number_format(next(iter(nearest)))
+    if effort is None:
+        ratios = [
+            choice.clips.get(name, torch.ones(linear.rounded.scales.shape, device=weight.device))
+            for name, linear in nearest.items()
+        ]
+        ratio = torch.cat(ratios) if choice.clips else None
+        return gptq_round(weight, factor, number_format, ratio)
     gram = inputs.gram
-    return inverse_factor(gram if scale is None else gram / torch.outer(scale, scale))
+    assert gram is not None  # its factor was made of it
+    if choice.scale is not None:
+        gram = gram / torch.outer(choice.scale, choice.scale)
+    return round_refined(weight, factor, gram, number_format, effort)
 
 
 def _target(

@@ -15,16 +15,16 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from awq_edge.device.torch_device import tf32_products
+from awq_edge.device.torch_device import float32_products
 from awq_edge.quantizer.host_memory import column_pieces, row_pieces
+from awq_edge.quantizer.search.gptq import inverse_factor
 
 _FLOAT_BYTES = 4
 _SAMPLE_TOKENS = 8192  # of a token sample, at most
 # Tokens that G is summed over: docs/results.md has what fewer and more give.
 _GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL = 16384, 4
 _GOLDEN_RATIO = 0.6180339887498949
-# Of the cross term, and of the mean of G's diagonal that is added to both sides.
-_CROSS_SHARE, _CROSS_RIDGE = 0.25, 0.01
+_CROSS_SHARE = 0.25  # of the way to the weight that least squares would have
 _PANEL = 512  # columns of G that are computed at a time
 
 
@@ -39,20 +39,25 @@ class InputStatistics:
         sample_tokens: int | None,
         seed: int,
         expected_tokens: int = 0,
+        paired: bool = False,
     ) -> None:
         """sample_tokens: None keeps G; a number keeps that many tokens instead. expected_tokens:
-        about how many will be added; G takes every one of them where they are few."""
+        about how many will be added; G takes every one of them where they are few. paired: G takes
+        every one, and what is limited is the sum over both streams, see `add_pair`."""
         self.tokens = 0
         self.in_features = in_features
         self.device = device
         enough = max(_GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL * in_features)
-        self._gram_share = min(1.0, enough / max(expected_tokens, 1))
+        share = min(1.0, enough / max(expected_tokens, 1))
+        self._gram_share, self._cross_share = (1.0, share) if paired else (share, 1.0)
         self._gram_tokens = 0
         self._sum_abs = torch.zeros(in_features, device=device)
         self._gram: torch.Tensor | None = None
         self._is_mirrored = True
+        self._factor: torch.Tensor | None = None
         self._cross: torch.Tensor | None = None
-        self._is_paired = True
+        self._cross_tokens = 0
+        self._has_same_tokens = True
         self._drift: torch.Tensor | None = None
         self._sample: torch.Tensor | None = None
         if sample_tokens is None:
@@ -70,7 +75,7 @@ class InputStatistics:
     @property
     def is_paired(self) -> bool:
         """True where the tokens of both streams were added, see `add_pair`."""
-        return self._cross is not None
+        return self._cross is not None or self._drift is not None
 
     @property
     def is_sampled(self) -> bool:
@@ -78,15 +83,13 @@ class InputStatistics:
 
     def add(self, inputs: torch.Tensor) -> None:
         """Add tokens. inputs: [..., in], any float dtype."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        rows = inputs.reshape(-1, self.in_features).float()
         for columns in column_pieces(rows, 1):
             self._sum_abs[columns] += rows[:, columns].abs().sum(dim=0)
         if self._sample is not None:
             self._add_to_sample(rows)
-        elif self._gram_share < 1:
-            self._add_to_gram(rows[self._in_gram(len(rows)).to(rows.device)])
         else:
-            self._add_to_gram(rows)
+            self._add_to_gram(rows[self._chosen(len(rows), self._gram_share)])
         self.tokens += len(rows)
 
     def add_pair(self, original: torch.Tensor, inputs: torch.Tensor) -> None:
@@ -95,44 +98,55 @@ class InputStatistics:
 
         Where they are not the same tokens (a router sends some elsewhere), the second alone counts.
         """
+        taken = self._chosen(inputs.numel() // self.in_features, self._cross_share)
         self.add(inputs)
-        if self._gram is None or original.numel() != inputs.numel() or not self._is_paired:
-            self._cross, self._is_paired = None, False
+        if self._gram is None or original.numel() != inputs.numel() or not self._has_same_tokens:
+            self._cross, self._has_same_tokens = None, False
             return
         if self._cross is None:
             self._cross = torch.zeros_like(self._gram)
-        size = inputs.shape[-1]
-        with tf32_products(False):
-            self._cross.addmm_(
-                original.reshape(-1, size).float().T, inputs.reshape(-1, size).float()
-            )
+        rows = [each.reshape(-1, self.in_features)[taken].float() for each in (original, inputs)]
+        self._cross_tokens += len(rows[0])
+        with float32_products(self.device, reduced=False):
+            self._cross.addmm_((rows[0] - rows[1]).T, rows[1])
 
     def target(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight whose output on this stream's inputs stands for the original's on its own.
 
-        W (I + a (C G^-1 - I)) with C = sum of x y^T and G of y: a = 1 is least squares, which
+        W (I + a C G^-1) with C = sum of (x - y) y^T and G of y: a = 1 is least squares, which
         follows the calibration tokens too closely; see docs/quantize.md. weight: float32 [out, in].
         """
-        if self._cross is None:
-            return weight
-        if self._drift is None:
-            gram, cross = self._whole_gram().double(), self._cross.double()
-            ridge = _CROSS_RIDGE * gram.diagonal().mean().clamp(min=1e-30)
-            gram.diagonal().add_(ridge)
-            cross.diagonal().add_(ridge)
-            drift = torch.linalg.solve(gram, cross.T).T
-            drift.diagonal().sub_(1)
-            self._drift = (_CROSS_SHARE * drift).float()
-        return torch.addmm(weight, weight, self._drift)
+        if self._cross is not None:
+            factor = self.inverse_factor()
+            assert factor is not None
+            share = _CROSS_SHARE * self.tokens / max(self._cross_tokens, 1)
+            self._drift = (self._cross.mul_(share) @ factor.T) @ factor
+            self._cross = None
+        return weight if self._drift is None else torch.addmm(weight, weight, self._drift)
 
-    def _in_gram(self, count: int) -> torch.Tensor:
-        """Which of the next tokens are in G: int64 indices.
+    def inverse_factor(self, scale: torch.Tensor | None = None) -> torch.Tensor | None:
+        """`awq_edge.quantizer.search.gptq.inverse_factor` of G, float32 [in, in]; None without
+        tokens or where a sample stands for G.
+
+        scale: s of inputs that are divided by it, float32 [in]: with H^-1 = U^T U of the inputs as
+        they are, that of the divided ones is U times s, column by column.
+        """
+        if self.gram is None or self.tokens == 0:
+            return None
+        if self._factor is None:
+            self._factor = inverse_factor(self.gram)
+        return self._factor if scale is None else self._factor * scale
+
+    def _chosen(self, count: int, share: float) -> torch.Tensor | slice:
+        """Which of the next tokens are in a sum over a share of all: int64 indices.
 
         Multiples of the golden ratio, modulo 1, are even over any stretch of tokens and favour no
         position of a sequence (the first token of each is unlike all others).
         """
+        if share >= 1:
+            return slice(None)
         numbers = torch.arange(self.tokens, self.tokens + count, dtype=torch.float64)
-        return ((numbers * _GOLDEN_RATIO) % 1 < self._gram_share).nonzero()[:, 0]
+        return ((numbers * _GOLDEN_RATIO) % 1 < share).nonzero()[:, 0].to(self.device)
 
     def _add_to_gram(self, rows: torch.Tensor) -> None:
         """Add to the lower triangle, panel by panel:
@@ -147,7 +161,7 @@ class InputStatistics:
         self._gram_tokens += len(rows)
         self._is_mirrored = False
         transposed = rows.T
-        with tf32_products(False):
+        with float32_products(self.device, reduced=False):
             for begin in range(0, len(self._gram), _PANEL):
                 panel = slice(begin, begin + _PANEL)
                 self._gram[begin:, panel].addmm_(transposed[begin:], rows[:, panel])
@@ -229,6 +243,9 @@ class WeightsOnly:
     def target(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight itself."""
         return weight
+
+    def inverse_factor(self, scale: torch.Tensor | None = None) -> None:
+        """None: there is no G to factorise."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from awq_edge.quantizer.search.ranges import conditional_hessian, search_range
-from awq_edge.quantizer.search.rounding import NumberFormat, Rounded, ranges
+from awq_edge.quantizer.search.columns import round_columns
+from awq_edge.quantizer.search.ranges import conditional_hessians, search_range
+from awq_edge.quantizer.search.rounding import NumberFormat, Rounded, ScaleOverflow, ranges
 
 _DAMPING = 0.01  # of the mean of G's diagonal, as in the paper
-_BLOCK = 128  # columns between two updates of everything to the right
 
 
 def gptq_round(
@@ -24,13 +24,14 @@ def gptq_round(
     number_format: NumberFormat,
     ratio: torch.Tensor | None = None,
     *,
-    search: bool = False,
+    range_steps: int = 0,
 ) -> Rounded:
     """Codes of a weight that keep its output on the calibration tokens.
 
     weight: float32 [out, in]. factor: `inverse_factor` of the G of the input that this weight is
-    multiplied with. ratio: clip ratios, float32 [out, in / group], None for 1. search: the range of
-    each group is searched when its turn comes, see `awq_edge.quantizer.search.ranges`.
+    multiplied with. ratio: clip ratios, float32 [out, in / group], None for 1. range_steps: the
+    range of each group is searched in so many steps when its turn comes, see
+    `awq_edge.quantizer.search.ranges`; 0 takes the ratio.
     Raises ScaleOverflow when a scale does not fit fp16: errors that are passed on can add up.
     """
     group_size, levels = number_format.group_size, 2**number_format.bits - 1
@@ -38,34 +39,26 @@ def gptq_round(
     # Transposed, so that what is done column by column is contiguous.
     work = weight.T.contiguous()  # [in, out]
     codes = torch.empty(in_features, out_features, dtype=torch.uint8, device=weight.device)
+    hessians = conditional_hessians(factor, group_size) if range_steps else None
     all_scales, all_zeros = [], []
-    block_size = max(_BLOCK, group_size)
-    for begin in range(0, in_features, block_size):
-        end = min(begin + block_size, in_features)
-        errors = torch.empty(end - begin, out_features, device=weight.device)
-        for column in range(begin, end):
-            if column % group_size == 0:
-                columns, group = slice(column, column + group_size), column // group_size
-                now = work[columns].T.contiguous()
-                if search:
-                    hessian = conditional_hessian(factor, columns)
-                    scale, zero = search_range(now, hessian, number_format)
-                else:
-                    clip = None if ratio is None else ratio[:, group : group + 1]
-                    scale, zero = (each[:, 0] for each in ranges(now, number_format, clip)[1:])
-                step = scale.float()
-                all_scales.append(scale)
-                all_zeros.append(zero.to(torch.uint8))
-            code = torch.div(work[column], step).round_().add_(zero).clamp_(0, levels)
-            codes[column] = code
-            error = errors[column - begin]
-            torch.sub(work[column], code.sub_(zero).mul_(step), out=error)
-            error.div_(factor[column, column])
-            work[column + 1 : end].addr_(factor[column, column + 1 : end], error, alpha=-1)
-        work[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
-    return Rounded(
-        codes.T.contiguous(), torch.stack(all_scales, dim=1), torch.stack(all_zeros, dim=1)
-    )
+    for group in range(in_features // group_size):
+        columns = slice(group * group_size, (group + 1) * group_size)
+        now = work[columns].T.contiguous()
+        if hessians is not None:
+            scale, zero = search_range(now, hessians[group], number_format, range_steps)
+        else:
+            clip = None if ratio is None else ratio[:, group : group + 1]
+            scale, zero = (each[:, 0] for each in ranges(now, number_format, clip)[1:])
+        codes[columns], errors = round_columns(
+            work[columns], factor[columns, columns], scale.float(), zero, levels
+        )
+        work[columns.stop :].addmm_(factor[columns, columns.stop :].T, errors, alpha=-1)
+        all_scales.append(scale)
+        all_zeros.append(zero.to(torch.uint8))
+    scales = torch.stack(all_scales, dim=1)
+    if not torch.isfinite(scales).all():
+        raise ScaleOverflow("a scale overflows fp16")
+    return Rounded(codes.T.contiguous(), scales, torch.stack(all_zeros, dim=1))
 
 
 def inverse_factor(gram: torch.Tensor) -> torch.Tensor:

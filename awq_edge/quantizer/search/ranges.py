@@ -12,38 +12,47 @@ import itertools
 import torch
 
 from awq_edge.model.w4a16 import SMALLEST_SCALE
-from awq_edge.quantizer.search.rounding import NumberFormat, ScaleOverflow
+from awq_edge.quantizer.search.rounding import NumberFormat
 
-_RATIOS = tuple(1 - step / 20 for step in range(11))  # 1.0, 0.95, ..., 0.5
-_ENDS = _RATIOS[::2]  # of two ends that shrink by different ratios
+_SMALLEST_RATIO = 0.5  # of the end of a range
 _CHUNK_VALUES = {"cpu": 1 << 18, "cuda": 1 << 26}  # weights times candidates at a time
 
 
 def search_range(
-    weight: torch.Tensor, hessian: torch.Tensor, number_format: NumberFormat
+    weight: torch.Tensor, hessian: torch.Tensor, number_format: NumberFormat, steps: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point of each row of one group: float16 and float32 [out].
 
     weight: float32 [out, group], as the columns before it leave it. hessian: float32 [group,
-    group]. Raises ScaleOverflow where a scale does not fit fp16.
+    group]. steps: of each end from 1 down to 0.5; both ends together, and apart at every second
+    one. A scale that does not fit fp16 is infinite.
     """
-    low, high = _ratio_pairs(number_format.scheme, weight.device)
+    low, high = _ratio_pairs(number_format.scheme, steps, weight.device)
     rows = max(1, _CHUNK_VALUES[weight.device.type] // (weight.shape[1] * len(low)))
     parts = [_search(part, hessian, number_format, low, high) for part in torch.split(weight, rows)]
     return torch.cat([scales for scales, _ in parts]), torch.cat([zeros for _, zeros in parts])
 
 
-def conditional_hessian(factor: torch.Tensor, columns: slice) -> torch.Tensor:
-    """H of a group of columns, float32 [group, group]. factor: `inverse_factor` of G."""
-    block = factor[columns, columns].double()
-    return torch.cholesky_inverse(block, upper=True).float()
+def conditional_hessians(factor: torch.Tensor, group_size: int) -> torch.Tensor:
+    """H of each group of columns, float32 [in / group, group, group]. factor: `inverse_factor` of
+    G."""
+    count = len(factor) // group_size
+    blocks = factor.reshape(count, group_size, count, group_size)
+    upper = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
+    one = torch.eye(group_size, dtype=torch.float64, device=factor.device).expand_as(upper)
+    inverse = torch.linalg.solve_triangular(upper, one, upper=True)
+    hessians: torch.Tensor = (inverse @ inverse.mT).float()
+    return hessians
 
 
-def _ratio_pairs(scheme: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _ratio_pairs(
+    scheme: str, steps: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Ratios of the low and the high end of the candidates: float32 [candidates] each."""
-    pairs = [(ratio, ratio) for ratio in _RATIOS]
+    ratios = [1 - (1 - _SMALLEST_RATIO) * step / steps for step in range(steps + 1)]
+    pairs = [(ratio, ratio) for ratio in ratios]
     if scheme == "asymmetric":
-        pairs += itertools.permutations(_ENDS, 2)
+        pairs += itertools.permutations(ratios[::2], 2)
     low, high = zip(*pairs, strict=True)
     return torch.tensor(low, device=device), torch.tensor(high, device=device)
 
@@ -64,8 +73,6 @@ def _search(
     else:
         spans = (highs - lows) / levels
     steps = spans.clamp(min=float(SMALLEST_SCALE)).half().float()
-    if not torch.isfinite(steps).all():
-        raise ScaleOverflow(f"a scale of {spans.max().item():.3g} overflows fp16")
     if number_format.scheme == "symmetric":
         zeros = torch.full_like(steps, middle)
     else:
