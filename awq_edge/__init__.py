@@ -3,6 +3,7 @@
     recipe = awq_edge.load_recipe("cpu", bits=4, group_size=64)
     awq_edge.quantize("demo", "checkpoint", recipe)               [host]
     awq_edge.export("checkpoint", "bundle", recipe)               [host]
+    awq_edge.export_gguf("checkpoint", "model.gguf", recipe)      [host,gguf]
     with awq_edge.load("bundle") as model:
         print(model.generate("Once upon a time", max_new_tokens=64).text)
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from awq_edge._version import __version__
     from awq_edge.artifacts.directories import Bundle
     from awq_edge.errors import AwqEdgeError
-    from awq_edge.pipeline import export, quantize
+    from awq_edge.pipeline import export, export_gguf, quantize
     from awq_edge.quantizer.run_options import RunOptions
     from awq_edge.recipe.recipes import Recipe, load_recipe
     from awq_edge.runtime.model import Model, load
@@ -30,6 +31,7 @@ __all__ = [
     "RunOptions",
     "__version__",
     "export",
+    "export_gguf",
     "load",
     "load_recipe",
     "quantize",
@@ -43,6 +45,7 @@ _HOME = {
     "RunOptions": "awq_edge.quantizer.run_options",
     "__version__": "awq_edge._version",
     "export": "awq_edge.pipeline",
+    "export_gguf": "awq_edge.pipeline",
     "load": "awq_edge.runtime.model",
     "load_recipe": "awq_edge.recipe.recipes",
     "quantize": "awq_edge.pipeline",

@@ -24,6 +24,7 @@ EXTRAS_OF_STEPS = {
     "host": "quantize, export",
     "hub": "quantize, with a hub data set as calibration text",
     "ray": "quantize --executor ray",
+    "gguf": "export --gguf",
     "build": "build-plugins, where no CUDA toolkit is installed",
     "rtx": "build and run on RTX; build ahead of time",
     "jetson": "run on a Jetson",

@@ -1,4 +1,5 @@
-"""The road as calls: `awq_edge.quantize` and `awq_edge.export`. Needs the [host] extra.
+"""The road as calls: `awq_edge.quantize`, `awq_edge.export` and `awq_edge.export_gguf`. Needs the
+[host] extra.
 
 Stages do not know each other; here they are put one behind the other.
 """
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awq_edge.artifacts.directories import Bundle, atomic_file
+from awq_edge.artifacts.directories import Bundle
 from awq_edge.artifacts.outputs import check_output, require_apart
 from awq_edge.artifacts.paths import system_faults, user_path
 from awq_edge.artifacts.sampling_keys import SamplingKeys, check_sampling
@@ -29,10 +30,10 @@ from awq_edge.model.lm_head import UNQUANTIZED, for_export
 from awq_edge.process.interruption import keeping
 from awq_edge.process.staging import CHECKPOINT, RESUME, discard, discard_abandoned, hold, kept_path
 from awq_edge.quantizer.run_options import HERE, RunOptions
-from awq_edge.recipe.recipes import Recipe
+from awq_edge.recipe.recipes import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from awq_edge.evaluate.text import Text
+    from awq_edge.exporter.gguf.file import GgufFile
     from awq_edge.quantizer import QuantizedCheckpoint
 
 
@@ -66,6 +67,7 @@ def quantize(
     former: the keyword arguments of before, which still work and warn.
     Returns the checkpoint's path and its report. Raises AwqEdgeError (see `awq_edge.errors`).
     """
+    from awq_edge.evaluate.comparison import with_perplexities
     from awq_edge.evaluate.text import read_text
     from awq_edge.quantizer import quantize_checkpoint
     from awq_edge.quantizer.checkpoint.resume import has_blocks, kept_blocks
@@ -104,7 +106,7 @@ def quantize(
         return checkpoint
     try:
         with keeping(lambda: f"{out} is complete, but not evaluated"):
-            return _with_perplexities(checkpoint, source, texts, run)
+            return with_perplexities(checkpoint, source, texts, run)
     except AwqEdgeError as error:
         raise type(error)(f"{out} is complete, but not evaluated: {error}") from error
 
@@ -167,28 +169,113 @@ def export(
         bundle = write(source, recipe=resolved, verify=verify, checked=checked)
         _discard_kept(out)
         return bundle
+    resolved, notes = _with_groups(for_export(resolved), path)
+    room = _bundle_bytes(path, resolved)
+    with _quantized(str(model), path, out, resolved, calibration, run, room, notes) as made:
+        return write(made, recipe=resolved, kept=False)
+
+
+@system_faults()
+def export_gguf(
+    model: str | Path,
+    out: str | Path,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    calibration: str | Path | None = None,
+    verify: bool = True,
+    allow_unknown_keys: bool = False,
+    run: RunOptions = HERE,
+) -> GgufFile:
+    """Export a model or a checkpoint into one GGUF file, quantizing it first if needed.
+
+    out: the file. recipe: as for `export`; what it says of a runtime has no effect. Weights of 4
+    bits, and of 8 without zero points, keep their codes; an output layer that is unquantized, and
+    an embedding that is one, is rounded to the recipe's lm_head_bits.
+    model, calibration, verify, allow_unknown_keys, run: see `export`.
+    Needs the [gguf] extra. Raises AwqEdgeError (see `awq_edge.errors`): ModelError for an
+    architecture, a number format or a tokenizer that llama.cpp has not.
+    """
+    from awq_edge.exporter.gguf.file import check_gguf, check_gguf_output, plan_gguf, write_gguf
+    from awq_edge.exporter.overrides import (
+        check_gguf_options,
+        check_lm_head,
+        check_overrides,
+        wanted_lm_head_bits,
+    )
+
+    inputs = _inputs(model, recipe, calibration, None, ())
+    resolved = load_recipe(None) if recipe is None else recipe
+    resolved = resolved if isinstance(resolved, Recipe) else load_recipe(resolved)
+    check_gguf_options(resolved)
+    run, out = replace(run, executor=run.workers), user_path(out, "--gguf")
+    check_gguf_output(out, overwrite=run.overwrite, inputs=inputs)
+    path = resolve_model(str(model))
+    source = Checkpoint.open(path)
+    require_known_keys(source.files.config, path, allow=allow_unknown_keys)
+    check_lm_head(source, resolved)
+
+    def write(checkpoint: Checkpoint, verify: bool) -> GgufFile:
+        plan = plan_gguf(checkpoint, wanted_lm_head_bits(resolved, checkpoint))
+        return write_gguf(
+            plan,
+            out,
+            model_name=model_name(str(model)),
+            overwrite=run.overwrite,
+            verify=verify,
+            observer=run.observer,
+        )
+
+    if source.has_quantized:
+        check_overrides(source, resolved, calibration)
+    if source.has_quantized or resolved.quantization.method == "none":
+        return write(source, verify)
+    # The output layer stays as it is until it is rounded into the file's own blocks: calibrated, a
+    # tied one would become a second weight beside the embedding.
+    quantized, notes = _with_groups(
+        resolved.resolved({"quantization.lm_head_bits": UNQUANTIZED}), path
+    )
+    room = check_gguf(source, quantized)
+    with _quantized(str(model), path, out, quantized, calibration, run, room, notes) as made:
+        return write(Checkpoint.open(made), verify=False)
+
+
+@contextlib.contextmanager
+def _quantized(
+    model: str,
+    path: Path,
+    out: Path,
+    recipe: Recipe,
+    calibration: str | Path | None,
+    run: RunOptions,
+    room: int,
+    notes: tuple[str, ...],
+) -> Iterator[Path]:
+    """The checkpoint that an export makes on its way, of a model that is not quantized.
+
+    model: as given. path: of it. room: bytes that the export will take.
+
+    It lies beside the output: there is the disk that was chosen for large files. It is kept when a
+    run is killed, so that the next one continues where it was.
+    """
     from awq_edge.quantizer import quantize_checkpoint
     from awq_edge.quantizer.checkpoint.resume import kept_blocks
 
-    resolved, notes = _with_groups(for_export(resolved), path)
-    # Beside the bundle: there is the disk that was chosen for large files. Kept when a run is
-    # killed, so that the next one continues where it was.
     between = kept_path(out, CHECKPOINT)
     with keeping(lambda: kept_blocks(between, resume=run.resume)):
         checkpoint = quantize_checkpoint(
             path,
             between,
-            resolved,
-            model_name=model_name(str(model)),
-            given=str(model),
+            recipe,
+            model_name=model_name(model),
+            given=model,
             calibration=calibration,
             run=replace(run, overwrite=True),  # a checkpoint of ours
             reuse=run.resume,
-            room=_bundle_bytes(path, resolved),
+            room=room,
             notes=notes,
         )
     with _keeping(between):
-        return write(checkpoint.path, recipe=resolved, kept=False)
+        yield checkpoint.path
 
 
 @contextlib.contextmanager
@@ -244,54 +331,6 @@ def _inputs(
     found = {"MODEL": model, "--calibration": calibration, "--images": images}
     found["--recipe"] = None if isinstance(recipe, Recipe) else recipe
     return found | {f"--eval-text {index + 1}": text for index, text in enumerate(texts)}
-
-
-def _with_perplexities(
-    checkpoint: QuantizedCheckpoint,
-    source: Path,
-    texts: Sequence[Text],
-    run: RunOptions,
-) -> QuantizedCheckpoint:
-    """The checkpoint with its perplexities, and those of the model it came from, in its report."""
-    from awq_edge.evaluate.report import evaluate_perplexity
-    from awq_edge.quantizer.report.page import PAGE_FILE, write_quantization_page
-    from awq_edge.quantizer.report.schema import REPORT_FILE, PerplexityComparison, report_warnings
-
-    def progress(done: int, total: int) -> None:
-        if run.observer is not None:
-            run.observer(done, total, "perplexity, tokens")
-
-    found = []
-    for text in texts:
-        original, quantized = (
-            evaluate_perplexity(
-                target,
-                text,
-                device=run.device,
-                allow_unknown_keys=True,
-                verify=False,  # its weights were hashed as they were written
-                progress=progress,
-            )
-            for target in (source, checkpoint.path)
-        )
-        found.append(
-            PerplexityComparison(
-                text=original.text.path,
-                text_sha256=original.text.sha256,
-                tokens=original.tokens,
-                window=original.window,
-                stride=original.stride,
-                dtype=original.model.dtype,
-                original=original.perplexity,
-                quantized=quantized.perplexity,
-            )
-        )
-    report = checkpoint.report.model_copy(update={"perplexities": tuple(found)})
-    report = report.model_copy(update={"warnings": report_warnings(report)})
-    with atomic_file(checkpoint.path / REPORT_FILE) as work:
-        work.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    write_quantization_page(report, checkpoint.path / PAGE_FILE)
-    return replace(checkpoint, report=report)
 
 
 def _with_groups(recipe: Recipe, model: Path) -> tuple[Recipe, tuple[str, ...]]:

@@ -27,6 +27,7 @@ from awq_edge.artifacts.config_keys import (
     TensorSize,
     TokenId,
 )
+from awq_edge.artifacts.gguf_header import how_to_run, is_gguf
 from awq_edge.artifacts.input_files import open_plain, require_plain, show
 from awq_edge.artifacts.outputs import refuse_existing
 from awq_edge.artifacts.paths import inner_path, is_disk_full, leaves, system_faults
@@ -157,6 +158,10 @@ class Bundle:
         Raises ArtifactError naming the file that is missing, truncated or changed.
         """
         manifest_path = path / MANIFEST
+        if is_gguf(path):
+            raise ArtifactError(
+                f"{path} is a GGUF file, which other programs run: {how_to_run(path)}"
+            )
         if not path.is_dir():
             raise ArtifactError(f"bundle {path} does not exist; make it with `awq-edge export`")
         if not manifest_path.exists():

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,33 @@ def check_output(
     """
     require_apart(out, inputs.items(), flag)
     refuse_existing(out, overwrite=overwrite)
+    require_writable(out, flag)
+
+
+def check_file_output(
+    out: Path,
+    *,
+    overwrite: bool,
+    inputs: Mapping[str, str | Path | None],
+    is_own: Callable[[Path], bool],
+    flag: str,
+) -> None:
+    """Raise ConfigError for an output file that could not, or must not, be written at the end.
+
+    is_own: whether this project has written a file that is there; with `overwrite` such a one is
+    replaced.
+    """
+    require_apart(out, inputs.items(), flag)
+    real = Path(os.path.realpath(out))
+    if real.is_dir():
+        raise ConfigError(f"{flag} {out} is a folder; give the name of a file")
+    if os.path.lexists(real):
+        if not real.is_file() or not is_own(real):
+            raise ConfigError(
+                f"{flag} {out} exists, and awq-edge did not write it; choose another {flag}"
+            )
+        if not overwrite:
+            raise ConfigError(f"{flag} {out} exists; choose another {flag} or give --overwrite")
     require_writable(out, flag)
 
 
@@ -248,7 +275,9 @@ def existing_parent(folder: Path) -> Path:
     return real
 
 
-def require_disk(directory: Path, needed: int, what: str, kept: str = "") -> None:
+def require_disk(
+    directory: Path, needed: int, what: str, kept: str = "", flag: str = "--out"
+) -> None:
     """Raise ResourceError when `directory` has fewer than `needed` bytes free.
 
     kept: what an earlier run has left for this one, in words, or nothing.
@@ -257,5 +286,5 @@ def require_disk(directory: Path, needed: int, what: str, kept: str = "") -> Non
     if free < needed:
         raise ResourceError(
             f"{what} needs {size_text(needed)} in {directory}, {size_text(free)} are free; "
-            f"free some space or choose another --out{kept}"
+            f"free some space or choose another {flag}{kept}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,6 @@ from awq_edge.cli.options import (
     AllowUnknownKeysOption,
     CalibrationOption,
     ModelArgument,
-    OutOption,
     RecipeOption,
     VerifyOption,
 )
@@ -24,13 +24,24 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from awq_edge.artifacts.directories import Bundle
+    from awq_edge.exporter.gguf.file import GgufFile
 
 
 def export(
     model: ModelArgument,
-    out: OutOption,
     given: Annotated[Given, recipe_options("export")],
     run: RunParameter,
+    out: Annotated[
+        Path | None, typer.Option(help="Bundle that the command makes.", rich_help_panel=OUTPUT)
+    ] = None,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write one file for llama.cpp and ollama instead. Needs [gguf].",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     recipe: RecipeOption = None,
     sampling: Annotated[
         str | None,
@@ -45,15 +56,36 @@ def export(
     verify: VerifyOption = True,
     allow_unknown_keys: AllowUnknownKeysOption = False,
 ) -> None:
-    """Export a model or a checkpoint into a bundle; a model that is not quantized is, first."""
+    """Export a model or a checkpoint into a bundle, or a GGUF file; a model that is not quantized
+    is, first."""
     from awq_edge.artifacts.sampling_keys import parse_sampling
     from awq_edge.cli.output import open_console
     from awq_edge.cli.progress import block_progress
     from awq_edge.cli.quantize import calibration_notes, print_warnings
+    from awq_edge.errors import ConfigError
     from awq_edge.inspect.provenance import read_report
     from awq_edge.pipeline import export as export_stage
+    from awq_edge.pipeline import export_gguf
     from awq_edge.recipe.recipes import load_recipe
 
+    if (out is None) == (gguf is None):
+        raise ConfigError("give one of --out FOLDER (a bundle) and --gguf FILE")
+    if gguf is not None:
+        if sampling is not None:
+            raise ConfigError("--sampling is for a bundle; a GGUF file has none, leave it out")
+        with block_progress(open_console(stderr=True)) as observer:
+            file = export_gguf(
+                model,
+                gguf,
+                load_recipe(recipe, **given),
+                calibration=calibration,
+                verify=verify,
+                allow_unknown_keys=allow_unknown_keys,
+                run=replace(run, observer=observer),
+            )
+        print_gguf(file, open_console())
+        return
+    assert out is not None
     with block_progress(open_console(stderr=True)) as observer:
         bundle = export_stage(
             model,
@@ -72,6 +104,23 @@ def export(
         for line in calibration_notes(report) if calibration is not None else ():
             console.print(line, soft_wrap=True, markup=False)
         print_warnings(report, console)
+
+
+def print_gguf(file: GgufFile, console: Console) -> None:
+    """Print a GGUF file in a few lines, and what runs it."""
+    from awq_edge.artifacts.gguf_header import how_to_run
+
+    total = sum(file.weights.values())
+    types = ", ".join(f"{name} {count / total:.1%}" for name, count in file.weights.items())
+    lines = [
+        f"{file.path}: {file.architecture} for llama.cpp; {size_text(file.size)}, "
+        f"{file.bits_per_weight:.2f} bits a weight",
+        f"weights: {types}",
+        *(f"note: {note}" for note in file.notes),
+        f"next: {how_to_run(file.path)}",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def print_bundle(bundle: Bundle, console: Console) -> None:

@@ -18,7 +18,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="CHECKPOINT_OR_BUNDLE",
-            help="Directory of a bundle, a checkpoint or a model, or 'demo'.",
+            help="Directory of a bundle, a checkpoint or a model, a .gguf file, or 'demo'.",
         ),
     ],
     hashes: Annotated[

@@ -25,18 +25,17 @@ from awq_edge.artifacts.file_names import RECIPE_FILE
 from awq_edge.artifacts.outputs import check_output, require_disk
 from awq_edge.artifacts.provenance import source_commit
 from awq_edge.artifacts.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
-from awq_edge.errors import ConfigError
 from awq_edge.exporter.canonical import lm_head_bits, unquantized_linears
 from awq_edge.exporter.checks import check_context, check_model, check_recipe
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.lowerings import Lowering, require_lowering
+from awq_edge.exporter.overrides import check_lm_head, wanted_lm_head_bits
 from awq_edge.exporter.plugin_ops import plugin_attributes
 from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles
 from awq_edge.model.layouts import without_quantization
-from awq_edge.model.lm_head import UNQUANTIZED
 from awq_edge.model.source import bundle_source, verify_weights
 from awq_edge.process.staging import workplace
 from awq_edge.recipe.recipes import QuantizationDefaults, Recipe
@@ -80,7 +79,7 @@ def export_checkpoint(
     source = Checkpoint.open(model) if isinstance(model, Path) else model
     check_output(out, overwrite=overwrite, inputs={"MODEL": source.path} if kept else {})
     lowering = checked or check_export(source, recipe)
-    unquantized = unquantized_linears(source, _wanted_lm_head_bits(recipe, source))
+    unquantized = unquantized_linears(source, wanted_lm_head_bits(recipe, source))
     recipe = resolved_recipe(recipe, source)
     spec = GraphSpec(
         context=recipe.export.context,
@@ -117,15 +116,7 @@ def check_export(checkpoint: Checkpoint, recipe: Recipe) -> Lowering:
     if "export.context" in recipe.asked:
         source = f"the model (max_position_embeddings of {model / 'config.json'})"
         check_context(checkpoint.decoder, recipe.export.context, source)
-    lm_head = checkpoint.decoder.architecture.lm_head
-    if checkpoint.is_quantized(lm_head):
-        bits = checkpoint.linear_format(lm_head).bits
-        asked = recipe.asked.get("quantization.lm_head_bits", bits)
-        if asked != bits:
-            raise ConfigError(
-                f"--lm-head-bits {asked} contradicts {model}, whose {lm_head} is quantized "
-                f"with bits {bits}; leave it out"
-            )
+    check_lm_head(checkpoint, recipe)
     return lowering
 
 
@@ -138,17 +129,10 @@ def bundle_sampling(files: ModelFiles, asked: SamplingKeys | None) -> SamplingKe
     return own if asked is None else asked.over(own or FALLBACK)
 
 
-def _wanted_lm_head_bits(recipe: Recipe, checkpoint: Checkpoint) -> int:
-    """Bits of the output layer before it is known whether groups fit it."""
-    if checkpoint.quantization is None and "quantization.lm_head_bits" not in recipe.asked:
-        return UNQUANTIZED
-    return recipe.quantization.lm_head_bits
-
-
 def resolved_recipe(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     """The recipe with the values that this checkpoint decides: method, format, lm_head, context."""
     tokens = min(recipe.export.context, checkpoint.decoder.max_positions)
-    lm_head_asked = _wanted_lm_head_bits(recipe, checkpoint)
+    lm_head_asked = wanted_lm_head_bits(recipe, checkpoint)
     quantization = checkpoint.quantization
     values: dict[str, object] = {
         "export.context": tokens,

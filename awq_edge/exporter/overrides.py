@@ -7,6 +7,7 @@ from pathlib import Path
 from awq_edge.errors import ConfigError
 from awq_edge.flags import FlagField, flag_fields
 from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.lm_head import UNQUANTIZED
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.recipe.runtimes import runtimes
 
@@ -32,6 +33,37 @@ def check_overrides(checkpoint: Checkpoint, recipe: Recipe, calibration: str | P
             raise ConfigError(
                 f"{option} contradicts {checkpoint.path}, which is quantized with "
                 f"{name.replace('_', ' ')} {getattr(quantization, name)}; {remedy}"
+            )
+
+
+def check_lm_head(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raise ConfigError for --lm-head-bits other than those of a quantized output layer."""
+    lm_head = checkpoint.decoder.architecture.lm_head
+    if not checkpoint.is_quantized(lm_head):
+        return
+    bits = checkpoint.linear_format(lm_head).bits
+    asked = recipe.asked.get("quantization.lm_head_bits", bits)
+    if asked != bits:
+        raise ConfigError(
+            f"--lm-head-bits {asked} contradicts {checkpoint.path}, whose {lm_head} is quantized "
+            f"with bits {bits}; leave it out"
+        )
+
+
+def wanted_lm_head_bits(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """Bits of an unquantized output layer, before it is known whether groups fit it."""
+    if checkpoint.quantization is None and "quantization.lm_head_bits" not in recipe.asked:
+        return UNQUANTIZED
+    return recipe.quantization.lm_head_bits
+
+
+def check_gguf_options(recipe: Recipe) -> None:
+    """Raise ConfigError for an option of a runtime: a GGUF file has none."""
+    for field in _asked(recipe):
+        if field.key.startswith(("runtime.", "export.")):
+            raise ConfigError(
+                f"{field.typed(recipe.asked[field.key])} is for a bundle, and a GGUF file has no "
+                "runtime; leave it out"
             )
 
 

@@ -17,6 +17,7 @@ Kind = Literal[
     "compressed-tensors checkpoint",
     "other checkpoint",
     "bundle",
+    "GGUF file",
 ]
 # unchecked: its size agrees, or there is nothing to compare with. The rest is against a manifest.
 FileStatus = Literal["unchecked", "verified", "missing", "resized", "changed", "engine", "unlisted"]
@@ -80,7 +81,7 @@ class WeightsReport(Record):
 
 
 class DtypeReport(Record):
-    """The tensors stored in one dtype of safetensors."""
+    """The tensors stored in one dtype of safetensors, or one type of GGUF."""
 
     tensors: int
     bytes: int

@@ -87,12 +87,7 @@ class ModelFiles:
         Raises ModelError when it is missing or the file is shorter than its header says.
         """
         entry = self._entry(name)
-        array = read_entry(entry)
-        if entry.dtype == "BF16":
-            wide = array.astype(np.uint32)
-            wide <<= 16
-            return wide.view(np.float32)
-        return array
+        return _widened(read_entry(entry), entry.dtype)
 
     def read_bits(self, name: str) -> tuple[Array, str]:
         """One tensor as stored, with its safetensors dtype; bfloat16 as uint16 bits."""
@@ -102,6 +97,11 @@ class ModelFiles:
     def read_bit_pieces(self, name: str) -> Iterator[Array]:
         """One tensor as stored, bfloat16 as uint16 bits, some rows at a time."""
         return read_pieces(self._entry(name))
+
+    def pieces(self, name: str) -> Iterator[Array]:
+        """One tensor as `read` gives it, some rows at a time."""
+        entry = self._entry(name)
+        return (_widened(piece, entry.dtype) for piece in read_pieces(entry))
 
     def equal(self, first: str, second: str) -> bool:
         """True where two tensors have the same values, whatever their dtypes are."""
@@ -150,6 +150,15 @@ class ModelFiles:
         for path in paths:
             open_plain(path).close()
         return paths
+
+
+def _widened(array: Array, dtype: str) -> Array:
+    """A stored array, bfloat16 bits as float32."""
+    if dtype != "BF16":
+        return array
+    wide = array.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -250,6 +250,7 @@ def of_names(names: Iterable[str]) -> ForeignFormat | None:
 
 
 _FROM_SAFETENSORS = "give the Hugging Face model, in safetensors, that it was made from"
+GGUF_FILE = ForeignFormat("GGUF", "its first bytes", _FROM_SAFETENSORS)
 _OTHER_FILES = (
     ("*.gguf", "GGUF", _FROM_SAFETENSORS),
     ("*.ggml*", "GGML", _FROM_SAFETENSORS),

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from awq_edge._package import DATA
 from awq_edge.artifacts.file_names import TOKENIZER_FILES
+from awq_edge.artifacts.gguf_header import is_gguf
 from awq_edge.artifacts.paths import user_path
 from awq_edge.errors import ModelError
 from awq_edge.model.files import EARLY_CONFIGS
-from awq_edge.model.foreign_formats import of_names
+from awq_edge.model.foreign_formats import GGUF_FILE, of_names
 from awq_edge.process.interruption import keeping
 
 
@@ -25,6 +26,8 @@ def resolve_model(name: str, *, weights: bool = True) -> Path:
     path = user_path(name, "MODEL")
     if path.is_dir():
         return path
+    if is_gguf(path):
+        raise GGUF_FILE.refusal(path)
     if path.exists():
         raise ModelError(f"{path} is a file; give the model's directory")
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1

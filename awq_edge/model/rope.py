@@ -25,16 +25,17 @@ def rope_tables(rope: Rope, positions: int) -> tuple[Float32, Float32]:
     3.1 model card's reference code (llama3).
     Raises ModelError when config.json lacks a parameter that the kind needs.
     """
-    frequencies, factor = _frequencies(rope, positions)
-    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]
+    radians, factor = frequencies(rope, positions)
+    angles = np.arange(positions, dtype=np.float32)[:, None] * radians[None, :]
     return (
         (np.cos(angles) * factor).astype(np.float32),
         (np.sin(angles) * factor).astype(np.float32),
     )
 
 
-def _frequencies(rope: Rope, positions: int) -> tuple[Float32, float]:
-    """Radians per position, float32 [rotary_size / 2], and the factor on cosine and sine."""
+def frequencies(rope: Rope, positions: int) -> tuple[Float32, float]:
+    """Radians per position, float32 [rotary_size / 2], and the factor on cosine and sine, of a
+    context of so many positions. Raises ModelError as `rope_tables`."""
     exponents = np.arange(0, rope.rotary_size, 2, dtype=np.float32) / np.float32(rope.rotary_size)
     plain = (np.float32(1.0) / np.float32(rope.theta) ** exponents).astype(np.float32)
     if rope.kind == "default":

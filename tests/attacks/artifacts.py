@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -67,8 +68,38 @@ def _make(folder: Path) -> None:
             messages=tuple(SavedMessage(role=r, content=c) for r, c in messages),  # type: ignore[arg-type]
         ),
     )
+    (folder / "gguf").mkdir()
+    (folder / "gguf" / "model.gguf").write_bytes(tiny_gguf())
     (folder / "bench").mkdir()
     shutil.copyfile(ROOT / "docs/results/bench_demo.json", folder / "bench" / "a.json")
+
+
+def tiny_gguf() -> bytes:
+    """A GGUF file of one tensor, float32 [2, 8]: keys of several types, and an array of texts."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    def key(name: str, kind: int, value: bytes) -> bytes:
+        return text(name) + struct.pack("<I", kind) + value
+
+    tokens = b"".join(map(text, ("a", "b", "c")))
+    keys = [
+        key("general.architecture", 8, text("llama")),
+        key("general.name", 8, text("tiny")),
+        key("llama.block_count", 4, struct.pack("<I", 1)),
+        key("llama.embedding_length", 4, struct.pack("<I", 8)),
+        key("llama.feed_forward_length", 4, struct.pack("<I", 16)),
+        key("llama.attention.head_count", 4, struct.pack("<I", 2)),
+        key("llama.context_length", 4, struct.pack("<I", 32)),
+        key("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-5)),
+        key("tokenizer.ggml.add_bos_token", 7, b"\x01"),
+        key("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 3) + tokens),
+        key("tokenizer.ggml.token_type", 9, struct.pack("<IQ3i", 5, 3, 1, 1, 1)),
+    ]
+    tensor = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 8, 2, 0, 0)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, len(keys)) + b"".join(keys) + tensor
+    return header + bytes(-len(header) % 32) + bytes(range(64))
 
 
 def _shard(model: Path, out: Path) -> None:

@@ -103,6 +103,8 @@ _EXPORT_QUANTIZED = _cli("export", "DIR", "--recipe", "cpu", "--context", "32", 
 _EXPORT_CUDA = _cli("export", "DIR", "--recipe", "cuda", "--context", "32", "--out", "OUT")
 _QUANTIZE = _cli("quantize", "DIR", "--recipe", "cpu", "--method", "rtn", "--group-size", "32",
                  "--out", "OUT")  # fmt: skip
+_EXPORT_GGUF = _cli("export", "DIR", "--gguf", "OUT")
+_GGUF_FILE = (_cli("inspect", "DIR/model.gguf"), _cli("run", "DIR/model.gguf"))
 _RUN = _cli("run", "DIR", "--prompt", "Once", "--max-new-tokens", "2")
 _CHAT = _cli("run", "DIR", "--prompt", "Once", "--max-new-tokens", "2", "--chat")
 _MODEL = ("config.json", "config.json", "generation_config.json", "*token*.json", "*.safetensors")
@@ -111,8 +113,8 @@ TARGETS = (
     Target("model", _MODEL, (_INSPECT, _FIT, _EXPORT_DENSE, _EXPORT_DENSE, _QUANTIZE, _EXPORT)),
     Target("experts", ("config.json", "*.safetensors"), (_INSPECT, _FIT, _EXPORT_DENSE)),
     Target("sharded", ("*.index.json", "*.safetensors"), (_INSPECT, _EXPORT_DENSE)),
-    Target("awq", _MODEL, (_INSPECT, _FIT, _EXPORT_QUANTIZED, _EXPORT_CUDA)),
-    Target("ct", _MODEL, (_INSPECT, _FIT, _EXPORT_QUANTIZED, _EXPORT_CUDA)),
+    Target("awq", _MODEL, (_INSPECT, _FIT, _EXPORT_QUANTIZED, _EXPORT_CUDA, _EXPORT_GGUF)),
+    Target("ct", _MODEL, (_INSPECT, _FIT, _EXPORT_QUANTIZED, _EXPORT_CUDA, _EXPORT_GGUF)),
     Target("reported", ("quantization_report.json",), (_INSPECT, _EXPORT_QUANTIZED)),
     Target(
         "bundle",
@@ -126,6 +128,7 @@ TARGETS = (
         _cli("recipes", "show", "DIR/mine.toml"), _cli("fit", "demo", "--recipe", "DIR/mine.toml"),
     )),
     Target("conversation", ("chat.json",), (_read_conversation,)),
+    Target("gguf", ("*.gguf",), _GGUF_FILE),
     Target("bench", ("a.json",), (_cli("bench", "compare", "DIR/a.json", "DIR/a.json"),)),
 )  # fmt: skip
 

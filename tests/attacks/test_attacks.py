@@ -20,7 +20,7 @@ from .cases import TARGETS, Outcome, run_action
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = Path(__file__).parent / "hostile"
-CASES = 108  # nine of each kind
+CASES = 117  # nine of each kind
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ OPTIONS = {
     """,
     "export": """
         accuracy-level activation-dtype allow-unknown-keys attention bits calibration context
-        device executor group-size length linear lm-head-bits method no-propagate-error
+        device executor gguf group-size length linear lm-head-bits method no-propagate-error
         no-resume no-verify out overwrite propagate-error ray-address ray-blocks ray-gpus recipe
         resume runtime samples sampling scheme seed verify
     """,

@@ -21,6 +21,7 @@ HOST_ONLY = (
     "awq_edge.quantizer",
     "awq_edge.device.torch_device",
     "awq_edge.model.torch_tensors",
+    "awq_edge.evaluate.comparison",
     "awq_edge.evaluate.torch_models",
     "awq_edge.evaluate.torch_task_model",
 )
@@ -52,6 +53,7 @@ HOST_PACKAGES = {
     "onnx_graphsurgeon",
     "ml_dtypes",
     "matplotlib",
+    "gguf",
     "PIL",
     "ray",
 }

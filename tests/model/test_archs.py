@@ -14,7 +14,9 @@ from awq_edge.model.files import ModelFiles
 from tests.arch_configs import in_memory, is_vision, model_class, tiny_config
 
 FOLDER = Path(awq_edge.model.archs.__file__).parent
-NO_ARCHITECTURES = {"__init__", "base", "config", "decoder", "known_keys", "rotary", "vision"}
+NO_ARCHITECTURES = {
+    *("__init__", "base", "config", "decoder", "known_keys", "llama_cpp", "rotary", "vision"),
+}
 MODEL_TYPES = sorted({path.stem for path in FOLDER.glob("*.py")} - NO_ARCHITECTURES)
 SIZES: dict[str, Any] = {
     "hidden_size": 96,

@@ -34,7 +34,7 @@ __all__ = [
     "require_known_keys",
 ]
 
-_SHARED = {"base", "config", "decoder", "known_keys", "rotary", "vision"}
+_SHARED = {"base", "config", "decoder", "known_keys", "llama_cpp", "rotary", "vision"}
 
 
 @functools.cache

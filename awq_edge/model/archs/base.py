@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from awq_edge.errors import ModelError
+from awq_edge.model.archs.llama_cpp import LlamaCpp
 from awq_edge.model.archs.vision import Vision
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class Architecture:
     those and hidden_size.
     overflows_float16: known to have activations beyond float16's range.
     vision: of a vision-language model, what stands beside its decoder.
+    llama_cpp: the architecture as llama.cpp has it, None where it does not.
     nullable: keys of sizes for which null stands for what follows from the others. defaults: what
     transformers takes where config.json lacks a key. required: keys whose value, as
     a boolean, must be this one; other models of the type are refused. no_effect: keys of
@@ -197,6 +199,7 @@ class Architecture:
     lm_head: str = "lm_head"
     overflows_float16: bool = False
     vision: Vision | None = None
+    llama_cpp: LlamaCpp | None = None
     nullable: tuple[str, ...] = ("head_dim", "num_key_value_heads")
     defaults: Config = field(default_factory=dict)
     required: Mapping[str, bool] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture
+from awq_edge.model.archs.llama_cpp import LlamaCpp
 
 ARCHITECTURE = Architecture(
     model_type="gemma2",
@@ -33,4 +34,13 @@ ARCHITECTURE = Architecture(
         "tie_word_embeddings": True,
     },
     required={"use_bidirectional_attention": False},
+    llama_cpp=LlamaCpp(
+        name="gemma2",
+        rope_kinds=("default", "linear"),
+        full_attention_every=2,
+        own_output=False,
+        attention_softcap="always",
+        logits_softcap="always",
+        wide_scale_layers=46,
+    ),
 )

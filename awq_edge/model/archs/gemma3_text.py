@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture
+from awq_edge.model.archs.llama_cpp import LlamaCpp
 
 ARCHITECTURE = Architecture(
     model_type="gemma3_text",
@@ -39,4 +40,11 @@ ARCHITECTURE = Architecture(
     required={"use_bidirectional_attention": False},
     # The class writes the one from what it has read as the other, and gives its attention no cap.
     no_effect=("_sliding_window_pattern", "attn_logit_softcapping"),
+    llama_cpp=LlamaCpp(
+        name="gemma3",
+        rope_kinds=("default", "linear"),
+        full_attention_every=6,
+        logits_softcap="optional",
+        wide_scale_layers=62,
+    ),
 )

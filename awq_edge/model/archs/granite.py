@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture
+from awq_edge.model.archs.llama_cpp import LlamaCpp
 
 ARCHITECTURE = Architecture(
     model_type="granite",
@@ -15,4 +16,12 @@ ARCHITECTURE = Architecture(
     attention_multiplier="attention_multiplier",
     logits_divisor="logits_scaling",
     nullable=("num_key_value_heads",),
+    llama_cpp=LlamaCpp(
+        name="granite",
+        rotates_neighbours=True,
+        rope_kinds=("default", "linear", "llama3", "yarn"),
+        output_bias=True,
+        mlp_bias=True,
+        writes_multipliers=True,
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture
+from awq_edge.model.archs.llama_cpp import LLAMA
 
 ARCHITECTURE = Architecture(
     model_type="llama",
@@ -11,4 +12,5 @@ ARCHITECTURE = Architecture(
     output_bias="attention_bias",
     mlp_bias="mlp_bias",
     no_effect=("pretraining_tp",),
+    llama_cpp=LLAMA,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture, Experts
+from awq_edge.model.archs.llama_cpp import LLAMA
 
 ARCHITECTURE = Architecture(
     model_type="mixtral",
@@ -26,4 +27,5 @@ ARCHITECTURE = Architecture(
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
     },
+    llama_cpp=LLAMA,
 )

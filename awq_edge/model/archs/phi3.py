@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture
+from awq_edge.model.archs.llama_cpp import LlamaCpp
 
 ARCHITECTURE = Architecture(
     model_type="phi3",
@@ -19,4 +20,5 @@ ARCHITECTURE = Architecture(
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
     },
+    llama_cpp=LlamaCpp(name="phi3", rope_kinds=("default", "longrope"), free_head_size=False),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture
+from awq_edge.model.archs.llama_cpp import LlamaCpp
 
 ARCHITECTURE = Architecture(
     model_type="qwen2",
@@ -11,4 +12,5 @@ ARCHITECTURE = Architecture(
     window_rule="layer_types",
     nullable=("num_key_value_heads",),
     defaults={"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    llama_cpp=LlamaCpp(name="qwen2", free_head_size=False),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture
+from awq_edge.model.archs.llama_cpp import LlamaCpp
 from awq_edge.model.archs.vision import Tower, Vision
 
 _TOWER = Tower(patch_size=14, merge_size=2)
@@ -38,4 +39,5 @@ ARCHITECTURE = Architecture(
         "rope_theta": 1000000.0,
     },
     no_effect=("video_token_id",),
+    llama_cpp=LlamaCpp(name="qwen2vl", rope_kinds=("default",), free_head_size=False),
 )

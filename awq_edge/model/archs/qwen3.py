@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture
+from awq_edge.model.archs.llama_cpp import LlamaCpp
 
 ARCHITECTURE = Architecture(
     model_type="qwen3",
@@ -18,4 +19,5 @@ ARCHITECTURE = Architecture(
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    llama_cpp=LlamaCpp(name="qwen3"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_edge.model.archs.base import Architecture, Experts
+from awq_edge.model.archs.llama_cpp import LlamaCpp
 
 ARCHITECTURE = Architecture(
     model_type="qwen3_moe",
@@ -25,4 +26,5 @@ ARCHITECTURE = Architecture(
         "moe_intermediate_size": 768,
         "num_experts_per_tok": 8,
     },
+    llama_cpp=LlamaCpp(name="qwen3moe"),
 )
