@@ -86,9 +86,11 @@ class GgufHeader:
 
 def is_gguf(path: Path) -> bool:
     """True for a file that begins as GGUF does."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
-            return path.is_file() and file.read(len(_MAGIC)) == _MAGIC
+            return file.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def test_a_header_of_ours(tmp_path: Path) -> None:
     assert is_own_gguf(saved(file, ours))
     assert not is_own_gguf(saved(file, ours[:60]))
     assert not is_gguf(saved(file, b"PK")) and not is_gguf(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert not is_gguf(tmp_path / "pipe")
 
 
 def test_a_file_that_ends_early(tmp_path: Path) -> None:
