@@ -11,6 +11,7 @@ import typer
 
 from awq_edge.cli.generated import Given, RunParameter, recipe_options
 from awq_edge.cli.options import (
+    OUTPUT,
     SAMPLING,
     AllowUnknownKeysOption,
     CalibrationOption,

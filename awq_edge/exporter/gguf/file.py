@@ -126,7 +126,7 @@ def write_gguf(
     check_gguf_output(out, overwrite=overwrite, inputs={"MODEL": checkpoint.path})
     require_disk(out.parent, plan.size, f"{out.name} of {model_name}", flag=_FLAG)
     if verify:
-        verify_weights(checkpoint)
+        verify_weights(checkpoint.files)
     with atomic_file(out) as work, _writer(work, checkpoint) as writer:
         name = _loadable_name(model_name, plan.vocabulary)
         add_metadata(writer, checkpoint, name, _main_type(plan.tensors))
