@@ -43,10 +43,12 @@ def to_host(array: Any) -> npt.NDArray[Any]:
 
 
 def in_one_library(first: Logits, second: Logits) -> tuple[Logits, Logits]:
-    """Two arrays, both in the host's memory unless both are torch tensors."""
-    if isinstance(first, np.ndarray) == isinstance(second, np.ndarray):
-        return first, second
-    return to_host(first), to_host(second)
+    """Two arrays; where one alone is a torch tensor, the other is copied to its device."""
+    if isinstance(first, np.ndarray) and not isinstance(second, np.ndarray):
+        return second.new_tensor(first), second
+    if isinstance(second, np.ndarray) and not isinstance(first, np.ndarray):
+        return first, first.new_tensor(second)
+    return first, second
 
 
 def rows_at_a_time(logits: Logits) -> int:

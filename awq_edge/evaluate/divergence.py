@@ -7,8 +7,8 @@ the same tokens before it: P the reference's, Q the target's.
                                                              (Kullback and Leibler, 1951)
 
 The reference comes first: its likely tokens count, and a target that is too sure of itself is
-punished. Rows of logits are compared as they come, where they are: on the GPU that computed both,
-else on the host. Of each only a few numbers are kept.
+punished. Rows of logits are compared as they come, on the GPU that computed one side or both, else
+on the host. Of each only a few numbers are kept.
 """
 
 from __future__ import annotations
@@ -175,8 +175,11 @@ def _paired(first: Iterator[Logits], second: Iterator[Logits]) -> Iterator[tuple
         if ours is None or theirs is None:
             assert ours is theirs, "two sources gave different numbers of rows"
             return
-        count = min(len(ours), len(theirs), rows_at_a_time(ours), rows_at_a_time(theirs))
-        yield in_one_library(ours[:count], theirs[:count])
+        count = min(len(ours), len(theirs))
+        one, other = in_one_library(ours[:count], theirs[:count])
+        step = rows_at_a_time(one)
+        for start in range(0, count, step):
+            yield one[start : start + step], other[start : start + step]
         ours, theirs = ours[count:], theirs[count:]
 
 
