@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("gguf", reason="needs the [gguf] extra")
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
 
+from awq_edge.evaluate.perplexity import negative_log_likelihoods
 from awq_edge.exporter.gguf.pre_tokenizers import names
 from awq_edge.runtime.tokenizer import Tokenizer
 from tests.exporter.models import Reference, random_ids, save_quantized
@@ -27,6 +28,12 @@ Q8_TOLERANCE = 0.03
 TOKENS, FIRST = 90, 10  # first: ids of images and their frames are below
 # An added token within a text, and a text that begins with a space.
 UNUSUAL = ["a<tool>b", "  two  spaces"]
+STORY = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+    'One day, she saw a big dog. The dog was sad because he had no friends. Lily said, "Do you '
+    'want to play with me?" The dog was happy. They played with a ball all day long. When it was '
+    'time to go home, Lily gave the dog a hug. "See you tomorrow!" she said.\n'
+)
 LONGROPE: dict[str, Any] = {
     "rope_parameters": {
         "rope_type": "longrope",
@@ -122,6 +129,27 @@ def test_tokens_of_sentencepiece(
     save_sentencepiece(path, metaspace=metaspace, prefix=prefix)
     differs = metaspace and prefix  # where a note says that it does
     _check_tokens(path, write, [] if differs else UNUSUAL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_perplexity_of_a_real_model(
+    scheme: Any, stories: Path, write: WriteGguf, tmp_path: Path
+) -> None:
+    """A model that was trained, with Llama 2's kind of tokenizer: the checkpoint's perplexity in
+    float32 is llama.cpp's, which rounds what quantized weights multiply."""
+    path = save_quantized(stories, tmp_path / "quantized", 32, scheme, layout="compressed-tensors")
+    shutil.copy(stories / "tokenizer.json", path)
+    shutil.copy(stories / "tokenizer_config.json", path)
+    tokens = Tokenizer(path).encode(STORY)
+    model = LlamaCpp(write(path).path, len(tokens))
+    assert model.tokens(STORY, special=True) == tokens
+    found, expected = (
+        float(np.exp(negative_log_likelihoods(each[:-1], np.array(tokens[1:])).mean()))
+        for each in (model.logits(tokens), Reference(path).logits(tokens))
+    )
+    assert 1 < expected < 20  # it knows such stories
+    assert found == pytest.approx(expected, rel=0.005)
 
 
 def _check_tokens(path: Path, write: WriteGguf, texts: list[str]) -> None:
