@@ -11,6 +11,8 @@ length, and is not there on a device.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +99,11 @@ def is_gguf(path: Path) -> bool:
 
 def how_to_run(path: Path) -> str:
     """What to type to run a GGUF file."""
-    name = path.stem.lower()
+    name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower())  # what ollama takes
+    file, line = shlex.quote(str(path)), shlex.quote(f"FROM {path.absolute()}")
     return (
-        f"`llama-cli -m {path}` of llama.cpp, or `echo FROM {path.resolve()} > Modelfile && ollama "
-        f"create {name} -f Modelfile && ollama run {name}`"
+        f"`llama-cli -m {file}` of llama.cpp, or `echo {line} > Modelfile && ollama create {name} "
+        f"-f Modelfile && ollama run {name}`"
     )
 
 

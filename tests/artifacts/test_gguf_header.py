@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge.artifacts.gguf_header import is_gguf, is_own_gguf, read_gguf_header
+from awq_edge.artifacts.gguf_header import how_to_run, is_gguf, is_own_gguf, read_gguf_header
 from awq_edge.errors import ArtifactError
 from tests.attacks.artifacts import tiny_gguf
 
@@ -42,6 +42,12 @@ def test_a_header_of_ours(tmp_path: Path) -> None:
     assert is_own_gguf(saved(file, ours))
     assert not is_own_gguf(saved(file, ours[:60]))
     assert not is_gguf(saved(file, b"PK")) and not is_gguf(tmp_path)
+
+
+def test_what_to_type_is_what_a_shell_and_ollama_take() -> None:
+    typed = how_to_run(Path("/tmp/My Model.gguf"))
+    assert "`llama-cli -m '/tmp/My Model.gguf'`" in typed
+    assert "`echo 'FROM /tmp/My Model.gguf' > Modelfile && ollama create my-model -f" in typed
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

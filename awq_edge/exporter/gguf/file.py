@@ -127,6 +127,7 @@ def write_gguf(
     require_disk(out.parent, plan.size, f"{out.name} of {model_name}", flag=_FLAG)
     if verify:
         verify_weights(checkpoint.files)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as work, _writer(work, checkpoint) as writer:
         name = _loadable_name(model_name, plan.vocabulary)
         add_metadata(writer, checkpoint, name, _main_type(plan.tensors))

@@ -95,6 +95,12 @@ def test_only_our_own_file_is_replaced(save_model: SaveModel, write: WriteGguf) 
         write(path, overwrite=True)
 
 
+def test_a_folder_that_is_not_there(save_model: SaveModel, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "folder" / "x.gguf"
+    awq_edge.export_gguf(save_model("llama"), file, load_recipe("cpu", method="none"))
+    assert [entry.name for entry in file.parent.iterdir()] == ["x.gguf"]
+
+
 def test_an_interrupted_file_leaves_nothing(
     save_model: SaveModel, write: WriteGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
