@@ -28,6 +28,7 @@ _SPACE = "\u2581"  # SentencePiece's sign for a space
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _ADDED_SCORE = -1000.0  # as llama.cpp's converter has it: merged after everything else
 _PROBE = "a"
+_LONGEST_TOKEN = 1_000  # characters, whose every cut is looked at; those in use have 100
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,8 @@ class _Reader:
             last = rank
         ordinary = {text for text, number in vocab.items() if self._is_ordinary(number, text)}
         for text in ordinary:
+            if len(text) > _LONGEST_TOKEN:
+                raise self._refusal(f"'{show_text(text)}' has {len(text):,} characters")
             for end in range(1, len(text)):
                 pair = (text[:end], text[end:])
                 if pair not in pairs and pair[0] in ordinary and pair[1] in ordinary:
@@ -241,11 +244,13 @@ class _Reader:
     def _tokens(self, *, is_byte_level: bool) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """The text and the type of each id; ids without a token are padding."""
         count = self._decoder.vocab_size
-        tokens = [f"[PAD{number}]" for number in range(count)]
-        types = [int(TokenType.UNUSED)] * count
-        beyond = 0
         texts = {number: text for text, number in self._model["vocab"].items()}
         texts |= {number: token["content"] for number, token in self._added.items()}
+        known = set(texts.values())  # llama.cpp loads no file in which a text is there twice
+        padding = (f"[PAD{number}]" for number in range(count))
+        tokens = [f"[{text}]" if text in known else text for text in padding]
+        types = [int(TokenType.UNUSED)] * count
+        beyond = 0
         for number, text in texts.items():
             if number >= count:
                 beyond += 1

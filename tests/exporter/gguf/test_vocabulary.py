@@ -50,6 +50,15 @@ def test_types_of_tokens(tmp_path: Path) -> None:
     assert len(vocabulary.tokens) == len(set(vocabulary.tokens)) == VOCAB
 
 
+def test_padding_has_no_text_of_a_token(tmp_path: Path) -> None:
+    path = save_byte_level(tmp_path, "gpt-2")
+    stored = json.loads((path / "tokenizer.json").read_text())
+    stored["added_tokens"][-1]["content"] = f"[PAD{VOCAB - 1}]"
+    (path / "tokenizer.json").write_text(json.dumps(stored))
+    tokens = read(path).tokens
+    assert tokens[-1] == f"[[PAD{VOCAB - 1}]]" and len(set(tokens)) == VOCAB
+
+
 def test_sentencepiece(tmp_path: Path) -> None:
     vocabulary = read(save_sentencepiece(tmp_path))
     kinds = dict(zip(vocabulary.tokens, vocabulary.types, strict=True))
@@ -111,6 +120,10 @@ SENTENCEPIECE: dict[str, tuple[Change, str]] = {
                            "no normalizer 'NFKC'"),
     "words": (_at("pre_tokenizer", value={"type": "WhitespaceSplit"}), "cuts no words by"),
     "spaces stay": (_at("normalizer", value=None), "nothing replaces spaces"),
+    "an endless token": (
+        lambda s: s["model"]["vocab"].update({"x" * 2000: SIZE + 1}),
+        "has 2,000 characters",
+    ),
     "merges apart": (
         lambda s: s["model"]["merges"].append(s["model"]["merges"].pop(_doubled(s))),
         "do not stand together",
