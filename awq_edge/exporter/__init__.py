@@ -1,7 +1,7 @@
-"""Export: a checkpoint becomes a graph for one runtime, with its weights in one file.
+"""Exporting a checkpoint into a bundle for one runtime.
 
-    Checkpoint ─ canonical graph ─ lowering of the runtime ─ weight file, model, manifest
+    checkpoint ─ program ─ emitter of the runtime ─ weight file, model, manifest
 
-`bundle.py` is the stage; `graph.py` and docs/graph.md say what the canonical graph is,
-`lower_<runtime>.py` what it becomes. `checks.py` alone needs no [host] extra.
+`bundle.py` is the stage; docs/graph.md and docs/cuda-backend.md say what is emitted. Needs the
+[host] extra, but for the checks.
 """

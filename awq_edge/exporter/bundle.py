@@ -25,13 +25,13 @@ from awq_edge.artifacts.file_names import RECIPE_FILE
 from awq_edge.artifacts.outputs import check_output, require_disk
 from awq_edge.artifacts.provenance import source_commit
 from awq_edge.artifacts.sampling_keys import FALLBACK, GENERATION_CONFIG, SamplingKeys, sampling_of
-from awq_edge.exporter.canonical import lm_head_bits, unquantized_linears
 from awq_edge.exporter.checks import check_context, check_model, check_recipe
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.lowerings import Lowering, require_lowering
 from awq_edge.exporter.overrides import check_lm_head, wanted_lm_head_bits
 from awq_edge.exporter.plugin_ops import plugin_attributes
 from awq_edge.exporter.spec import GraphSpec
+from awq_edge.exporter.unquantized import lm_head_bits, unquantized_linears
 from awq_edge.exporter.writer import WeightPlan, write_weights
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.files import ModelFiles
@@ -83,7 +83,6 @@ def export_checkpoint(
     recipe = resolved_recipe(recipe, source)
     spec = GraphSpec(
         context=recipe.export.context,
-        activation_dtype=recipe.runtime.activation_dtype,
         lm_head_bits=recipe.quantization.lm_head_bits,
     )
     lowered = lowering(source, spec, recipe)

@@ -66,7 +66,10 @@ def _check_version(recipe: Recipe) -> None:
             f"{OLDEST_VERSION} and newer: take a recipe of a Jetson, or write one with the "
             "TensorRT that the target has"
         )
-    if recipe.runtime.is_decomposed and recipe.export.linear == "native":
+    if (
+        recipe.runtime.record.decomposes(recipe.runtime.version)
+        and recipe.export.linear == "native"
+    ):
         raise ConfigError(
             f"--linear native needs TensorRT {FIRST_WITH_LAYERS}, recipe {recipe.name} has "
             f"{version}: the graph for it is opset {DECOMPOSED_OPSET}, whose DequantizeLinear has "

@@ -1,27 +1,38 @@
-"""The canonical graph: a decoder as ONNX opset 24 and two operators of our own.
+"""A graph without weight data, and what nodes are appended with.
 
-Built from a checkpoint's names and shapes, never traced; docs/graph.md specifies it. A lowering
-replaces the two operators (and what its runtime executes otherwise) and nothing else.
+Built from a program, never traced: each constant has a `Weight` of its name, which is evaluated
+when it is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from awq_edge.exporter.weights import BFLOAT16, FLOAT16, FLOAT32, Weight
+from awq_edge.program.weights import Dtype, Weight
 
-CANONICAL_OPSET = 24
-ACTIVATION_DTYPES = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": FLOAT32}
+INT32, INT64 = int(onnx.TensorProto.INT32), int(onnx.TensorProto.INT64)
+BOOL, FLOAT32 = int(onnx.TensorProto.BOOL), int(onnx.TensorProto.FLOAT)
+ONNX_TYPES: dict[Dtype, int] = {
+    "float16": int(onnx.TensorProto.FLOAT16),
+    "bfloat16": int(onnx.TensorProto.BFLOAT16),
+    "float32": FLOAT32,
+    "int32": INT32,
+    "uint8": int(onnx.TensorProto.UINT8),
+    "int8": int(onnx.TensorProto.INT8),
+    "uint4": int(onnx.TensorProto.UINT4),
+    "int4": int(onnx.TensorProto.INT4),
+}
 BATCH, SEQUENCE, POSITIONS, CONTEXT = "batch", "sequence", "positions", "context"
 
 Dims = Sequence[int | str]
+Operand: TypeAlias = "gs.Variable | gs.Constant"
 
 
 @dataclass
@@ -30,10 +41,6 @@ class DecoderGraph:
 
     graph: gs.Graph
     weights: dict[str, Weight] = field(default_factory=dict)
-
-    def copy(self) -> DecoderGraph:
-        """An independent graph over the same weights, which are immutable."""
-        return DecoderGraph(self.graph.copy(), dict(self.weights))
 
     def used_weights(self) -> list[Weight]:
         """The weights that nodes read, in the order of execution."""
@@ -50,7 +57,7 @@ def weight_constant(weight: Weight) -> gs.Constant:
     """A constant whose data lies outside the model, at a place that is filled in later."""
     proto = onnx.TensorProto(
         name=weight.name,
-        data_type=weight.dtype,
+        data_type=ONNX_TYPES[weight.dtype],
         dims=weight.shape,
         data_location=onnx.TensorProto.EXTERNAL,
     )

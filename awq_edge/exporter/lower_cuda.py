@@ -9,8 +9,7 @@ from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.writer import WeightPlan
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.program.build import build_program
-from awq_edge.program.formats import checkpoint_formats
+from awq_edge.program.build import checkpoint_program
 from awq_edge.program.storage import Storage, cuda_form
 from awq_edge.recipe.recipes import Recipe
 
@@ -19,8 +18,7 @@ MODEL_FILE, WEIGHTS_FILE = "model.json", "model.weights"
 
 def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:
     """The program of a checkpoint. Raises ModelError for operations that the runtime lacks."""
-    formats = checkpoint_formats(checkpoint, spec.lm_head_bits)
-    program = build_program(checkpoint.decoder, formats)
+    program = checkpoint_program(checkpoint, spec.lm_head_bits)
     storage = Storage(cuda_form(recipe, program), CheckpointSources(checkpoint))
     emitted = emit_cuda(program, storage, spec.context)
     lacking = lacking_calls(emitted.program)

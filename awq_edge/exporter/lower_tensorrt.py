@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from awq_edge.exporter import tensorrt_lowering
 from awq_edge.exporter.checks_tensorrt import DECOMPOSED_OPSET
-from awq_edge.exporter.graph import CANONICAL_OPSET, DecoderGraph
+from awq_edge.exporter.emit_tensorrt import TensorRtEmitter
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.tensorrt_lowering import Target
@@ -12,8 +12,8 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.recipe.runtimes.tensorrt import FIRST_WITH_LAYERS, OLDEST_VERSION
 
-IR_VERSION = 11
-TARGET = Target(CANONICAL_OPSET, IR_VERSION, FIRST_WITH_LAYERS)
+OPSET, IR_VERSION = 24, 11
+TARGET = Target(OPSET, IR_VERSION, FIRST_WITH_LAYERS)
 # JetPack 6.2's. Decomposed: what came after opset 17 is in its primitives.
 DECOMPOSED = Target(DECOMPOSED_OPSET, 8, OLDEST_VERSION)
 
@@ -23,10 +23,10 @@ def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:
     return tensorrt_lowering.build(checkpoint, spec, recipe, _target(recipe))
 
 
-def lower(canonical: DecoderGraph, recipe: Recipe) -> DecoderGraph:
-    """The graph for TensorRT. `canonical` is left as it was."""
-    return tensorrt_lowering.lower(canonical, recipe, _target(recipe))
+def emitter_of(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> TensorRtEmitter:
+    """What emits the graph of a checkpoint."""
+    return tensorrt_lowering.emitter_of(checkpoint, spec, recipe, _target(recipe))
 
 
 def _target(recipe: Recipe) -> Target:
-    return DECOMPOSED if recipe.runtime.is_decomposed else TARGET
+    return DECOMPOSED if recipe.runtime.record.decomposes(recipe.runtime.version) else TARGET

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from awq_edge.exporter import tensorrt_lowering
-from awq_edge.exporter.graph import CANONICAL_OPSET, DecoderGraph
+from awq_edge.exporter.emit_tensorrt import TensorRtEmitter
 from awq_edge.exporter.lowered import Lowered
 from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.tensorrt_lowering import Target
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import Recipe
 
-IR_VERSION = 11
+OPSET, IR_VERSION = 24, 11
 # The one that these graphs are built with here; older ones have not been tried.
-TARGET = Target(CANONICAL_OPSET, IR_VERSION, "1.7")
+TARGET = Target(OPSET, IR_VERSION, "1.7")
 
 
 def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:
@@ -20,6 +20,6 @@ def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:
     return tensorrt_lowering.build(checkpoint, spec, recipe, TARGET)
 
 
-def lower(canonical: DecoderGraph, recipe: Recipe) -> DecoderGraph:
-    """The graph for TensorRT for RTX. `canonical` is left as it was."""
-    return tensorrt_lowering.lower(canonical, recipe, TARGET)
+def emitter_of(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> TensorRtEmitter:
+    """What emits the graph of a checkpoint."""
+    return tensorrt_lowering.emitter_of(checkpoint, spec, recipe, TARGET)

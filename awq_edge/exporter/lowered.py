@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 
 from awq_edge.artifacts.directories import Form, PluginUse, TensorPort
 from awq_edge.exporter.graph import DecoderGraph, to_model
-from awq_edge.exporter.writer import Weight, WeightPlan, place_weights
+from awq_edge.exporter.writer import WeightPlan, place_weights
+from awq_edge.program.weights import Weight
 
 
 @dataclass(frozen=True)

@@ -7,29 +7,31 @@ past_length [B] ─ Unsqueeze ─────────── Add ─ position
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
-from awq_edge.exporter.graph import BATCH, SEQUENCE, GraphBuilder
+from awq_edge.exporter.graph import BATCH, BOOL, INT64, SEQUENCE, Operand
+from awq_edge.program.program import Attention
 
-BOOL, INT64 = int(TensorProto.BOOL), int(TensorProto.INT64)
+if TYPE_CHECKING:
+    from awq_edge.exporter.emit_graph import GraphEmitter
 
 
 class Positions:
     """Made once for all layers, in front of the first node that reads them."""
 
-    def __init__(self, builder: GraphBuilder) -> None:
-        self._builder = builder
-        inputs = {tensor.name: tensor for tensor in builder.target.graph.inputs}
-        self.past_length = inputs["past_length"]
-        caches = [tensor for name, tensor in inputs.items() if name.startswith("past.")]
-        self.cache_shape = tuple(caches[0].shape)  # [B, kv_heads, context, size]
-        self._context = int(self.cache_shape[2])
-        # Of the ids or the embeddings: [B, S, ...].
-        self._tokens = next(iter(builder.target.graph.inputs))
+    def __init__(self, emitter: GraphEmitter) -> None:
+        self._emitter = emitter
+        self._context = emitter.context
         self._ids: gs.Variable | None = None
         self._keys: gs.Variable | None = None
         self._masks: dict[int, gs.Variable] = {}
+
+    def window_of(self, attention: Attention) -> int:
+        """Positions that a query sees, itself included; 0: all, also where there are no more."""
+        window = attention.window or 0
+        return window if window < self._context else 0
 
     def ids(self) -> gs.Variable:
         """int64 [B, S]: past_length[b] + s."""
@@ -45,44 +47,40 @@ class Positions:
         return self._masks[window]
 
     def _make_ids(self) -> gs.Variable:
-        builder, path = self._builder, "/positions"
-        (sequence,) = builder.node(
-            "Shape", f"{path}/Shape", [self._tokens], [(INT64, (1,))], {"start": 1, "end": 2}
-        )
-        (length,) = builder.node("Squeeze", f"{path}/Squeeze", [sequence], [(INT64, ())])
+        path, tokens = "/positions", self._emitter.target.graph.inputs[0]  # ids, or embeddings
+        ends = {"start": 1, "end": 2}
+        sequence = self._emitter.op(f"{path}/Shape", [tokens], (1,), ends, INT64)
+        length = self._integers(f"{path}/Squeeze", [sequence])
         steps = self._range(f"{path}/Range", length, SEQUENCE)
-        column = self._unsqueezed(f"{path}/Unsqueeze", self.past_length, [1], (BATCH, 1))
-        (ids,) = builder.node("Add", f"{path}/Add", [column, steps], [(INT64, (BATCH, SEQUENCE))])
-        return ids
+        past = self._emitter.past_length
+        column = self._unsqueezed(f"{path}/Unsqueeze", past, [1], BATCH, 1)
+        return self._integers(f"{path}/Add", [column, steps], BATCH, SEQUENCE)
 
     def _make_mask(self, window: int) -> gs.Variable:
-        builder, path = self._builder, f"/mask.{window}" if window else "/mask"
-        shape = (BATCH, 1, SEQUENCE, self._context)
-        rows = (BATCH, 1, SEQUENCE, 1)
-        queries = self._unsqueezed(f"{path}/Unsqueeze", self.ids(), [1, 3], rows)
+        emitter, path = self._emitter, f"/mask.{window}" if window else "/mask"
+        shape, rows = (BATCH, 1, SEQUENCE, self._context), (BATCH, 1, SEQUENCE, 1)
+        queries = self._unsqueezed(f"{path}/Unsqueeze", self.ids(), [1, 3], *rows)
         if self._keys is None:
-            count = builder.inline("positions.context", self._context)
+            count = emitter.builder.inline("positions.context", self._context)
             self._keys = self._range("/positions/keys/Range", count, self._context)
-        (seen,) = builder.node(
-            "LessOrEqual", f"{path}/LessOrEqual", [self._keys, queries], [(BOOL, shape)]
-        )
+        seen = emitter.op(f"{path}/LessOrEqual", [self._keys, queries], shape, dtype=BOOL)
         if not window:
             return seen
-        distance = builder.inline(f"positions.window.{window}", [window])
-        (first,) = builder.node("Sub", f"{path}/Sub", [queries, distance], [(INT64, rows)])
-        (near,) = builder.node("Greater", f"{path}/Greater", [self._keys, first], [(BOOL, shape)])
-        (both,) = builder.node("And", f"{path}/And", [seen, near], [(BOOL, shape)])
-        return both
+        distance = emitter.builder.inline(f"positions.window.{window}", [window])
+        first = self._integers(f"{path}/Sub", [queries, distance], *rows)
+        near = emitter.op(f"{path}/Greater", [self._keys, first], shape, dtype=BOOL)
+        return emitter.op(f"{path}/And", [seen, near], shape, dtype=BOOL)
 
-    def _range(self, name: str, count: gs.Tensor, size: int | str) -> gs.Variable:
-        builder = self._builder
+    def _range(self, name: str, count: Operand, size: int | str) -> gs.Variable:
+        builder = self._emitter.builder
         limits = [builder.inline("positions.zero", 0), count, builder.inline("positions.one", 1)]
-        (steps,) = builder.node("Range", name, limits, [(INT64, (size,))])
-        return steps
+        return self._integers(name, limits, size)
 
     def _unsqueezed(
-        self, name: str, x: gs.Variable, axes: list[int], shape: tuple[int | str, ...]
+        self, name: str, x: gs.Variable, axes: list[int], *shape: int | str
     ) -> gs.Variable:
-        where = self._builder.inline(f"positions.axes.{axes}", axes)
-        (unsqueezed,) = self._builder.node("Unsqueeze", name, [x, where], [(INT64, shape)])
-        return unsqueezed
+        where = self._emitter.builder.inline(f"positions.axes.{axes}", axes)
+        return self._integers(name, [x, where], *shape)
+
+    def _integers(self, name: str, inputs: list[Operand], *shape: int | str) -> gs.Variable:
+        return self._emitter.op(name, inputs, shape, dtype=INT64)

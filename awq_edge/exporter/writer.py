@@ -11,11 +11,7 @@ import numpy as np
 import onnx
 
 from awq_edge.artifacts.directories import FileEntry
-from awq_edge.exporter.weights import Weight as GraphWeight
-from awq_edge.program.weights import Weight as ProgramWeight
-from awq_edge.program.weights import bytes_per_token, part_bytes
-
-Weight = GraphWeight | ProgramWeight
+from awq_edge.program.weights import Weight, bytes_per_token, part_bytes
 
 # Pages: onnxruntime maps the file, and the system maps whole pages.
 ALIGNMENT = 4096

@@ -9,8 +9,9 @@ from awq_edge.model.archs import Decoder
 from awq_edge.model.archs.base import Experts as ExpertNames
 from awq_edge.model.archs.base import Linear as BlockLinear
 from awq_edge.model.archs.base import Rope
+from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.program.fold import fold_multipliers
-from awq_edge.program.formats import Formats
+from awq_edge.program.formats import Formats, checkpoint_formats
 from awq_edge.program.program import (
     Attention,
     Block,
@@ -49,6 +50,14 @@ def build_program(
             position_axes=decoder.rope.sections,
         )
     )
+
+
+def checkpoint_program(checkpoint: Checkpoint, lm_head_bits: int) -> Program:
+    """The program of a checkpoint as it is stored.
+
+    lm_head_bits: of an output layer that it has unquantized.
+    """
+    return build_program(checkpoint.decoder, checkpoint_formats(checkpoint, lm_head_bits))
 
 
 def rotation_of(decoder: Decoder, layer: int) -> RotationName | None:

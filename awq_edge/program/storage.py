@@ -75,7 +75,9 @@ def tensorrt_form(recipe: Recipe, program: Program) -> Form:
     # Attention of ONNX takes tables in its own type; the plugin, and the primitives that stand for
     # soft caps and in graphs for old versions, take float32.
     capped = any(isinstance(each, Attention) and each.soft_cap for each in program.mixers())
-    has_layers = recipe.export.attention == "native" and not recipe.runtime.is_decomposed
+    has_layers = recipe.export.attention == "native" and not recipe.runtime.record.decomposes(
+        recipe.runtime.version
+    )
     return Form(
         kernel_linear if is_plugin else native_linear,
         dtype,
@@ -187,16 +189,19 @@ class Storage:
         dtype = self._sources.embedding_dtype(embedding, self.form.dtype)
         return self._sources.dense(embedding.table, dtype)
 
-    def rotation(self, name: str, rope: Rope, context: int) -> tuple[Weight, Weight]:
-        """Cosine and sine, [context, rotary_size / 2]."""
+    def rotation(
+        self, name: str, rope: Rope, context: int, dtype: Dtype | None = None
+    ) -> tuple[Weight, Weight]:
+        """Cosine and sine, [context, rotary_size / 2]. dtype: None for the form's."""
+        kind = dtype or self.form.tables_dtype
         tables = functools.cache(lambda: rope_tables(rope, context))
 
         def weight(part: str, place: int) -> Weight:
             def pieces() -> Iterator[Array]:
-                yield tables()[place].astype(numpy_type(self.form.tables_dtype))
+                yield tables()[place].astype(numpy_type(kind))
 
             shape = (context, rope.rotary_size // 2)
-            return Weight(f"{name}.{part}", self.form.tables_dtype, shape, "tables", pieces)
+            return Weight(f"{name}.{part}", kind, shape, "tables", pieces)
 
         return weight("cosine", 0), weight("sine", 1)
 

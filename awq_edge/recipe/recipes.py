@@ -28,7 +28,7 @@ from awq_edge.flags import Flag, FlagField, flag_fields
 from awq_edge.recipe.files import locate, merge, origin, read_chain, recipe_names
 from awq_edge.recipe.runtimes import Runtime, require_runtime, runtime_names, runtimes
 from awq_edge.recipe.validation import describe_errors, dotted_keys, unknown_key
-from awq_edge.units import format_bandwidth, format_size, parse_bandwidth, parse_size, release
+from awq_edge.units import format_bandwidth, format_size, parse_bandwidth, parse_size
 
 __all__ = [
     "CalibrationDefaults",
@@ -217,14 +217,6 @@ class RuntimeSpec(_Part):
     def record(self) -> Runtime:
         """The backend's record."""
         return runtimes()[self.backend]
-
-    @property
-    def is_decomposed(self) -> bool:
-        """True where graphs for this version of the runtime have newer operators in primitives."""
-        native = self.record.native
-        return native is not None and release(self.version, None) < release(
-            native.first_version, None
-        )
 
 
 class QuantizationDefaults(_Part):

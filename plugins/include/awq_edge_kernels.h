@@ -196,7 +196,7 @@ AWQ_EDGE_API int awq_edge_experts_workspace(const awq_edge_w4a16_weight* gate_up
 /* ------------------------------------------------------------------ attention
  *
  * Rotary embedding, append to the KV cache and causal grouped-query attention over its valid part:
- * the operator awq_edge::CachedAttention of docs/graph.md.
+ * the operator awq_edge::CachedAttention of docs/plugin.md.
  *
  * Token s of sequence b has position p = past_length[b] + s and attends to positions 0..p, or
  * p - window + 1..p. Positions p >= context are not written, and their outputs are undefined.

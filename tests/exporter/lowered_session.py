@@ -1,8 +1,8 @@
 """Lowered graphs for TensorRT, run on the CPU: those without our plugin by onnxruntime, others by
 onnx's reference evaluator with the plugin written out.
 
-The plugin's W4A16Linear is the canonical one on the weight that `packing.unpack` finds in the
-kernels' layout; its CachedAttention is the canonical one on q, k and v apart.
+The plugin's W4A16Linear multiplies by the weight that `packing.unpack` finds in the kernels'
+layout; its CachedAttention is the one of `reference.py` on q, k and v apart.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class CachedAttention(OpRun):
             given["q"], given["k"], given["v"] = np.split(given["qkv"], ends, axis=-1)
         for part in "qk" if values["qk_norm"] else "":
             given[part] = head_normed(given[part], given[f"{part}_norm"], values["norm_eps"])
-        canonical: dict[str, Any] = {
+        settings: dict[str, Any] = {
             name: values[name]
             for name in ("num_heads", "num_kv_heads", "head_size", "rotary_size", "scale")
         }
-        canonical |= {name: values[name] for name in ("window", "soft_cap") if values[name]}
+        settings |= {name: values[name] for name in ("window", "soft_cap") if values[name]}
         order = ("q", "k", "v", "past_length", "cosine", "sine", "past_key", "past_value")
         tensors = [given.get(name) for name in order]
-        return reference.CachedAttention._run(self, *tensors, **canonical)  # type: ignore[arg-type]
+        return reference.CachedAttention._run(self, *tensors, **settings)  # type: ignore[arg-type]
 
 
 def contract_values(op: Any, attributes: dict[str, Any]) -> Any:

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.exporter import lower_onnxruntime
 from awq_edge.exporter.bundle import check_export
-from awq_edge.exporter.canonical import build_canonical_graph
+from awq_edge.exporter.emit_onnxruntime import IR_VERSION
 from awq_edge.exporter.lowered import lowered_graph
-from awq_edge.exporter.spec import GraphSpec
 from awq_edge.exporter.writer import WeightPlan
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.recipe.recipes import load_recipe
@@ -23,7 +21,7 @@ from awq_edge.runtime.session import SessionOptions
 
 from .conftest import Export, parity_recipe
 from .models import MAX_POSITIONS, Reference, random_ids, save_quantized, save_random_model
-from .test_graph import canonical, ops
+from .test_graph import emitted, ops
 from .test_parity import TOLERANCE, check_bundle, relative_error
 
 _FACTORS = {
@@ -118,9 +116,8 @@ def test_longrope_is_chosen_by_the_context(tmp_path: Path) -> None:
     for original in (24, MAX_POSITIONS):
         path = save_random_model(tmp_path / str(original), "phi3", **longrope(original))
         logits.append(Reference(path).logits(random_ids(MAX_POSITIONS)))
-        spec = GraphSpec(context=MAX_POSITIONS, activation_dtype="float32", lm_head_bits=16)
         rope = Checkpoint.open(path).decoder.rope
-        graph = build_canonical_graph(Checkpoint.open(path), spec)
+        graph = emitted(path)
         # The last pair of channels turns slowest: cosine of the first position tells its factor.
         factors = rope.long_factor if original == 24 else rope.short_factor
         last = 10000.0 ** (-14 / 16) / factors[-1]
@@ -132,32 +129,33 @@ def test_longrope_is_chosen_by_the_context(tmp_path: Path) -> None:
 def test_offsets_are_part_of_the_weights(tmp_path: Path) -> None:
     """Gemma's norms multiply by 1 + w: one standard RMSNormalization, the sum in its weight."""
     path = save_random_model(tmp_path / "model", "gemma2")
-    graph = canonical(path)
+    graph = emitted(path)
     name = "model.layers.0.input_layernorm.weight"
     stored = Checkpoint.open(path).dense(name)
     np.testing.assert_array_equal(graph.weights[name].array(), 1 + stored)
-    assert ops(graph)["RMSNormalization"] == 4 * 2 + 1
+    assert ops(graph)["SimplifiedLayerNormalization"] == 2 * 2 + 1 + 1
+    assert ops(graph)["SkipSimplifiedLayerNormalization"] == 3
 
 
 def test_tables_are_shared_by_layers_of_one_rotation(tmp_path: Path) -> None:
-    graph = canonical(save_random_model(tmp_path / "model", "gemma3_text", num_hidden_layers=4))
-    attention = [node for node in graph.graph.nodes if node.op == "CachedAttention"]
-    assert [node.inputs[4].name for node in attention] == ["rope.local.cosine", "rope.cosine"] * 2
-    assert [node.attrs.get("window") for node in attention] == [16, None] * 2
+    graph = emitted(save_random_model(tmp_path / "model", "gemma3_text", num_hidden_layers=4))
+    attention = [node for node in graph.graph.nodes if node.op == "GroupQueryAttention"]
+    assert [node.inputs[7].name for node in attention] == ["rope.local.cosine", "rope.cosine"] * 2
+    assert [node.attrs.get("local_window_size") for node in attention] == [16, None] * 2
 
 
 def test_learned_positions_leave_out_the_tables(tmp_path: Path) -> None:
-    graph = canonical(save_random_model(tmp_path / "model", "opt"))
-    attention = [node for node in graph.graph.nodes if node.op == "CachedAttention"]
-    assert {node.attrs["rotary_size"] for node in attention} == {0}
-    assert all(tensor.is_empty() for node in attention for tensor in node.inputs[4:6])
+    graph = emitted(save_random_model(tmp_path / "model", "opt"))
+    attention = [node for node in graph.graph.nodes if node.op == "GroupQueryAttention"]
+    assert {node.attrs["do_rotary"] for node in attention} == {0}
+    assert {len(node.inputs) for node in attention} == {7}
     assert not [name for name in graph.weights if name.startswith("rope")]
 
 
 def test_a_fused_linear_goes_into_the_attention_packed(tmp_path: Path) -> None:
     source = save_random_model(tmp_path / "model", "phi3")
     checkpoint = save_quantized(source, tmp_path / "checkpoint")
-    lowered = lower_onnxruntime.lower(canonical(checkpoint), parity_recipe())
+    lowered = emitted(checkpoint)
     # gate and up are split, q, k and v are not.
     assert (ops(lowered)["Split"], ops(lowered)["MatMulNBits"]) == (2, 8)
 
@@ -168,8 +166,8 @@ def test_a_token_reads_the_experts_that_it_is_sent_to(quantized: bool, tmp_path:
     source = save_random_model(tmp_path / "model", "mixtral")
     if quantized:
         source = save_quantized(source, tmp_path / "checkpoint")
-    lowered = lower_onnxruntime.lower(canonical(source), parity_recipe())
-    plan = WeightPlan.of(lowered_graph(lowered, lower_onnxruntime.IR_VERSION).weights)
+    lowered = emitted(source)
+    plan = WeightPlan.of(lowered_graph(lowered, IR_VERSION).weights)
     experts = sum(weight.nbytes for weight in plan.weights if ".experts." in weight.name)
     rows = {"embedding": plan.weights[0].shape[0], "tables": MAX_POSITIONS}
     every = sum(weight.nbytes // rows.get(weight.part, 1) for weight in plan.weights)
@@ -230,8 +228,8 @@ def test_the_advice_for_float16_is_one_that_is_taken(tmp_path: Path) -> None:
 def test_norms_with_an_offset_in_float16(model_type: str, tmp_path: Path) -> None:
     """The graph itself has either type: 1 + w is added before it is rounded."""
     path = save_random_model(tmp_path / "model", model_type)
-    spec = GraphSpec(context=MAX_POSITIONS, activation_dtype="float16", lm_head_bits=16)
-    graph = build_canonical_graph(Checkpoint.open(path), spec)
+    recipe = parity_recipe(**{"runtime.activation_dtype": "float16"})
+    graph = emitted(path, recipe=recipe)
     name = "model.norm.weight"
     stored = Checkpoint.open(path).dense(name).astype(np.float32)
     np.testing.assert_array_equal(graph.weights[name].array(), (1 + stored).astype(np.float16))

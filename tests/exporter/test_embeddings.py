@@ -11,22 +11,19 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from awq_edge.exporter import lower_onnxruntime
-from awq_edge.exporter.canonical import (
-    build_canonical_graph,
-    build_embedding_graph,
-)
+from awq_edge.exporter.emit_onnxruntime import IR_VERSION
 from awq_edge.exporter.graph import DecoderGraph, to_model
+from awq_edge.exporter.lower_onnxruntime import emitter_of
 from awq_edge.exporter.spec import GraphSpec
 from awq_edge.model.checkpoint import Checkpoint
 from tests.arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
 
 from .conftest import parity_recipe
 from .models import MAX_POSITIONS, Reference, save_quantized, save_random_model
-from .reference import CanonicalSession, evaluated_model
+from .reference import evaluated_model
 from .test_parity import TOLERANCE, relative_error
 
-SPEC = GraphSpec(MAX_POSITIONS, "float32", 16, takes_embeddings=True)
+SPEC = GraphSpec(MAX_POSITIONS, 16, takes_embeddings=True)
 # Patches of Qwen2-VL's image, rows and columns, of which a square of 2 x 2 becomes a token.
 GRID = (4, 6)
 
@@ -71,13 +68,15 @@ class WithImage(Reference):
         return np.asarray(found.numpy()), inputs
 
 
+def graph_of(path: Path, spec: GraphSpec = SPEC) -> DecoderGraph:
+    return emitter_of(Checkpoint.open(path), spec, parity_recipe()).emit()
+
+
 class OrtSession:
-    """A lowered graph in onnxruntime, its cache carried along."""
+    """A graph in onnxruntime, its cache carried along."""
 
     def __init__(self, graph: DecoderGraph) -> None:
-        lowered = lower_onnxruntime.lower(graph, parity_recipe())
-        model = evaluated_model(lowered)
-        model.ir_version = lower_onnxruntime.IR_VERSION
+        model = evaluated_model(graph, IR_VERSION)
         self._session = ort.InferenceSession(model.SerializeToString())
         self._names = [port.name for port in self._session.get_outputs()]
         self._cache = {
@@ -113,38 +112,29 @@ def test_an_image_among_the_tokens(model_type: str, quantized: bool, tmp_path: P
     expected, inputs = WithImage(path).run(model_type, ids)
     if model_type == "qwen2_vl":  # the image's tokens are placed by row and column
         assert (inputs["position_ids"][0] != inputs["position_ids"][2]).any()
-    graph = build_canonical_graph(Checkpoint.open(path), SPEC)
+    graph = graph_of(path)
     assert "input_ids" not in {tensor.name for tensor in graph.graph.inputs}
-    cuts = [0, 7, len(ids) - 2, len(ids) - 1, len(ids)]
-    for session in (OrtSession(graph), CanonicalSession(graph)):
-        found = [session.call(chunk(inputs, begin, end))[0] for begin, end in pairwise(cuts)]
-        assert relative_error(np.concatenate(found), expected) < TOLERANCE
+    cuts, session = [0, 7, len(ids) - 2, len(ids) - 1, len(ids)], OrtSession(graph)
+    found = [session.call(chunk(inputs, begin, end))[0] for begin, end in pairwise(cuts)]
+    assert relative_error(np.concatenate(found), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("model_type", ["llava", "gemma2"])
 def test_embeddings_of_token_ids(model_type: str, tmp_path: Path) -> None:
     """What the decoder is given for text: scaled where the model scales it."""
     path = save_random_model(tmp_path / "model", model_type)
-    graph = build_embedding_graph(Checkpoint.open(path), SPEC)
-    session = ort.InferenceSession(_bytes(graph))
+    graph = emitter_of(Checkpoint.open(path), SPEC, parity_recipe()).emit_embedding()
+    session = ort.InferenceSession(evaluated_model(graph, IR_VERSION).SerializeToString())
     ids = [[20, 21, 30], [22, 33, 44]]
     (found,) = session.run(["inputs_embeds"], {"input_ids": np.array(ids)})
     expected = Reference(path).model.get_input_embeddings()(torch.tensor(ids))
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-6)
 
 
-def _bytes(graph: DecoderGraph) -> bytes:
-    graph.graph.opset = 21
-    model = evaluated_model(graph)
-    model.ir_version = 10
-    data: bytes = model.SerializeToString()
-    return data
-
-
 def test_a_graph_of_token_ids_is_as_it_was(tmp_path: Path) -> None:
     """Text has one position on every axis: no rotation by token, the usual tables."""
     path = save_random_model(tmp_path / "model", "qwen2_vl")
-    spec = GraphSpec(MAX_POSITIONS, "float32", 16)
-    model = to_model(build_canonical_graph(Checkpoint.open(path), spec), ir_version=11)
+    spec = GraphSpec(MAX_POSITIONS, 16)
+    model = to_model(graph_of(path, spec), IR_VERSION)
     assert "position_ids" not in {value.name for value in model.graph.input}
     assert "RotaryEmbedding" not in {node.op_type for node in model.graph.node}

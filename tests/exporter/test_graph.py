@@ -1,4 +1,4 @@
-"""The canonical graph by itself, and what lowerings may do to it."""
+"""The graphs that emitters make: names, shapes, what is merged and fused."""
 
 from __future__ import annotations
 
@@ -7,68 +7,66 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from awq_edge.exporter.canonical import build_canonical_graph
+from awq_edge.exporter.emit_onnxruntime import IR_VERSION
 from awq_edge.exporter.graph import DecoderGraph, module_path, to_model
 from awq_edge.exporter.spec import GraphSpec
-from awq_edge.exporter.weights import FLOAT16, FLOAT32, UINT4, UINT8
 from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.recipe.recipes import list_recipes, load_recipe
+from awq_edge.program.weights import Dtype
+from awq_edge.recipe.recipes import Recipe, list_recipes
 from awq_edge.recipe.runtimes import runtimes
 from awq_edge.runtime.backends import open_session
 from awq_edge.runtime.session import SessionOptions
-from awq_edge.tensorrt.contract import DOMAIN
 
 from .conftest import Export, lowering_of, parity_recipe
 from .models import MAX_POSITIONS, VOCAB, Reference, random_ids, save_quantized, save_random_model
-from .reference import CanonicalSession
+from .test_parity import TOLERANCE, relative_error
 
-# Absolute, of logits up to 10: float32 on both sides, added in different orders (1e-5 seen).
-TOLERANCE = 2e-4
-PARITY = GraphSpec(context=MAX_POSITIONS, activation_dtype="float32", lm_head_bits=16)
+SPEC = GraphSpec(context=MAX_POSITIONS, lm_head_bits=16)
 
 
-def canonical(path: Path, spec: GraphSpec = PARITY) -> DecoderGraph:
-    return build_canonical_graph(Checkpoint.open(path), spec)
+def emitted(path: Path, spec: GraphSpec = SPEC, recipe: Recipe | None = None) -> DecoderGraph:
+    """The graph for onnxruntime."""
+    emitter = lowering_of("onnxruntime").emitter_of(
+        Checkpoint.open(path), spec, recipe or parity_recipe()
+    )
+    graph: DecoderGraph = emitter.emit()
+    return graph
 
 
 def ops(graph: DecoderGraph) -> Counter[str]:
     return Counter(node.op for node in graph.graph.nodes)
 
 
-def test_only_two_operators_are_our_own(tiny_checkpoint: Path) -> None:
-    graph = canonical(tiny_checkpoint)
-    own = {node.op for node in graph.graph.nodes if node.domain == DOMAIN}
-    assert own == {"W4A16Linear", "CachedAttention"}
-    assert all(node.domain in (None, DOMAIN) for node in graph.graph.nodes)
-    assert graph.graph.opset == 24
-    counts, decoder = ops(graph), Checkpoint.open(tiny_checkpoint).decoder
-    linears = [linear for layer in range(2) for linear in decoder.linears(layer)]
-    assert (counts["W4A16Linear"], counts["CachedAttention"]) == (len(linears), 2)
-    # lm_head and routers.
-    assert counts["MatMul"] == 1 + sum(decoder.has_experts(layer) for layer in range(2))
-    assert counts["GatherND"] == 1
+def by_name(graph: DecoderGraph) -> dict[str, gs.Node]:
+    return {node.name: node for node in graph.graph.nodes}
 
 
-def test_it_is_valid_onnx_with_every_shape_known(tiny_checkpoint: Path) -> None:
-    graph = canonical(tiny_checkpoint)
+def graph_runtimes() -> list[str]:
+    """The runtimes that execute a graph."""
+    return [name for name in runtimes() if hasattr(lowering_of(name), "emitter_of")]
+
+
+@pytest.mark.parametrize("runtime", graph_runtimes())
+def test_every_shape_is_known_and_every_name_is_one(runtime: str, tiny_checkpoint: Path) -> None:
+    own = [recipe for recipe in list_recipes() if recipe.runtime.backend == runtime]
+    native = {"export.attention": "native", "export.context": MAX_POSITIONS}
+    recipe = own[0].overridden(native)  # any head size
+    emitter = lowering_of(runtime).emitter_of(Checkpoint.open(tiny_checkpoint), SPEC, recipe)
+    graph = emitter.emit()
+    names = [node.name for node in graph.graph.nodes]
+    assert len(set(names)) == len(names)
     for node in graph.graph.nodes:
         for tensor in node.outputs:
-            assert tensor.dtype is not None and tensor.shape is not None, tensor.name
-    model = to_model(graph, ir_version=11)
-    for proto in model.graph.initializer:  # their data lies elsewhere
-        if proto.name in graph.weights:
-            proto.ClearField("data_location")
-            proto.raw_data = bytes(graph.weights[proto.name].nbytes)
-    onnx.checker.check_model(model)
+            known = tensor.dtype is not None and tensor.shape is not None
+            assert known or tensor.is_empty(), tensor.name
 
 
 def test_inputs_and_outputs(llama_checkpoint: Path) -> None:
-    graph = canonical(llama_checkpoint).graph
-    cache = ("batch", 2, MAX_POSITIONS, 32)
+    graph = emitted(llama_checkpoint).graph
+    cache = ("batch", 2, "context", 32)
     found = {t.name: tuple(t.shape) for t in [*graph.inputs, *graph.outputs]}
     assert found == {
         "input_ids": ("batch", "sequence"),
@@ -85,83 +83,65 @@ def test_inputs_and_outputs(llama_checkpoint: Path) -> None:
 
 
 def test_nodes_are_named_after_modules(llama_checkpoint: Path) -> None:
-    nodes = [node.name for node in canonical(llama_checkpoint).graph.nodes]
-    assert len(set(nodes)) == len(nodes)
+    nodes = by_name(emitted(llama_checkpoint))
     for name in (
         "/model/embed_tokens/Gather",
-        "/model/layers.0/self_attn/q_proj/W4A16Linear",
-        "/model/layers.1/self_attn/CachedAttention",
-        "/model/layers.1/mlp/down_proj/W4A16Linear",
-        "/model/norm/RMSNormalization",
+        "/model/layers.0/self_attn/q_proj+k_proj+v_proj/MatMulNBits",
+        "/model/layers.1/self_attn/GroupQueryAttention",
+        "/model/layers.1/mlp/down_proj/MatMulNBits",
+        "/model/norm/SimplifiedLayerNormalization",
         "/lm_head/MatMul",
     ):
         assert name in nodes
     assert module_path("model.layers.12.mlp.up_proj") == "/model/layers.12/mlp/up_proj"
 
 
-def test_w4a16linear_as_specified(tmp_path: Path) -> None:
-    """docs/graph.md: attributes, dtypes and shapes of one node."""
+def test_weights_of_a_node_as_specified(tmp_path: Path) -> None:
+    """docs/graph.md: attributes, dtypes and shapes."""
     source = save_random_model(tmp_path / "model", "qwen2")
-    spec = dataclasses.replace(PARITY, lm_head_bits=8)
-    graph = canonical(save_quantized(source, tmp_path / "checkpoint"), spec)
-    nodes = {node.name: node for node in graph.graph.nodes}
-    node = nodes["/model/layers.0/self_attn/k_proj/W4A16Linear"]
-    assert node.attrs == {
-        "bits": 4,
-        "group_size": 32,
-        "in_features": 64,
-        "out_features": 64,
-        "layout_version": 0,
-    }
-    weights = [graph.weights[tensor.name] for tensor in node.inputs[1:]]
-    assert [(w.dtype, w.shape) for w in weights] == [
-        (UINT4, (64, 64)),
-        (FLOAT16, (64, 2)),
-        (UINT4, (64, 2)),
-        (FLOAT32, (64,)),
+    spec = dataclasses.replace(SPEC, lm_head_bits=8)
+    graph = emitted(save_quantized(source, tmp_path / "checkpoint"), spec)
+    nodes = by_name(graph)
+
+    def weights(node: gs.Node) -> list[tuple[Dtype, tuple[int, ...]]]:
+        given = [graph.weights.get(tensor.name) for tensor in node.inputs[1:]]
+        return [(weight.dtype, weight.shape) for weight in given if weight is not None]
+
+    node = nodes["/model/layers.0/self_attn/o_proj/MatMulNBits"]
+    assert node.attrs == {"K": 128, "N": 64, "bits": 4, "block_size": 32, "accuracy_level": 0}
+    assert weights(node) == [
+        ("uint8", (64, 4, 16)),
+        ("float32", (64, 4)),
+        ("uint8", (64, 2)),
     ]
-    head = nodes["/lm_head/W4A16Linear"]  # symmetric: no zero points
-    weights = [graph.weights[tensor.name] for tensor in head.inputs[1:]]
-    assert [(w.dtype, w.shape) for w in weights] == [(UINT8, (VOCAB, 64)), (FLOAT16, (VOCAB, 2))]
+    head = nodes["/lm_head/MatMulNBits"]  # symmetric: no zero points
+    assert weights(head) == [("uint8", (VOCAB, 2, 32)), ("float32", (VOCAB, 2))]
     assert head.attrs["bits"] == 8
 
 
 def test_a_window_that_the_context_cannot_exceed_is_left_out(tmp_path: Path) -> None:
     path = save_random_model(tmp_path / "model", "mistral", sliding_window=40)
     for context, expected in ((41, 40), (40, None)):
-        graph = canonical(path, dataclasses.replace(PARITY, context=context)).graph
-        windows = {n.attrs.get("window") for n in graph.nodes if n.op == "CachedAttention"}
-        assert windows == {expected}
+        graph = emitted(path, dataclasses.replace(SPEC, context=context)).graph
+        nodes = [node for node in graph.nodes if node.op == "GroupQueryAttention"]
+        assert {node.attrs.get("local_window_size") for node in nodes} == {expected}
 
 
 def test_weights_are_not_read_to_build_it(llama_checkpoint: Path, tmp_path: Path) -> None:
     """The graph needs names and shapes alone: a weight file of zeros gives the same one."""
-    expected = to_model(canonical(llama_checkpoint), ir_version=11).SerializeToString()
+    expected = to_model(emitted(llama_checkpoint), IR_VERSION).SerializeToString()
     (tmp_path / "config.json").write_bytes((llama_checkpoint / "config.json").read_bytes())
     data = (llama_checkpoint / "model.safetensors").read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     (tmp_path / "model.safetensors").write_bytes(data[:end] + bytes(len(data) - end))
-    assert to_model(canonical(tmp_path), ir_version=11).SerializeToString() == expected
+    assert to_model(emitted(tmp_path), IR_VERSION).SerializeToString() == expected
 
 
-def test_it_computes_what_transformers_does(tiny_checkpoint: Path) -> None:
-    """Prefill, chunk on a cache, decode, and two sequences of different length in one batch."""
-    graph = canonical(tiny_checkpoint)
-    reference = Reference(tiny_checkpoint)
-    ids = random_ids(14)
-    expected = reference.logits(ids)
-    session = CanonicalSession(graph)
-    for begin, end in ((0, 8), (8, 13), (13, 14)):
-        chunk = np.array([ids[begin:end]])
-        found = session.run(chunk, np.array([begin]), np.arange(end - begin)[None])
-        np.testing.assert_allclose(found[0], expected[begin:end], atol=TOLERANCE)
-    other = random_ids(14, seed=1)
-    session = CanonicalSession(graph, batch=2)
-    session.run(np.array([ids[:8], other[:8]]), np.array([0, 0]), np.array([[7], [7]]))
-    # The second sequence goes back to its first five tokens.
-    found = session.run(np.array([ids[8:11], other[5:8]]), np.array([8, 5]), np.array([[2], [0]]))
-    both = np.stack([expected[10], reference.logits(other)[5]])
-    np.testing.assert_allclose(found[:, 0], both, atol=TOLERANCE)
+def test_granite_s_multipliers_take_one_node(tmp_path: Path) -> None:
+    """That of the embedding: the others are in norms and attention."""
+    graph = emitted(save_random_model(tmp_path / "model", "granite"))
+    multiplied = [name for name in by_name(graph) if name.endswith("scale/Mul")]
+    assert multiplied == ["/model/embed_tokens/scale/Mul"]
 
 
 @pytest.mark.parametrize(("head_size", "rotary_size"), [(32, 16), (32, 8), (24, 6)])
@@ -172,57 +152,39 @@ def test_partial_rotary(
     export: Export,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A rotary part of a head, inside and outside of GroupQueryAttention, against the reference."""
-    path = save_random_model(tmp_path / "model", "llama", head_dim=head_size)
-    opened = Checkpoint.open(path)
-    rope = dataclasses.replace(opened.decoder.rope, rotary_size=rotary_size)
-    decoder = dataclasses.replace(opened.decoder, rope=rope)
-    partial = Checkpoint(opened.files, decoder, None)
-    monkeypatch.setattr(Checkpoint, "open", lambda path: partial)
-    ids = np.array([random_ids(12)])
-    expected = CanonicalSession(build_canonical_graph(partial, PARITY)).run(
-        ids, np.array([0]), np.arange(12)[None]
+    """A rotary part of a head, inside and outside of GroupQueryAttention, against transformers."""
+    factor = rotary_size / head_size
+    path = save_random_model(
+        tmp_path / "model",
+        "phi3",
+        head_dim=head_size,
+        num_attention_heads=4,
+        hidden_size=4 * head_size,
+        partial_rotary_factor=factor,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": factor,
+        },
     )
+    assert Checkpoint.open(path).decoder.rope.rotary_size == rotary_size
+    ids = random_ids(12)
+    expected = Reference(path).logits(ids)
     with open_session(export(path), SessionOptions(threads=1)) as session:  # type: ignore[attr-defined]
-        found = session.logits(ids[0].tolist(), range(12))
-    np.testing.assert_allclose(found, expected[0], atol=TOLERANCE)
+        found = session.logits(ids, range(12))
+    assert relative_error(np.asarray(found), expected) < TOLERANCE
 
 
-def graph_lowerings() -> list[str]:
-    """The runtimes that execute a graph."""
-    return [name for name in runtimes() if hasattr(lowering_of(name), "lower")]
-
-
-@pytest.mark.parametrize("runtime", graph_lowerings())
-def test_a_lowering_leaves_the_canonical_graph_as_it_was(
-    runtime: str, tiny_checkpoint: Path
-) -> None:
-    graph = canonical(tiny_checkpoint)
-    before = to_model(graph, ir_version=11).SerializeToString()
-    weights = dict(graph.weights)
-    lowering = lowering_of(runtime)
-    own = [recipe for recipe in list_recipes() if recipe.runtime.backend == runtime]
-    recipe = next(iter(own), None) or load_recipe(runtime=runtime).overridden(
-        {"runtime.backend": runtime}
-    )
-    first = to_model(lowering.lower(graph, recipe), lowering.IR_VERSION).SerializeToString()
-    assert to_model(graph, ir_version=11).SerializeToString() == before
-    assert graph.weights == weights
-    again = to_model(lowering.lower(graph, recipe), lowering.IR_VERSION).SerializeToString()
-    assert again == first != before
-
-
-def test_onnxruntime_lowering_merges_and_fuses(llama_checkpoint: Path) -> None:
-    lowering = lowering_of("onnxruntime")
-    lowered = lowering.lower(canonical(llama_checkpoint), parity_recipe())
-    assert (lowered.graph.opset, lowering.IR_VERSION) == (21, 10)
-    assert all(node.domain in (None, "com.microsoft") for node in lowered.graph.nodes)
-    counts = ops(lowered)
+def test_linears_are_merged_and_norms_fused(llama_checkpoint: Path) -> None:
+    graph = emitted(llama_checkpoint)
+    assert (graph.graph.opset, IR_VERSION) == (21, 10)
+    assert all(node.domain in (None, "com.microsoft") for node in graph.graph.nodes)
+    counts = ops(graph)
     # qkv, o, gate+up, down: four a block. Its residual sums are part of the norms.
     assert (counts["MatMulNBits"], counts["GroupQueryAttention"]) == (8, 2)
     assert (counts["SimplifiedLayerNormalization"], counts["Add"]) == (2, 2)
     assert counts["SkipSimplifiedLayerNormalization"] == 3
-    names = {node.name: node for node in lowered.graph.nodes}
+    names = by_name(graph)
     merged = names["/model/layers.0/self_attn/q_proj+k_proj+v_proj/MatMulNBits"]
     assert merged.attrs["N"] == (4 + 2 + 2) * 32
     attention = names["/model/layers.0/self_attn/GroupQueryAttention"]
@@ -233,10 +195,9 @@ def test_onnxruntime_lowering_merges_and_fuses(llama_checkpoint: Path) -> None:
 
 def test_a_head_size_that_onnxruntime_cannot_rotate(tmp_path: Path) -> None:
     path = save_random_model(tmp_path / "model", "llama", head_dim=24)
-    lowering = lowering_of("onnxruntime")
-    lowered = lowering.lower(canonical(path), parity_recipe())
-    assert ops(lowered)["RotaryEmbedding"] == 4
-    attention = [n for n in lowered.graph.nodes if n.op == "GroupQueryAttention"]
+    graph = emitted(path)
+    assert ops(graph)["RotaryEmbedding"] == 4
+    attention = [n for n in graph.graph.nodes if n.op == "GroupQueryAttention"]
     assert {node.attrs["do_rotary"] for node in attention} == {0}
     assert isinstance(attention[0].inputs[0], gs.Variable)
 

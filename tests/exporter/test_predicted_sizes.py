@@ -41,7 +41,7 @@ def lowered(path: Path, recipe: Recipe, lm_head_bits: int) -> tuple[dict[str, in
     """Bytes by part, bytes a token and scales of what the lowering would write."""
     source = Checkpoint.open(path)
     recipe = resolved_recipe(recipe.asking(context=CONTEXT, lm_head_bits=lm_head_bits), source)
-    spec = GraphSpec(CONTEXT, recipe.runtime.activation_dtype, recipe.quantization.lm_head_bits)
+    spec = GraphSpec(CONTEXT, recipe.quantization.lm_head_bits)
     found = require_lowering(recipe.runtime.backend)(source, spec, recipe)
     plan = WeightPlan.of(found.weights)
     return plan.part_bytes(), plan.bytes_per_token(), found.scale_groups

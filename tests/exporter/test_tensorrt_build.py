@@ -120,7 +120,7 @@ def test_every_architecture_parses(
 def test_graphs_that_take_embeddings_parse(model_type: str, tmp_path: Path, build: Build) -> None:
     source = save_random_model(tmp_path / "model", model_type)
     checkpoint = Checkpoint.open(save_quantized(source, tmp_path / "out", scheme="symmetric"))
-    spec = GraphSpec(MAX_POSITIONS, "float16", 8, takes_embeddings=True)
+    spec = GraphSpec(MAX_POSITIONS, 8, takes_embeddings=True)
     jobs = []
     for form in FORMS:
         recipe = form_recipe(form, "float16")

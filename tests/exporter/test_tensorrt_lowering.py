@@ -14,13 +14,13 @@ import pytest
 import awq_edge
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.exporter.canonical import build_canonical_graph
 from awq_edge.exporter.graph import DecoderGraph
-from awq_edge.exporter.native_nodes import transposed_codes
 from awq_edge.exporter.spec import GraphSpec
-from awq_edge.exporter.weights import FLOAT16, INT4, INT8, UINT4, UINT8, Weight, of_array
 from awq_edge.model import w4a16
 from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.program.native_layout import transposed_codes
+from awq_edge.program.sources import QuantizedWeights
+from awq_edge.program.weights import Weight, of_array, pack_nibbles
 from awq_edge.recipe.recipes import load_recipe
 from awq_edge.tensorrt.contract import OPS
 from tests.tiny_models import save_tokenizer
@@ -37,8 +37,8 @@ CT = "compressed-tensors"
 def lowered(path: Path, form: str, lm_head_bits: int = 16) -> DecoderGraph:
     recipe = form_recipe(form, "float16")
     lowering = lowering_of(recipe.runtime.backend)
-    spec = GraphSpec(MAX_POSITIONS, "float16", lm_head_bits)
-    graph: DecoderGraph = lowering.lower(build_canonical_graph(Checkpoint.open(path), spec), recipe)
+    spec = GraphSpec(MAX_POSITIONS, lm_head_bits)
+    graph: DecoderGraph = lowering.emitter_of(Checkpoint.open(path), spec, recipe).emit()
     return graph
 
 
@@ -95,7 +95,7 @@ def test_nodes_of_the_plugin_fit_its_contract(form: str, tmp_path: Path) -> None
         shapes = [[-1 if isinstance(n, str) else n for n in t.shape] for t in node.inputs]
         op.check_shapes(values, shapes)
         dtypes = [onnx.helper.tensor_dtype_to_np_dtype(t.dtype).name if isinstance(t, gs.Variable)
-                  else onnx.helper.tensor_dtype_to_np_dtype(graph.weights[t.name].dtype).name
+                  else graph.weights[t.name].dtype
                   for t in node.inputs]  # fmt: skip
         op.check_dtypes(values, dtypes)
 
@@ -122,15 +122,14 @@ def test_every_tensor_has_a_type_and_a_shape(form: str, symmetric: Path) -> None
     assert len(set(names)) == len(names)
 
 
-def codes_and_scales(weight: w4a16.QuantizedWeight) -> tuple[Weight, Weight, None]:
-    from awq_edge.exporter.weights import pack_nibbles
-
+def codes_and_scales(weight: w4a16.QuantizedWeight) -> QuantizedWeights:
     if weight.bits == 8:
-        codes = of_array("x.weight", weight.codes, UINT8, "blocks")
+        codes = of_array("x.weight", weight.codes, "uint8", "blocks")
     else:
         packed = pack_nibbles(weight.codes.reshape(-1))
-        codes = Weight("x.weight", UINT4, weight.codes.shape, "blocks", lambda: iter([packed]))
-    return codes, of_array("x.scales", weight.scales, FLOAT16, "blocks"), None
+        codes = Weight("x.weight", "uint4", weight.codes.shape, "blocks", lambda: iter([packed]))
+    scales = of_array("x.scales", weight.scales, "float16", "blocks")
+    return QuantizedWeights(codes, scales, None)
 
 
 @pytest.mark.parametrize("block", [1, 60, 1 << 20])
@@ -138,12 +137,12 @@ def codes_and_scales(weight: w4a16.QuantizedWeight) -> tuple[Weight, Weight, Non
 def test_transposed_codes(bits: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An odd number of rows, and blocks and pieces of few channels: nibbles of two rows share a
     byte."""
-    monkeypatch.setattr("awq_edge.exporter.native_nodes._BLOCK_BYTES", block)
-    monkeypatch.setattr("awq_edge.exporter.native_nodes._PIECE_BYTES", block // 2)
+    monkeypatch.setattr("awq_edge.program.native_layout._BLOCK_BYTES", block)
+    monkeypatch.setattr("awq_edge.program.native_layout._PIECE_BYTES", block // 2)
     rng = np.random.default_rng(0)
     parts = [w4a16.quantize(rng.standard_normal((n, 64)), bits, 32, "symmetric") for n in (5, 8)]
     found = transposed_codes("x", tuple(map(codes_and_scales, parts)), bits)
-    assert (found.dtype, found.shape) == (INT8 if bits == 8 else INT4, (64, 13))
+    assert (found.dtype, found.shape) == ("int8" if bits == 8 else "int4", (64, 13))
     expected = np.concatenate([part.codes for part in parts]).T.astype(int) - 2 ** (bits - 1)
     raw = found.array()
     if bits == 8:
@@ -158,7 +157,7 @@ def test_zero_points_that_a_symmetric_checkpoint_must_not_have() -> None:
     codes, scales, _ = codes_and_scales(weight)
     zeros = np.full((8, 2), 8, np.uint8)
     zeros[3, 1] = 7
-    parts = ((codes, scales, of_array("x.zeros", zeros, UINT8, "blocks")),)
+    parts = [QuantizedWeights(codes, scales, of_array("x.zeros", zeros, "uint8", "blocks"))]
     with pytest.raises(ModelError, match=r"x\.weight: has zero points other than 8.*plugin"):
         transposed_codes("x", parts, 4).array()
 
@@ -240,7 +239,7 @@ def test_native_linears_refuse_asymmetric_weights(
         ),
         ("cpu", {"linear": "native"}, r"--linear native is for the runtimes tensorrt and "),
         ("cuda", {"attention": "plugin"}, r"--attention plugin is for .* export for cuda; leave"),
-        (RTX, {"attention": "fused"}, r"export\.attention.*\"fused\".*plugin"),
+        (RTX, {"attention": "fused"}, r"--attention fused: allowed values: 'plugin' or 'native'"),
     ],
 )
 def test_forms_that_are_not_there(

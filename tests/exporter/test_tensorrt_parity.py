@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from awq_edge.exporter.canonical import build_canonical_graph
 from awq_edge.exporter.spec import GraphSpec
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat
@@ -59,9 +58,9 @@ def session(
     path: Path, form: str, batch: int = 1, dtype: str = "float32", takes_embeddings: bool = False
 ) -> LoweredSession:
     recipe = form_recipe(form, dtype)
-    spec = GraphSpec(MAX_POSITIONS, dtype, 16, takes_embeddings)
+    spec = GraphSpec(MAX_POSITIONS, 16, takes_embeddings)
     lowering = lowering_of(recipe.runtime.backend)
-    graph = lowering.lower(build_canonical_graph(Checkpoint.open(path), spec), recipe)
+    graph = lowering.emitter_of(Checkpoint.open(path), spec, recipe).emit()
     ir_version = 11 if graph.graph.opset > 17 else 8
     return LoweredSession(graph, ir_version, recipe.export.attention, batch)
 

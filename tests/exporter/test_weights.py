@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from awq_edge.errors import ModelError
-from awq_edge.exporter.sources import Sources
-from awq_edge.exporter.weights import (
-    FLOAT16,
-    FLOAT32,
-    UINT4,
-    UINT8,
+from awq_edge.exporter.checkpoint_sources import CheckpointSources
+from awq_edge.model import w4a16
+from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.layouts import awq_gemm
+from awq_edge.program.program import Embedding, Linear, Quantized, Tensor
+from awq_edge.program.weights import (
+    Dtype,
     Weight,
     cast,
     columns_repeated,
@@ -29,9 +30,6 @@ from awq_edge.exporter.weights import (
     single_codes,
     two_bits,
 )
-from awq_edge.model import w4a16
-from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.model.layouts import awq_gemm
 
 from .conftest import Export
 from .models import save_quantized, save_random_model
@@ -111,10 +109,10 @@ def test_onnxruntime_recovers_every_weight(group_size: int, tmp_path: Path, expo
 
 def test_rows_of_an_odd_number_of_zeros_are_padded() -> None:
     flat = np.array([0x21, 0x43, 0x65], np.uint8)
-    weight = single_codes(Weight("zeros", UINT4, (2, 3), "blocks", lambda: iter([flat])))
+    weight = single_codes(Weight("zeros", "uint4", (2, 3), "blocks", lambda: iter([flat])))
     np.testing.assert_array_equal(weight.array(), [[1, 2, 3], [4, 5, 6]])
     padded = rows_packed(weight, 4)
-    assert (padded.dtype, padded.shape, padded.nbytes) == (UINT8, (2, 2), 4)
+    assert (padded.dtype, padded.shape, padded.nbytes) == ("uint8", (2, 2), 4)
     np.testing.assert_array_equal(padded.array(), [[0x21, 0x03], [0x54, 0x06]])
     assert rows_packed(weight, 8) is weight
 
@@ -123,23 +121,23 @@ def test_two_bits_of_a_byte_are_one_code() -> None:
     """By hand: the first code in the lowest bits, rows of zero points padded to whole bytes."""
     codes = np.array([[0, 1, 2, 3, 3, 2, 1, 0], [1, 0, 0, 0, 0, 0, 0, 3]], np.uint8)
     nibbles = codes[:, 0::2] | codes[:, 1::2] << 4
-    weight = Weight("codes", UINT4, (2, 8), "blocks", lambda: iter([nibbles]))
+    weight = Weight("codes", "uint4", (2, 8), "blocks", lambda: iter([nibbles]))
     packed = two_bits(weight)
-    assert (packed.dtype, packed.shape) == (UINT8, (2, 2))
+    assert (packed.dtype, packed.shape) == ("uint8", (2, 2))
     np.testing.assert_array_equal(packed.array(), [[0b11100100, 0b00011011], [0b1, 0b11000000]])
-    zeros = of_array("zeros", codes[:, :5], UINT8, "blocks")
+    zeros = of_array("zeros", codes[:, :5], "uint8", "blocks")
     assert rows_packed(zeros, 2).array().tolist() == [[0b11100100, 0b11], [0b1, 0]]
 
 
 def test_columns_are_repeated() -> None:
-    weight = of_array("scales", np.array([[1, 2], [3, 4]]), FLOAT32, "blocks")
+    weight = of_array("scales", np.array([[1, 2], [3, 4]]), "float32", "blocks")
     assert columns_repeated(weight, 3).array().tolist() == [[1, 1, 1, 2, 2, 2], [3, 3, 3, 4, 4, 4]]
 
 
 def test_cast_and_concatenation() -> None:
-    first = of_array("a", np.arange(6).reshape(2, 3), FLOAT32, "blocks")
-    second = of_array("b", np.arange(3).reshape(1, 3), FLOAT32, "blocks")
-    both = cast(concatenated("both", [first, second]), FLOAT16)
+    first = of_array("a", np.arange(6).reshape(2, 3), "float32", "blocks")
+    second = of_array("b", np.arange(3).reshape(1, 3), "float32", "blocks")
+    both = cast(concatenated("both", [first, second]), "float16")
     assert (both.name, both.shape, both.nbytes) == ("both", (3, 3), 18)
     assert both.array().dtype == np.float16
     np.testing.assert_array_equal(both.array(), [[0, 1, 2], [3, 4, 5], [0, 1, 2]])
@@ -151,17 +149,25 @@ def test_pieces_join_to_the_tensor(rows: int, llama: Path, monkeypatch: pytest.M
     name = "model.layers.0.mlp.down_proj.weight"
     checkpoint = Checkpoint.open(llama)
     expected = checkpoint.dense(name)
-    monkeypatch.setattr("awq_edge.exporter.sources._PIECE_BYTES", rows * 4 * expected.shape[1])
-    monkeypatch.setattr("awq_edge.exporter.sources._TRANSPOSED_BYTES", rows * 4 * len(expected))
-    sources = Sources(checkpoint)
-    dense = sources.dense(name, "x", FLOAT32, "blocks")
+    monkeypatch.setattr(
+        "awq_edge.exporter.checkpoint_sources._PIECE_BYTES", rows * 4 * expected.shape[1]
+    )
+    monkeypatch.setattr(
+        "awq_edge.exporter.checkpoint_sources._TRANSPOSED_BYTES", rows * 4 * len(expected)
+    )
+    sources = CheckpointSources(checkpoint)
+    tensor = Tensor(name, expected.shape, "blocks")
+    dense = sources.dense(tensor, "float32")
     assert len(list(dense.pieces())) == -(-len(expected) // rows)
     np.testing.assert_array_equal(dense.array(), expected)
-    transposed = sources.transposed(name, "x", FLOAT32, "blocks")
+    transposed = sources.transposed(tensor, "x", "float32")
     np.testing.assert_array_equal(transposed.array(), expected.T)
     quantized = w4a16.quantize(expected, 4, 32, "asymmetric")
     number_format = w4a16.NumberFormat(4, 32, "asymmetric")
-    codes, scales, zeros = sources.rounded(name, "x", number_format, "blocks")
+    stored = Quantized(number_format, has_zeros=True)
+    rows_, columns = expected.shape
+    linear = Linear("x", name, columns, rows_, None, "blocks", stored, is_rounded=True)
+    codes, scales, zeros = sources.quantized(linear)
     np.testing.assert_array_equal(scales.array(), quantized.scales)  # before the codes, too
     np.testing.assert_array_equal(codes.array(), matmul_nbits_bytes(quantized.codes, 160).ravel())
     assert zeros is not None
@@ -218,16 +224,16 @@ def test_values_beyond_float16_are_named(tmp_path: Path, export: Export) -> None
 @pytest.mark.parametrize(
     ("kind", "largest", "exact", "expected"),
     [
-        ("F16", 1.0, True, FLOAT16),
-        ("F32", 1.0, True, FLOAT32),
-        ("F32", 1.0, False, FLOAT16),
-        ("F32", 1e6, False, FLOAT32),
-        ("BF16", 1.0, True, FLOAT16),
-        ("BF16", 1e6, True, FLOAT32),
+        ("F16", 1.0, True, "float16"),
+        ("F32", 1.0, True, "float32"),
+        ("F32", 1.0, False, "float16"),
+        ("F32", 1e6, False, "float32"),
+        ("BF16", 1.0, True, "float16"),
+        ("BF16", 1e6, True, "float32"),
     ],
 )
 def test_the_type_of_the_embedding(
-    kind: str, largest: float, exact: bool, expected: int, llama: Path, tmp_path: Path
+    kind: str, largest: float, exact: bool, expected: Dtype, llama: Path, tmp_path: Path
 ) -> None:
     """float16 unless that would lose something; bfloat16 has its range, not its precision."""
     import ml_dtypes
@@ -240,9 +246,11 @@ def test_the_type_of_the_embedding(
     (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.files.entries[name].dtype == kind
-    sources = Sources(checkpoint)
-    assert sources.embedding_dtype(name, exact) == expected
-    stored = sources.dense(name, name, expected, "embedding").array()
+    sources = CheckpointSources(checkpoint)
+    table = Tensor(name, values.shape, "embedding")
+    embedding = Embedding(table, 1.0, None, None, 0, exact=exact)
+    assert sources.embedding_dtype(embedding, "float32" if exact else "float16") == expected
+    stored = sources.dense(table, expected).array()
     np.testing.assert_allclose(
         stored, values.astype(dtype).astype(np.float32), rtol=1e-3, atol=1e-7
     )

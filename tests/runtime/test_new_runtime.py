@@ -51,11 +51,10 @@ def open_session(bundle: Bundle, options: SessionOptions) -> SummingSession:
 def lower(checkpoint: object, spec: object, recipe: object) -> object:
     """onnxruntime's graph, and beside each linear's scales a float32 sum a row."""
     from awq_edge.exporter.lower_onnxruntime import build
-    from awq_edge.exporter.weights import FLOAT32, of_array
 
     lowered = build(checkpoint, spec, recipe)
     sums = [
-        of_array(f"{weight.name}.sums", np.zeros(weight.shape[0]), FLOAT32, weight.part)
+        of_array(f"{weight.name}.sums", np.zeros(weight.shape[0]), "float32", weight.part)
         for weight in lowered.weights
         if weight.name.endswith("scales")
     ]

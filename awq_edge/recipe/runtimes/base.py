@@ -10,6 +10,8 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from awq_edge.units import release
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -93,6 +95,11 @@ class Runtime:
     extra: str | None = None
     native: NativeLayers | None = None
     engine: EngineKind | None = None
+
+    def decomposes(self, version: str) -> bool:
+        """True where graphs for a version of the runtime have newer operators in primitives."""
+        native = self.native
+        return native is not None and release(version, None) < release(native.first_version, None)
 
 
 def load(function: str) -> Any:
