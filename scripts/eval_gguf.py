@@ -106,10 +106,10 @@ def measure(arguments: argparse.Namespace, file: Path, reference: DenseModel) ->
         )
         target.close()
     blocks = [tensor for tensor in header.tensors if tensor.name.startswith("blk.")]
-    sizes = header.type_bytes()
+    kinds = dict.fromkeys(tensor.type for tensor in blocks)
     return {
         "file": file.name,
-        "types": {kind: sum(t.weights for t in blocks if t.type == kind) for kind in sizes},
+        "types": {kind: sum(t.weights for t in blocks if t.type == kind) for kind in kinds},
         "bytes": header.size,
         "perplexity": result.perplexity,
         "reference_perplexity": result.reference_perplexity,
