@@ -83,7 +83,6 @@ class GraphEmitter(ABC):
     def attend(
         self,
         attention: Attention,
-        layer: int,
         x: gs.Variable,
         past: Sequence[gs.Variable],
         present: Sequence[gs.Variable],
@@ -120,8 +119,6 @@ class GraphEmitter(ABC):
     def begin(self) -> None:
         """Nodes that the layers share, behind the embedding."""
 
-    # ---------------------------------------------------------------- inputs
-
     def _inputs(self) -> gs.Variable:
         """The inputs that stand for the tokens of a call: their embeddings, and for positions with
         several axes the rotation of each token.
@@ -142,8 +139,6 @@ class GraphEmitter(ABC):
             inputs.append(position_ids)
             self.turns = token_tables(self, position_ids)
         return embeddings
-
-    # ---------------------------------------------------------------- blocks
 
     def _sublayer(self, sublayer: Sublayer, layer: int) -> None:
         """(norm) ─ mixer ─ (norm) ─ (Mul); what is left to be added to the hidden state."""
@@ -188,7 +183,7 @@ class GraphEmitter(ABC):
         )
         graph.inputs.extend(past)
         graph.outputs.extend(present)
-        return self.linear(attention.out, self.attend(attention, layer, x, past, present))
+        return self.linear(attention.out, self.attend(attention, x, past, present))
 
     def _mlp(self, mlp: Mlp, x: gs.Variable) -> gs.Variable:
         return self.linear(mlp.out, self.gated(mlp, x))
@@ -220,8 +215,6 @@ class GraphEmitter(ABC):
 
     def gelu(self, path: str, x: gs.Variable, approximate: str) -> gs.Variable:
         return self.op(f"{path}/Gelu", [x], x.shape, {"approximate": approximate})
-
-    # ---------------------------------------------------------------- norms, linears
 
     def norm(self, norm: Norm, x: gs.Variable) -> gs.Variable:
         """A norm over the last axis of x, statistics in float32."""
@@ -330,8 +323,6 @@ class GraphEmitter(ABC):
         if attention.rotation is None or self.turns is not None:
             return 0
         return dict(self.program.rotations)[attention.rotation].rotary_size
-
-    # ---------------------------------------------------------------- nodes
 
     def op(
         self,

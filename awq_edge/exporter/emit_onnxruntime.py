@@ -124,7 +124,6 @@ class OnnxRuntimeEmitter(GraphEmitter):
     def attend(
         self,
         attention: Attention,
-        layer: int,
         x: gs.Variable,
         past: Sequence[gs.Variable],
         present: Sequence[gs.Variable],

@@ -105,7 +105,6 @@ class TensorRtEmitter(GraphEmitter):
     def attend(
         self,
         attention: Attention,
-        layer: int,
         x: gs.Variable,
         past: Sequence[gs.Variable],
         present: Sequence[gs.Variable],

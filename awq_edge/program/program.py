@@ -111,13 +111,6 @@ class LinearGroup:
             parts.setdefault(_kind(linear), []).append(place)
         return tuple(map(tuple, parts.values()))
 
-    def only(self, places: tuple[int, ...]) -> LinearGroup:
-        """Some of the linears, as a group."""
-        if self.is_fused or len(places) == len(self.linears):
-            return self
-        linears = tuple(self.linears[place] for place in places)
-        return LinearGroup(linears, tuple(linear.out_features for linear in linears))
-
 
 @dataclass(frozen=True)
 class Attention:

@@ -93,7 +93,6 @@ def test_linears_of_one_format_are_merged(
 
     group = program_of(LLAMA, Formats(None, of, None)).blocks[0].attention.qkv
     assert group.merged() == expected
-    assert group.only(expected[0]).sizes == tuple(group.sizes[place] for place in expected[0])
 
 
 def test_experts_are_read_by_their_share_of_tokens() -> None:
