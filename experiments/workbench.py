@@ -163,7 +163,7 @@ class Workbench:
         """The tokens. Raises ConfigError where the source has too few."""
         source = self._models[model]
         return load_calibration(
-            None if calibration.source == PACKAGED else calibration.source,
+            calibration.source,
             source.tokenizer,
             samples=calibration.samples,
             length=LENGTH,

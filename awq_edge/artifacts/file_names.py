@@ -20,3 +20,4 @@ TOKENIZER_FILES = (
 RECIPE_FILE = "recipe.json"  # of a bundle: the resolved recipe
 QUANTIZATION_REPORT = "quantization_report.json"
 REPORT_FILES = (QUANTIZATION_REPORT, "quantization_report.html")
+CALIBRATION_FILE = "self_calibration.jsonl"  # of a checkpoint: samples that the model wrote itself

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_edge.artifacts.file_names import (
+    CALIBRATION_FILE,
     QUANTIZATION_REPORT,
     RECIPE_FILE,
     REPORT_FILES,
@@ -26,7 +27,7 @@ from awq_edge.units import size_text
 _LARGEST_REPORT = 256_000_000  # bytes; a report of a model with 100,000 experts has a tenth
 _LISTED = 3  # names in a message
 _MODEL_FILES = ("config.json", *TOKENIZER_FILES, *REPORT_FILES)  # beside the weights
-_INDEX = ("model.safetensors.index.json",)
+_OF_CHECKPOINT = ("model.safetensors.index.json", CALIBRATION_FILE)
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 # Graph and weights of a bundle, as lowerings name them (`MODEL_FILE`): model.onnx, model.onnx.data.
 _BUNDLE_MODEL = re.compile(r"model(\.(?!safetensors)\w+)+")
@@ -197,7 +198,11 @@ def _own_files(folder: Path) -> set[str] | None:
         return {"manifest.json", RECIPE_FILE, _ENGINES, *_MODEL_FILES, *models}
     report = read_own(folder / QUANTIZATION_REPORT, "awq-edge-quantization-report")
     if report is not None:
-        return {*_MODEL_FILES, *_INDEX, *_as_listed(folder, report.get("weights"), _WEIGHTS)}
+        return {
+            *_MODEL_FILES,
+            *_OF_CHECKPOINT,
+            *_as_listed(folder, report.get("weights"), _WEIGHTS),
+        }
     if any((folder / name).is_file() for name in _LIBRARIES if name.endswith(".so")):
         return set(_LIBRARIES)
     # An engine whose manifest is damaged: its folder has the name that a build gives.

@@ -44,9 +44,9 @@ RecipeOption = Annotated[
 CalibrationOption = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH|hub:NAME",
-        help="Text or .jsonl file, folder of such files, or hub data set.  [default: packaged "
-        "text]",
+        metavar="self|packaged|PATH|hub:NAME",
+        help="The model's own samples, the packaged text, a text or .jsonl file, folder of such "
+        "files, or hub data set.  [default: self where it takes minutes, else packaged]",
         rich_help_panel=CALIBRATION,
     ),
 ]

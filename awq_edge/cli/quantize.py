@@ -132,12 +132,15 @@ def print_warnings(report: QuantizationReport, console: Console) -> None:
 
 
 def calibration_notes(report: QuantizationReport) -> list[str]:
-    """The calibration's documents, read and skipped, in lines; none for the packaged text."""
+    """The calibration's documents, read, written and skipped, in lines; none for the packaged text
+    alone."""
     from awq_edge.quantizer.report.schema import PACKAGED
 
     drawn = report.calibration
     if drawn is None or drawn.source.startswith(PACKAGED):
         return []
+    if drawn.own_samples:
+        return [f"calibration: {drawn.source} (self_calibration.jsonl)"]
     documents = sum(file.documents for file in drawn.files)
     size = sum(file.bytes for file in drawn.files)
     lines = [

@@ -52,12 +52,15 @@ def float32_products(device: torch.device, *, reduced: bool) -> Iterator[None]:
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
     else:
-        enabled = reduced and has_bfloat16_products()
+        enabled = reduced and has_bfloat16_products(device)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             yield
 
 
 @functools.cache
-def has_bfloat16_products() -> bool:
-    """True where the CPU multiplies bfloat16 matrices faster than float32: AVX512-BF16 or AMX."""
+def has_bfloat16_products(device: torch.device) -> bool:
+    """True where bfloat16 matrices are multiplied faster than float32: on a GPU since Ampere, on a
+    CPU with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import cast, get_args
 import torch
 
 from awq_edge.artifacts.directories import atomic_directory
+from awq_edge.artifacts.file_names import CALIBRATION_FILE
 from awq_edge.artifacts.outputs import check_output, refuse_existing, require_disk
 from awq_edge.artifacts.paths import is_disk_full
 from awq_edge.artifacts.provenance import source_commit, versions
@@ -27,8 +29,9 @@ from awq_edge.model.source import describe_model, hash_weight_files, verify_weig
 from awq_edge.process.staging import workplace
 from awq_edge.quantizer.blocks.stream import CalibrationStream
 from awq_edge.quantizer.blocks.task import BlockOptions, obstacles
-from awq_edge.quantizer.calibration.images import load_image_calibration
-from awq_edge.quantizer.calibration.text import CalibrationSet, load_calibration
+from awq_edge.quantizer.calibration.own_text import Progress
+from awq_edge.quantizer.calibration.plan import plan_calibration
+from awq_edge.quantizer.calibration.text import CalibrationSet, calibration_report
 from awq_edge.quantizer.checkpoint.resume import (
     BlockStore,
     has_blocks,
@@ -50,7 +53,6 @@ from awq_edge.quantizer.report.page import PAGE_FILE, write_quantization_page
 from awq_edge.quantizer.report.schema import (
     REPORT_FILE,
     BlockReport,
-    CalibrationReport,
     Method,
     OutputLayerReport,
     QuantizationReport,
@@ -63,7 +65,6 @@ from awq_edge.quantizer.search.effort import EFFORTS
 from awq_edge.quantizer.search.rounding import NumberFormat, NumberFormats
 from awq_edge.recipe.recipes import Recipe
 from awq_edge.runtime.memory import read_process_memory
-from awq_edge.runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def quantize_checkpoint(
     """Quantize a model directory into a checkpoint directory.
 
     recipe: method, layout, bits, group size, scheme, output layer, error propagation, calibration.
-    calibration: see `load_calibration`. images: a directory of pictures for a vision-language
+    calibration: see `plan_calibration`. images: a directory of pictures for a vision-language
     model, None for drawn ones.
     run: its executor is for searches, "rtn" is done here; it resumes from the finished blocks
     beside `out`.
@@ -140,10 +141,12 @@ def quantize_checkpoint(
         )
     require_groups(checkpoint.decoder, layout, number_format)
     require_finite_outside_blocks(checkpoint)
-    drawn = None if method == "rtn" else _calibration(checkpoint, recipe, calibration, images)
+    plan = None
+    if method != "rtn":
+        plan = plan_calibration(checkpoint, recipe.calibration, calibration, images, where)
     settings = {
         "recipe": recipe.model_dump(mode="json", include={"quantization", "calibration"}),
-        "calibration": None if drawn is None else drawn.sha256,
+        "calibration": None if plan is None else plan.key,
         "device": device_name(where),
     }
     key = resume_key(checkpoint, settings)
@@ -162,24 +165,25 @@ def quantize_checkpoint(
     needed = max(2 * size - finished, size + room - finished)
     what = "making the checkpoint and the bundle" if room else "the checkpoint"
     require_disk(workplace(out)[0], needed, what, kept)
-    job = _Job(
-        model_name=model_name,
-        given=given,
-        checkpoint=checkpoint,
-        method=method,
-        layout=layout,
-        formats=formats,
-        recipe=recipe,
-        lm_head=_lm_head_format(checkpoint, layout, number_format, defaults.lm_head_bits),
-        calibration=drawn,
-        device=where,
-        run=run,
-        key=key,
-        notes=tuple(notes),
-        started=started,
-    )
     store = BlockStore(out, key, resume=run.resume)
     try:
+        drawn = None if plan is None else plan.draw(store.folder, _drawing(checkpoint, run))
+        job = _Job(
+            model_name=model_name,
+            given=given,
+            checkpoint=checkpoint,
+            method=method,
+            layout=layout,
+            formats=formats,
+            recipe=recipe,
+            lm_head=_lm_head_format(checkpoint, layout, number_format, defaults.lm_head_bits),
+            calibration=drawn,
+            device=where,
+            run=run,
+            key=key,
+            notes=(*notes, *(() if plan is None else plan.notes)),
+            started=started,
+        )
         reports = _quantize_layers(job, store)
         report = _publish(job, store, reports, out, run.overwrite or reuse)
     except (ConfigError, ModelError):
@@ -227,21 +231,15 @@ def _open_unquantized(model: Path) -> Checkpoint:
     return checkpoint
 
 
-def _calibration(
-    checkpoint: Checkpoint, recipe: Recipe, source: str | Path | None, images: Path | None
-) -> CalibrationSet:
-    size, decoder = recipe.calibration.model_dump(), checkpoint.decoder  # samples, length, seed
-    if decoder.images is not None:
-        drawn = load_image_calibration(checkpoint, source, images, **size)
-    else:
-        tokenizer = Tokenizer(checkpoint.path)
-        drawn = load_calibration(source, tokenizer, **size, max_positions=decoder.max_positions)
-    if int(drawn.ids.max()) >= decoder.vocab_size:
-        raise ModelError(
-            f"{checkpoint.path}: its tokenizer has ids up to {int(drawn.ids.max())}, config.json a "
-            f"vocab_size of {decoder.vocab_size}; they do not belong together"
-        )
-    return drawn
+def _drawing(checkpoint: Checkpoint, run: RunOptions) -> Progress:
+    """The observer of a calibration text that is being drawn."""
+    blocks, observer = checkpoint.decoder.num_layers, run.observer
+
+    def observe(done: int, total: int) -> None:
+        if observer is not None:
+            observer(0, blocks, f"calibration text, {done / total:.0%}")
+
+    return observe
 
 
 def _finished(out: Path, key: str) -> QuantizedCheckpoint | None:
@@ -324,6 +322,8 @@ def _publish(
             job.checkpoint, job.formats, job.lm_head, report.unquantized, job.method
         )
         write_config(job.checkpoint, work, job.layout, formats)
+        if job.calibration is not None and job.calibration.own_samples:
+            shutil.copyfile(store.folder / CALIBRATION_FILE, work / CALIBRATION_FILE)
         (work / REPORT_FILE).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         write_quantization_page(report, work / PAGE_FILE)
     return report
@@ -351,23 +351,6 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
             scheme=job.lm_head.scheme,
             block=reports[-1],
         )
-    calibration = None
-    if drawn is not None:
-        samples, length = drawn.ids.shape
-        image_tokens = 0
-        if decoder.images is not None:
-            image_tokens = int((drawn.ids == decoder.images.image_id).sum())
-        calibration = CalibrationReport(
-            source=drawn.source,
-            files=drawn.files,
-            left_out=dict(drawn.left_out),
-            samples=samples,
-            image_samples=sum(inputs is not None for inputs in drawn.images),
-            image_tokens=image_tokens,
-            length=length,
-            seed=drawn.seed,
-            sha256=drawn.sha256,
-        )
     dense = {
         f"{decoder.layer_prefix(layer)}.{name}": reason
         for layer in range(decoder.num_layers)
@@ -383,7 +366,7 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
         group_size=job.formats.main.group_size,
         scheme=job.formats.main.scheme,
         errors_of="weights" if drawn is None else "outputs",
-        calibration=calibration,
+        calibration=None if drawn is None else calibration_report(drawn, decoder.images),
         notes=job.notes,
         summary=summarise(blocks, coverage(decoder, dense)),
         unquantized=dense | _unquantized_lm_head(job),

@@ -134,11 +134,24 @@ class ChatTemplate:
     @functools.cached_property
     def turn_end(self) -> str:
         """The text between an answer and the next question; "" where it is not known."""
-        talk = [("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)]
-        text = self._tried(talk, parts=self._traits.parts)
-        _, answer, behind = text.rpartition(_ANSWER)
+        _, answer, behind = self._conversation.rpartition(_ANSWER)
         end, question, _ = behind.partition(_NEXT)
         return end if answer and question else ""
+
+    @functools.cached_property
+    def frames(self) -> tuple[str, str, str] | None:
+        """The texts before the first question, between it and its answer, and between that and the
+        next question; None where they are not known. Raises as `check_words`."""
+        before, question, rest = self._conversation.partition(_USER)
+        between, answer, behind = rest.partition(_ANSWER)
+        end, following, _ = behind.partition(_NEXT)
+        return (before, between, end) if question and answer and following else None
+
+    @functools.cached_property
+    def _conversation(self) -> str:
+        """Two questions and the answer between them, rendered; "" where that is refused."""
+        talk = [("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)]
+        return self._tried(talk, parts=self._traits.parts)
 
     @functools.cached_property
     def _traits(self) -> _Traits:

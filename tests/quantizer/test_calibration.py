@@ -18,6 +18,7 @@ import pytest
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model.hub import resolve_model
 from awq_edge.quantizer.calibration.text import CalibrationSet, load_calibration
+from awq_edge.quantizer.report.schema import PACKAGED
 from awq_edge.runtime.tokenizer import Tokenizer
 
 
@@ -28,7 +29,7 @@ def tokenizer() -> Tokenizer:
 
 def draw(
     tokenizer: Tokenizer,
-    source: str | Path | None,
+    source: str | Path,
     samples: int = 4,
     length: int = 32,
     seed: int = 0,
@@ -45,7 +46,7 @@ def draw(
 
 
 def test_packaged_text_is_enough_for_the_defaults(tokenizer: Tokenizer) -> None:
-    drawn = draw(tokenizer, None, samples=128, length=512)
+    drawn = draw(tokenizer, PACKAGED, samples=128, length=512)
     assert drawn.ids.shape == (128, 512)
     assert drawn.ids.dtype == np.int64
     assert len({row.tobytes() for row in drawn.ids}) == 128
@@ -53,20 +54,20 @@ def test_packaged_text_is_enough_for_the_defaults(tokenizer: Tokenizer) -> None:
 
 
 def test_a_seed_repeats_and_another_differs(tokenizer: Tokenizer) -> None:
-    first = draw(tokenizer, None, seed=1)
-    assert first.sha256 == draw(tokenizer, None, seed=1).sha256
-    assert first.sha256 != draw(tokenizer, None, seed=2).sha256
+    first = draw(tokenizer, PACKAGED, seed=1)
+    assert first.sha256 == draw(tokenizer, PACKAGED, seed=1).sha256
+    assert first.sha256 != draw(tokenizer, PACKAGED, seed=2).sha256
 
 
 def test_sequences_begin_as_the_model_expects(tokenizer: Tokenizer) -> None:
     """The demo model's tokenizer puts BOS before a text; then text follows that is the source's."""
-    drawn = draw(tokenizer, None)
+    drawn = draw(tokenizer, PACKAGED)
     assert (drawn.ids[:, 0] == tokenizer.bos_token_id).all()
     assert (drawn.ids[:, 1:] != tokenizer.bos_token_id).all()
 
 
 def test_length_is_cut_to_the_model(tokenizer: Tokenizer) -> None:
-    assert draw(tokenizer, None, length=512, max_positions=40).ids.shape == (4, 40)
+    assert draw(tokenizer, PACKAGED, length=512, max_positions=40).ids.shape == (4, 40)
 
 
 def test_a_file_and_a_directory(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ import pytest
 from PIL import Image
 
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.model.checkpoint import Checkpoint
-from awq_edge.quantizer.calibration.images import load_image_calibration
 from awq_edge.quantizer.calibration.pictures import QUESTION, load_pictures
 from awq_edge.runtime.tokenizer import Tokenizer
 from tests.arch_configs import AFTER_IMAGE, BEFORE_IMAGE, IMAGE_TOKEN
@@ -81,10 +79,7 @@ def test_samples_grow_where_an_image_does_not_fit(llava: Path, calibration_text:
 
 def test_a_seed_repeats_drawn_pictures(llava: Path, calibration_text: Path) -> None:
     def sha256(seed: int) -> str:
-        checkpoint = Checkpoint.open(llava)
-        return load_image_calibration(
-            checkpoint, calibration_text, None, samples=2, length=64, seed=seed
-        ).sha256
+        return drawn(llava, calibration_text, samples=2, length=64, seed=seed).sha256
 
     assert sha256(3) == sha256(3)
     assert sha256(3) != sha256(4)

@@ -12,21 +12,27 @@ import torch
 import awq_edge
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.quantizer import QuantizedCheckpoint
-from awq_edge.quantizer.calibration.images import load_image_calibration
 from awq_edge.quantizer.calibration.pictures import draw
+from awq_edge.quantizer.calibration.plan import plan_calibration
 from awq_edge.quantizer.calibration.text import CalibrationSet
 from awq_edge.quantizer.run_options import Observer
+from awq_edge.recipe.recipes import CalibrationDefaults
 from tests.arch_configs import IMAGE_TOKEN, model_class
 
 VISION = ("llava", "qwen2_vl")
 
 
 def drawn(
-    model: Path, text: Path, images: Path | None = None, samples: int = 5, length: int = 96
+    model: Path,
+    text: Path,
+    images: Path | None = None,
+    samples: int = 5,
+    length: int = 96,
+    seed: int = 0,
 ) -> CalibrationSet:
-    return load_image_calibration(
-        Checkpoint.open(model), text, images, samples=samples, length=length, seed=0
-    )
+    defaults = CalibrationDefaults(samples=samples, length=length, seed=seed)
+    cpu = torch.device("cpu")
+    return plan_calibration(Checkpoint.open(model), defaults, text, images, cpu).draw(model)
 
 
 def picture_folder(path: Path, seed: int, count: int = 3, side: int | None = None) -> Path:

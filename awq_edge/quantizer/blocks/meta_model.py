@@ -21,8 +21,10 @@ class MetaModel:
     not loaded (rotary frequencies, position numbers) has its values, on the device.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        """Raises ModelError when transformers cannot build the model."""
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Raises ModelError when transformers cannot build the model. dtype: of its products."""
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
         self._path = checkpoint.path
@@ -34,7 +36,7 @@ class MetaModel:
             with torch.device("meta"):
                 model = kind.from_config(
                     config,
-                    dtype=torch.float32,
+                    dtype=dtype,
                     # sdpa has no soft cap, and transformers refuses it for models that have one.
                     attn_implementation="sdpa" if arch.attention_softcap is None else "eager",
                 )

@@ -32,14 +32,20 @@ class _AllSeen(Exception):
 
 
 class BlockRunner:
-    """Runs single blocks of a checkpoint on calibration tokens. Computes in float32."""
+    """Runs single blocks of a checkpoint on calibration tokens, in float32, or the whole model."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        """Build the model without its weights. Raises ModelError when transformers cannot."""
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Build the model without its weights. Raises ModelError when transformers cannot.
+
+        dtype: of the whole model.
+        """
         self._checkpoint = checkpoint
         self._device = device
+        self._dtype = dtype
         decoder = checkpoint.decoder
-        self._model = MetaModel(checkpoint, device)
+        self._model = MetaModel(checkpoint, device, dtype)
         self._layers: Any = self._model.submodule(decoder.architecture.layers)
         for layer, module in enumerate(self._layers):
             if decoder.has_experts(layer):
@@ -108,6 +114,32 @@ class BlockRunner:
             yield BlockOnDevice(module, decoder, self._device, self._arguments, layer)
         finally:
             module.to("meta")
+
+    @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """transformers' model with the weights of the language model, on the device in the dtype;
+        freed at the end. Raises ModelError naming a weight that is not finite."""
+        decoder = self._checkpoint.decoder
+
+        def read(name: str) -> torch.Tensor:
+            return self._read(name).to(self._dtype)
+
+        in_blocks = tuple(decoder.layer_prefix(layer) + "." for layer in range(decoder.num_layers))
+        outside = [name for name in decoder.weight_shapes() if not name.startswith(in_blocks)]
+        try:
+            with self._model.loaded(outside, read):
+                for layer, module in enumerate(self._layers):
+                    prefix, names = decoder.layer_prefix(layer), decoder.block_shapes(layer)
+                    state = {module_name(decoder, n): read(f"{prefix}.{n}") for n in names}
+                    module.load_state_dict(state, strict=True, assign=True)
+                model = self._model.module
+                if decoder.tied_embeddings:
+                    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+                yield model
+        finally:
+            for module in self._layers:
+                module.to("meta")
+            return_free_memory()
 
     @contextmanager
     def output_input(

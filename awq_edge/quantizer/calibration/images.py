@@ -8,6 +8,7 @@ it has one. All samples have one length; it grows beyond `length` where an image
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model.archs.vision import ImageTokens
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.quantizer.calibration.pictures import Picture, load_pictures, shrunk
-from awq_edge.quantizer.calibration.text import CalibrationSet, ImageInputs, load_calibration
+from awq_edge.quantizer.calibration.text import CalibrationSet, ImageInputs, image_bytes
 from awq_edge.runtime.chat_template import ChatTemplate, load_chat_template
 from awq_edge.runtime.tokenizer import Tokenizer
 
@@ -31,62 +32,6 @@ _IMAGE_SHARE = 0.5
 _SHRINK_STEPS = 8
 
 
-def load_image_calibration(
-    checkpoint: Checkpoint,
-    source: str | Path | None,
-    images: Path | None,
-    *,
-    samples: int,
-    length: int,
-    seed: int,
-) -> CalibrationSet:
-    """Draw the calibration set of a vision-language model.
-
-    source, samples, length, seed: see `load_calibration`. images: a folder of pictures, or None for
-    drawn ones. Raises ConfigError for a folder or text that is of no use, or an image that the
-    model's positions do not hold; ModelError for an image processor that cannot be loaded.
-    """
-    decoder = checkpoint.decoder
-    assert decoder.images is not None
-    tokenizer = Tokenizer(checkpoint.path)
-    random = np.random.default_rng(seed)
-    count = (samples + 1) // 2
-    length = min(length, decoder.max_positions)
-    processor = _Processor(checkpoint.path, decoder.images)
-    limit = int(_IMAGE_SHARE * length)
-    template = load_chat_template(checkpoint.path, tokenizer.special_tokens)
-    prompts = [
-        _prompt(picture, processor, tokenizer, template, decoder.images, limit)
-        for picture in load_pictures(images, count, random)
-    ]
-    needed = max(len(prompt.ids) for prompt in prompts) + _MIN_TEXT
-    if needed > decoder.max_positions:
-        raise ConfigError(
-            f"a calibration sample with an image has {needed} tokens, the model takes "
-            f"{decoder.max_positions}; use smaller pictures (--images) or shorter questions"
-        )
-    text = load_calibration(
-        source,
-        tokenizer,
-        samples=samples,
-        length=max(length, needed),
-        seed=seed,
-        max_positions=decoder.max_positions,
-    )
-    ids = text.ids.copy()
-    inputs: list[ImageInputs | None] = [None] * samples
-    bos = len(tokenizer.prefix_ids)
-    for prompt, sample in zip(prompts, range(0, samples, 2), strict=True):
-        # The text's own BOS gives way: the prompt begins with one.
-        parts = [prompt.ids, prompt.answer, text.ids[sample, bos:]]
-        ids[sample] = np.concatenate(parts)[: ids.shape[1]]
-        inputs[sample] = prompt.inputs
-    _check_image_tokens(ids, prompts, decoder.images)
-    pictures = "drawn pictures" if images is None else f"pictures of {images}"
-    source_words = f"{text.source}; {count} of {samples} samples with {pictures}"
-    return replace(text, ids=ids, source=source_words, images=tuple(inputs))
-
-
 @dataclass(frozen=True)
 class _Prompt:
     """ids: int64, with `tokens` image tokens among them. answer: int64. inputs: of the image."""
@@ -95,6 +40,78 @@ class _Prompt:
     answer: npt.NDArray[np.int64]
     tokens: int
     inputs: ImageInputs
+
+
+@dataclass(frozen=True)
+class ImagePrompts:
+    """The beginnings of every other sample, with an image. length: tokens that a sample needs.
+    source: of the pictures, in words. bos: ids that a text begins with."""
+
+    prompts: tuple[_Prompt, ...]
+    length: int
+    source: str
+    bos: int
+    images: ImageTokens
+
+    @property
+    def sha256(self) -> str:
+        """Of ids and pixels."""
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            digest.update(
+                prompt.ids.astype("<i8").tobytes() + prompt.answer.astype("<i8").tobytes()
+            )
+            digest.update(image_bytes(prompt.inputs))
+        return digest.hexdigest()
+
+
+def load_image_prompts(
+    checkpoint: Checkpoint, images: Path | None, *, samples: int, length: int, seed: int
+) -> ImagePrompts:
+    """The beginnings of the samples of a vision-language model.
+
+    images: a folder of pictures, or None for drawn ones. samples, length, seed: of the calibration
+    set. Raises ConfigError for a folder that is of no use, or an image that the model's positions
+    do not hold; ModelError for an image processor that cannot be loaded.
+    """
+    decoder = checkpoint.decoder
+    assert decoder.images is not None
+    tokenizer = Tokenizer(checkpoint.path)
+    random = np.random.default_rng(seed)
+    processor = _Processor(checkpoint.path, decoder.images)
+    limit = int(_IMAGE_SHARE * min(length, decoder.max_positions))
+    template = load_chat_template(checkpoint.path, tokenizer.special_tokens)
+    prompts = tuple(
+        _prompt(picture, processor, tokenizer, template, decoder.images, limit)
+        for picture in load_pictures(images, (samples + 1) // 2, random)
+    )
+    needed = max(len(prompt.ids) for prompt in prompts) + _MIN_TEXT
+    if needed > decoder.max_positions:
+        raise ConfigError(
+            f"a calibration sample with an image has {needed} tokens, the model takes "
+            f"{decoder.max_positions}; use smaller pictures (--images) or shorter questions"
+        )
+    source = "drawn pictures" if images is None else f"pictures of {images}"
+    return ImagePrompts(prompts, needed, source, len(tokenizer.prefix_ids), decoder.images)
+
+
+def with_images(text: CalibrationSet, prompts: ImagePrompts) -> CalibrationSet:
+    """A set of text with the prompts before every other sample, cut to its length.
+
+    Raises ConfigError where the text has the image token too.
+    """
+    samples = len(text.ids)
+    ids = text.ids.copy()
+    inputs: list[ImageInputs | None] = [None] * samples
+    for prompt, sample in zip(prompts.prompts, range(0, samples, 2), strict=True):
+        # The text's own BOS gives way: the prompt begins with one.
+        parts = [prompt.ids, prompt.answer, text.ids[sample, prompts.bos :]]
+        ids[sample] = np.concatenate(parts)[: ids.shape[1]]
+        inputs[sample] = prompt.inputs
+    _check_image_tokens(ids, prompts)
+    count = len(prompts.prompts)
+    source = f"{text.source}; {count} of {samples} samples with {prompts.source}"
+    return replace(text, ids=ids, source=source, images=tuple(inputs))
 
 
 class _Processor:
@@ -181,11 +198,11 @@ def _question_ids(
     return [*bos, *images.before, images.image_id, *images.after, *words]
 
 
-def _check_image_tokens(
-    ids: npt.NDArray[np.int64], prompts: list[_Prompt], images: ImageTokens
-) -> None:
+def _check_image_tokens(ids: npt.NDArray[np.int64], prompts: ImagePrompts) -> None:
     """Raises ConfigError where a text has the image token too."""
-    seen, wanted = int((ids == images.image_id).sum()), sum(prompt.tokens for prompt in prompts)
+    images = prompts.images
+    seen = int((ids == images.image_id).sum())
+    wanted = sum(prompt.tokens for prompt in prompts.prompts)
     if seen != wanted:
         raise ConfigError(
             f"the calibration text has the model's image token (id {images.image_id}) "

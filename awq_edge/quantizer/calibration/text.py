@@ -27,11 +27,13 @@ from awq_edge.artifacts.text_files import (
     row_document,
 )
 from awq_edge.errors import ConfigError, ModelError
-from awq_edge.quantizer.report.schema import PACKAGED, CalibrationFile
+from awq_edge.model.archs.vision import ImageTokens
+from awq_edge.quantizer.report.schema import PACKAGED, CalibrationFile, CalibrationReport
 from awq_edge.runtime.text_tokens import tokenize
 from awq_edge.runtime.tokenizer import Tokenizer
 
 HUB_PREFIX = "hub:"
+SELF = "self"  # names the model's own samples, where a source is asked for
 _PACKAGED_FILE = DATA / "calibration.txt"
 # Text that is enough for any tokenizer: bytes per token are rarely above this.
 _BYTES_PER_TOKEN = 12
@@ -46,7 +48,8 @@ ImageInputs = Mapping[str, npt.NDArray[Any]]
 class CalibrationSet:
     """ids: int64 [samples, length]. source: what it was drawn from, in words. images: of each
     sample, None where it has none; empty for a model of text. files: that were read. left_out: why
-    other files of a folder were not, by name. sha256: of ids and images."""
+    other files of a folder were not, by name. own_samples: that the model wrote itself,
+    conversations among them. sha256: of ids and images."""
 
     ids: npt.NDArray[np.int64]
     source: str
@@ -54,19 +57,44 @@ class CalibrationSet:
     images: tuple[ImageInputs | None, ...] = ()
     files: tuple[CalibrationFile, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    own_samples: int = 0
+    conversations: int = 0
 
     @property
     def sha256(self) -> str:
         digest = hashlib.sha256(self.ids.astype("<i8").tobytes())
         for inputs in self.images:
-            for name, array in (inputs or {}).items():
-                digest.update(name.encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(image_bytes(inputs or {}))
         return digest.hexdigest()
 
 
+def image_bytes(inputs: ImageInputs) -> bytes:
+    """The inputs of an image, with their names, to be hashed."""
+    return b"".join(
+        name.encode() + np.ascontiguousarray(array).tobytes() for name, array in inputs.items()
+    )
+
+
+def calibration_report(drawn: CalibrationSet, images: ImageTokens | None) -> CalibrationReport:
+    """The calibration set as the report has it. images: of a vision-language model."""
+    samples, length = drawn.ids.shape
+    return CalibrationReport(
+        source=drawn.source,
+        files=drawn.files,
+        left_out=dict(drawn.left_out),
+        samples=samples,
+        own_samples=drawn.own_samples,
+        conversations=drawn.conversations,
+        image_samples=sum(inputs is not None for inputs in drawn.images),
+        image_tokens=0 if images is None else int((drawn.ids == images.image_id).sum()),
+        length=length,
+        seed=drawn.seed,
+        sha256=drawn.sha256,
+    )
+
+
 def load_calibration(
-    source: str | Path | None,
+    source: str | Path,
     tokenizer: Tokenizer,
     *,
     samples: int,
@@ -76,8 +104,7 @@ def load_calibration(
 ) -> CalibrationSet:
     """Draw the calibration set.
 
-    source: a file or a folder of `awq_edge.artifacts.text_files`, "hub:...", or None for the
-    packaged text.
+    source: a file or a folder of `awq_edge.artifacts.text_files`, "hub:...", or "packaged".
     length is cut to what the model takes.
     The text is cut into consecutive sequences and `samples` of them are drawn; where there are
     fewer, sequences that overlap are drawn. Raises ConfigError when the source cannot be read, is
@@ -115,9 +142,9 @@ class _SourceText:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def _read(source: str | Path | None, wanted: int) -> _SourceText:
+def _read(source: str | Path, wanted: int) -> _SourceText:
     """The documents of a source, about `wanted` bytes of them where there are as many."""
-    if source is None:
+    if source == PACKAGED:
         packaged = read_text_file(_PACKAGED_FILE, _FLAG, wanted)
         return _SourceText(PACKAGED, packaged.documents, (_described(packaged, PACKAGED),))
     if str(source).startswith(HUB_PREFIX):

@@ -3,6 +3,7 @@
     .<out>.resume/
       key            what the blocks depend on; another key starts over
       00000.safetensors, 00000.json, ...     tensors as they are stored, and the block's report
+      self_calibration.jsonl                 samples that the model wrote itself
 
 The folder is locked while a run works in it (`awq_edge.process.staging`). Each file appears whole
 or not at all. The folder goes when the checkpoint is published, or when the run ends with an error
@@ -37,25 +38,25 @@ Tensors = dict[str, torch.Tensor]
 
 
 class BlockStore:
-    """The folder of one checkpoint that is being made."""
+    """The folder of one checkpoint that is being made. folder: its path."""
 
     def __init__(self, out: Path, key: str, *, resume: bool = True) -> None:
         """Open or begin the folder beside `out`. resume: keep the blocks that it has.
 
         Raises ConfigError when another run uses it.
         """
-        self._folder = kept_path(out, RESUME)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = hold(self._folder)
+        self.folder = kept_path(out, RESUME)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = hold(self.folder)
         if lock is None:
             raise ConfigError(
                 f"another run is making {out} now; wait for it or choose another --out"
             )
         self._lock = lock
         if not resume or self._read_key() != key:
-            for path in self._folder.iterdir():
+            for path in self.folder.iterdir():
                 path.unlink()
-            with atomic_file(self._folder / "key") as work:
+            with atomic_file(self.folder / "key") as work:
                 work.write_text(key, encoding="ascii")
 
     def finished(self, layer: int) -> BlockReport | None:
@@ -91,15 +92,15 @@ class BlockStore:
 
     def remove(self) -> None:
         """Remove the folder: there is nothing to continue."""
-        discard(self._folder)
+        discard(self.folder)
         self.close()
 
     def _path(self, layer: int, kind: str) -> Path:
-        return self._folder / f"{layer:05d}.{kind}"
+        return self.folder / f"{layer:05d}.{kind}"
 
     def _read_key(self) -> str | None:
         try:
-            return (self._folder / "key").read_text(encoding="ascii")
+            return (self.folder / "key").read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
             return None
 

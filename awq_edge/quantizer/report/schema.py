@@ -98,13 +98,16 @@ class CalibrationFile(Record):
 class CalibrationReport(Record):
     """source: in words. files: what was read. left_out: files of a folder that were not read, by
     name, with the reason. sha256: of the token ids, int64 little-endian, and of the pixels behind
-    them. image_samples, image_tokens: samples with an image, and the tokens that images have in
+    them. own_samples: that the model wrote itself, in self_calibration.jsonl; conversations: among
+    those. image_samples, image_tokens: samples with an image, and the tokens that images have in
     all; 0 for a model of text."""
 
     source: str
     files: tuple[CalibrationFile, ...] = ()
     left_out: dict[str, str] = {}
     samples: int
+    own_samples: int = 0
+    conversations: int = 0
     image_samples: int = 0
     image_tokens: int = 0
     length: int
