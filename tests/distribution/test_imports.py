@@ -15,7 +15,6 @@ from .conftest import BareEnvironment
 # base install.
 HOST_ONLY = (
     "awq_edge.runtime.backends.cuda.device_torch",
-    "awq_edge.runtime.backends.cuda.opening",
     "awq_edge.exporter",
     "awq_edge.pipeline",
     "awq_edge.quantizer",

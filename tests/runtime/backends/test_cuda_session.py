@@ -203,7 +203,7 @@ def test_a_run_report_counts_the_memory_of_the_gpu(
     from awq_edge.run.run import run
     from awq_edge.runtime.backends.cuda import opening
 
-    monkeypatch.setattr(opening, "CudaDevice", HostDevice)
+    monkeypatch.setattr(opening, "open_device", HostDevice)
     monkeypatch.setattr(opening, "load_kernels", HostKernels)
     report = run(bundle.path, "Once upon a time", max_new_tokens=4, ignore_eos=True)
     assert len(report.result.token_ids) == 4

@@ -7,6 +7,7 @@ device                      └─ embedding ─ layers ─ lm_head ────
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from awq_edge.artifacts.directories import Bundle
 from awq_edge.artifacts.schema import read_manifest
-from awq_edge.errors import ArtifactError, ConfigError, ResourceError
+from awq_edge.errors import ArtifactError, AwqEdgeError, ConfigError, ResourceError
 from awq_edge.kernels.interface import LAYOUT_VERSION
 from awq_edge.process.memory_errors import SMALLER_ACTIVATIONS, memory_errors
 from awq_edge.runtime.backends.cuda.device import Device
@@ -44,6 +45,8 @@ class CudaSession(SessionBase):
     ) -> None:
         """Load weights, allocate cache and buffers, capture the decode step.
 
+        device: closed with the session, also where this fails.
+
         Raises ConfigError for impossible options, ArtifactError where the program is not one of
         this version, ResourceError when the device's memory runs out.
         """
@@ -62,11 +65,25 @@ class CudaSession(SessionBase):
                 f"read {LAYOUT_VERSION}; {program.remedy}"
             )
         self._device = device
+        self._executor: Executor | None = None
+        self._greedy_step: Callable[[], None] | None = None
+        try:
+            self._load(program, bundle, kernels)
+        except BaseException:
+            with contextlib.suppress(AwqEdgeError):
+                device.close()
+            raise
+        self._weight_bytes = program.weight_bytes
+        self._info = SessionInfo("cuda", device.name, None, device.versions)
+
+    def _load(self, program: CudaProgram, bundle: Bundle, kernels: Kernels) -> None:
+        """Weights, state and buffers on the device; the decode step captured."""
+        device, manifest = self._device, bundle.manifest
         needed = program.weight_bytes + program.state_bytes(self._context)
         _require_memory(device, needed, self._context)
         with memory_errors(f"{bundle.path} was loaded"), device.scope():
             weights = load_weights(bundle.path / manifest.weights, program, device)
-            self._executor: Executor | None = Executor(
+            self._executor = Executor(
                 program,
                 weights,
                 kernels,
@@ -79,10 +96,7 @@ class CudaSession(SessionBase):
             self._host_wanted = device.host_zeros((LOGITS_ROWS,), np.int64)
             self._host_logits = device.host_zeros((LOGITS_ROWS, self._vocab_size), np.float32)
             self._step = device.capture(self._executor.step)
-            self._greedy_step: Callable[[], None] | None = None
             device.synchronize()
-        self._weight_bytes = program.weight_bytes
-        self._info = SessionInfo("cuda", device.name, None, device.versions)
 
     @property
     def info(self) -> SessionInfo:
@@ -232,7 +246,7 @@ class CudaSession(SessionBase):
         self._device.upload(self._require_executor().state_input, self._host_state)
 
     def _row(self, row: int) -> Float32:
-        row_logits: Float32 = self._host_logits[row]
+        row_logits: Float32 = self._host_logits[row].copy()  # the buffer ends with the session
         return row_logits
 
     def _require_executor(self) -> Executor:
