@@ -12,6 +12,7 @@ from awq_edge.errors import AwqEdgeError, ConfigError, ResourceError
 from awq_edge.process.memory_errors import memory_error
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_THREAD = "can't start new thread"  # CPython's words, in an error of no class of its own
 # What a machine or its owner set up, and a way out.
 _REMEDIES = {
     errno.EACCES: "change its permissions, or name another place",
@@ -59,6 +60,9 @@ def is_disk_full(error: BaseException) -> bool:
 
 def system_fault(error: BaseException) -> AwqEdgeError | None:
     """An error of the machine or its set-up in one line, the file named; None for others."""
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        return ResourceError(f"{error}: the system's limit of processes or of memory is reached; "
+                             "close programs, or raise `ulimit -u`")  # fmt: skip
     if not isinstance(error, OSError):
         return memory_error(error)
     name = error.filename2 or error.filename

@@ -82,3 +82,12 @@ def test_other_errors_pass(error: Exception) -> None:
         raise error
     assert caught.value is error
     assert sys.exc_info()[0] is None
+
+
+def test_a_system_without_room_for_a_thread_is_no_defect(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """CPython raises a bare RuntimeError for it."""
+    assert exit_code(RuntimeError("can't start new thread")) == 2
+    assert "limit of processes" in capsys.readouterr().err
+    assert exit_code(RuntimeError("can't start new threads here")) == 1
