@@ -142,3 +142,38 @@ def test_a_session_imports_no_torch(bundle: Bundle) -> None:
     )
     root = Path(awq_edge.__file__).parents[1]
     subprocess.run([sys.executable, "-c", script, str(bundle.path)], check=True, cwd=root)
+
+
+def test_the_device_of_torch_copies_what_the_host_does(bundle: Bundle) -> None:
+    """Its memory and copies on the CPU; stream and graphs are the host's stand-in."""
+    torch = pytest.importorskip("torch", reason="needs torch")
+    from awq_edge.runtime.backends.cuda.device_torch import CudaDevice
+
+    class OnCpu(HostDevice, CudaDevice):
+        octets, upload, download = CudaDevice.octets, CudaDevice.upload, CudaDevice.download
+        zeros, free, copy, close = (
+            CudaDevice.zeros,
+            CudaDevice.free,
+            CudaDevice.copy,
+            CudaDevice.close,
+        )
+
+        def __init__(self) -> None:
+            HostDevice.__init__(self)
+            self._device, self._addresses, self._pinned = torch.device("cpu"), [], []
+
+    results = []
+    for device in (OnCpu(), HostDevice()):
+        session = CudaSession(bundle, SessionOptions(), device, HostKernels())
+        session.prefill(IDS[:40])
+        copy = session.copy_cache()
+        ids = session.greedy(IDS[40], 3)
+        session.reset()
+        session.restore_cache(copy)
+        results.append((ids, session.decode(IDS[40]), copy.parts))
+        session.close()
+    (ids, logits, parts), (expected_ids, expected, expected_parts) = results
+    assert ids == expected_ids
+    np.testing.assert_array_equal(logits, expected)
+    for name, part in expected_parts.items():
+        np.testing.assert_array_equal(parts[name], part)
