@@ -21,14 +21,8 @@ from awq_edge.model.layouts import awq_gemm
 from awq_edge.program.program import Embedding, Linear, Quantized, Tensor
 from awq_edge.program.weights import (
     Dtype,
-    Weight,
-    cast,
-    columns_repeated,
-    concatenated,
-    of_array,
     rows_packed,
     single_codes,
-    two_bits,
 )
 
 from .conftest import Export
@@ -105,42 +99,6 @@ def test_onnxruntime_recovers_every_weight(group_size: int, tmp_path: Path, expo
     expected = w4a16.dequantize(Checkpoint.open(checkpoint).quantized(name))
     (found,) = session.run(None, {node.input[0]: np.eye(192, dtype=np.float32)[None]})
     np.testing.assert_array_equal(found[0].T, expected)
-
-
-def test_rows_of_an_odd_number_of_zeros_are_padded() -> None:
-    flat = np.array([0x21, 0x43, 0x65], np.uint8)
-    weight = single_codes(Weight("zeros", "uint4", (2, 3), "blocks", lambda: iter([flat])))
-    np.testing.assert_array_equal(weight.array(), [[1, 2, 3], [4, 5, 6]])
-    padded = rows_packed(weight, 4)
-    assert (padded.dtype, padded.shape, padded.nbytes) == ("uint8", (2, 2), 4)
-    np.testing.assert_array_equal(padded.array(), [[0x21, 0x03], [0x54, 0x06]])
-    assert rows_packed(weight, 8) is weight
-
-
-def test_two_bits_of_a_byte_are_one_code() -> None:
-    """By hand: the first code in the lowest bits, rows of zero points padded to whole bytes."""
-    codes = np.array([[0, 1, 2, 3, 3, 2, 1, 0], [1, 0, 0, 0, 0, 0, 0, 3]], np.uint8)
-    nibbles = codes[:, 0::2] | codes[:, 1::2] << 4
-    weight = Weight("codes", "uint4", (2, 8), "blocks", lambda: iter([nibbles]))
-    packed = two_bits(weight)
-    assert (packed.dtype, packed.shape) == ("uint8", (2, 2))
-    np.testing.assert_array_equal(packed.array(), [[0b11100100, 0b00011011], [0b1, 0b11000000]])
-    zeros = of_array("zeros", codes[:, :5], "uint8", "blocks")
-    assert rows_packed(zeros, 2).array().tolist() == [[0b11100100, 0b11], [0b1, 0]]
-
-
-def test_columns_are_repeated() -> None:
-    weight = of_array("scales", np.array([[1, 2], [3, 4]]), "float32", "blocks")
-    assert columns_repeated(weight, 3).array().tolist() == [[1, 1, 1, 2, 2, 2], [3, 3, 3, 4, 4, 4]]
-
-
-def test_cast_and_concatenation() -> None:
-    first = of_array("a", np.arange(6).reshape(2, 3), "float32", "blocks")
-    second = of_array("b", np.arange(3).reshape(1, 3), "float32", "blocks")
-    both = cast(concatenated("both", [first, second]), "float16")
-    assert (both.name, both.shape, both.nbytes) == ("both", (3, 3), 18)
-    assert both.array().dtype == np.float16
-    np.testing.assert_array_equal(both.array(), [[0, 1, 2], [3, 4, 5], [0, 1, 2]])
 
 
 @pytest.mark.parametrize("rows", [1, 3, 50])
