@@ -41,11 +41,15 @@ def kernel_linear(
     *,
     gate_up: bool = False,
 ) -> StoredLinear:
-    """Linears of one format as one weight for the kernels. gate_up: woven, for the epilogue."""
+    """Linears of one format as one weight for the kernels. gate_up: woven, for the epilogue; one
+    linear is gate and up fused."""
     stored = linears[0].stored
     assert stored is not None
     name, bits = module_of(linears), stored.number_format.bits
     parts = [sources.quantized(linear) for linear in linears]
+    if gate_up and len(parts) == 1:  # fused in the checkpoint: gate's rows, then up's
+        rows = linears[0].out_features
+        parts = [parts[0].rows(0, rows // 2), parts[0].rows(rows // 2, rows)]
     bias = bias_of(linears, sources, dtype)
     return StoredLinear(
         name=name,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from awq_edge.program.program import Embedding, Linear, Tensor
-from awq_edge.program.weights import Array, Dtype, Weight
+from awq_edge.program.weights import Array, Dtype, Weight, row_range, single_codes
 
 
 class QuantizedWeights(NamedTuple):
@@ -19,6 +19,15 @@ class QuantizedWeights(NamedTuple):
     codes: Weight
     scales: Weight
     zeros: Weight | None
+
+    def rows(self, begin: int, end: int) -> QuantizedWeights:
+        """Some of the outputs; zeros one to a byte."""
+        zeros = None if self.zeros is None else single_codes(self.zeros)
+        return QuantizedWeights(
+            row_range(self.codes, begin, end),
+            row_range(self.scales, begin, end),
+            None if zeros is None else row_range(zeros, begin, end),
+        )
 
 
 class Sources(Protocol):

@@ -132,7 +132,7 @@ class Storage:
             if linears[0].stored is None:
                 stored += self._dense(linears, places)
                 continue
-            if len(linears) == 2 and gate in self.form.weaves:
+            if gate in self.form.weaves and (len(linears) == 2 or group.is_fused):
                 woven = kernel_linear(linears, places, self._sources, self.form.dtype, gate_up=True)
                 stored.append(woven)
                 continue

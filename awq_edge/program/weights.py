@@ -39,6 +39,11 @@ BITS: dict[Dtype, int] = {
 _READ_BY_ROW = ("embedding", "tables")
 
 
+def _item(dtype: Dtype) -> int:
+    """Bytes of an element of a piece; of two 4-bit elements."""
+    return max(1, BITS[dtype] // 8)
+
+
 def numpy_type(dtype: Dtype) -> Any:
     """The NumPy type of pieces; bfloat16 needs the [host] extra."""
     if dtype == "bfloat16":
@@ -102,6 +107,20 @@ def concatenated(name: str, weights: Sequence[Weight]) -> Weight:
 
     rows = sum(w.shape[0] for w in weights)
     return replace(first, name=name, shape=(rows, *first.shape[1:]), pieces=pieces)
+
+
+def row_range(weight: Weight, begin: int, end: int) -> Weight:
+    """Rows [begin, end) of a weight whose pieces are whole rows."""
+    columns = math.prod(weight.shape[1:]) * BITS[weight.dtype] // 8 // _item(weight.dtype)
+
+    def pieces() -> Iterator[Array]:
+        row = 0
+        for piece in weight.pieces():
+            rows = piece.reshape(-1, columns)
+            yield rows[max(0, begin - row) : max(0, end - row)]
+            row += len(rows)
+
+    return replace(weight, shape=(end - begin, *weight.shape[1:]), pieces=pieces)
 
 
 def of_array(name: str, array: Array, dtype: Dtype, part: Part) -> Weight:

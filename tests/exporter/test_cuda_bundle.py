@@ -230,6 +230,18 @@ def test_unquantized(llama: Path, export: Export) -> None:
     np.testing.assert_array_equal(opened.tensor(both.inputs["weight"]), expected)
 
 
+def test_a_fused_gate_and_up_are_woven(tmp_path: Path, export: Export) -> None:
+    """Phi-3's: gate's rows, then up's, as one weight for the epilogue."""
+    source = save_random_model(tmp_path / "model", "phi3", num_attention_heads=2)
+    path = save_quantized(source, tmp_path / "out")
+    opened, name = Opened(export(path, cuda_recipe())), "model.layers.1.mlp.gate_up_proj"
+    (call,) = (call for call in opened.program.calls if call.name == name)
+    assert call.attributes["epilogue"] == "silu_mul"
+    whole, found = Checkpoint.open(path).quantized(name), unpack(opened.packed(call))
+    np.testing.assert_array_equal(found.codes, whole.codes)
+    np.testing.assert_array_equal(found.zeros, whole.zeros)
+
+
 def test_buffers_share_an_arena(llama_checkpoint: Path, export: Export) -> None:
     """Two buffers that are in use at the same call never overlap; others do."""
     program = Opened(export(llama_checkpoint, cuda_recipe())).program

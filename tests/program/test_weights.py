@@ -12,6 +12,7 @@ from awq_edge.program.weights import (
     concatenated,
     of_array,
     part_bytes,
+    row_range,
     rows_packed,
     single_codes,
     two_bits,
@@ -61,3 +62,15 @@ def test_a_token_reads_one_row_of_a_table_and_its_share_of_experts() -> None:
     weights = [weight("embedding", 100), weight("tables", 50), weight("blocks", 10, 0.25)]
     assert part_bytes(weights) == {"embedding": 1600, "blocks": 160, "lm_head": 0, "tables": 800}
     assert bytes_per_token(weights) == 16 + 16 + 40
+
+
+def test_rows_of_a_weight_that_comes_in_pieces() -> None:
+    """Nibbles too: two elements to a byte, rows of whole bytes."""
+    values = np.arange(40, dtype=np.float32).reshape(10, 4)
+    weight = Weight("x", "float32", (10, 4), "blocks", lambda: iter([values[:3], values[3:]]))
+    np.testing.assert_array_equal(row_range(weight, 2, 7).array(), values[2:7])
+    codes = np.arange(40, dtype=np.uint8).reshape(10, 4) % 16
+    packed = codes[:, 0::2] | codes[:, 1::2] << 4
+    weight = Weight("x", "uint4", (10, 4), "blocks", lambda: iter([packed.reshape(-1)]))
+    found = single_codes(row_range(weight, 3, 9))
+    np.testing.assert_array_equal(found.array(), codes[3:9])
