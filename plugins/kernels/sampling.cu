@@ -1,6 +1,7 @@
 // The next token of each row of logits: the largest, or a draw from the likeliest.
 //
-//   row_maximum   the largest logit and its id; greedy rows end here. Otherwise clears key_count
+//   row_maximum   the largest logit and its id; greedy rows end here. Otherwise clears key_count and
+//                 prepares the row's parameters
 //   count_keys    how many logits have each of the 65,536 keys
 //   choose_key    bins of 256 keys; the last block of a row cuts at top_k, top_p and min_p, draws, and
 //                 knows the key and the rank among the ids that have it
@@ -60,7 +61,13 @@ __global__ void __launch_bounds__(kSamplingThreads)
   best = block_maximum(threadIdx.x < blocks ? __ldcg(partial + threadIdx.x) : 0);
   if (threadIdx.x != 0) return;
   work.best[row] = best;
-  if (greedy) give(call, row, number_of(best));
+  if (greedy) {
+    give(call, row, number_of(best));
+    return;
+  }
+  const awq_edge_sampling& sampling = call.sampling[row];
+  work.settings[row] = {sampling_scale(sampling.temperature), fixed_top_p(sampling.top_p),
+                        fixed_min_p(sampling.min_p)};
 }
 
 template <bool kAdjusted>
@@ -85,16 +92,15 @@ __global__ void __launch_bounds__(kBinKeys)
   wait_for_previous_kernel();
   const int row = blockIdx.y, bin = blockIdx.x;
   if (is_greedy(call, row)) return;
-  const awq_edge_sampling& sampling = call.sampling[row];
+  const RowSettings settings = work.settings[row];
   const float largest = maximum_of(work, row);
   const uint32_t maximum = largest != largest ? 0 : kZeroKey;
   const int key = bin * kBinKeys + threadIdx.x;
   const uint32_t count = work.key_count[static_cast<size_t>(row) * kKeys + key];
-  const uint64_t weight =
-      count == 0 ? 0 : sampling_weight(key, maximum, sampling_scale(sampling.temperature));
+  const uint64_t weight = count == 0 ? 0 : sampling_weight(key, maximum, settings.scale);
   const uint64_t weights = block_sum(count * weight);
   const uint32_t counts = block_sum(count);
-  const int below = block_maximum(count > 0 && weight < fixed_min_p(sampling.min_p) ? key : -1);
+  const int below = block_maximum(count > 0 && weight < settings.min_p ? key : -1);
   if (threadIdx.x == 0) {
     const size_t place = static_cast<size_t>(row) * kBins + bin;
     work.bin_weight[place] = weights;
@@ -134,9 +140,9 @@ __global__ void __launch_bounds__(kSamplingThreads)
   wait_for_previous_kernel();
   const int row = blockIdx.y, blocks = gridDim.x;
   if (is_greedy(call, row)) return;
-  ChosenKey chosen = work.chosen[row];
-  const float maximum = maximum_of(work, row);
   const SamplingRow<kAdjusted> values(call, row);
+  const float maximum = maximum_of(work, row);
+  ChosenKey chosen = work.chosen[row];
   uint32_t matches = 0;
   values.visit(run_of_block(call.vocab, blockIdx.x, blocks),
                [&](int, float value) { matches += key_of(value, maximum) == chosen.key; });

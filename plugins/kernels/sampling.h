@@ -43,8 +43,16 @@ struct ChosenKey {
   uint32_t rank;
 };
 
+// A row's parameters as the arithmetic takes them, made once: doubles are slow on small devices.
+struct RowSettings {
+  float scale;
+  uint64_t top_p;
+  uint64_t min_p;
+};
+
 struct SamplingWorkspace {
   uint32_t* counters;    // [rows], zero between calls
+  RowSettings* settings; // [rows]
   uint64_t* best;        // [rows]: ranked() of the largest logit and its id
   ChosenKey* chosen;     // [rows]
   uint64_t* partial;     // [rows, kMaxRowBlocks]: of each block, in two steps
@@ -58,6 +66,7 @@ struct SamplingWorkspace {
     const size_t count = rows;
     Places places(memory);
     counters = places.take<uint32_t>(kMaxSamplingRows);
+    settings = places.take<RowSettings>(count);
     best = places.take<uint64_t>(count);
     chosen = places.take<ChosenKey>(count);
     partial = places.take<uint64_t>(count * kMaxRowBlocks);

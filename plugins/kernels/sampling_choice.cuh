@@ -107,11 +107,11 @@ __device__ inline ChosenKey draw(const awq_edge_sampler& call, const SamplingWor
   const size_t bin = static_cast<size_t>(row) * kBins + own_bin();
   uint64_t bin_weight = __ldcg(work.bin_weight + bin);
   KeptKeys keys{work.key_count + static_cast<size_t>(row) * kKeys, maximum,
-                sampling_scale(sampling.temperature), -1, 0};
+                work.settings[row].scale, -1, 0};
   if (sampling.top_k > 0 && sampling.top_k < call.vocab)
     bin_weight = cut_at_top_k(keys, __ldcg(work.bin_count + bin), bin_weight, sampling.top_k);
   // The tokens up to the one with which their sum reaches top_p of all, or to the last above min_p.
-  const uint64_t threshold = top_p_threshold(block_sum(bin_weight), fixed_top_p(sampling.top_p));
+  const uint64_t threshold = top_p_threshold(block_sum(bin_weight), work.settings[row].top_p);
   const Place last = locate(keys, bin_weight, threshold - 1);
   const uint64_t last_weight = keys.weight(last.key);
   uint64_t kept = threshold - 1 - last.offset + (last.offset / last_weight + 1) * last_weight;

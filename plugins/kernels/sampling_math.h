@@ -69,9 +69,11 @@ struct Penalties {
 };
 
 AWQ_EDGE_HD Penalties penalties_of(float repetition, float presence, float frequency) {
-  // A division of doubles, rounded to float32, is one of float32.
-  return {repetition, static_cast<float>(1.0 / static_cast<double>(repetition)), presence,
-          frequency};
+#ifdef __CUDA_ARCH__
+  return {repetition, __frcp_rn(repetition), presence, frequency};
+#else
+  return {repetition, 1.0f / repetition, presence, frequency};
+#endif
 }
 
 // The logit after the penalty of tokens that occur (Keskar et al. 2019, arXiv 1909.05858), those of

@@ -100,7 +100,9 @@ def _appended(
     factors = raw(scales, shape[:3], np.float32)[sequence]
     largest = np.abs(rows).max(axis=-1)
     inverse = np.divide(127, largest, out=np.zeros_like(largest), where=largest > 0)
-    codes[:, at[kept]] = np.rint(rows * inverse[..., None]).clip(-127, 127)
+    # The product is not rounded on its way to the nearest code.
+    scaled = rows.astype(np.float64) * inverse[..., None]
+    codes[:, at[kept]] = np.rint(scaled).clip(-127, 127)
     factors[:, at[kept]] = largest / 127
     return codes[:, :filled].astype(np.float32) * factors[:, :filled, None]
 

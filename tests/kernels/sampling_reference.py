@@ -75,7 +75,7 @@ def adjusted(logits: npt.NDArray[Any], by: Adjustments) -> npt.NDArray[np.float3
     values = np.asarray(logits, np.float32).copy()
     if by.counts is not None:
         penalty = np.float32(by.repetition_penalty)
-        inverse = np.float32(1 / np.float64(penalty))
+        inverse = np.float32(1) / penalty
         factors = np.where(values > 0, inverse, penalty)
         values = np.where(by.counts != 0, values * factors, values)
         drawn = np.asarray(by.counts) >> 1
