@@ -19,7 +19,7 @@ from awq_edge.artifacts.file_names import (
     TOKENIZER_FILES,
 )
 from awq_edge.artifacts.input_files import read_json
-from awq_edge.artifacts.paths import system_fault, user_path
+from awq_edge.artifacts.paths import is_disk_full, system_fault, user_path
 from awq_edge.errors import ConfigError, ResourceError
 from awq_edge.process.staging import is_temporary, temporary_name, visible_entries, workplace
 from awq_edge.units import size_text
@@ -256,8 +256,8 @@ def _names(names: Iterable[str]) -> str:
 
 
 def require_writable(final: Path, flag: str = "--out") -> None:
-    """Raise ConfigError where no folder can be made for `final`. Tried, because permissions do not
-    tell of a read-only file system."""
+    """Raise ConfigError, ResourceError on a full disk, where no folder can be made for `final`.
+    Tried, because permissions do not tell of a read-only file system."""
     folder, name = workplace(final)
     existing = existing_parent(folder)
     probe = existing / temporary_name(name, f"partial-{uuid.uuid4().hex[:8]}")
@@ -267,9 +267,10 @@ def require_writable(final: Path, flag: str = "--out") -> None:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        raise ConfigError(
-            f"{flag} {final}: {existing} cannot be written: {error.strerror}; choose another {flag}"
-        ) from None
+        problem = f"{flag} {final}: {existing} cannot be written: {error.strerror}; "
+        if is_disk_full(error):
+            raise ResourceError(f"{problem}free some space or choose another {flag}") from None
+        raise ConfigError(f"{problem}choose another {flag}") from None
 
 
 def existing_parent(folder: Path) -> Path:

@@ -53,11 +53,18 @@ class BlockStore:
                 f"another run is making {out} now; wait for it or choose another --out"
             )
         self._lock = lock
-        if not resume or self._read_key() != key:
-            for path in self.folder.iterdir():
-                path.unlink()
-            with atomic_file(self.folder / "key") as work:
-                work.write_text(key, encoding="ascii")
+        try:
+            if not resume or self._read_key() != key:
+                self._begin(key)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, key: str) -> None:
+        for path in self.folder.iterdir():
+            path.unlink()
+        with atomic_file(self.folder / "key") as work:
+            work.write_text(key, encoding="ascii")
 
     def finished(self, layer: int) -> BlockReport | None:
         """The report of a block that is stored, or None."""
