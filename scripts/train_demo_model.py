@@ -27,7 +27,6 @@ DEMO = Path(__file__).resolve().parents[1] / "awq_edge" / "data" / "demo"
 CHAT_TEMPLATE = DEMO / "chat_template.jinja"
 PIECES = 128  # the corpus is cut into this many pieces of equal length
 HELD_OUT_PIECES = 4  # of them nothing is trained on
-CALIBRATION_SHARE = 8  # every eighth training piece: the calibration text that the package ships
 BOS, EOS = "<s>", "</s>"
 VOCAB_SIZE = 4096
 CONTEXT = 1024  # tokens of a training sequence
@@ -76,17 +75,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--held-out", type=Path, help="also write the held-out text to this file")
     parser.add_argument("--card-only", action="store_true", help="measure the model in --out again")
-    parser.add_argument(
-        "--calibration", type=Path, help="also write an excerpt of the training text to this file"
-    )
     arguments = parser.parse_args()
     pieces, held_out = split(arguments.corpus.read_text(encoding="utf-8"))
     training = "".join(pieces)
     if arguments.held_out:
         arguments.held_out.write_text(held_out, encoding="utf-8")
-    if arguments.calibration:
-        excerpt = "".join(pieces[::CALIBRATION_SHARE])
-        arguments.calibration.write_text(excerpt, encoding="utf-8")
     if not arguments.card_only:
         settings = Settings(arguments.steps, arguments.peak_rate, arguments.dropout, arguments.seed)
         arguments.out.mkdir(parents=True, exist_ok=True)

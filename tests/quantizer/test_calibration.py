@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import types
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import awq_edge
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model.hub import resolve_model
 from awq_edge.quantizer.calibration.text import CalibrationSet, load_calibration
@@ -57,6 +59,20 @@ def test_a_seed_repeats_and_another_differs(tokenizer: Tokenizer) -> None:
     first = draw(tokenizer, PACKAGED, seed=1)
     assert first.sha256 == draw(tokenizer, PACKAGED, seed=1).sha256
     assert first.sha256 != draw(tokenizer, PACKAGED, seed=2).sha256
+
+
+def test_packaged_text_is_broad_from_its_beginning_on() -> None:
+    """Every quarter of it has code, several scripts of writing, and prose; its card is its own."""
+    path = Path(awq_edge.__file__).parent / "data" / "calibration.txt"
+    text = path.read_text(encoding="utf-8")
+    size = len(text) // 4
+    for part in (text[start : start + size] for start in range(0, 4 * size, size)):
+        assert re.search(r"^    return |^        self\.", part, re.MULTILINE), "Python"
+        assert re.search(r"[\u0400-\u04ff]{4}", part), "Cyrillic"
+        assert re.search(r"[\u4e00-\u9fff\uac00-\ud7af\u3040-\u30ff]{3}", part), "CJK"
+        assert re.search(r"\b(and|the) [a-z]+ (of|to) ", part), "English"
+    card = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in card
 
 
 def test_sequences_begin_as_the_model_expects(tokenizer: Tokenizer) -> None:

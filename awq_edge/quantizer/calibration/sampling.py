@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, DynamicLayer
 
 from awq_edge.errors import ModelError
 from awq_edge.quantizer.calibration.scripts import Script
@@ -110,39 +110,29 @@ class _Row:
             self._drawn += 1
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class _Layer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one block, in memory that is taken once. A window is the mask's affair."""
-
-    is_sliding = False
 
     def __init__(self, length: int) -> None:
         super().__init__()
+        self.is_initialized = False
         self._length, self._filled = length, 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        rows, heads = key_states.shape[:2]
-        self.keys = key_states.new_empty(rows, heads, self._length, key_states.shape[-1])
-        self.values = value_states.new_empty(rows, heads, self._length, value_states.shape[-1])
-        self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            rows, heads = key_states.shape[:2]
+            self.keys = key_states.new_empty(rows, heads, self._length, key_states.shape[-1])
+            self.values = value_states.new_empty(rows, heads, self._length, value_states.shape[-1])
+            self.is_initialized = True
         begin, self._filled = self._filled, self._filled + key_states.shape[2]
         self.keys[:, :, begin : self._filled] = key_states
         self.values[:, :, begin : self._filled] = value_states
         return self.keys[:, :, : self._filled], self.values[:, :, : self._filled]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._filled + query_length, 0
-
     def get_seq_length(self) -> int:
         return self._filled
-
-    def get_max_length(self) -> int:
-        return self._length
 
 
 def _layers(model: Any) -> int:
