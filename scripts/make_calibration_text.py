@@ -41,7 +41,7 @@ LANGUAGES = "ar cs da de el es fa fi fr he hi hu id it ja ko nl pl pt_BR ro ru s
 # Characters of a piece, of the first and last piece (scripts/cuda_reference.py reads 40,000 of the
 # end), and of the parts.
 PIECE, BEGIN, END = 1_500, 12_000, 40_000
-PROSE, CODE, DOCUMENTS, MESSAGES, JAVASCRIPT = 90_000, 130_000, 70_000, 120_000, 30_000
+PROSE, CODE, DOCUMENTS, MESSAGES, JAVASCRIPT = 190_000, 95_000, 45_000, 75_000, 22_000
 CODE_FILES = (
     "awq_edge/quantizer/loop.py awq_edge/quantizer/search/gptq.py awq_edge/runtime/sampling.py "
     "awq_edge/runtime/tokenizer.py awq_edge/serve/scheduler.py awq_edge/artifacts/directories.py "

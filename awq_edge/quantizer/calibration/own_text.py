@@ -32,9 +32,9 @@ from awq_edge.units import size_text
 # The one place that decides what is affordable. Seconds that drawing may take, by estimate; what a
 # thread of a CPU computes, floating-point operations a second (the slowest that was seen, with all
 # cores busy); and the cost of a block or an expert of its own in a step, however few rows it has.
-_BUDGET_SECONDS = 300.0
+_BUDGET_SECONDS = 360.0
 _LEAST_SHARE = 1 / 8  # of the samples: for fewer the whole model is not loaded
-_THREAD_RATES = {torch.bfloat16: 50e9, torch.float32: 20e9}
+_THREAD_RATES = {torch.bfloat16: 30e9, torch.float32: 12e9}
 _CALL_SECONDS = 4e-4
 # Shares of the memory that the model may take, and with keys, values and logits. On a CPU samples
 # that are drawn at a time take no more than a few blocks would.
