@@ -35,6 +35,7 @@ from awq_edge.recipe.recipes import Recipe, load_recipe
 if TYPE_CHECKING:
     from awq_edge.exporter.gguf.file import GgufFile
     from awq_edge.quantizer import QuantizedCheckpoint
+    from awq_edge.quantizer.budget.offers import Budget
 
 
 @system_faults()
@@ -90,6 +91,7 @@ def quantize(
     require_known_keys(files.config, source, allow=allow_unknown_keys)
     Tokenizer(source)  # without it, or damaged, the checkpoint would be of no use
     resolved, notes = _with_groups(resolved, source)
+    resolved, budget = _with_budget(resolved, source)
     with keeping(lambda: kept_blocks(out, resume=run.resume)):
         checkpoint = quantize_checkpoint(
             source,
@@ -100,7 +102,8 @@ def quantize(
             calibration=calibration,
             images=None if images is None else user_path(images, "--images"),
             run=run,
-            notes=notes,
+            notes=() if budget is not None else notes,
+            budget=budget,
         )
     if not texts:
         return checkpoint
@@ -165,6 +168,10 @@ def export(
     require_known_keys(source.files.config, path, allow=allow_unknown_keys)
     if source.has_quantized:
         check_overrides(source, resolved, calibration)
+    else:
+        resolved, notes = _with_groups(for_export(resolved), path)
+        _require_same_device(resolved)
+        resolved, budget = _with_budget(resolved, path)
     if source.has_quantized or resolved.quantization.method == "none":
         bundle = write(source, recipe=resolved, verify=verify, checked=checked)
         _discard_kept(out)
@@ -273,6 +280,7 @@ def _quantized(
             reuse=run.resume,
             room=room,
             notes=notes,
+            budget=budget,
         )
     with _keeping(between):
         yield checkpoint.path
@@ -306,15 +314,16 @@ def _discard_kept(out: Path) -> None:
         discard_abandoned(path)
 
 
-def _bundle_bytes(model: Path, recipe: Recipe) -> int:
-    """About the bytes of the bundle that a model will become."""
+def _bundle_bytes(model: Path, recipe: Recipe, budget: Budget | None) -> int:
+    """About the bytes of the bundle that a model will become; of a budget, at most."""
     from awq_edge.fit.planner import Planner
     from awq_edge.program.formats import planned_formats
 
     files = ModelFiles(model)
     decoder = decoder_from_config(files.config)
     quantization = recipe.quantization
-    formats = planned_formats(decoder, quantization, quantization.lm_head_bits)
+    others = {} if budget is None else budget.largest_formats(decoder).others
+    formats = planned_formats(decoder, quantization, quantization.lm_head_bits, others)
     tokens = min(recipe.export.context, decoder.max_positions)
     weights = sum(Planner(decoder, formats, recipe).sizes(tokens).part_bytes.values())
     return weights + 2 * files.small_bytes()  # those of the checkpoint's report too
@@ -340,6 +349,26 @@ def _with_groups(recipe: Recipe, model: Path) -> tuple[Recipe, tuple[str, ...]]:
     choice = choose_group_size(recipe, decoder_from_config(read_config(model)))
     notes = () if choice.note is None else (choice.note,)
     return recipe.resolved({"quantization.group_size": choice.size}), notes
+
+
+def _with_budget(recipe: Recipe, model: Path) -> tuple[Recipe, Budget | None]:
+    """The budget of bits that a recipe asks for, and the recipe with a layout that holds them."""
+    from awq_edge.fit.budget import LAYOUT, plan_budget
+
+    budget = plan_budget(model, decoder_from_config(read_config(model)), recipe)
+    return recipe if budget is None else recipe.resolved({"quantization.format": LAYOUT}), budget
+
+
+def _require_same_device(recipe: Recipe) -> None:
+    """Raise ConfigError for a bundle for one device that is to fit another."""
+    from awq_edge.fit.budget import fit_target
+
+    device = recipe.quantization.fit
+    if device is not None and fit_target(recipe).name != recipe.name:
+        raise ConfigError(
+            f"--fit {device} with --recipe {recipe.name}: the bundle would be for another device; "
+            f"leave out --recipe, or give --recipe {device}"
+        )
 
 
 def _holding_lm_head(recipe: Recipe) -> Recipe:

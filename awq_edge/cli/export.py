@@ -60,6 +60,7 @@ def export(
     """Export a model or a checkpoint into a bundle, or a GGUF file; a model that is not quantized
     is, first."""
     from awq_edge.artifacts.sampling_keys import parse_sampling
+    from awq_edge.cli.choice_table import print_choice
     from awq_edge.cli.output import open_console
     from awq_edge.cli.progress import block_progress
     from awq_edge.cli.quantize import calibration_notes, print_warnings
@@ -102,6 +103,8 @@ def export(
     print_bundle(bundle, console)
     report, _ = read_report(bundle.path)
     if report is not None:
+        if report.choice is not None:
+            print_choice(report.choice, console)
         for line in calibration_notes(report) if calibration is not None else ():
             console.print(line, soft_wrap=True, markup=False)
         print_warnings(report, console)

@@ -108,8 +108,11 @@ def _facts(inspection: Inspection) -> Table:
     table.add_column(overflow="fold")
     how, made = inspection.quantization, inspection.provenance
     if how is not None:
+        blocks = next((part for part in inspection.parts if part.name == "blocks"), None)
+        mostly = "mostly " if blocks is not None and len(blocks.formats) > 1 else ""
         table.add_row(
-            "quantization", f"{how.method}, {how.bits}-bit, group {how.group_size}, {how.scheme}"
+            "quantization",
+            f"{how.method}, {mostly}{how.bits}-bit, group {how.group_size}, {how.scheme}",
         )
     if inspection.quantized_bits_per_weight is not None:
         bits = _bits(inspection.quantized_bits_per_weight)

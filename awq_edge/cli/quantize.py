@@ -82,15 +82,21 @@ def quantize(
 
 def print_report(report: QuantizationReport, path: Path, console: Console) -> None:
     """Print the quantization in a few lines, and the next command."""
+    from awq_edge.cli.choice_table import print_choice
     from awq_edge.model.checkpoint import Checkpoint
     from awq_edge.model.group_size import coverage
 
-    summary = report.summary
+    summary, choice = report.summary, report.choice
+    bits, groups = f"{report.bits}-bit", f"group {report.group_size}"
+    if choice is not None:
+        bits, groups = f"{choice.widths} bits by", "groups chosen with the bits"
     console.print(
-        f"{path}: {summary.quantized_linears} linears in {report.bits}-bit {report.method}, group "
-        f"{report.group_size}, {report.scheme}, {report.layout} format; {report.seconds:.0f} s",
+        f"{path}: {summary.quantized_linears} linears in {bits} {report.method}, {groups}, "
+        f"{report.scheme}, {report.layout} format; {report.seconds:.0f} s",
         soft_wrap=True,
     )
+    if choice is not None:
+        print_choice(choice, console)
     if summary.mean_sqnr_db is not None and summary.mean_rtn_sqnr_db is not None:
         rounding = ""
         if report.method != "rtn":

@@ -13,7 +13,7 @@ from awq_edge.recipe.runtimes import runtimes
 
 _STORED = ("method", "bits", "group_size", "scheme")
 # Of no effect on what is quantized already.
-_CALIBRATION = ("samples", "length", "seed", "propagate_error")
+_CALIBRATION = ("samples", "length", "seed", "propagate_error", "fit", "bits_per_weight")
 
 
 def check_overrides(checkpoint: Checkpoint, recipe: Recipe, calibration: str | Path | None) -> None:

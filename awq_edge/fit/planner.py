@@ -47,7 +47,7 @@ class Planner:
     """Sizes of the bundles of one model for one recipe, by context."""
 
     def __init__(self, decoder: Decoder, formats: Formats, recipe: Recipe) -> None:
-        layers = _distinct_layers(decoder, formats)
+        layers = formats.layer_counts(decoder)
         self._program = program = build_program(decoder, formats, tuple(layers))
         form: FormOf = load(recipe.runtime.record.storage)
         self._storage = storage = Storage(form(recipe, program), PlannedSources())
@@ -93,15 +93,6 @@ class Planner:
             part_bytes=dict(parts),
             bytes_per_token=round(per_token),
         )
-
-
-def _distinct_layers(decoder: Decoder, formats: Formats) -> dict[int, int]:
-    """Layers that differ in the sizes of their weights, each with the number of layers like it."""
-    if not formats.by_size:
-        return dict.fromkeys(range(decoder.num_layers), 1)
-    kinds = Counter(map(decoder.has_experts, range(decoder.num_layers)))
-    first = {decoder.has_experts(layer): layer for layer in reversed(range(decoder.num_layers))}
-    return {first[kind]: count for kind, count in sorted(kinds.items(), key=lambda k: first[k[0]])}
 
 
 class _Totals:

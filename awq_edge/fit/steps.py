@@ -23,7 +23,7 @@ from awq_edge.units import size_text
 @dataclass(frozen=True)
 class PlannedModel:
     """A checkpoint that a model would have: `awq_edge.exporter.checks.ExportedModel`, of one layer
-    of each kind. path: how messages call it."""
+    of each kind (see `Formats.layer_counts`). path: how messages call it."""
 
     path: Path
     decoder: Decoder
@@ -53,10 +53,9 @@ class PlannedModel:
     @functools.cached_property
     def _planned(self) -> dict[str, Quantized | None]:
         decoder = self.decoder
-        kinds = {decoder.has_experts(layer): layer for layer in range(decoder.num_layers)}
         return {
             name: self.formats.blocks(name, linear.out_features, linear.in_features)
-            for layer in kinds.values()
+            for layer in self.formats.layer_counts(decoder)
             for linear in decoder.linears(layer)
             for name in [f"{decoder.layer_prefix(layer)}.{linear.name}"]
         }

@@ -6,6 +6,7 @@ rounded to nearest at export, in small groups, because nothing corrects its erro
 
 from __future__ import annotations
 
+from awq_edge.model.layouts import Layout
 from awq_edge.model.w4a16 import NumberFormat, Scheme
 from awq_edge.recipe.recipes import Recipe
 
@@ -30,12 +31,17 @@ def for_export(recipe: Recipe) -> Recipe:
     return recipe.resolved({"quantization.format": "compressed-tensors"})
 
 
-def output_format(asked: NumberFormat, bits: int, in_features: int) -> NumberFormat | None:
-    """The number format of a quantized output layer: `bits` of the asked groups and scheme.
+def output_format(
+    layout: Layout, asked: NumberFormat, bits: int, in_features: int
+) -> NumberFormat | None:
+    """The number format in which a layout stores an output layer: `bits` of the asked groups and
+    scheme.
 
-    Groups become smaller where in_features is no multiple of them; None where none fits. 8 bits are
-    symmetric.
+    Groups become smaller where in_features is no multiple of them; 8 bits are symmetric. None where
+    it stays in 16 bits: they were asked for, the layout has no other or no group fits.
     """
+    if bits == UNQUANTIZED or not layout.mixed:
+        return None
     for group_size in (asked.group_size, *_GROUP_SIZES):
         if group_size <= asked.group_size and in_features % group_size == 0:
             scheme = "symmetric" if bits == _SYMMETRIC_BITS else asked.scheme

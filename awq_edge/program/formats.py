@@ -6,8 +6,7 @@ The rules are the quantizer's and the exporter's own: layouts say what they cann
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from awq_edge.model.fused_experts import names_in_memory
 from awq_edge.model.group_size import Coverage, require_groups
 from awq_edge.model.layouts import choose_layout, layout_of_config, quantization_config
 from awq_edge.model.lm_head import UNQUANTIZED, output_format, rounded_bits, rounded_format
-from awq_edge.model.w4a16 import NumberFormat
+from awq_edge.model.w4a16 import NumberFormat, NumberFormats
 from awq_edge.program.program import Quantized
 from awq_edge.recipe.recipes import QuantizationDefaults
 
@@ -38,6 +37,19 @@ class Formats:
     stored_lm_head: bool = False
     by_size: bool = False
 
+    def layer_counts(self, decoder: Decoder) -> dict[int, int]:
+        """One layer of each kind, and how many there are of it: their linears have the same sizes
+        and formats."""
+        layers = range(decoder.num_layers)
+        if not self.by_size:
+            return dict.fromkeys(layers, 1)
+        counts: dict[int, int] = {}
+        first: dict[bool, int] = {}
+        for layer in layers:
+            like = first.setdefault(decoder.has_experts(layer), layer)
+            counts[like] = counts.get(like, 0) + 1
+        return counts
+
     @property
     def lm_head_bits(self) -> int:
         return self.lm_head.number_format.bits if self.lm_head else UNQUANTIZED
@@ -50,40 +62,43 @@ def stored_coverage(decoder: Decoder, formats: Formats) -> Coverage:
         stored = formats.blocks(f"{prefix}.{linear.name}", linear.out_features, linear.in_features)
         return "unquantized" if stored is None else None
 
-    kinds = Counter(decoder.has_experts(layer) for layer in range(decoder.num_layers))
-    example = {decoder.has_experts(layer): layer for layer in range(decoder.num_layers)}
     return Coverage.of(
-        (linear, reason(decoder.layer_prefix(layer), linear), kinds[kind])
-        for kind, layer in example.items()
+        (linear, reason(decoder.layer_prefix(layer), linear), count)
+        for layer, count in formats.layer_counts(decoder).items()
         for linear in decoder.linears(layer)
     )
 
 
 def planned_formats(
-    decoder: Decoder, quantization: QuantizationDefaults | None, lm_head_bits: int
+    decoder: Decoder,
+    quantization: QuantizationDefaults | None,
+    lm_head_bits: int,
+    others: Mapping[str, NumberFormat] | None = None,
 ) -> Formats:
     """The formats that `awq-edge export` gives an unquantized model.
 
     quantization: bits, groups, scheme and layout; None to leave it unquantized. lm_head_bits: 4, 8
-    or 16. Raises ConfigError where the layout cannot hold the bits, or no linear fits the groups.
+    or 16. others: of linears by full name, where they are not the quantization's. Raises
+    ConfigError where the layout cannot hold the bits, or no linear fits the groups.
     """
     if quantization is None:
         return Formats(None, _unquantized, _rounded(decoder, lm_head_bits), by_size=True)
     layout = choose_layout(quantization.format, quantization.bits)
     main = NumberFormat(quantization.bits, quantization.group_size, quantization.scheme)
     require_groups(decoder, layout, main)
-    stored = Quantized(main, layout.stores_zeros(main))
+    formats, uniform = NumberFormats(main, others or {}), not others
 
-    def of_block(_: str, out_features: int, in_features: int) -> Quantized | None:
-        return None if layout.obstacle(out_features, in_features, main) else stored
+    def of_block(name: str, out_features: int, in_features: int) -> Quantized | None:
+        number_format = formats.of(name)
+        if layout.obstacle(out_features, in_features, number_format):
+            return None
+        return Quantized(number_format, layout.stores_zeros(number_format))
 
-    head = None
-    if layout.mixed and lm_head_bits != UNQUANTIZED:
-        head = output_format(main, lm_head_bits, decoder.embedding_size)
+    head = output_format(layout, main, lm_head_bits, decoder.embedding_size)
     if head is not None:
         stored_head = Quantized(head, layout.stores_zeros(head))
-        return Formats(main, of_block, stored_head, stored_lm_head=True, by_size=True)
-    return Formats(main, of_block, _rounded(decoder, lm_head_bits), by_size=True)
+        return Formats(main, of_block, stored_head, stored_lm_head=True, by_size=uniform)
+    return Formats(main, of_block, _rounded(decoder, lm_head_bits), by_size=uniform)
 
 
 def stored_formats(

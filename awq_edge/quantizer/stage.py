@@ -7,7 +7,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast, get_args
@@ -29,6 +29,9 @@ from awq_edge.model.source import describe_model, hash_weight_files, verify_weig
 from awq_edge.process.staging import workplace
 from awq_edge.quantizer.blocks.stream import CalibrationStream
 from awq_edge.quantizer.blocks.task import BlockOptions, obstacles
+from awq_edge.quantizer.budget.choice import choose, chosen_formats
+from awq_edge.quantizer.budget.losses import measure_losses
+from awq_edge.quantizer.budget.offers import Budget
 from awq_edge.quantizer.calibration.own_text import Progress
 from awq_edge.quantizer.calibration.plan import plan_calibration
 from awq_edge.quantizer.calibration.text import CalibrationSet, calibration_report
@@ -49,6 +52,7 @@ from awq_edge.quantizer.checkpoint.writer import (
 )
 from awq_edge.quantizer.cluster.executors import open_executor
 from awq_edge.quantizer.loop import quantize_layers
+from awq_edge.quantizer.report.choice import ChoiceReport
 from awq_edge.quantizer.report.page import PAGE_FILE, write_quantization_page
 from awq_edge.quantizer.report.schema import (
     REPORT_FILE,
@@ -78,7 +82,8 @@ class QuantizedCheckpoint:
 @dataclass(frozen=True)
 class _Job:
     """The checked inputs of one run. lm_head: None where it stays in 16 bits. calibration: None for
-    plain rounding. key: of the finished blocks. started: seconds of the performance counter."""
+    plain rounding. key: of the finished blocks. started: seconds of the performance counter.
+    choice: of formats that differ, by a budget; None for one that was asked for."""
 
     model_name: str
     given: str | None
@@ -94,6 +99,7 @@ class _Job:
     key: str
     notes: tuple[str, ...]
     started: float
+    choice: ChoiceReport | None = None
 
 
 def quantize_checkpoint(
@@ -109,6 +115,7 @@ def quantize_checkpoint(
     reuse: bool = False,
     room: int = 0,
     notes: Sequence[str] = (),
+    budget: Budget | None = None,
 ) -> QuantizedCheckpoint:
     """Quantize a model directory into a checkpoint directory.
 
@@ -119,6 +126,7 @@ def quantize_checkpoint(
     beside `out`.
     reuse: return what `out` holds if it was made from the same inputs. notes: of the report.
     given: the model as the user named it. room: bytes that the caller writes beside the checkpoint.
+    budget: chooses the bits and groups of each linear, in the place of the recipe's.
     Raises ModelError for a model that is damaged, unknown or quantized already, ConfigError for
     options that cannot be met, or where no linear fits the groups, ResourceError when the disk is
     too full.
@@ -148,6 +156,7 @@ def quantize_checkpoint(
         "recipe": recipe.model_dump(mode="json", include={"quantization", "calibration"}),
         "calibration": None if plan is None else plan.key,
         "device": device_name(where),
+        "budget": None if budget is None else budget.key,
     }
     key = resume_key(checkpoint, settings)
     if (reuse or continued) and (found := _finished(out, key)) is not None:
@@ -157,6 +166,8 @@ def quantize_checkpoint(
     if not reuse:
         refuse_existing(out, overwrite=run.overwrite)
     formats = NumberFormats(number_format)
+    if budget is not None:  # those that take most, until they are chosen
+        formats = budget.largest_formats(checkpoint.decoder)
     size = checkpoint_bytes(checkpoint, formats, defaults.lm_head_bits)
     finished = stored_bytes(out) if run.resume else 0
     kept = f"; {kept_blocks(out, resume=True)}" if finished else ""
@@ -176,7 +187,9 @@ def quantize_checkpoint(
             layout=layout,
             formats=formats,
             recipe=recipe,
-            lm_head=_lm_head_format(checkpoint, layout, number_format, defaults.lm_head_bits),
+            lm_head=output_format(
+                layout, number_format, defaults.lm_head_bits, checkpoint.decoder.embedding_size
+            ),
             calibration=drawn,
             device=where,
             run=run,
@@ -184,6 +197,8 @@ def quantize_checkpoint(
             notes=(*notes, *(() if plan is None else plan.notes)),
             started=started,
         )
+        if budget is not None:
+            job = _with_choice(job, budget, store)
         reports = _quantize_layers(job, store)
         report = _publish(job, store, reports, out, run.overwrite or reuse)
     except (ConfigError, ModelError):
@@ -209,15 +224,6 @@ def _method(method: str) -> Method:
         f"method {method}: there is nothing to quantize; export the model as it is with "
         f"`awq-edge export MODEL --method none`, or give --method {', '.join(get_args(Method))}"
     )
-
-
-def _lm_head_format(
-    checkpoint: Checkpoint, layout: Layout, number_format: NumberFormat, bits: int
-) -> NumberFormat | None:
-    """The number format of the output layer, None where it stays in 16 bits."""
-    if bits == UNQUANTIZED or not layout.mixed:
-        return None
-    return output_format(number_format, bits, checkpoint.decoder.embedding_size)
 
 
 def _open_unquantized(model: Path) -> Checkpoint:
@@ -252,6 +258,25 @@ def _finished(out: Path, key: str) -> QuantizedCheckpoint | None:
     except AwqEdgeError:  # it is made again
         return None
     return QuantizedCheckpoint(out, report)
+
+
+def _with_choice(job: _Job, budget: Budget, store: BlockStore) -> _Job:
+    """The job with the formats of a budget: those that an interrupted run chose, if one did."""
+    choice = store.choice()
+    if choice is None:
+        if job.calibration is None:
+            raise ConfigError(
+                f"--method {job.method} looks at no outputs, by which linears could be compared; "
+                "give another --method, or --bits in the place of a budget"
+            )
+        losses = measure_losses(
+            job.checkpoint, budget, job.calibration, _options(job), job.device, job.run.observer
+        )
+        choice = choose(budget, losses)
+        store.save_choice(choice)
+    return replace(
+        job, choice=choice, formats=chosen_formats(job.checkpoint.decoder, budget, choice)
+    )
 
 
 def _quantize_layers(job: _Job, store: BlockStore) -> list[BlockReport]:
@@ -381,5 +406,6 @@ def _report(job: _Job, reports: list[BlockReport]) -> QuantizationReport:
         inputs_sha256=job.key,
         blocks=blocks,
         lm_head=lm_head,
+        choice=job.choice,
     )
     return report.model_copy(update={"warnings": report_warnings(report)})

@@ -48,7 +48,7 @@ DETECT = "detect"  # stands in a recipe for a figure that is read from the machi
 
 # What a command lets a person give, by section or key.
 _COMMANDS = {
-    "quantize": ("quantization", "calibration"),
+    "quantize": ("quantization", "calibration", "export.context"),
     "export": ("runtime", "export", "quantization", "calibration"),
     "fit": (
         *("runtime.backend", "runtime.activation_dtype", "export.context"),
@@ -221,8 +221,9 @@ class RuntimeSpec(_Part):
 
 class QuantizationDefaults(_Part):
     """Defaults of `awq-edge quantize`. format "auto" is AutoAWQ's where that holds the bits, and
-    compressed-tensors else. statistics_budget_bytes: bytes that the calibration statistics of one
-    block may take before a token sample replaces the exact ones."""
+    compressed-tensors else. fit, bits_per_weight: a budget of bytes, which chooses bits and groups
+    for each linear in the place of one for all. statistics_budget_bytes: bytes that the calibration
+    statistics of one block may take before a token sample replaces the exact ones."""
 
     method: Annotated[
         Literal["none", "rtn", "awq", "gptq", "awq+gptq", "refined"],
@@ -245,6 +246,21 @@ class QuantizationDefaults(_Part):
         Literal["auto", "awq", "compressed-tensors"],
         Flag("Layout of the checkpoint: {}; awq is AutoAWQ's gemm, for 4 bits"),
     ]
+    fit: Annotated[
+        str | None,
+        Flag(
+            "Choose bits and groups for each linear so that the model fits this device, a recipe, "
+            "with --context tokens"
+        ),
+    ] = None
+    bits_per_weight: Annotated[
+        float | None,
+        Field(gt=1, le=16),
+        Flag(
+            "Choose them so that a weight takes so many bits as the runtime stores it, scales and "
+            "zero points included"
+        ),
+    ] = None
     statistics_budget_bytes: Size
 
 
@@ -369,14 +385,15 @@ def command_fields(command: str) -> list[FlagField]:
 def load_recipe(name_or_path: str | os.PathLike[str] | None = None, **options: object) -> Recipe:
     """The recipe of a packaged name ("jetson-orin-nano-8gb") or of a path that ends in .toml.
 
-    None: the recipe of the option `runtime`, or that of a CPU. options: asked for
+    None: the recipe of the option `fit` or `runtime`, or that of a CPU. options: asked for
     on top of it, see `Recipe.asking`: `load_recipe("cpu", bits=3, group_size=64)`.
     Raises ConfigError: unknown name, unreadable file, unknown key or option, wrong value or unit,
     or an `extends` that leads nowhere or in a circle.
     """
     if name_or_path is None:
-        runtime = options.get("runtime")
+        runtime, device = options.get("runtime"), options.get("fit")
         name_or_path = "cpu" if runtime is None else require_runtime(str(runtime)).recipe
+        name_or_path = name_or_path if device is None else str(device)
     path = locate(os.fspath(name_or_path), None)
     chain = read_chain(path)
     merged: dict[str, Any] = {}

@@ -164,12 +164,12 @@ class BlockRunner:
         for module, state in zip(chain, modules.values(), strict=True):
             module.load_state_dict(state, strict=True, assign=True)
 
-        @torch.no_grad()
         def run(hidden: torch.Tensor) -> torch.Tensor:
-            result = hidden.to(self._device)
-            for module in chain:
-                result = module(result)
-            return result
+            with torch.set_grad_enabled(hidden.requires_grad):
+                result = hidden.to(self._device)
+                for module in chain:
+                    result = module(result)
+                return result
 
         try:
             yield run
@@ -232,14 +232,32 @@ class BlockOnDevice:
         self._arguments = arguments
         self._layer = layer
 
-    @torch.no_grad()
     def run(self, hidden: torch.Tensor, batch: int) -> torch.Tensor:
-        """Output of a batch, on the device. hidden: float32 [samples, length, hidden]. batch: its
-        number among those of `BlockRunner.embed`."""
+        """Output of a batch, on the device; with its graph where `hidden` requires a gradient.
+
+        hidden: float32 [samples, length, hidden]. batch: its number among those of
+        `BlockRunner.embed`.
+        """
         arguments = self._arguments[batch][self._layer]
-        output = self._module(hidden.to(self._device), **arguments)
+        with torch.set_grad_enabled(hidden.requires_grad):
+            output = self._module(hidden.to(self._device), **arguments)
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result
+
+    @contextmanager
+    def outputs(self, names: Sequence[str]) -> Iterator[Tensors]:
+        """The output of each linear by name, as it ran last; absent until it runs."""
+        outputs: Tensors = {}
+
+        def hook(name: str) -> Any:
+            return lambda module, inputs, output: outputs.update({name: output})
+
+        handles = [self._linear(name).register_forward_hook(hook(name)) for name in names]
+        try:
+            yield outputs
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def watched(self, watchers: Mapping[str, Callable[[torch.Tensor], None]]) -> Iterator[None]:
@@ -250,13 +268,15 @@ class BlockOnDevice:
 
         handles = []
         for name, watch in watchers.items():
-            module = self._module.get_submodule(module_name(self._decoder, name))
-            handles.append(module.register_forward_pre_hook(hook(watch)))
+            handles.append(self._linear(name).register_forward_pre_hook(hook(watch)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _linear(self, name: str) -> torch.nn.Module:
+        return self._module.get_submodule(module_name(self._decoder, name))
 
 
 def relative_change(before: torch.Tensor, after: torch.Tensor, ignored: int = 0) -> float:

@@ -58,13 +58,18 @@ class CalibrationStream:
         self._options = options
         self._device = device
         self._batch = samples_at_a_time(checkpoint.decoder, calibration.ids.shape[1], device)
-        self._runner = BlockRunner(checkpoint, device)
+        self.runner = BlockRunner(checkpoint, device)
         ids = torch.from_numpy(calibration.ids)
-        hidden = self._runner.embed(ids, self._batch, calibration.images)
+        hidden = self.runner.embed(ids, self._batch, calibration.images)
         self._hidden = hidden.to(_home(hidden, device))  # float32 [samples, length, hidden]
         # Behind the quantized blocks, beside the original model's; None where one stream is enough.
         self._quantized = self._hidden.clone() if options.two_streams else None
         self._tokens = calibration.ids.size
+
+    def copied_batches(self) -> list[torch.Tensor]:
+        """A copy of the hidden states: float32 [samples, length, hidden] each, as many samples as a
+        block runs at a time."""
+        return [batch.clone() for batch in torch.split(self._hidden, self._batch)]
 
     @property
     def first_batch(self) -> torch.Tensor:
@@ -93,7 +98,7 @@ class CalibrationStream:
             for name, size in sizes.items()
         }
         if isinstance(task, OutputLayerTask):
-            with self._runner.output_input({name: tensors[name] for name in task.storage}) as norm:
+            with self.runner.output_input({name: tensors[name] for name in task.storage}) as norm:
                 for batch, part in enumerate(torch.split(self._hidden, self._batch)):
                     if self._quantized is None:
                         statistics[task.name].add(norm(part))
@@ -101,11 +106,11 @@ class CalibrationStream:
                         other = self._quantized[batch * self._batch :][: len(part)]
                         statistics[task.name].add_pair(norm(part), norm(other))
         elif self._quantized is not None:
-            with self._runner.block(task.layer, tensors) as block:
+            with self.runner.block(task.layer, tensors) as block:
                 self._observe_pairs(task, block, statistics)
         else:
             watchers = {task.inputs[name][0]: s.add for name, s in statistics.items()}
-            with self._runner.block(task.layer, tensors) as block, block.watched(watchers):
+            with self.runner.block(task.layer, tensors) as block, block.watched(watchers):
                 self._forward(block, keep=not self._options.propagate_error)
         for name, observed in statistics.items():
             if not observed.is_finite():
@@ -156,7 +161,7 @@ class CalibrationStream:
 
         quantized: those behind the quantized blocks, where there are two streams.
         """
-        with self._runner.block(layer, tensors) as block:
+        with self.runner.block(layer, tensors) as block:
             self._forward(block, quantized=quantized)
 
     def fold_change(
@@ -185,7 +190,7 @@ class CalibrationStream:
     ) -> float:
         def output() -> torch.Tensor:
             # The whole first batch keeps the arguments' shapes; a part of the output is enough.
-            with self._runner.block(task.layer, tensors) as block:
+            with self.runner.block(task.layer, tensors) as block:
                 return block.run(first, 0)[0, :_CHECK_TOKENS].clone()
 
         before = output()
@@ -204,7 +209,7 @@ class CalibrationStream:
 
         def output() -> torch.Tensor:
             norm = {name: tensors[name] for name in task.storage}
-            with self._runner.output_input(norm) as run:
+            with self.runner.output_input(norm) as run:
                 return run(first[:1])
 
         before = output()

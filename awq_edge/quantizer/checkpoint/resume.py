@@ -2,6 +2,7 @@
 
     .<out>.resume/
       key            what the blocks depend on; another key starts over
+      choice         with a budget, the number formats that were chosen by measured losses
       00000.safetensors, 00000.json, ...     tensors as they are stored, and the block's report
       self_calibration.jsonl                 samples that the model wrote itself
 
@@ -32,9 +33,11 @@ from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.safetensors_files import read_header
 from awq_edge.process.staging import RESUME, discard, hold, kept_path
 from awq_edge.quantizer.checkpoint.safetensors_stream import StreamedTensor, tensor_in_file
+from awq_edge.quantizer.report.choice import ChoiceReport
 from awq_edge.quantizer.report.schema import BlockReport
 
 Tensors = dict[str, torch.Tensor]
+_CHOICE = "choice"
 
 
 class BlockStore:
@@ -92,6 +95,18 @@ class BlockStore:
             save_tensors(tensors, work)
         with atomic_file(self._path(layer, "json")) as work:
             work.write_text(report.model_dump_json(), encoding="utf-8")
+
+    def choice(self) -> ChoiceReport | None:
+        """The number formats that were chosen for the blocks, or None."""
+        try:
+            return ChoiceReport.model_validate_json(read_bytes(self._folder / _CHOICE))
+        except (AwqEdgeError, ValueError):
+            return None
+
+    def save_choice(self, choice: ChoiceReport) -> None:
+        """Store the choice, before the first block that is quantized by it."""
+        with atomic_file(self._folder / _CHOICE) as work:
+            work.write_text(choice.model_dump_json(), encoding="utf-8")
 
     def close(self) -> None:
         """Leave the folder for the next run."""

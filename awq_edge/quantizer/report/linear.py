@@ -48,9 +48,12 @@ def report_linear(
     before the folds."""
     group = task.group_of(pieces[0])
     choice = choices[group.name]
+    number_format = task.number_format(pieces[0])
     report = LinearReport(
         name=task.linear_of(pieces[0]),
         quantized=True,
+        bits=number_format.bits,
+        group_size=number_format.group_size,
         group=group.name if task.options.calibrated else None,
         exponent=None if choice.scale is None else choice.exponent,
         weight_aware=choice.weight_aware,

@@ -26,6 +26,7 @@ from awq_edge.quantizer.report.charts import (
 from awq_edge.units import size_text
 
 if TYPE_CHECKING:
+    from awq_edge.quantizer.report.choice import ChoiceReport
     from awq_edge.quantizer.report.schema import (
         LinearReport,
         PerplexityComparison,
@@ -81,6 +82,7 @@ def quantization_page(report: QuantizationReport) -> str:
         "errors_of": report.errors_of,
         "lead": _lead(report),
         "tiles": list(_tiles(report)),
+        "choice": _choice(report.choice),
         "perplexities": [_perplexity_row(row) for row in report.perplexities],
         "has_nf4": any(linear.nf4_sqnr_db is not None for _, linear in quantized),
         "has_experts": any("*" in kind_of(linear.name) for _, linear in quantized),
@@ -114,10 +116,41 @@ def _rank(linear: LinearReport) -> float:
 
 
 def _lead(report: QuantizationReport) -> str:
+    bits, groups = str(report.bits), f"groups of {report.group_size}"
+    if report.choice is not None:
+        bits, groups = report.choice.widths, "groups chosen with the bits"
     return (
-        f"{report.model_type}, {len(report.blocks)} blocks: weights in {report.bits} bits by "
-        f"{report.method}, groups of {report.group_size}, {report.scheme}."
+        f"{report.model_type}, {len(report.blocks)} blocks: weights in {bits} bits by "
+        f"{report.method}, {groups}, {report.scheme}."
     )
+
+
+def _choice(choice: ChoiceReport | None) -> dict[str, Any] | None:
+    """The formats that a budget has chosen, by the linears that share one and block."""
+    if choice is None:
+        return None
+    units = {(unit.group, unit.layer): unit.offer for unit in choice.units}
+    layers = sorted({layer for _, layer in units})
+    counts = choice.counts()
+    return {
+        "lines": choice.lines(),
+        "formats": choice.formats(),
+        "counts": [
+            (group, [f"{of_group[title]:,}" for title in choice.formats()])
+            for group, of_group in counts.items()
+        ],
+        "groups": list(counts),
+        "blocks": [
+            (
+                layer,
+                [
+                    (offer.title, f"{offer.loss:.2e}") if offer is not None else ("-", "-")
+                    for offer in (units.get((group, layer)) for group in counts)
+                ],
+            )
+            for layer in layers
+        ],
+    }
 
 
 def _tiles(report: QuantizationReport) -> Iterator[Tile]:
@@ -206,7 +239,8 @@ def _unquantized(report: QuantizationReport) -> list[dict[str, str]]:
 def _facts(report: QuantizationReport) -> Iterator[tuple[str, str]]:
     yield "model", f"{report.model_name} ({report.model_type})"
     yield "method", report.method
-    yield "format", f"{report.bits}-bit, groups of {report.group_size}, {report.scheme}"
+    mostly = "" if report.choice is None else "mostly "
+    yield "format", f"{mostly}{report.bits}-bit, groups of {report.group_size}, {report.scheme}"
     for warning in report.warnings:
         yield "warning", warning
     drawn = report.calibration

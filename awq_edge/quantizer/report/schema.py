@@ -19,6 +19,7 @@ from awq_edge.artifacts.schema import Manifest, Record, parse_manifest
 from awq_edge.errors import ArtifactError
 from awq_edge.model.group_size import Coverage
 from awq_edge.model.source import ModelSource
+from awq_edge.quantizer.report.choice import ChoiceReport
 
 Method = Literal["rtn", "awq", "gptq", "awq+gptq", "refined"]
 REPORT_FILE = QUANTIZATION_REPORT
@@ -37,12 +38,15 @@ class LinearReport(Record):
     group: its scale group, None where no scales are searched. exponent: a of s = mean|x|^a, None
     for s = 1. weight_aware: the form with mean|w| in it. clip_share: groups whose range was shrunk,
     0..1. gptq: its codes make up for each other's errors. fell_back: the search found nothing
-    better than s = 1. reason: why it stays in 16 bits, None where it is quantized.
+    better than s = 1. reason: why it stays in 16 bits, None where it is quantized. bits,
+    group_size: of its codes; older reports have what most linears do.
     """
 
     name: str
     quantized: bool
     reason: str | None = None
+    bits: int | None = None
+    group_size: int | None = None
     group: str | None = None
     exponent: float | None = None
     weight_aware: bool = False
@@ -153,7 +157,8 @@ class QuantizationReport(Manifest):
     errors_of: "outputs" over the calibration tokens, or "weights" where there was no calibration
     (rtn). peak_*: bytes. device: that computed. seconds, peak_*: of the last run, where one was
     resumed. inputs_sha256: of all that the weights depend on, see
-    `awq_edge.quantizer.checkpoint.resume`.
+    `awq_edge.quantizer.checkpoint.resume`. bits, group_size: of most weights of the blocks.
+    choice: of the formats of linears, where a budget has made it.
     source: the model it was made from. weights: every weight file of the checkpoint; `awq-edge
     export` compares them. Both are None in reports of earlier versions.
     perplexities: empty where no text was given to evaluate. notes: choices that differ from what
@@ -190,6 +195,7 @@ class QuantizationReport(Manifest):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     lm_head: OutputLayerReport | None = None
+    choice: ChoiceReport | None = None
     source: ModelSource | None = None
     weights: dict[str, FileEntry] | None = None
 
