@@ -70,6 +70,7 @@ def quantize(
     """
     from awq_edge.evaluate.comparison import with_perplexities
     from awq_edge.evaluate.text import read_text
+    from awq_edge.fit.budget import require_checkpoint_budget
     from awq_edge.quantizer import quantize_checkpoint
     from awq_edge.quantizer.checkpoint.resume import has_blocks, kept_blocks
     from awq_edge.runtime.tokenizer import Tokenizer
@@ -77,6 +78,7 @@ def quantize(
     inputs = _inputs(model, recipe, calibration, images, eval_texts)
     resolved, run = with_former("quantize", recipe, run, former)
     resolved = _holding_lm_head(resolved)
+    require_checkpoint_budget(resolved)
     run = replace(run, executor=run.workers)
     out = user_path(out, "--out")
     if run.resume and has_blocks(out):
@@ -90,8 +92,7 @@ def quantize(
     refuse_foreign(source, files.config, files.entries)
     require_known_keys(files.config, source, allow=allow_unknown_keys)
     Tokenizer(source)  # without it, or damaged, the checkpoint would be of no use
-    resolved, notes = _with_groups(resolved, source)
-    resolved, budget = _with_budget(resolved, source)
+    resolved, notes, budget = _planned(resolved, source)
     with keeping(lambda: kept_blocks(out, resume=run.resume)):
         checkpoint = quantize_checkpoint(
             source,
@@ -102,7 +103,7 @@ def quantize(
             calibration=calibration,
             images=None if images is None else user_path(images, "--images"),
             run=run,
-            notes=() if budget is not None else notes,
+            notes=notes,
             budget=budget,
         )
     if not texts:
@@ -140,6 +141,7 @@ def export(
     """
     from awq_edge.exporter.bundle import check_export, export_checkpoint
     from awq_edge.exporter.overrides import check_forms, check_overrides
+    from awq_edge.fit.budget import require_bundle_budget
     from awq_edge.runtime.tokenizer import Tokenizer
 
     inputs = _inputs(model, recipe, calibration, None, ())
@@ -169,16 +171,14 @@ def export(
     if source.has_quantized:
         check_overrides(source, resolved, calibration)
     else:
-        resolved, notes = _with_groups(for_export(resolved), path)
-        _require_same_device(resolved)
-        resolved, budget = _with_budget(resolved, path)
+        require_bundle_budget(resolved)
     if source.has_quantized or resolved.quantization.method == "none":
         bundle = write(source, recipe=resolved, verify=verify, checked=checked)
         _discard_kept(out)
         return bundle
-    resolved, notes = _with_groups(for_export(resolved), path)
-    room = _bundle_bytes(path, resolved)
-    with _quantized(str(model), path, out, resolved, calibration, run, room, notes) as made:
+    resolved, notes, budget = _planned(for_export(resolved), path)
+    room = _bundle_bytes(path, resolved, budget)
+    with _quantized(str(model), path, out, resolved, calibration, run, room, notes, budget) as made:
         return write(made, recipe=resolved, kept=False)
 
 
@@ -256,6 +256,7 @@ def _quantized(
     run: RunOptions,
     room: int,
     notes: tuple[str, ...],
+    budget: Budget | None = None,
 ) -> Iterator[Path]:
     """The checkpoint that an export makes on its way, of a model that is not quantized.
 
@@ -322,7 +323,7 @@ def _bundle_bytes(model: Path, recipe: Recipe, budget: Budget | None) -> int:
     files = ModelFiles(model)
     decoder = decoder_from_config(files.config)
     quantization = recipe.quantization
-    others = {} if budget is None else budget.largest_formats(decoder).others
+    others = {} if budget is None else budget.bounding_formats(decoder).others
     formats = planned_formats(decoder, quantization, quantization.lm_head_bits, others)
     tokens = min(recipe.export.context, decoder.max_positions)
     weights = sum(Planner(decoder, formats, recipe).sizes(tokens).part_bytes.values())
@@ -351,24 +352,16 @@ def _with_groups(recipe: Recipe, model: Path) -> tuple[Recipe, tuple[str, ...]]:
     return recipe.resolved({"quantization.group_size": choice.size}), notes
 
 
-def _with_budget(recipe: Recipe, model: Path) -> tuple[Recipe, Budget | None]:
-    """The budget of bits that a recipe asks for, and the recipe with a layout that holds them."""
+def _planned(recipe: Recipe, model: Path) -> tuple[Recipe, tuple[str, ...], Budget | None]:
+    """The recipe with groups that fit this model, and why they are not its own; or the budget of
+    bits that it asks for, and a layout that holds linears that differ."""
     from awq_edge.fit.budget import LAYOUT, plan_budget
 
-    budget = plan_budget(model, decoder_from_config(read_config(model)), recipe)
-    return recipe if budget is None else recipe.resolved({"quantization.format": LAYOUT}), budget
-
-
-def _require_same_device(recipe: Recipe) -> None:
-    """Raise ConfigError for a bundle for one device that is to fit another."""
-    from awq_edge.fit.budget import fit_target
-
-    device = recipe.quantization.fit
-    if device is not None and fit_target(recipe).name != recipe.name:
-        raise ConfigError(
-            f"--fit {device} with --recipe {recipe.name}: the bundle would be for another device; "
-            f"leave out --recipe, or give --recipe {device}"
-        )
+    resolved, notes = _with_groups(recipe, model)
+    budget = plan_budget(model, decoder_from_config(read_config(model)), resolved)
+    if budget is None:
+        return resolved, notes, None
+    return resolved.resolved({"quantization.format": LAYOUT}), (), budget
 
 
 def _holding_lm_head(recipe: Recipe) -> Recipe:

@@ -60,6 +60,11 @@ def wanted_lm_head_bits(recipe: Recipe, checkpoint: Checkpoint) -> int:
 def check_gguf_options(recipe: Recipe) -> None:
     """Raise ConfigError for an option of a runtime: a GGUF file has none."""
     for field in _asked(recipe):
+        if field.key in ("quantization.fit", "quantization.bits_per_weight"):
+            raise ConfigError(
+                f"{field.typed(recipe.asked[field.key])} counts bytes as a runtime stores them, "
+                "and a GGUF file has none; give --bits 4 or 8"
+            )
         if field.key.startswith(("runtime.", "export.")):
             raise ConfigError(
                 f"{field.typed(recipe.asked[field.key])} is for a bundle, and a GGUF file has no "

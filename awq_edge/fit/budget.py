@@ -29,7 +29,7 @@ from awq_edge.model.lm_head import UNQUANTIZED
 from awq_edge.model.w4a16 import NumberFormat
 from awq_edge.program.build import build_program
 from awq_edge.program.formats import Formats, planned_formats
-from awq_edge.program.program import Attention, Block, Experts, Mixer, Mlp
+from awq_edge.program.program import Attention, Block, Experts, Mixer
 from awq_edge.program.sources import PlannedSources
 from awq_edge.program.storage import FormOf, Storage
 from awq_edge.program.stored import StoredLinear
@@ -42,6 +42,7 @@ from awq_edge.units import size_text
 
 LAYOUT = "compressed-tensors"  # the one that holds linears of different widths
 Count = Callable[[StoredLinear], int]
+_BLIND = ("none", "rtn")  # methods that look at no calibration tokens
 # What a budget decides.
 _DECIDED = {"quantization.bits": "--bits", "quantization.format": "--format"}
 
@@ -73,6 +74,29 @@ def fit_target(recipe: Recipe) -> Recipe:
     return load_recipe(recipe.quantization.fit).overridden(recipe.asked)
 
 
+def require_checkpoint_budget(recipe: Recipe) -> None:
+    """Raise ConfigError for a context that a quantization has no use for."""
+    context = recipe.asked.get("export.context")
+    if context is not None and recipe.quantization.fit is None:
+        raise ConfigError(
+            f"--context {context} counts only with --fit DEVICE: a checkpoint has no KV cache; "
+            "leave it out, or give it to `awq-edge export`"
+        )
+
+
+def require_bundle_budget(recipe: Recipe) -> None:
+    """Raise ConfigError for a bundle for one device that is to fit another, or for a budget that
+    contradicts other options."""
+    quantization = recipe.quantization
+    if quantization.fit is not None and fit_target(recipe).name != recipe.name:
+        raise ConfigError(
+            f"--fit {quantization.fit} with --recipe {recipe.name}: the bundle would be for "
+            f"another device; leave out --recipe, or give --recipe {quantization.fit}"
+        )
+    if quantization.fit is not None or quantization.bits_per_weight is not None:
+        _refuse_contradictions(recipe)
+
+
 def _refuse_contradictions(recipe: Recipe) -> None:
     quantization = recipe.quantization
     option = f"--bits-per-weight {quantization.bits_per_weight}"
@@ -86,8 +110,11 @@ def _refuse_contradictions(recipe: Recipe) -> None:
                 f"{other} {recipe.asked[key]} contradicts {option}, which chooses the bits of each "
                 f"linear and stores them as {LAYOUT}; leave out one of the two"
             )
-    if quantization.method == "none":
-        raise ConfigError(f"--method none contradicts {option}; leave out one of the two")
+    if quantization.method in _BLIND:
+        raise ConfigError(
+            f"--method {quantization.method} contradicts {option}: it looks at no outputs, by "
+            "which linears could be compared; leave out one of the two"
+        )
 
 
 class _Counter:
@@ -261,9 +288,11 @@ def _stored_groups(storage: Storage, block: Block) -> dict[str, list[StoredLinea
             for expert in mixer.experts:
                 add(name, expert)
             return
-        inputs = mixer.qkv if isinstance(mixer, Attention) else mixer.inputs
-        gated = isinstance(mixer, Mlp) and mixer.activation == "silu"
-        groups.setdefault(f"{name}_in", []).extend(storage.linears(inputs, gated=gated))
+        if isinstance(mixer, Attention):
+            inputs = storage.linears(mixer.qkv)
+        else:
+            inputs = storage.linears(mixer.inputs, mixer.activation)
+        groups.setdefault(f"{name}_in", []).extend(inputs)
         groups.setdefault(f"{name}_out", []).append(storage.linear(mixer.out))
 
     for sublayer in block.sublayers:

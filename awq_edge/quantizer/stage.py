@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import cast, get_args
 
 import torch
 
@@ -51,6 +49,7 @@ from awq_edge.quantizer.checkpoint.writer import (
     write_config,
 )
 from awq_edge.quantizer.cluster.executors import open_executor
+from awq_edge.quantizer.inputs import known_method, open_unquantized
 from awq_edge.quantizer.loop import quantize_layers
 from awq_edge.quantizer.report.choice import ChoiceReport
 from awq_edge.quantizer.report.page import PAGE_FILE, write_quantization_page
@@ -132,7 +131,7 @@ def quantize_checkpoint(
     too full.
     """
     started = time.perf_counter()
-    defaults, method = recipe.quantization, _method(recipe.quantization.method)
+    defaults, method = recipe.quantization, known_method(recipe.quantization.method)
     layout = choose_layout(defaults.format, defaults.bits)
     number_format = NumberFormat(defaults.bits, defaults.group_size, defaults.scheme)
     where = torch_device(run.device)
@@ -140,7 +139,7 @@ def quantize_checkpoint(
     if not reuse and not continued:
         inputs = {"MODEL": model, "--calibration": calibration, "--images": images}
         check_output(out, overwrite=run.overwrite, inputs=inputs)
-    checkpoint = _open_unquantized(model)
+    checkpoint = open_unquantized(model)
     checkpoint.files.require_readable()
     if images is not None and checkpoint.decoder.images is None:
         raise ConfigError(
@@ -165,9 +164,8 @@ def quantize_checkpoint(
         return found
     if not reuse:
         refuse_existing(out, overwrite=run.overwrite)
-    formats = NumberFormats(number_format)
-    if budget is not None:  # those that take most, until they are chosen
-        formats = budget.largest_formats(checkpoint.decoder)
+    decoder = checkpoint.decoder
+    formats = budget.bounding_formats(decoder) if budget else NumberFormats(number_format)
     size = checkpoint_bytes(checkpoint, formats, defaults.lm_head_bits)
     finished = stored_bytes(out) if run.resume else 0
     kept = f"; {kept_blocks(out, resume=True)}" if finished else ""
@@ -188,7 +186,7 @@ def quantize_checkpoint(
             formats=formats,
             recipe=recipe,
             lm_head=output_format(
-                layout, number_format, defaults.lm_head_bits, checkpoint.decoder.embedding_size
+                layout, number_format, defaults.lm_head_bits, decoder.embedding_size
             ),
             calibration=drawn,
             device=where,
@@ -214,27 +212,6 @@ def quantize_checkpoint(
         raise
     store.remove()
     return QuantizedCheckpoint(out, report)
-
-
-def _method(method: str) -> Method:
-    for known in get_args(Method):
-        if method == known:
-            return cast(Method, known)
-    raise ConfigError(
-        f"method {method}: there is nothing to quantize; export the model as it is with "
-        f"`awq-edge export MODEL --method none`, or give --method {', '.join(get_args(Method))}"
-    )
-
-
-def _open_unquantized(model: Path) -> Checkpoint:
-    checkpoint = Checkpoint.open(model)
-    if checkpoint.quantization is not None:
-        raise ModelError(
-            f"{model} is quantized already ({checkpoint.quantization.bits}-bit "
-            f"{checkpoint.quantization.method}); export it as it is with `awq-edge export "
-            f"{shlex.quote(str(model))}`"
-        )
-    return checkpoint
 
 
 def _drawing(checkpoint: Checkpoint, run: RunOptions) -> Progress:
@@ -264,19 +241,14 @@ def _with_choice(job: _Job, budget: Budget, store: BlockStore) -> _Job:
     """The job with the formats of a budget: those that an interrupted run chose, if one did."""
     choice = store.choice()
     if choice is None:
-        if job.calibration is None:
-            raise ConfigError(
-                f"--method {job.method} looks at no outputs, by which linears could be compared; "
-                "give another --method, or --bits in the place of a budget"
-            )
+        assert job.calibration is not None, "a budget needs a method that is calibrated"
         losses = measure_losses(
             job.checkpoint, budget, job.calibration, _options(job), job.device, job.run.observer
         )
         choice = choose(budget, losses)
         store.save_choice(choice)
-    return replace(
-        job, choice=choice, formats=chosen_formats(job.checkpoint.decoder, budget, choice)
-    )
+    formats = chosen_formats(job.checkpoint.decoder, budget, choice)
+    return replace(job, choice=choice, formats=formats)
 
 
 def _quantize_layers(job: _Job, store: BlockStore) -> list[BlockReport]:

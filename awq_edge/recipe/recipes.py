@@ -14,21 +14,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
-    PlainSerializer,
     PrivateAttr,
     ValidationError,
     model_validator,
 )
 
-from awq_edge.artifacts.schema import Record
 from awq_edge.errors import ConfigError
 from awq_edge.flags import Flag, FlagField, flag_fields
+from awq_edge.recipe.device import Device, Part, PositiveInt, PowerMode, Size
 from awq_edge.recipe.files import locate, merge, origin, read_chain, recipe_names
 from awq_edge.recipe.runtimes import Runtime, require_runtime, runtime_names, runtimes
 from awq_edge.recipe.validation import describe_errors, dotted_keys, unknown_key
-from awq_edge.units import format_bandwidth, format_size, parse_bandwidth, parse_size
 
 __all__ = [
     "CalibrationDefaults",
@@ -43,8 +40,6 @@ __all__ = [
     "load_recipe",
     "recipe_keys",
 ]
-
-DETECT = "detect"  # stands in a recipe for a figure that is read from the machine
 
 # What a command lets a person give, by section or key.
 _COMMANDS = {
@@ -65,120 +60,16 @@ def _version(text: str) -> str:
     return text
 
 
-def _compute_capability(text: str) -> str:
-    if re.fullmatch(r"[0-9]+\.[0-9]", text) is None:
-        raise ValueError('must be MAJOR.MINOR, such as "8.7"')
-    return text
-
-
 def _backend(text: str) -> str:
     if text not in runtimes():
         raise ValueError(f"allowed values: {', '.join(map(repr, runtime_names()))}")
     return text
 
 
-def _module(text: str) -> str:
-    if re.fullmatch(r"p\d{4}-\d{4}", text) is None:
-        raise ValueError('must be a part number, such as "p3767-0003"')
-    return text
-
-
 Version = Annotated[str, AfterValidator(_version)]
-Module = Annotated[str, AfterValidator(_module)]
-Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size)]
-Bandwidth = Annotated[
-    int, BeforeValidator(parse_bandwidth), Field(gt=0), PlainSerializer(format_bandwidth)
-]
-DetectableSize = Annotated[
-    int | None,
-    BeforeValidator(lambda value: None if value == DETECT else parse_size(value)),
-    PlainSerializer(lambda size: DETECT if size is None else format_size(size)),
-]
-DetectableBandwidth = Annotated[
-    int | None,
-    BeforeValidator(lambda value: None if value == DETECT else parse_bandwidth(value)),
-    PlainSerializer(lambda rate: DETECT if rate is None else format_bandwidth(rate)),
-]
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
-class _Part(Record, strict=True):
-    """A table of a recipe."""
-
-
-class PowerMode(_Part):
-    """One nvpmodel mode. watts: its power budget, None if it has none. memory_bandwidth: bytes/s,
-    what the memory clock of this mode allows. default: the mode the device boots in."""
-
-    name: str
-    watts: PositiveInt | None = None
-    memory_bandwidth: Bandwidth
-    default: bool = False
-
-
-class Device(_Part):
-    """The hardware. memory_bytes: bytes installed. memory_bandwidth: bytes/s at the highest memory
-    clock. system_reserved_bytes: bytes that the system keeps. None for the first two: detect.
-    modules: part numbers of a Jetson's modules ("p3767-0003"), as /proc/device-tree/compatible has
-    them. kind "cuda" is any NVIDIA GPU."""
-
-    kind: Literal["cpu", "cuda", "jetson", "rtx"]
-    compute_capability: Annotated[str, AfterValidator(_compute_capability)] | None = None
-    sm_count: PositiveInt | None = None
-    memory_bytes: DetectableSize
-    memory_bandwidth: DetectableBandwidth
-    unified_memory: bool
-    system_reserved_bytes: Size
-    power_modes: Annotated[tuple[PowerMode, ...], Field(strict=False)] = ()
-    modules: Annotated[tuple[Module, ...], Field(strict=False)] = ()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Device:
-        if self.kind not in ("cpu", "cuda"):
-            for key in ("compute_capability", "sm_count", "memory_bytes", "memory_bandwidth"):
-                if getattr(self, key) is None:
-                    raise ValueError(f'kind "{self.kind}" needs a figure for {key}')
-        if self.memory_bytes is not None and self.system_reserved_bytes >= self.memory_bytes:
-            raise ValueError(
-                f"system_reserved_bytes ({format_size(self.system_reserved_bytes)}) leaves nothing "
-                f"of memory_bytes ({format_size(self.memory_bytes)})"
-            )
-        names = [mode.name for mode in self.power_modes]
-        if len(set(names)) != len(names):
-            raise ValueError(f"power_modes: a name occurs twice in {', '.join(names)}")
-        if names and sum(mode.default for mode in self.power_modes) != 1:
-            raise ValueError(
-                f"power_modes: exactly one of {', '.join(names)} must have default = true"
-            )
-        for mode in self.power_modes:
-            if self.memory_bandwidth is not None and mode.memory_bandwidth > self.memory_bandwidth:
-                raise ValueError(
-                    f"power_modes: {mode.name} has {format_bandwidth(mode.memory_bandwidth)}, more "
-                    f"than memory_bandwidth ({format_bandwidth(self.memory_bandwidth)})"
-                )
-        return self
-
-    @property
-    def usable_memory_bytes(self) -> int | None:
-        """Bytes left for a model beside the system; None where memory is detected."""
-        return None if self.memory_bytes is None else self.memory_bytes - self.system_reserved_bytes
-
-    def power_mode(self, name: str | None = None) -> PowerMode | None:
-        """The mode called `name`, or the default one; None for a device without modes.
-
-        Raises ConfigError for a name that the device does not have.
-        """
-        for mode in self.power_modes:
-            if mode.name == name or (name is None and mode.default):
-                return mode
-        if name is None:
-            return None
-        known = ", ".join(mode.name for mode in self.power_modes)
-        allowed = f"allowed values: {known}" if known else "this device has no power modes"
-        raise ConfigError(f'unknown power mode "{name}"; {allowed}')
-
-
-class RuntimeSpec(_Part):
+class RuntimeSpec(Part):
     """The runtime of a model. backend: the name of a runtime, see `awq_edge.recipe.runtimes`.
     version: of the backend. workspace_bytes: bytes that the TensorRT builder may use as scratch,
     None for its own choice."""
@@ -219,7 +110,7 @@ class RuntimeSpec(_Part):
         return runtimes()[self.backend]
 
 
-class QuantizationDefaults(_Part):
+class QuantizationDefaults(Part):
     """Defaults of `awq-edge quantize`. format "auto" is AutoAWQ's where that holds the bits, and
     compressed-tensors else. fit, bits_per_weight: a budget of bytes, which chooses bits and groups
     for each linear in the place of one for all. statistics_budget_bytes: bytes that the calibration
@@ -264,7 +155,7 @@ class QuantizationDefaults(_Part):
     statistics_budget_bytes: Size
 
 
-class ExportDefaults(_Part):
+class ExportDefaults(Part):
     """Defaults of `awq-edge export`. prefill_chunk: tokens of one prefill step. It and the context
     are clipped to what the model allows."""
 
@@ -280,7 +171,7 @@ class ExportDefaults(_Part):
     ]
 
 
-class CalibrationDefaults(_Part):
+class CalibrationDefaults(Part):
     """Defaults of the calibration set: `samples` sequences of `length` tokens, drawn by `seed`."""
 
     samples: Annotated[PositiveInt, Flag("Calibration sequences")]
@@ -288,7 +179,7 @@ class CalibrationDefaults(_Part):
     seed: Annotated[int, Field(ge=0), Flag("Draws the sequences")]
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """A device with everything that is chosen for it. `model_dump_json` and `model_validate_json`
     are inverse to each other, quantities with their units; what was asked for is in neither."""
 
@@ -322,6 +213,8 @@ class Recipe(_Part):
                 raise ConfigError(f"recipe {self.name}: {text}")
         if options.get("runtime") is not None:
             require_runtime(str(options["runtime"]))  # before it is asked what such a one needs
+        if options.get("fit") is not None:
+            _require_recipe("--fit", str(options["fit"]))
         return self.overridden({keys[name]: value for name, value in options.items()})
 
     def overridden(self, overrides: Mapping[str, object]) -> Recipe:
@@ -364,6 +257,13 @@ class Recipe(_Part):
         return changed
 
 
+def _require_recipe(option: str, name: str) -> None:
+    try:
+        locate(name, None)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {name}: {error}") from None
+
+
 _TOP_LEVEL = ["extends", *(key for key in Recipe.model_fields if key != "name")]
 
 
@@ -393,7 +293,9 @@ def load_recipe(name_or_path: str | os.PathLike[str] | None = None, **options: o
     if name_or_path is None:
         runtime, device = options.get("runtime"), options.get("fit")
         name_or_path = "cpu" if runtime is None else require_runtime(str(runtime)).recipe
-        name_or_path = name_or_path if device is None else str(device)
+        if device is not None:
+            _require_recipe("--fit", str(device))
+            name_or_path = str(device)
     path = locate(os.fspath(name_or_path), None)
     chain = read_chain(path)
     merged: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import awq_edge
 from awq_edge.errors import ConfigError, ModelError
 from awq_edge.model.checkpoint import Checkpoint
+from awq_edge.model.layouts import layouts
 from awq_edge.model.lm_head import output_format
 from awq_edge.model.w4a16 import NumberFormat, dequantize
 from awq_edge.quantizer.blocks.task import BlockTask, OutputLayerTask
@@ -251,12 +252,14 @@ def test_a_run_killed_before_the_output_layer_continues_there(
 
 
 def test_the_number_format() -> None:
-    asked = NumberFormat(3, 128, "asymmetric")
-    assert output_format(asked, 4, 256) == NumberFormat(4, 128, "asymmetric")
-    assert output_format(asked, 8, 256) == NumberFormat(8, 128, "symmetric")
-    assert output_format(asked, 4, 192) == NumberFormat(4, 64, "asymmetric")
-    assert output_format(asked, 4, 48) is None
-    assert output_format(NumberFormat(4, 32, "symmetric"), 4, 128) == NumberFormat(
+    asked, mixed = NumberFormat(3, 128, "asymmetric"), layouts()["compressed-tensors"]
+    assert output_format(layouts()["awq"], asked, 4, 256) is None
+    assert output_format(mixed, asked, 16, 256) is None
+    assert output_format(mixed, asked, 4, 256) == NumberFormat(4, 128, "asymmetric")
+    assert output_format(mixed, asked, 8, 256) == NumberFormat(8, 128, "symmetric")
+    assert output_format(mixed, asked, 4, 192) == NumberFormat(4, 64, "asymmetric")
+    assert output_format(mixed, asked, 4, 48) is None
+    assert output_format(mixed, NumberFormat(4, 32, "symmetric"), 4, 128) == NumberFormat(
         4, 32, "symmetric"
     )
 

@@ -49,9 +49,9 @@ def measure_losses(
     options: of the run. Raises ModelError as the run would for weights and inputs that are not
     finite.
     """
-    search = options.refine > 0  # GPTQ then searches its ranges
+    steps = 0 if options.refinement is None else options.refinement.range_steps
     formats = budget.smallest_formats(checkpoint.decoder)
-    options = replace(options, formats=formats, refine=0, propagate_error=False)
+    options = replace(options, formats=formats, refinement=None, propagate_error=False)
     few, many = (_first(calibration, tokens) for tokens in (_BACKWARD_TOKENS, _TOKENS))
     weight_of = sensitivities(checkpoint, few, options, device, observer)
     stream = CalibrationStream(checkpoint, many, options, device)
@@ -71,7 +71,7 @@ def measure_losses(
                     torch.cat([weight_of[layer][name] for name in names]) / many.ids.size,
                     statistics[task.input_of[names[0]]],
                 )
-                found = rounding.losses(list(loss), gptq=options.gptq, search=search)
+                found = rounding.losses(list(loss), gptq=options.gptq, range_steps=steps)
                 loss = {each: loss[each] + found[each] for each in loss}
             losses.append(loss)
         del weights, statistics
@@ -95,10 +95,10 @@ class _Rounding:
     inputs: InputStatistics
 
     def losses(
-        self, formats: Sequence[NumberFormat], *, gptq: bool, search: bool
+        self, formats: Sequence[NumberFormat], *, gptq: bool, range_steps: int
     ) -> dict[NumberFormat, float]:
         """The loss in each format. gptq: by GPTQ where that is better, otherwise to nearest.
-        search: GPTQ searches the range of each group."""
+        range_steps: of the search of GPTQ's ranges, see `gptq_round`."""
         losses = {each: self._loss(round_to_nearest(self.weight, each)) for each in formats}
         gram = self.inputs.gram
         if not gptq or gram is None or self.inputs.tokens == 0:
@@ -108,7 +108,7 @@ class _Rounding:
             alike = [each for each in formats if each.bits == bits]
             widest = max(alike, key=lambda each: each.group_size)
             with contextlib.suppress(ScaleOverflow):
-                rounded = gptq_round(self.weight, factor, widest, search=search)
+                rounded = gptq_round(self.weight, factor, widest, range_steps=range_steps)
                 plain, found = losses[widest], self._loss(rounded)
                 if found < plain:
                     losses |= {each: losses[each] * found / plain for each in alike}

@@ -70,9 +70,15 @@ class Budget:
     fixed_bytes: int
     key: str
 
-    def largest_formats(self, decoder: Decoder) -> NumberFormats:
-        """The widest offer of each unit, for the room on a disk."""
-        return formats_of(decoder, {unit: unit.offers[-1] for unit in self.units})
+    def bounding_formats(self, decoder: Decoder) -> NumberFormats:
+        """Formats that take at least as much as those that will be chosen, and not much more: for
+        the room on a disk."""
+        chosen: dict[Unit, Offer] = {}
+        for place in range(max(len(unit.offers) for unit in self.units)):
+            chosen = {unit: unit.offers[min(place, len(unit.offers) - 1)] for unit in self.units}
+            if sum(offer.nbytes for offer in chosen.values()) >= self.nbytes:
+                break
+        return formats_of(decoder, chosen)
 
     def smallest_formats(self, decoder: Decoder) -> NumberFormats:
         """The offer of the fewest bytes of each unit."""

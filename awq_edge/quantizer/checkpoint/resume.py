@@ -99,13 +99,13 @@ class BlockStore:
     def choice(self) -> ChoiceReport | None:
         """The number formats that were chosen for the blocks, or None."""
         try:
-            return ChoiceReport.model_validate_json(read_bytes(self._folder / _CHOICE))
+            return ChoiceReport.model_validate_json(read_bytes(self.folder / _CHOICE))
         except (AwqEdgeError, ValueError):
             return None
 
     def save_choice(self, choice: ChoiceReport) -> None:
         """Store the choice, before the first block that is quantized by it."""
-        with atomic_file(self._folder / _CHOICE) as work:
+        with atomic_file(self.folder / _CHOICE) as work:
             work.write_text(choice.model_dump_json(), encoding="utf-8")
 
     def close(self) -> None:
