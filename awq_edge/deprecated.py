@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from awq_edge.quantizer.run_options import RunOptions
-from awq_edge.recipe.recipes import Recipe, command_fields, load_recipe
+from awq_edge.recipe.recipes import Recipe, load_recipe
 
+# Options of recipes that were keyword arguments; what came later never was one.
+_BOTH = frozenset(
+    "method bits group_size scheme propagate_error lm_head_bits samples length seed".split()
+)
+FORMER_OPTIONS = {
+    "quantize": _BOTH | {"format"},
+    "export": _BOTH
+    | frozenset("runtime context accuracy_level activation_dtype linear attention".split()),
+}
 _USER = 4  # frames: this module, the call, its decorator, the user's line
 
 
@@ -25,7 +34,7 @@ def with_former(
     call: quantize or export. Raises TypeError for an argument that the call never had, ConfigError
     for a value that it cannot have.
     """
-    options = {f.name: former[f.name] for f in command_fields(call) if f.name in former}
+    options = {name: value for name, value in former.items() if name in FORMER_OPTIONS[call]}
     running = {f.name: former[f.name] for f in fields(run) if f.name in former}
     for name in former:
         if name not in options and name not in running:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import awq_edge
+from awq_edge.deprecated import FORMER_OPTIONS
 from awq_edge.errors import ConfigError
 from awq_edge.recipe.recipes import command_fields
 
@@ -45,20 +46,10 @@ def test_former_arguments_make_the_same_and_warn(
 
 
 def test_former_arguments_are_those_that_each_call_had(tmp_path: Path) -> None:
-    recipe = {"method", "bits", "group_size", "scheme", "propagate_error", "lm_head_bits"}
-    recipe |= {"samples", "length", "seed"}
-    assert {field.name for field in command_fields("quantize")} == recipe | {"format", "effort"}
-    assert {field.name for field in command_fields("export")} == recipe | {
-        *(
-            "effort",
-            "runtime",
-            "context",
-            "accuracy_level",
-            "activation_dtype",
-            "linear",
-            "attention",
-        )
-    }
+    for call, names in FORMER_OPTIONS.items():
+        assert names < {field.name for field in command_fields(call)}  # they still are options
+    with pytest.raises(TypeError, match=r"export\(\) got .* keyword argument 'bits_per_weight'"):
+        awq_edge.export("demo", tmp_path / "out", bits_per_weight=3.5)
     with pytest.raises(TypeError, match=r"quantize\(\) got .* keyword argument 'context'"):
         awq_edge.quantize("demo", tmp_path / "out", context=64)
     with pytest.raises(TypeError, match=r"export\(\) got .* keyword argument 'bitz'"):

@@ -14,15 +14,16 @@ from .conftest import Command
 # Names that scripts of users have, of all commands with options made of fields, and of `bench`.
 OPTIONS = {
     "quantize": """
-        allow-unknown-keys bits calibration device eval-text executor format group-size images
-        json length lm-head-bits method no-propagate-error no-resume out overwrite
-        propagate-error ray-address ray-blocks ray-gpus recipe resume samples scheme seed
+        allow-unknown-keys bits bits-per-weight calibration context device effort eval-text
+        executor fit format group-size images json length lm-head-bits method no-propagate-error
+        no-resume out overwrite propagate-error ray-address ray-blocks ray-gpus recipe resume
+        samples scheme seed
     """,
     "export": """
-        accuracy-level activation-dtype allow-unknown-keys attention bits calibration context
-        device executor gguf group-size length linear lm-head-bits method no-propagate-error
-        no-resume no-verify out overwrite propagate-error ray-address ray-blocks ray-gpus recipe
-        resume runtime samples sampling scheme seed verify
+        accuracy-level activation-dtype allow-unknown-keys attention bits bits-per-weight
+        calibration context device effort executor fit gguf group-size length linear lm-head-bits
+        method no-propagate-error no-resume no-verify out overwrite propagate-error ray-address
+        ray-blocks ray-gpus recipe resume runtime samples sampling scheme seed verify
     """,
     "fit": """
         activation-dtype all allow-unknown-keys bits context group-size json kv-dtype
@@ -79,7 +80,20 @@ def test_an_option_says_what_its_field_allows(command: str, awq_edge_command: Co
     assert "32, 64, 128" in words and "asymmetric, symmetric" in words
 
 
-@pytest.mark.parametrize("field", command_fields("export"), ids=lambda field: field.name)
+# Options without a value in any recipe here, and one that they take.
+BUDGETS = {"fit": "cuda", "bits_per_weight": 4.5}
+VALUED = [field for field in command_fields("export") if field.name not in BUDGETS]
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_an_option_that_no_recipe_has_a_value_for(name: str) -> None:
+    key, value = f"quantization.{name}", BUDGETS[name]
+    asked = load_recipe("cpu", **{name: value})
+    assert asked.asked == {key: value} and getattr(asked.quantization, name) == value
+    assert getattr(load_recipe("cpu", **{name: None}).quantization, name) is None
+
+
+@pytest.mark.parametrize("field", VALUED, ids=lambda field: field.name)
 def test_an_option_is_what_load_recipe_takes(field: FlagField) -> None:
     """One name for both; a recipe's own value, asked for, is remembered and nothing else."""
     section, key = field.key.split(".")

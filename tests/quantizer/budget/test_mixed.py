@@ -11,8 +11,13 @@ import torch
 
 import awq_edge
 from awq_edge.errors import ConfigError
+from awq_edge.fit.assess import TIGHT_SHARE
+from awq_edge.fit.fit import Asked, fit
+from awq_edge.fit.models import find_model
+from awq_edge.fit.planner import Planner
 from awq_edge.model.checkpoint import Checkpoint
 from awq_edge.model.w4a16 import NumberFormat, dequantize
+from awq_edge.program.formats import stored_formats
 from awq_edge.quantizer import stage
 from awq_edge.quantizer.budget.losses import measure_losses
 from awq_edge.quantizer.checkpoint.resume import BlockStore
@@ -165,6 +170,38 @@ def test_runtimes_take_linears_that_differ(checkpoint: Path, tmp_path: Path, rec
         if opened.linear_format(name) != main
     }
     assert others and bundle.manifest.other_formats == others
+    # And `fit` counts them so, from config.json alone.
+    config = json.loads((checkpoint / "config.json").read_text())
+    formats = stored_formats(opened.decoder, config, 8, checkpoint)
+    assert formats is not None
+    sizes = Planner(opened.decoder, formats, load_recipe(recipe)).sizes(64)
+    assert sizes.part_bytes == bundle.manifest.part_bytes
+
+
+def test_what_was_chosen_for_a_device_fits_it(
+    llama: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    """By the verdict of `fit` on the checkpoint, which the same device refuses in 8 bits."""
+    needed = [
+        fit(find_model(str(llama)), load_recipe("cpu"), Asked(bits, 32, 8, context=128))
+        for bits in (4, 8)
+    ]
+    total = sum(report.predicted_bytes.total for report in needed) // 2
+    device = tmp_path / "board.toml"
+    device.write_text(
+        'extends = "cpu"\ndescription = "A board for 4 bits, not for 8"\n[device]\n'
+        f'memory_bytes = "{int(total / (1 - TIGHT_SHARE)) + 2} B"\nsystem_reserved_bytes = "0 B"\n'
+    )
+    options = {"fit": str(device), "context": 128, "lm_head_bits": 8}
+    recipe = load_recipe(**options)
+    out = tmp_path / "out"
+    choice = quantized(llama, out, calibration_text, "gptq", recipe=recipe).report.choice
+    assert choice is not None and len(choice.formats()) > 1
+    verdict = fit(find_model(str(out)), recipe, Asked(context=128))
+    assert verdict.verdict == "fits"
+    wider = fit(find_model(str(llama)), recipe, Asked(8, 32, 8, context=128))
+    assert wider.verdict != "fits"
+    assert 0 <= verdict.free_bytes - wider.free_bytes
 
 
 def test_an_export_quantizes_by_a_budget_too(
