@@ -48,7 +48,7 @@ class PlannedModel:
         if name == self.decoder.architecture.lm_head:
             # One that an export rounds is not quantized before it.
             return self.formats.lm_head if self.formats.stored_lm_head else None
-        return self._planned[name]
+        return self._planned.get(name)  # None for a router
 
     @functools.cached_property
     def _planned(self) -> dict[str, Quantized | None]:

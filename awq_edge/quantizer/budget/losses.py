@@ -5,9 +5,11 @@
                                                              └─ times KL, summed ─► loss
 
 Both are of the original model. Weights are rounded as the method rounds them, without AWQ's scales
-and without the refinement behind GPTQ, both of which lower all of a unit's losses alike
-(docs/quantize.md has how well that keeps their order). The columns of GPTQ are gone through once
-for each width; in other groups of that width the loss is scaled by what plain rounding loses there.
+and without the refinement behind GPTQ, which lower all of a unit's losses alike: the rank
+correlation of GPTQ's losses with refined ones was 0.999 (ranges searched; 0.989 without, 0.952 of
+plain rounding; eight units of SmolLM2-135M in 2, 3 and 4 bits). The columns of GPTQ are gone
+through once for each width; in other groups of that width the loss is scaled by what plain rounding
+loses there.
 """
 
 from __future__ import annotations
