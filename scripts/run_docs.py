@@ -47,6 +47,7 @@ ELSEWHERE = (
         "a CUDA compiler",
         r"build-plugins|build_plugins|build_wheel|hatchling|kernel_resources|AWQ_EDGE_TEST_ARCH",
     ),
+    ("QEMU and an aarch64 system", r"check_aarch64"),
     ("TensorRT", r"^awq-edge build "),
     ("a second measurement", r"bench compare"),
     ("another device", r"doctor --recipe jetson"),
