@@ -18,9 +18,9 @@ from contextlib import ExitStack
 
 import torch
 
+from awq_edge.quantizer.blocks.rounding import fold_block
 from awq_edge.quantizer.blocks.task import BlockTask
 from awq_edge.quantizer.blocks.weights import Tensors
-from awq_edge.quantizer.blocks.work import fold_block
 from awq_edge.quantizer.search.awq import UNSCALED, GroupChoice
 
 MIGRATION_STRENGTH = 0.5  # a

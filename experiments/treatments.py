@@ -22,9 +22,10 @@ from typing import Literal
 import torch
 
 from awq_edge.model.archs import ScaleGroup
+from awq_edge.quantizer.blocks.rounding import fold_block, round_linears
 from awq_edge.quantizer.blocks.task import BlockTask, Observed
 from awq_edge.quantizer.blocks.weights import Tensors
-from awq_edge.quantizer.blocks.work import fold_block, round_linears, search_scale_group
+from awq_edge.quantizer.blocks.work import search_scale_group
 from awq_edge.quantizer.report.linear import RoundedLinear
 from awq_edge.quantizer.search.awq import UNSCALED, GroupChoice, output_error
 from awq_edge.quantizer.search.clipping import search_clips

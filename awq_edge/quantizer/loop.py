@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeAlias
 
 import torch
 
@@ -28,12 +29,18 @@ from awq_edge.quantizer.blocks.stream import CalibrationStream
 from awq_edge.quantizer.blocks.task import (
     BlockOptions,
     BlockTask,
+    Observed,
     Statistics,
     block_task,
     output_layer_task,
 )
 from awq_edge.quantizer.blocks.weights import Tensors, on_demand, read_weights
-from awq_edge.quantizer.blocks.work import BlockOutcome, quantize_block, run_here
+from awq_edge.quantizer.blocks.work import (
+    BlockOutcome,
+    ObserveStage,
+    quantize_block,
+    run_here,
+)
 from awq_edge.quantizer.calibration.statistics import WeightsOnly
 from awq_edge.quantizer.checkpoint.resume import BlockStore
 from awq_edge.quantizer.checkpoint.writer import restored
@@ -56,6 +63,10 @@ class _Begun:
     sampled: tuple[str, ...]
     silent: tuple[str, ...]
     clock: PhaseClock
+
+
+# The arguments of `quantize_block`.
+_Observed: TypeAlias = tuple[BlockTask, Tensors, Statistics, ObserveStage | None]
 
 
 def quantize_layers(
@@ -84,7 +95,7 @@ def quantize_layers(
     is_whole = len(reports) == len(tasks)
     begun: deque[_Begun] = deque()
 
-    def observed(tasks: Sequence[BlockTask]) -> Iterator[tuple[BlockTask, Tensors, Statistics]]:
+    def observed(tasks: Sequence[BlockTask]) -> Iterator[_Observed]:
         """The tasks that are left, each observed when it is asked for."""
         for task in tasks:
             kept = task.layer in reports
@@ -95,7 +106,7 @@ def quantize_layers(
             elif stream is not None and not is_whole and task.layer < total:
                 _pass_over(checkpoint, task, stream, store, device)
 
-    def begin(task: BlockTask) -> tuple[BlockTask, Tensors, Statistics]:
+    def begin(task: BlockTask) -> _Observed:
         clock = PhaseClock(device)
         with clock.phase("load"):
             weights = read_weights(checkpoint, task, device)
@@ -117,7 +128,10 @@ def quantize_layers(
                 clock,
             )
         )
-        return task, weights, statistics
+        again = None
+        if stream is not None and len(task.stages) > 1:
+            again = functools.partial(_observe_stage, task, spare, stream)
+        return task, weights, statistics, again
 
     between = inside = run_here
     if executor is not None and options.propagates:
@@ -154,6 +168,13 @@ def _observe(
     if stream is None:
         return dict.fromkeys(task.inputs, WeightsOnly(device))
     return stream.observe(task, weights)
+
+
+def _observe_stage(
+    task: BlockTask, original: Tensors, stream: CalibrationStream, current: Tensors, stage: int
+) -> Observed:
+    weights = {name: original[name] for name in task.storage}
+    return stream.observe_stage(task, weights, current, stage)
 
 
 def _pass_over(

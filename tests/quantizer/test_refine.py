@@ -121,20 +121,20 @@ def test_gptq_with_searched_ranges_leaves_less(gram: torch.Tensor) -> None:
     assert errors[1] < errors[0]
 
 
-def test_the_target_moves_a_quarter_of_the_way_to_least_squares() -> None:
+@pytest.mark.parametrize("correction", [0.25, 0.5])
+def test_the_target_moves_a_part_of_the_way_to_least_squares(correction: float) -> None:
     x = correlated(channels=64)
     y = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
-    statistics = InputStatistics(64, CPU, sample_tokens=None, seed=0)
+    statistics = InputStatistics(64, CPU, sample_tokens=None, seed=0, correction=correction)
     assert statistics.target(weight) is weight
     statistics.add_pair(x[:100], y[:100])
     statistics.add_pair(x[100:], y[100:])
     ridge = 0.01 * (y.T @ y).diagonal().mean() * torch.eye(64)
     least = torch.linalg.solve((y.T @ y + ridge).double(), (y.T @ x + ridge).double()).T
     moved = weight.double() @ least
-    torch.testing.assert_close(
-        statistics.target(weight).double(), 0.75 * weight + 0.25 * moved, rtol=1e-3, atol=1e-3
-    )
+    expected = (1 - correction) * weight + correction * moved
+    torch.testing.assert_close(statistics.target(weight).double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_streams_of_other_tokens_have_no_cross_term() -> None:

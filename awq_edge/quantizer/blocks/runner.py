@@ -8,6 +8,7 @@ too, with the weights of its vision tower loaded until it is done.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -105,9 +106,17 @@ class BlockRunner:
         return read_finite(self._checkpoint, name, self._device)
 
     @contextmanager
-    def block(self, layer: int, tensors: Mapping[str, torch.Tensor]) -> Iterator[BlockOnDevice]:
-        """A block with these weights, which must be all of its weights; freed at the end."""
+    def block(
+        self, layer: int, tensors: Mapping[str, torch.Tensor], *, beside: bool = False
+    ) -> Iterator[BlockOnDevice]:
+        """A block with these weights, which must be all of its weights; freed at the end.
+
+        beside: with a module of its own, so that the same block may then be there with other
+        weights too.
+        """
         module, decoder = self._layers[layer], self._checkpoint.decoder
+        if beside:
+            module = copy.deepcopy(module)
         state = {module_name(decoder, name): tensor for name, tensor in tensors.items()}
         module.load_state_dict(state, strict=True, assign=True)
         try:

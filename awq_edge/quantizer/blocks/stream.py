@@ -7,7 +7,7 @@ hidden ─► block i, float32 ─┬─► hidden of block i + 1
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -78,25 +78,13 @@ class CalibrationStream:
 
     def observe(self, task: BlockTask, tensors: Tensors) -> dict[str, InputStatistics]:
         """Run a task's unquantized weights; the statistics by input. The hidden states move on,
-        unless errors are propagated. Of two streams the original's moves on, and the statistics are
-        of pairs: the same tokens in both.
+        unless errors are propagated or `observe_stage` follows. Of two streams the original's moves
+        on, and the statistics are of pairs: the same tokens in both.
 
         tensors: float32, by name relative to the block. Raises ModelError where an input is not
         finite.
         """
-        sizes = {n: tensors[f"{linears[0]}.weight"].shape[1] for n, linears in task.inputs.items()}
-        plan = plan_samples(sizes, self._options.statistics_budget)
-        statistics = {
-            name: InputStatistics(
-                size,
-                self._device,
-                sample_tokens=plan[name],
-                seed=self._options.seed,
-                expected_tokens=int(self._tokens * task.token_share(name)),
-                paired=self._quantized is not None,
-            )
-            for name, size in sizes.items()
-        }
+        statistics = self._empty_statistics(task, tensors, list(task.inputs))
         if isinstance(task, OutputLayerTask):
             with self.runner.output_input({name: tensors[name] for name in task.storage}) as norm:
                 for batch, part in enumerate(torch.split(self._hidden, self._batch)):
@@ -107,11 +95,53 @@ class CalibrationStream:
                         statistics[task.name].add_pair(norm(part), norm(other))
         elif self._quantized is not None:
             with self.runner.block(task.layer, tensors) as block:
-                self._observe_pairs(task, block, statistics)
+                self._observe_pairs(task, block, block, statistics, moves_on=len(task.stages) == 1)
         else:
             watchers = {task.inputs[name][0]: s.add for name, s in statistics.items()}
             with self.runner.block(task.layer, tensors) as block, block.watched(watchers):
                 self._forward(block, keep=not self._options.propagate_error)
+        return self._finite(task, statistics)
+
+    def observe_stage(
+        self, task: BlockTask, original: Tensors, current: Tensors, stage: int
+    ) -> dict[str, InputStatistics]:
+        """The statistics of a stage's inputs, of two streams, behind linears of the same block that
+        are quantized already; with the last stage the original's hidden states move on.
+
+        original, current: weights of the block, float32 by relative name; of the latter what is
+        quantized already is as it became. stage: of `task.stages`. Raises as `observe`.
+        """
+        statistics = self._empty_statistics(task, original, task.stages[stage])
+        with (
+            self.runner.block(task.layer, current, beside=True) as behind,
+            self.runner.block(task.layer, original) as before,
+        ):
+            last = stage == len(task.stages) - 1
+            self._observe_pairs(task, before, behind, statistics, moves_on=last)
+        return self._finite(task, statistics)
+
+    def _empty_statistics(
+        self, task: BlockTask, tensors: Tensors, sources: Sequence[str]
+    ) -> dict[str, InputStatistics]:
+        """Statistics of some inputs without a token. tensors: of the block, for the sizes."""
+        sizes = {n: tensors[f"{linears[0]}.weight"].shape[1] for n, linears in task.inputs.items()}
+        plan = plan_samples(sizes, self._options.statistics_budget)
+        effort = self._options.refinement
+        return {
+            name: InputStatistics(
+                sizes[name],
+                self._device,
+                sample_tokens=plan[name],
+                seed=self._options.seed,
+                expected_tokens=int(self._tokens * task.token_share(name)),
+                correction=None if effort is None or self._quantized is None else effort.correction,
+            )
+            for name in sources
+        }
+
+    def _finite(
+        self, task: BlockTask, statistics: dict[str, InputStatistics]
+    ) -> dict[str, InputStatistics]:
         for name, observed in statistics.items():
             if not observed.is_finite():
                 raise ModelError(
@@ -121,11 +151,21 @@ class CalibrationStream:
         return statistics
 
     def _observe_pairs(
-        self, task: BlockTask, block: BlockOnDevice, statistics: Mapping[str, InputStatistics]
+        self,
+        task: BlockTask,
+        original: BlockOnDevice,
+        quantized: BlockOnDevice,
+        statistics: Mapping[str, InputStatistics],
+        *,
+        moves_on: bool,
     ) -> None:
-        """Run the block on both streams, batch by batch; the original's moves on."""
+        """Run a block on both streams, batch by batch, up to the inputs that are observed.
+
+        original, quantized: the block that each stream goes through; they may be one. moves_on: the
+        original stream goes through the whole of it, and its hidden states are the output.
+        """
         assert self._quantized is not None
-        seen: dict[str, list[torch.Tensor]] = {name: [] for name in task.inputs}
+        seen: dict[str, list[torch.Tensor]] = {name: [] for name in statistics}
         output_is_wanted = True
 
         def watcher(name: str) -> Callable[[torch.Tensor], None]:
@@ -143,18 +183,25 @@ class CalibrationStream:
                 each.clear()
             return inputs
 
-        watchers = {linears[0]: watcher(name) for name, linears in task.inputs.items()}
-        with float32_products(self._device, reduced=True), block.watched(watchers):
+        watchers = {task.inputs[name][0]: watcher(name) for name in statistics}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(float32_products(self._device, reduced=True))
+            for block in {original, quantized}:
+                stack.enter_context(block.watched(watchers))
             for batch, part in enumerate(torch.split(self._hidden, self._batch)):
                 # Experts are reached one by one, by some tokens; any other input by all at once.
                 output_is_wanted = task.decoder.has_experts(task.layer)
                 with contextlib.suppress(_AllSeen):
-                    block.run(self._quantized[batch * self._batch :][: len(part)], batch)
-                quantized, output_is_wanted = taken(), True
-                part.copy_(block.run(part, batch))
-                original = taken()
+                    quantized.run(self._quantized[batch * self._batch :][: len(part)], batch)
+                of_quantized = taken()
+                output_is_wanted = output_is_wanted or moves_on
+                with contextlib.suppress(_AllSeen):
+                    output = original.run(part, batch)
+                    if moves_on:
+                        part.copy_(output)
+                of_original = taken()
                 for name, each in statistics.items():
-                    each.add_pair(original[name], quantized[name])
+                    each.add_pair(of_original[name], of_quantized[name])
 
     def advance(self, layer: int, tensors: Tensors, *, quantized: bool = False) -> None:
         """Run a block with these weights, float32 by name relative to it; hidden states move on.

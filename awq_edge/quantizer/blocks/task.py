@@ -6,6 +6,7 @@ work was lost.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -131,6 +132,20 @@ class BlockTask:
         """The scale group of a linear that is quantized."""
         return next(group for group in self.groups if linear in group.linears)
 
+    @cached_property
+    def stages(self) -> list[list[str]]:
+        """The inputs in the order in which the block comes to them; those of all experts together.
+        One stage with all of them where linears do not wait for those before them."""
+        effort = self.options.refinement
+        if effort is None or not (effort.two_streams and effort.sequential):
+            return [list(self.inputs)]
+        stages: dict[str, list[str]] = {}
+        for group in self.groups:
+            for source in self.members_by_input(group):
+                stage = re.sub(r"\.\d+\b", "", self.inputs[source][0])
+                stages.setdefault(stage, []).append(source)
+        return list(stages.values())
+
     def members_by_input(self, group: ScaleGroup) -> dict[str, list[str]]:
         """The linears of a group that are quantized, by the input that they read."""
         members: dict[str, list[str]] = {}
@@ -219,6 +234,10 @@ class OutputLayerTask(BlockTask):
     @cached_property
     def inputs(self) -> dict[str, tuple[str, ...]]:
         return {self.name: self.pieces}
+
+    @cached_property
+    def stages(self) -> list[list[str]]:
+        return [[self.name]]
 
     def batches(self, names: Sequence[str]) -> list[Sequence[str]]:
         return [[name] for name in names]

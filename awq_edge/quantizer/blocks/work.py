@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 
-from awq_edge.errors import ModelError
 from awq_edge.model.archs import ScaleGroup
-from awq_edge.quantizer.blocks.folding import fold, realise_scale, tie_channels
+from awq_edge.quantizer.blocks.folding import realise_scale, tie_channels
+from awq_edge.quantizer.blocks.rounding import fold_block, output_error, round_linears
 from awq_edge.quantizer.blocks.task import (
     BlockTask,
     Observed,
@@ -28,7 +28,7 @@ from awq_edge.quantizer.blocks.task import (
     Statistics,
 )
 from awq_edge.quantizer.blocks.weights import Tensors
-from awq_edge.quantizer.calibration.statistics import InputStatistics, WeightsOnly
+from awq_edge.quantizer.calibration.statistics import InputStatistics
 from awq_edge.quantizer.checkpoint.writer import narrowed, quantized_tensors
 from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.phases import PhaseClock
@@ -36,11 +36,12 @@ from awq_edge.quantizer.report.linear import RoundedLinear, report_linear
 from awq_edge.quantizer.report.schema import LinearReport
 from awq_edge.quantizer.search.awq import UNSCALED, GroupChoice, clip_group, search_group
 from awq_edge.quantizer.search.gptq import gptq_round
-from awq_edge.quantizer.search.refine import round_refined
 from awq_edge.quantizer.search.rounding import Rounded, ScaleOverflow, concatenate, round_to_nearest
 from awq_edge.quantizer.search.scales import Member, sample_rows, search_scales
 
 Result = TypeVar("Result")
+# (current weights of the block, number of a stage) -> statistics of its inputs.
+ObserveStage: TypeAlias = Callable[[Tensors, int], Mapping[str, InputStatistics]]
 
 
 @dataclass(frozen=True)
@@ -80,32 +81,31 @@ def run_here(
 
 
 def quantize_block(
-    task: BlockTask, tensors: Tensors, statistics: Statistics, run: Run = run_here
+    task: BlockTask,
+    tensors: Tensors,
+    statistics: Statistics,
+    observe_stage: ObserveStage | None = None,
+    run: Run = run_here,
 ) -> BlockOutcome:
     """Search, fold, round and pack.
 
     tensors: float32, by name relative to the block; each is taken out once its codes are there.
-    statistics: by input, see `BlockTask.inputs`. run: the searches and roundings, which do not
-    depend on each other. Raises ModelError naming the tensor that cannot be stored.
+    statistics: by input, see `BlockTask.inputs`. observe_stage: statistics of the stages after the
+    first (`BlockTask.stages`), for which the weights of those before are given as they became. run:
+    the searches and the roundings of a stage, which do not depend on each other. Raises ModelError
+    naming the tensor that cannot be stored.
     """
     devices = [inputs.device for inputs in statistics.values()]
     clock = PhaseClock(devices[0] if devices else torch.device("cpu"))
     with clock.phase("search"):
         choices = _search(task, tensors, statistics, run)
-    together = [each for group in task.groups for each in task.members_by_input(group).items()]
-    roundings = run(
-        round_linears,
-        (
-            (task, names, _weights(tensors, names), choices, statistics[source])
-            for source, names in together
-        ),
-    )
+    current = dict(tensors) if len(task.stages) > 1 else {}
     stored: Tensors = {}
     kept: dict[str, Rounded] = {}
     reports: dict[str, LinearReport] = {}
-    for source, names in together:
-        with clock.phase("round"):
-            rounded = next(roundings)
+    for source, names, rounded in _rounded(
+        task, tensors, current, statistics, choices, observe_stage, run, clock
+    ):
         for linear, pieces in task.pieces_of(names).items():
             weights = [tensors.pop(f"{piece}.weight") for piece in pieces]
             codes = [rounded.pop(piece) for piece in pieces]
@@ -123,6 +123,9 @@ def quantize_block(
                 )
             if task.options.propagates and not isinstance(task, OutputLayerTask):
                 kept[linear] = whole
+            if current:
+                weight = f"{linear}.weight"
+                current |= fold_block(task, {weight: whole.dequantize()}, choices, inverse=True)
             del weights, codes, whole
     scales = {name: choice.scale for name, choice in choices.items() if choice.scale is not None}
     with clock.phase("pack"):
@@ -135,6 +138,46 @@ def quantize_block(
         for name in task.linears
     )
     return BlockOutcome(stored, kept, scales, linears, clock.seconds)
+
+
+def _rounded(
+    task: BlockTask,
+    tensors: Tensors,
+    current: Tensors,
+    statistics: Statistics,
+    choices: Mapping[str, GroupChoice],
+    observe_stage: ObserveStage | None,
+    run: Run,
+    clock: PhaseClock,
+) -> Iterator[tuple[str, list[str], dict[str, RoundedLinear]]]:
+    """Each input with the linears that read it and their codes, stage by stage.
+
+    current: the weights that a stage is observed with; the caller puts in what was yielded.
+    """
+    together = {
+        source: names
+        for group in task.groups
+        for source, names in task.members_by_input(group).items()
+    }
+    for number, stage in enumerate(task.stages):
+        if number and observe_stage is not None:
+            observed = cast("dict[str, InputStatistics]", statistics)
+            for source in stage:
+                del observed[source]  # before the new ones take their memory
+            with clock.phase("forward"):
+                observed |= observe_stage(current, number)
+        sources = [source for source in together if source in stage]
+        roundings = run(
+            round_linears,
+            (
+                (task, together[each], _weights(tensors, together[each]), choices, statistics[each])
+                for each in sources
+            ),
+        )
+        for source in sources:
+            with clock.phase("round"):
+                rounded = next(roundings)
+            yield source, together[source], rounded
 
 
 def _search(
@@ -239,137 +282,4 @@ def _sampled_loss(
             rounded = gptq_round(target, factor, number_format, range_steps=effort.range_steps)
     except ScaleOverflow:
         return math.inf
-    return _output_error(rounded, target, scale, inputs)
-
-
-def fold_block(task: BlockTask, tensors: Tensors, choices: Mapping[str, GroupChoice]) -> Tensors:
-    """Tensors of a block, all or some, with every scale folded; `tensors` is left as it was."""
-    folded = {name: tensor.clone() for name, tensor in tensors.items()}
-    for group in task.groups:
-        scale = choices[group.name].scale
-        if scale is not None:
-            fold(task.decoder, group, scale, folded)
-    return folded
-
-
-def round_linears(
-    task: BlockTask,
-    names: Sequence[str],
-    tensors: Tensors,
-    choices: Mapping[str, GroupChoice],
-    inputs: InputStatistics | WeightsOnly,
-) -> dict[str, RoundedLinear]:
-    """The codes of the linears of one group that read one input. tensors: their weights at least,
-    before the folds, by name relative to the block. Their folds are made here, one linear at a
-    time: those of a whole block would be a second block in memory.
-
-    Raises ModelError naming the linear whose scales overflow float16.
-    """
-    choice = choices[task.group_of(names[0]).name]
-    rounded = {name: _nearest(task, name, tensors, choices) for name in names}
-    factor = inputs.inverse_factor(choice.scale) if task.options.gptq else None
-    if factor is not None:
-        for batch in task.batches(names):
-            nearest = {name: rounded[name] for name in batch}
-            folded = {name: _folded_weight(task, name, tensors, choices) for name in batch}
-            rounded |= _with_gptq(task, nearest, folded, factor, choice, inputs)
-    return rounded
-
-
-def _nearest(
-    task: BlockTask, name: str, tensors: Tensors, choices: Mapping[str, GroupChoice]
-) -> RoundedLinear:
-    weight = _folded_weight(task, name, tensors, choices)
-    clip = choices[task.group_of(name).name].clips.get(name)
-    try:
-        return RoundedLinear(round_to_nearest(weight, task.number_format(name), clip), False)
-    except ScaleOverflow as error:  # by the scale of a linear behind it, which is folded into rows
-        raise ModelError(
-            f"{task.model}: '{task.full_name(name)}' with its folded scales: {error}; give "
-            "--method rtn, which folds none, or more --bits"
-        ) from None
-
-
-def _folded_weight(
-    task: BlockTask, name: str, tensors: Tensors, choices: Mapping[str, GroupChoice]
-) -> torch.Tensor:
-    weight = f"{name}.weight"
-    return fold_block(task, {weight: tensors[weight]}, choices)[weight]
-
-
-def _with_gptq(
-    task: BlockTask,
-    nearest: Mapping[str, RoundedLinear],
-    weights: Tensors,
-    factor: torch.Tensor,
-    choice: GroupChoice,
-    inputs: InputStatistics | WeightsOnly,
-) -> dict[str, RoundedLinear]:
-    """GPTQ's codes of linears that read one input, where their output error is smaller.
-
-    weights: after the folds. The rows of all of them go through the columns together.
-    """
-    targets = {name: _target(weight, choice.scale, inputs) for name, weight in weights.items()}
-    whole = torch.cat(list(targets.values()))
-    try:
-        rounded = _codes(task, whole, factor, choice, nearest, inputs)
-    except ScaleOverflow:
-        return dict(nearest)
-    better = {}
-    parts = rounded.split([len(weight) for weight in weights.values()])
-    for (name, target), part in zip(targets.items(), parts, strict=True):
-        errors = [
-            _output_error(each, target, choice.scale, inputs)
-            for each in (part, nearest[name].rounded)
-        ]
-        wins = errors[0] < errors[1]
-        better[name] = RoundedLinear(part, True) if wins else nearest[name]
-    return better
-
-
-def _codes(
-    task: BlockTask,
-    weight: torch.Tensor,
-    factor: torch.Tensor,
-    choice: GroupChoice,
-    nearest: Mapping[str, RoundedLinear],
-    inputs: InputStatistics | WeightsOnly,
-) -> Rounded:
-    """GPTQ's codes, refined where the method is. weight: the rows of all linears in `nearest`."""
-    effort, number_format = task.options.refinement, task.number_format(next(iter(nearest)))
-    if effort is None:
-        ratios = [
-            choice.clips.get(name, torch.ones(linear.rounded.scales.shape, device=weight.device))
-            for name, linear in nearest.items()
-        ]
-        ratio = torch.cat(ratios) if choice.clips else None
-        return gptq_round(weight, factor, number_format, ratio)
-    gram = inputs.gram
-    assert gram is not None  # its factor was made of it
-    if choice.scale is not None:
-        gram = gram / torch.outer(choice.scale, choice.scale)
-    return round_refined(weight, factor, gram, number_format, effort)
-
-
-def _target(
-    weight: torch.Tensor, scale: torch.Tensor | None, inputs: InputStatistics | WeightsOnly
-) -> torch.Tensor:
-    """`InputStatistics.target` of a weight whose columns are multiplied by s."""
-    if scale is None or not inputs.is_paired:  # dividing and multiplying would round the weight
-        return inputs.target(weight)
-    return inputs.target(weight / scale) * scale
-
-
-def _output_error(
-    rounded: Rounded,
-    weight: torch.Tensor,
-    scale: torch.Tensor | None,
-    inputs: InputStatistics | WeightsOnly,
-) -> float:
-    """Squared output error of codes that stand for `weight`, whose columns are multiplied by s."""
-
-    def difference(rows: slice) -> torch.Tensor:
-        error = rounded.rows(rows).dequantize().sub_(weight[rows])
-        return error if scale is None else error.div_(scale)
-
-    return inputs.summed_error(weight, difference)
+    return output_error(rounded, target, scale, inputs)

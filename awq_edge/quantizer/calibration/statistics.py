@@ -24,7 +24,6 @@ _SAMPLE_TOKENS = 8192  # of a token sample, at most
 # Tokens that G is summed over: docs/results.md has what fewer and more give.
 _GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL = 16384, 4
 _GOLDEN_RATIO = 0.6180339887498949
-_CROSS_SHARE = 0.25  # of the way to the weight that least squares would have
 _PANEL = 512  # columns of G that are computed at a time
 
 
@@ -39,17 +38,20 @@ class InputStatistics:
         sample_tokens: int | None,
         seed: int,
         expected_tokens: int = 0,
-        paired: bool = False,
+        correction: float | None = None,
     ) -> None:
         """sample_tokens: None keeps G; a number keeps that many tokens instead. expected_tokens:
-        about how many will be added; G takes every one of them where they are few. paired: G takes
-        every one, and what is limited is the sum over both streams, see `add_pair`."""
+        about how many will be added; G takes every one of them where they are few. correction: a of
+        `target`, where pairs are added; G takes every one then, and what is limited on a CPU is the
+        sum over both streams."""
         self.tokens = 0
         self.in_features = in_features
         self.device = device
         enough = max(_GRAM_TOKENS, _GRAM_TOKENS_PER_CHANNEL * in_features)
         share = min(1.0, enough / max(expected_tokens, 1))
-        self._gram_share, self._cross_share = (1.0, share) if paired else (share, 1.0)
+        self._gram_share = share if correction is None else 1.0
+        self._cross_share = share if device.type == "cpu" else 1.0
+        self._correction = 0.0 if correction is None else correction
         self._gram_tokens = 0
         self._sum_abs = torch.zeros(in_features, device=device)
         self._gram: torch.Tensor | None = None
@@ -119,7 +121,7 @@ class InputStatistics:
         if self._cross is not None:
             factor = self.inverse_factor()
             assert factor is not None
-            share = _CROSS_SHARE * self.tokens / max(self._cross_tokens, 1)
+            share = self._correction * self.tokens / max(self._cross_tokens, 1)
             self._drift = (self._cross.mul_(share) @ factor.T) @ factor
             self._cross = None
         return weight if self._drift is None else torch.addmm(weight, weight, self._drift)
