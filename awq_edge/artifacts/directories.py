@@ -136,6 +136,8 @@ class BundleManifest(Manifest):
     bytes_per_token: ByteCount
     # Groups of codes with a scale, of all MatMulNBits nodes; 0 in other graphs.
     scale_groups: ByteCount = 0
+    # Of runtime cuda: bytes of activations a row, of "tokens" of a chunk and "wanted" rows.
+    arena_bytes: dict[str, ByteCount] = {}
     unquantized: dict[str, str]
     inputs: tuple[TensorPort, ...] = ()
     outputs: tuple[TensorPort, ...] = ()

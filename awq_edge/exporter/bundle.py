@@ -230,6 +230,7 @@ def _manifest(
         part_bytes=plan.part_bytes(),
         bytes_per_token=plan.bytes_per_token(),
         scale_groups=lowered.scale_groups,
+        arena_bytes=dict(lowered.arena_bytes),
         unquantized=unquantized,
         inputs=lowered.inputs,
         outputs=lowered.outputs,

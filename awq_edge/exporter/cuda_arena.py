@@ -71,12 +71,27 @@ def placed(
 
 
 def assign(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
-    """Offsets of buffers, in bytes a row, and the bytes of all: the first gap that is large enough,
-    the largest buffer first."""
-    offsets = [0] * len(lifetimes)
+    """Offsets of buffers, in bytes a row, and the bytes of all.
+
+    Each goes into the first gap that is large enough; the largest goes first, or the one that takes
+    most bytes for most calls, whichever order needs less.
+    """
+
+    def size(index: int) -> tuple[int, int]:
+        return -lifetimes[index].size, index
+
+    def area(index: int) -> tuple[int, int]:
+        each = lifetimes[index]
+        return -each.size * (each.last - each.first + 1), index
+
+    orders = (sorted(range(len(lifetimes)), key=key) for key in (size, area))
+    return min((_first_fit(lifetimes, order) for order in orders), key=lambda found: found[1])
+
+
+def _first_fit(lifetimes: Sequence[Lifetime], order: Sequence[int]) -> tuple[list[int], int]:
+    offsets, total = [0] * len(lifetimes), 0
     done: list[int] = []
-    total = 0
-    for index in sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size, i)):
+    for index in order:
         wanted, begin = lifetimes[index], 0
         taken = sorted(
             (offsets[other], lifetimes[other].size)

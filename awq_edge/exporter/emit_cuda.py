@@ -81,6 +81,12 @@ class _Branch:
     residual_scale: float
 
 
+def arena_bytes(program: Program, storage: Storage) -> dict[str, int]:
+    """Bytes of activations a row, of tokens and of wanted rows; layers of each kind are enough."""
+    arenas = emit_cuda(program, storage, context=1).program.arenas
+    return {str(rows): size for rows, size in arenas.items()}
+
+
 class _Emitter:
     def __init__(self, program: Program, storage: Storage, context: int) -> None:
         self._program = program

@@ -27,4 +27,5 @@ def build(checkpoint: Checkpoint, spec: GraphSpec, recipe: Recipe) -> Lowered:
     def render(plan: WeightPlan) -> bytes:
         return (emitted.placed(plan.offsets).model_dump_json(indent=1) + "\n").encode()
 
-    return Lowered(MODEL_FILE, WEIGHTS_FILE, emitted.weights, render)
+    arenas = {str(rows): size for rows, size in emitted.program.arenas.items()}
+    return Lowered(MODEL_FILE, WEIGHTS_FILE, emitted.weights, render, arena_bytes=arenas)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -20,7 +20,8 @@ class Lowered:
 
     model_file, weights_file: their names in the bundle. weights: in the order of execution.
     render: the bytes of the model file, once it is known where the weights lie.
-    minimum_version: of the runtime; None where any will do. The rest belongs to graphs: the opset,
+    minimum_version: of the runtime; None where any will do. arena_bytes: of a cuda program, bytes
+    of activations a row. The rest belongs to graphs: the opset,
     accuracy_level and scale_groups (of MatMulNBits), inputs and outputs; linear, attention and
     plugin of those for TensorRT.
     """
@@ -33,6 +34,7 @@ class Lowered:
     opset: int | None = None
     accuracy_level: int | None = None
     scale_groups: int = 0
+    arena_bytes: Mapping[str, int] = field(default_factory=dict)
     linear: Form | None = None
     attention: Form | None = None
     plugin: PluginUse | None = None

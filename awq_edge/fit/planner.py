@@ -39,6 +39,7 @@ class BundleSizes:
     activation_dtype: str
     accuracy_level: int | None
     scale_groups: int
+    arena_bytes: dict[str, int]
     part_bytes: dict[str, int]
     bytes_per_token: int
 
@@ -56,6 +57,7 @@ class Planner:
         for count, block in zip(layers.values(), program.blocks, strict=True):
             totals.add(storage.block(block), count)
         totals.add(storage.outputs(program.output))
+        arenas = recipe.runtime.record.memory.arenas
         self._chunk = recipe.export.prefill_chunk
         self._sizes = BundleSizes(
             runtime=recipe.runtime.backend,
@@ -72,6 +74,7 @@ class Planner:
             activation_dtype=recipe.runtime.activation_dtype,
             accuracy_level=recipe.runtime.accuracy_level,
             scale_groups=totals.scale_groups,
+            arena_bytes={} if arenas is None else load(arenas)(program, storage),
             part_bytes=dict(totals.parts),
             bytes_per_token=0,
         )

@@ -15,7 +15,7 @@ for a moment on a machine with memory to spare; the anonymous part is what must 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -75,6 +75,8 @@ class ModelSizes(Protocol):
     def accuracy_level(self) -> int | None: ...
     @property
     def scale_groups(self) -> int: ...
+    @property
+    def arena_bytes(self) -> Mapping[str, int]: ...
     @property
     def part_bytes(self) -> dict[str, int]: ...
 
@@ -146,12 +148,17 @@ def matmul_nbits_packing(sizes: ModelSizes) -> int:
     return per_scale * sizes.scale_groups
 
 
-def chunk_activations(sizes: ModelSizes, context: int) -> int:
-    """Bytes of the buffers of the cuda backend, and an estimate for TensorRT.
-
-    They hold one chunk, and the logits rows computed at a time, in 16 bits and in 32. The kernels'
-    split-k workspace, which depends on the GPU, is not included.
+def arena_activations(sizes: ModelSizes, context: int) -> int:
+    """Bytes of the arenas of the cuda backend: for the tokens of a chunk, and the rows of logits
+    that are computed at a time. The kernels' workspace, which depends on the GPU, is not included.
     """
+    rows = {"tokens": min(sizes.prefill_chunk, context), "wanted": LOGITS_ROWS}
+    return sum(rows[name] * size for name, size in sizes.arena_bytes.items())
+
+
+def chunk_activations(sizes: ModelSizes, context: int) -> int:
+    """An estimate for TensorRT: one chunk, and the rows of logits that are computed at a time, in
+    16 bits and in 32."""
     chunk = min(sizes.prefill_chunk, context)
     per_token = (
         3 * sizes.hidden_size  # residual, branch, normed

@@ -137,7 +137,7 @@ def test_reasons_say_the_step_and_what_it_needs() -> None:
 
     assert "export: Gemma-3-1B: activations of model_type" in reason("Gemma-3-1B", "rtx-4090")
     assert reason("Gemma-3-1B", "rtx-4090").endswith("give --activation-dtype bfloat16")
-    assert "export it with --runtime onnxruntime" in reason("Mixtral-8x7B", "cuda")
+    assert "export it with --runtime onnxruntime" in reason("OPT-2.7B", "cuda")
     swap = reason("Llama-2-70B", "jetson-agx-orin-64gb")
     assert "build: " in swap and " of it swap on a disk while it builds" in swap
     assert "leave out --kv-dtype" in reason("Llama-2-7B", "rtx-4090", Asked(kv_dtype="int8"))

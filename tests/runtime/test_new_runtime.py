@@ -169,7 +169,8 @@ def test_functions_of_every_record_are_there() -> None:
     pytest.importorskip("torch", reason="needs the [host] extra")
     for record in runtimes().values():
         names = [record.session, record.lowering, record.checks, record.storage]
-        for name in [*names, record.memory.activations, record.memory.packing]:
+        memory = record.memory
+        for name in [*names, memory.activations, memory.arenas, memory.packing]:
             assert name is None or callable(load(name))
 
 

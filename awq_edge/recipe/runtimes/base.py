@@ -20,6 +20,8 @@ class Memory:
     process: bytes of a process with the runtime's libraries and without a model.
     graph, layer: bytes that a session keeps of a model, and of each of its layers.
     activations: function (ModelSizes, context) -> bytes.
+    arenas: function (Program, Storage) -> bytes of activations a row, by the kind of rows, which a
+        bundle's manifest has; None where it has none.
     packing: function (ModelSizes) -> bytes, of copies of the weights that the session computes
         with; None where it reads those of the file.
     note: what a reader of `awq-edge fit` should know of these figures.
@@ -29,6 +31,7 @@ class Memory:
     activations: str
     graph: int = 0
     layer: int = 0
+    arenas: str | None = None
     packing: str | None = None
     note: str | None = None
 

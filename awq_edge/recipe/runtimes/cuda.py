@@ -13,7 +13,8 @@ RUNTIME = Runtime(
     storage="awq_edge.program.storage:cuda_form",
     memory=Memory(
         process=750_000_000,  # CUDA's context, torch and cuBLAS: 742 MB of an H200 (docs/fit.md)
-        activations="awq_edge.runtime.memory:chunk_activations",
+        activations="awq_edge.runtime.memory:arena_activations",
+        arenas="awq_edge.exporter.emit_cuda:arena_bytes",
         note="on an H200 the buffers of the kernels took 0.1 GB more than is counted here",
     ),
     on_gpu=True,

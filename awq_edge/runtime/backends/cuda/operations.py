@@ -348,6 +348,10 @@ def _width_limit(sizes: Sizes) -> str | None:
     return None
 
 
+def _input_limit(sizes: Sizes) -> str | None:
+    return _width_limit({"x": sizes.get("x", 0)})
+
+
 def _head_limit(sizes: Sizes) -> str | None:
     size = sizes.get("head_size", 0)
     if size in HEAD_SIZES:
@@ -359,11 +363,7 @@ def _group_limit(sizes: Sizes) -> str | None:
     size = sizes.get("group_size", 0)
     if size not in GROUP_SIZES:
         return f"group_size {size} is not one of {', '.join(map(str, GROUP_SIZES))}"
-    return _width_limit(sizes)
-
-
-def _input_limit(sizes: Sizes) -> str | None:
-    return _width_limit({"x": sizes.get("x", 0)})
+    return _input_limit(sizes)
 
 
 def _expert_limit(sizes: Sizes) -> str | None:
