@@ -171,20 +171,17 @@ def foreign_entries(folder: Path) -> list[str]:
     names, and weights have the size that the manifest says."""
     ours = _own_files(folder)
     foreign = []
-    for root, folders, files in os.walk(folder):
-        inside = Path(root).relative_to(folder)
-        if inside.parts == (_ENGINES,) and ours is not None and _ENGINES in ours:
-            kept = [name for name in folders if not _is_engine(Path(root) / name)]
-            foreign += [str(inside / name) for name in (*kept, *files) if not is_temporary(name)]
-            folders[:] = []
+    # Nothing of this project has folders in it but engines: a home folder is not walked through.
+    for entry in os.scandir(folder):
+        if is_temporary(entry.name):
             continue
-        folders[:] = [name for name in folders if not is_temporary(name)]
-        links = [name for name in folders if (Path(root) / name).is_symlink()]
-        empty = [name for name in folders if name not in links and not os.listdir(f"{root}/{name}")]
-        for name in (*files, *links, *empty):
-            path = (inside / name).as_posix()
-            if not is_temporary(name) and (ours is None or path not in ours):
-                foreign.append(path)
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if ours is None or entry.name not in ours or (is_folder and entry.name != _ENGINES):
+            foreign.append(entry.name)
+        elif is_folder:
+            engines = Path(entry.path)
+            others = [e.name for e in engines.iterdir() if not _is_engine(e)]
+            foreign += [f"{_ENGINES}/{name}" for name in others if not is_temporary(name)]
     return sorted(foreign)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_a_checkpoint_and_a_bundle_are_replaced_by_their_like_alone(
         notes = folder / "notes" / "mine.txt"
         notes.parent.mkdir()
         notes.write_text("mine")
-        with pytest.raises(ConfigError, match=r"exists and holds notes/mine\.txt, which awq-edge"):
+        with pytest.raises(ConfigError, match=r"exists and holds notes, which awq-edge"):
             awq_edge.quantize(model, folder, RTN, run=awq_edge.RunOptions(overwrite=True))
         assert notes.read_text() == "mine"
 
@@ -111,6 +112,28 @@ def test_folders_of_others(tmp_path: Path, files: dict[str, str]) -> None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match="which awq-edge did not make"):
         refuse_existing(tmp_path, overwrite=True)
+
+
+def test_a_folder_of_others_is_not_walked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home folder, or /: what is at its top is enough for the line."""
+    below = tmp_path / "documents" / "more"
+    below.mkdir(parents=True)
+    listed: list[str] = []
+    scandir = os.scandir
+
+    def noted(path: object) -> object:
+        listed.append(str(path))
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", noted)
+    for manifest in (None, forged("bundle", "documents/more")):
+        if manifest is not None:
+            (tmp_path / "manifest.json").write_text(manifest)
+        with pytest.raises(ConfigError, match="holds documents, which awq-edge did not make"):
+            refuse_existing(tmp_path, overwrite=True)
+    assert set(listed) == {str(tmp_path)}
 
 
 def test_engines_in_their_bundle_are_replaced_with_it(tmp_path: Path) -> None:
