@@ -38,7 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--shape", action="append", choices=sorted(SHAPES), required=True)
     parser.add_argument("--blocks", type=int, default=3)
-    parser.add_argument("--method", action="append", help="default: awq")
+    parser.add_argument("--method", action="append", help="default: refined")
+    parser.add_argument("--effort", help="of method refined; default: the recipe's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
@@ -84,7 +85,7 @@ def measure_shape(shape: str, arguments: argparse.Namespace) -> list[dict[str, A
             if (source := resolve_model("demo") / name).exists():
                 shutil.copyfile(source, model / name)
         results = []
-        for method in arguments.method or ["awq"]:
+        for method in arguments.method or ["refined"]:
             out = Path(work) / "out"
             command = [sys.executable, __file__, *sys.argv[1:]]
             command += ["--child", str(model), str(out), method]
@@ -113,6 +114,7 @@ def quantize_here(model: str, out: str, method: str, arguments: argparse.Namespa
     recipe = load_recipe("cpu").overridden(
         {
             "quantization.method": method,
+            "quantization.effort": arguments.effort,
             "quantization.statistics_budget_bytes": arguments.budget,
             "calibration.samples": arguments.samples,
             "calibration.length": arguments.length,
@@ -141,6 +143,7 @@ def summary(
     return {
         "shape": shape,
         "method": method,
+        "effort": arguments.effort,
         "samples": arguments.samples,
         "length": arguments.length,
         "blocks_run": len(blocks),

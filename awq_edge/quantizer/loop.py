@@ -6,7 +6,8 @@
         search    scales and clips of its scale groups         ┐
         fold      each scale and its inverse into the weights  │ block.py, by `run`
         round     the codes of each linear                     ┘
-        check     its float32 output is the same, folded
+        check     its float32 output is the same, folded; of two streams, quantized, no further from
+                  the original's than plain rounding's
         store     on disk, so that a run that was killed continues here
 
 Rounding to nearest is the same without `stream`: nothing is observed, searched or folded.
@@ -18,7 +19,7 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -49,7 +50,7 @@ from awq_edge.quantizer.host_memory import return_free_memory
 from awq_edge.quantizer.phases import PhaseClock
 from awq_edge.quantizer.report.schema import BlockReport
 from awq_edge.quantizer.run_options import Observer
-from awq_edge.quantizer.search.rounding import NumberFormat, Rounded
+from awq_edge.quantizer.search.rounding import NumberFormat, Rounded, fake_quantize
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def quantize_layers(
                 return_free_memory()
             if options.propagates and task.layer < total:
                 with each.clock.phase("forward"):
+                    if options.two_streams:
+                        outcome = _no_worse_than_plain(checkpoint, task, outcome, stream, device)
                     stored = as_stored(task, outcome.stored, device, outcome.codes)
                     stream.advance(task.layer, stored, quantized=True)
         reports[task.layer] = _report(each, outcome, change)
@@ -177,6 +180,33 @@ def _observe_stage(
     return stream.observe_stage(task, weights, current, stage)
 
 
+def _no_worse_than_plain(
+    checkpoint: Checkpoint,
+    task: BlockTask,
+    outcome: BlockOutcome,
+    stream: CalibrationStream,
+    device: torch.device,
+) -> BlockOutcome:
+    """The outcome; or plain rounding's, where that leaves a smaller error of the block's output on
+    the first samples. Its report is of weights then."""
+    weights = on_demand(checkpoint, task, device)
+    quantized = {f"{name}.weight" for linears in task.inputs.values() for name in linears}
+    nearest = {
+        name: fake_quantize(weights[name], task.number_format(name.removesuffix(".weight")))
+        if name in quantized
+        else weights[name]
+        for name in task.storage
+    }
+    plain_error = stream.output_error(task.layer, nearest)
+    nearest.clear()
+    stored = as_stored(task, outcome.stored, device, outcome.codes)
+    if stream.output_error(task.layer, stored) <= plain_error:
+        return outcome
+    plain = replace(task.options, search=False, gptq=False, refinement=None)
+    unobserved = dict.fromkeys(task.inputs, WeightsOnly(device))
+    return quantize_block(replace(task, options=plain), weights, unobserved)
+
+
 def _pass_over(
     checkpoint: Checkpoint,
     task: BlockTask,
@@ -188,7 +218,7 @@ def _pass_over(
     if task.options.propagates:
         stored = as_stored(task, store.load(task.layer), device)
         stream.advance(task.layer, stored, quantized=True)
-    if not task.options.propagate_error:
+    if task.options.two_streams or not task.options.propagate_error:
         stream.advance(task.layer, read_weights(checkpoint, task, device))
 
 

@@ -15,7 +15,9 @@ def test_the_flag_and_the_recipes_key(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
-    small = ("--group-size", 32, "--calibration", text, "--samples", 2, "--length", 64)
+    # refined has both streams, whatever the key says
+    method = ("--method", "awq", "--group-size", 32)
+    small = (*method, "--calibration", text, "--samples", 2, "--length", 64)
 
     def weights(name: str, *flags: object) -> bytes:
         out = tmp_path / name

@@ -19,7 +19,7 @@ def test_the_table_lists_every_recipe() -> None:
     rows = [line.split() for line in result.output.splitlines()]
     assert [row[0] for row in rows[1:]] == [recipe.name for recipe in list_recipes()]
     nano = next(row for row in rows if row[0] == "jetson-orin-nano-8gb")
-    for cell in ("tensorrt", "10.16", "8.7", "GiB", "102", "GB/s", "4-bit", "awq", "4096"):
+    for cell in ("tensorrt", "10.16", "8.7", "GiB", "102", "GB/s", "4-bit", "refined", "4096"):
         assert cell in nano
 
 

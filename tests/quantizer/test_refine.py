@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import awq_edge
+from awq_edge.quantizer.blocks import work
+from awq_edge.quantizer.blocks.task import BlockTask
 from awq_edge.quantizer.calibration.statistics import InputStatistics
+from awq_edge.quantizer.report.linear import RoundedLinear
 from awq_edge.quantizer.search.effort import EFFORTS
 from awq_edge.quantizer.search.gptq import gptq_round, inverse_factor
 from awq_edge.quantizer.search.ranges import conditional_hessians, search_range
@@ -167,3 +173,34 @@ def test_a_model_is_nearer_to_its_original_than_by_gptq(
             if each.relative_mse is not None and each.rtn_relative_mse is not None:
                 assert each.relative_mse <= each.rtn_relative_mse * (1 + 1e-5), each.name
     assert errors["refined"] < errors["awq+gptq"]
+
+
+def test_a_block_that_plain_rounding_leaves_nearer_is_rounded_plainly(
+    calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes that are shifted by one in the first block alone, as if a search had gone wrong."""
+    model = save_model(build_model("llama"), tmp_path / "model")
+    round_linears = work.round_linears
+
+    def spoilt(task: BlockTask, *arguments: Any) -> dict[str, RoundedLinear]:
+        linears = round_linears(task, *arguments)
+        if task.layer > 0 or task.options.refinement is None:
+            return linears
+        return {
+            name: replace(each, rounded=replace(each.rounded, codes=each.rounded.codes ^ 3))
+            for name, each in linears.items()
+        }
+
+    def stored(name: str, method: str) -> dict[str, torch.Tensor]:
+        recipe = awq_edge.load_recipe("cpu", method=method, group_size=32, samples=8, length=64)
+        out = awq_edge.quantize(model, tmp_path / name, recipe, calibration=calibration_text).path
+        return load_file(out / "model.safetensors")
+
+    sound, nearest = stored("sound", "refined"), stored("nearest", "rtn")
+    monkeypatch.setattr(work, "round_linears", spoilt)
+    mended = stored("mended", "refined")
+    first = [name for name in nearest if ".layers.0." in name]
+    assert first and all(torch.equal(mended[name], nearest[name]) for name in first)
+    assert not all(torch.equal(sound[name], nearest[name]) for name in first)
+    codes = [name for name in nearest if ".layers.1." in name and name.endswith("qweight")]
+    assert codes and not all(torch.equal(mended[name], nearest[name]) for name in codes)

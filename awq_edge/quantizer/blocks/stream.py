@@ -211,6 +211,17 @@ class CalibrationStream:
         with self.runner.block(layer, tensors) as block:
             self._forward(block, quantized=quantized)
 
+    def output_error(self, layer: int, tensors: Tensors) -> float:
+        """Squared error of a block's output on the quantized stream's first samples, against the
+        original's, which have moved on. tensors: its weights, float32 by name relative to it."""
+        assert self._quantized is not None
+        with (
+            float32_products(self._device, reduced=True),
+            self.runner.block(layer, tensors) as block,
+        ):
+            output = block.run(self._quantized[: self._batch], 0)
+        return float((output - self.first_batch.to(output)).square().sum())
+
     def fold_change(
         self, task: BlockTask, tensors: Tensors, scales: Scales, first: torch.Tensor
     ) -> float:

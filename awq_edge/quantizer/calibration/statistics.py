@@ -120,9 +120,9 @@ class InputStatistics:
         """
         if self._cross is not None:
             factor = self.inverse_factor()
-            assert factor is not None
-            share = self._correction * self.tokens / max(self._cross_tokens, 1)
-            self._drift = (self._cross.mul_(share) @ factor.T) @ factor
+            if factor is not None:  # None without a token: an expert that was never chosen
+                share = self._correction * self.tokens / max(self._cross_tokens, 1)
+                self._drift = (self._cross.mul_(share) @ factor.T) @ factor
             self._cross = None
         return weight if self._drift is None else torch.addmm(weight, weight, self._drift)
 
