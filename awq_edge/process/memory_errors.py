@@ -27,7 +27,7 @@ _MACHINE_REMEDY = "close other programs, or choose a smaller --context or model"
 
 def gpu_memory_error(reason: str, when: str = "", remedy: str = _GPU_REMEDY) -> ResourceError:
     """The error of a GPU's memory. reason: the library's. when: names the work, "it was loaded"."""
-    return _error("the GPU's memory", reason, when, remedy)
+    return _error("the GPU's memory ran out", reason, when, remedy)
 
 
 def memory_error(
@@ -43,7 +43,7 @@ def memory_error(
     if type(error).__name__ == "OutOfMemoryError" or _OF_GPU.search(text):  # the class is torch's
         return gpu_memory_error(text, when, remedy or _GPU_REMEDY)
     if isinstance(error, MemoryError) or _OF_MACHINE.search(text):
-        return _error("the memory", text, when, remedy or _MACHINE_REMEDY)
+        return _error("the memory ran out", text, when, remedy or _MACHINE_REMEDY)
     return None
 
 
@@ -59,7 +59,7 @@ def memory_errors(when: str, remedy: str | None = None) -> Iterator[None]:
         raise translated from None
 
 
-def _error(memory: str, reason: str, when: str, remedy: str) -> ResourceError:
+def _error(what: str, reason: str, when: str, remedy: str) -> ResourceError:
     first = re.split(r"\. |\n", reason.strip(), maxsplit=1)[0][:_LONGEST]
     work = f" while {when}" if when else ""
-    return ResourceError(f"{memory} ran out{work}{f' ({first})' if first else ''}; {remedy}")
+    return ResourceError(f"{what}{work}{f' ({first})' if first else ''}; {remedy}")
