@@ -123,6 +123,9 @@ async def _read_body(service: Service, request: Request) -> bytes:
     if kind != "application/json":
         # Another type can be sent by any web page to a server of this machine.
         raise ApiError(415, f"the body is {kind or 'of no type'}; send application/json")
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise ApiError(415, f"the body is coded as {coding[:100]}; send it as it is")
     limit = service.limits.max_body
     too_long = ApiError(413, f"the body has more than {limit} bytes", code="body_too_large")
     announced = request.headers.get("content-length", "")
@@ -176,7 +179,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 class _Front:
     """The rules of every route: who may ask, one slash more at the end of a path, and that a
-    connection whose body was not read to its end is closed after the answer."""
+    connection whose body was not read to its end, or has two ends, is closed after the answer."""
 
     def __init__(self, app: ASGIApp, service: Service, connections: Callable[[], int]) -> None:
         self._app = app
@@ -192,7 +195,10 @@ class _Front:
             path = scope["path"] = path.rstrip("/") or "/"
         headers = Headers(scope=scope)
         length = headers.get("content-length", "0").strip()
-        unread = "transfer-encoding" in headers or length.lstrip("0") != ""
+        chunked = "transfer-encoding" in headers
+        unread = chunked or length.lstrip("0") != ""
+        # Where both say how long the body is, another server on the way may have read another end.
+        doubtful = chunked and "content-length" in headers
 
         async def read() -> Message:
             nonlocal unread
@@ -201,7 +207,7 @@ class _Front:
             return message
 
         async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start" and unread:
+            if message["type"] == "http.response.start" and (unread or doubtful):
                 message.setdefault("headers", [])
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)

@@ -231,6 +231,23 @@ def test_a_websocket_is_refused_without_advice(server: RunningServer) -> None:
     assert len(server.said) == said
 
 
+def test_a_body_with_two_ends_closes_the_connection(server: RunningServer) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    smuggled = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer, _ = raw(server, head + smuggled)
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_coded_body_is_refused(server: RunningServer) -> None:
+    status, answer, _ = send(server, LONG, **{"Content-Encoding": "gzip"})
+    assert (status, answer["error"]["message"]) == (
+        415,
+        "the body is coded as gzip; send it as it is",
+    )
+    assert send(server, {**LONG, "max_tokens": 1}, **{"Content-Encoding": "identity"})[0] == 200
+
+
 def test_http_1_0_without_a_host(server: RunningServer) -> None:
     answer, _ = raw(server, b"GET /v1/models HTTP/1.0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
