@@ -201,7 +201,7 @@ def test_a_quantized_checkpoint_is_what_its_config_says(tmp_path: Path) -> None:
         (Asked(lm_head_bits=3), "--lm-head-bits 3: allowed values: 4, 8, 16"),
         (Asked(context=0), "--context 0"),
         (Asked(context=5000), "beyond the 4096 positions of Llama-2-7B"),
-        (Asked(group_size=48), "group_size"),
+        (Asked(group_size=48), "--group-size"),
     ],
 )
 def test_what_cannot_be_asked_for(asked: Asked, words: str) -> None:
