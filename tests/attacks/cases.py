@@ -25,9 +25,11 @@ from pathlib import Path
 from awq_edge.artifacts.directories import MANIFEST, Bundle, hash_file
 from awq_edge.artifacts.schema import read_manifest
 from awq_edge.errors import AwqEdgeError
+from awq_edge.extras import missing_extra
 from awq_edge.runtime import saved_conversation
 from awq_edge.runtime.backends.cuda.program import CudaProgram
 from awq_edge.tensorrt.engines.lookup import Engine, check
+from awq_edge.terminal_text import one_line
 
 from .mutations import copy_tree, mutate
 
@@ -244,10 +246,11 @@ def _act(action: Action, folder: Path, out: Path) -> int:
 
         sys.argv = ["awq-edge", "--debug", *arguments]
         main()
-    except AwqEdgeError as error:
-        from awq_edge.terminal_text import one_line
-
-        print(f"error: {one_line(' '.join(str(error).split()))}", file=sys.stderr)
+    except (AwqEdgeError, ModuleNotFoundError) as error:
+        told = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        if told is None:
+            raise
+        print(f"error: {one_line(' '.join(str(told).split()))}", file=sys.stderr)
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
