@@ -28,7 +28,7 @@ def run_and_kill(model: Path, out: Path, text: Path, method: str, blocks: int) -
 
 
 def kill_in(model: Path, out: Path, text: Path, function: str, call: int) -> None:
-    """Quantize in a process that kills itself when it calls a function for the n-th time.
+    """Quantize by AWQ in a process that kills itself when it calls a function for the n-th time.
 
     function: of `awq_edge.quantizer`, with its module: "search.gptq:gptq_round".
     """
@@ -76,7 +76,7 @@ def _kill_at_call(
         return original(*args, **options)
 
     setattr(owner, names[-1], counted)
-    _quantize(threads, model, out, text)
+    _quantize(threads, model, out, text, method="awq")
 
 
 def _quantize(

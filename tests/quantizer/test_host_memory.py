@@ -1,4 +1,4 @@
-"""Peak memory of quantizing on a CPU: two blocks in float32, hidden states, statistics of a block.
+"""Peak memory of AWQ on a CPU: two blocks in float32, hidden states, statistics of a block.
 
 The peak is that of a process of its own, after it has quantized a model of no size, whose memory is
 the libraries'.
@@ -32,7 +32,9 @@ from awq_edge.runtime.memory import read_process_memory
 peaks = []
 tiny, model, out, samples, length = sys.argv[1:]
 for path, group, samples, length in ((tiny, 32, 2, 32), (model, 128, int(samples), int(length))):
-    recipe = awq_edge.load_recipe("cpu", group_size=group, samples=samples, length=length)
+    recipe = awq_edge.load_recipe(
+        "cpu", method="awq", group_size=group, samples=samples, length=length
+    )
     awq_edge.quantize(path, f"{out}/{len(peaks)}", recipe)
     peaks.append(read_process_memory().peak_rss)
 print(*peaks)

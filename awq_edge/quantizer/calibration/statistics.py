@@ -229,7 +229,9 @@ class InputStatistics:
         return None if self._gram is None else self._whole_gram()
 
     def is_finite(self) -> bool:
-        return bool(torch.isfinite(self._sum_abs).all())
+        """False also where a square, and with it G, is beyond float32."""
+        sums = [self._sum_abs] if self._gram is None else [self._sum_abs, self._gram.diagonal()]
+        return all(bool(torch.isfinite(each).all()) for each in sums)
 
     def _filled_sample(self) -> torch.Tensor:
         assert self._sample is not None
