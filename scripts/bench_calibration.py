@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
     add("--length", type=int, default=512)
     add("--max-tokens", type=int, default=8192, help="of a text")
     add("--device", default="cpu")
+    add("--dtype", default="float32", help="of what is scored")
     return parser.parse_args()
 
 
@@ -76,7 +77,7 @@ def measure(arguments: argparse.Namespace) -> None:
             stride=1024,
             max_tokens=arguments.max_tokens,
             device=arguments.device,
-            dtype="float32",
+            dtype=arguments.dtype,
         )
         texts[key] = {
             "kl": report.kl.mean,
