@@ -130,7 +130,7 @@ def test_pure_wheel_builds_from_the_sources_that_it_carries(
     assert result.returncode == 0, result.stderr
     folder = Path(result.stdout.strip())
     assert folder.is_relative_to(bare.bin.parent) and folder.name == "cuda_sources"
-    assert (folder / "kernels" / "rms_norm.cu").is_file()
+    assert (folder / "kernels" / "norm.cu").is_file()
     lookup = (
         "import os\n"
         "os.environ['AWQ_EDGE_CACHE'] = 'no-cache'\n"

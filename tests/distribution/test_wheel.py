@@ -27,7 +27,7 @@ def test_wheel_holds_the_package_the_recipes_and_the_licence(wheel: Path) -> Non
         licence = archive.read(f"{info}/licenses/LICENSE")
     assert names - {name for name in names if name.startswith(info)} == expected
     assert "awq_edge/recipes/cpu.toml" in names
-    assert "awq_edge/kernels/cuda_sources/kernels/rms_norm.cu" in names
+    assert "awq_edge/kernels/cuda_sources/kernels/norm.cu" in names
     assert wheel.name.endswith("-py3-none-any.whl")
     assert licence == (ROOT / "LICENSE").read_bytes()
 
