@@ -93,7 +93,7 @@ def test_the_command_line_says_nothing_of_ray(
     result = subprocess.run(run, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert (out / "model.safetensors").read_bytes() == expected
-    assert "35 linears in 4-bit awq" in result.stdout
+    assert "35 linears in 4-bit refined" in result.stdout
     assert "ray" not in result.stderr.lower() and "warn" not in result.stderr.lower()
     assert "ray" not in result.stdout.lower().replace(str(tmp_path).lower(), "")
     assert processes_of(ray_folder) == [] and list(ray_folder.iterdir()) == []
