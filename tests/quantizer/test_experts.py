@@ -145,6 +145,7 @@ def test_errors_of_experts_may_be_propagated(calibration_text: Path, tmp_path: P
     model = save_model(build_model("mixtral"), tmp_path / "model")
     recipe = load_recipe("cpu").overridden(
         {
+            "quantization.method": "awq",  # of one stream
             "quantization.group_size": 32,
             "calibration.samples": 4,
             "calibration.length": 32,
